@@ -5,6 +5,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.small_data import SmallData, write_small_data
+
 
 @pytest.fixture(scope="session")
 def reference() -> Path:
@@ -16,3 +18,9 @@ def reference() -> Path:
     if not (path / "oracles").is_dir():
         pytest.fail(f"STOP_REFERENCE={folder} has no folder oracles/")
     return path
+
+
+@pytest.fixture(scope="session")
+def small_data(tmp_path_factory) -> SmallData:
+    """Seventeen small mp4 files in MSR-VTT's formats with a tiny CLIP; shared, so never change it in place."""
+    return write_small_data(tmp_path_factory.mktemp("small_data"))

@@ -1,0 +1,29 @@
+"""All methods, by the name that `--method` takes. A new one: a file in this folder and a line here."""
+
+from typing import Any
+
+from modules.clip import CLIP
+from modules.methods.base import Method, method_options
+from modules.methods.clip4clip import CLIP4Clip
+
+METHODS: dict[str, type[Method]] = {
+    "clip4clip": CLIP4Clip,
+}
+
+
+def build_method(name: str, clip: CLIP, **options: Any) -> Method:
+    """Make the method `name` around `clip`, which it takes over; `options` are the method's own settings.
+
+    Raises:
+        ValueError: for an unknown method, an unknown option, or a value the method refuses.
+    """
+    if name not in METHODS:
+        raise ValueError(f"unknown method {name!r}; the methods are: {', '.join(METHODS)}")
+    known = [option.name for option in method_options(METHODS[name])]
+    unknown = [option for option in options if option not in known]
+    if unknown:
+        raise ValueError(f"method {name} has no option {unknown[0]!r}; its options are: {', '.join(known) or 'none'}")
+    return METHODS[name](clip, **options)
+
+
+__all__ = ["METHODS", "Method", "build_method", "method_options"]

@@ -1,0 +1,266 @@
+"""From a list of samples to batches: the datasets, the sampler and the loaders that every data set shares.
+
+A data set's own file only lists its `Sample`s; reading frames, choosing captions, order and batching are here. Every
+random draw of a training item comes from (seed, epoch, index) and nothing else, so neither the number of workers nor
+the number of processes changes what is trained on.
+
+Shapes: B batch, T = `max_frames`, S image side, L words, N rows. Videos travel as uint8; `transforms.normalise` makes
+floats of them on the device.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
+
+from dataloaders import sampling
+from dataloaders.decode import VideoError, read_frames
+from dataloaders.transforms import resize_and_crop
+
+FRAME_SAMPLING = ("uniform", "segment")
+
+Tokenize = Callable[[str], torch.Tensor]  # one caption -> int64 [1, L]
+Item = dict[str, Any]  # tensors by name, and the `index` as an int
+Batch = dict[str, torch.Tensor]
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One video of a data set with all its captions."""
+
+    video_id: str
+    path: Path
+    captions: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class FrameReader:
+    """Reads a video file into the T frames a model sees.
+
+    `feature_framerate` (frames a second, 0 for all) thins the video out first. Of what is left, "uniform" takes at
+    most T frames by `slice_framepos` as CLIP4Clip does and pads a short video with black frames that the mask leaves
+    out; "segment" takes one frame from each of T equal segments, a random one in `training` and the middle one
+    otherwise, and repeats frames of a short video. Raises ValueError for a setting outside its range.
+    """
+
+    max_frames: int
+    image_size: int
+    frame_sampling: str = "uniform"
+    feature_framerate: float = 0.0
+    slice_framepos: int = sampling.SPREAD
+    training: bool = False
+
+    def __post_init__(self) -> None:
+        if self.max_frames < 1:
+            raise ValueError(f"--max_frames is {self.max_frames}: pass 1 or more.")
+        if self.image_size < 1:
+            raise ValueError(f"The image size is {self.image_size}: pass the side of CLIP's input in pixels.")
+        if self.frame_sampling not in FRAME_SAMPLING:
+            raise ValueError(f"--frame_sampling is {self.frame_sampling!r}: pass one of {', '.join(FRAME_SAMPLING)}.")
+        if not 0 <= self.feature_framerate < float("inf"):
+            raise ValueError(f"--feature_framerate is {self.feature_framerate}: pass 0 (every frame) or more.")
+        sampling.uniform(1, 1, self.slice_framepos)  # refuses an unknown slice_framepos now, not at the first video
+
+    def __call__(self, path: Path, generator: np.random.Generator | None = None) -> tuple[torch.Tensor, torch.Tensor]:
+        """-> video uint8 [T, 3, S, S] and frame_mask bool [T], True for real frames.
+
+        `generator` is needed for "segment" in training and is not touched otherwise. Raises VideoError.
+        """
+
+        def choose(n_frames: int, fps: float) -> np.ndarray:
+            if self.feature_framerate > 0 and fps == 0:
+                raise VideoError(f"{path} states no frame rate: re-encode it, or pass --feature_framerate 0.")
+            candidates = sampling.at_frame_rate(n_frames, fps, self.feature_framerate)
+            return candidates[self._positions(len(candidates), generator)]
+
+        frames = resize_and_crop(read_frames(path, choose).frames, self.image_size)
+        n_real = len(frames)
+        video = torch.zeros(self.max_frames, *frames.shape[1:], dtype=torch.uint8)
+        video[:n_real] = frames
+        return video, torch.arange(self.max_frames) < n_real
+
+    def _positions(self, n: int, generator: np.random.Generator | None) -> np.ndarray:
+        if self.frame_sampling == "uniform":
+            return sampling.uniform(n, self.max_frames, self.slice_framepos)
+        if not self.training:
+            return sampling.segment_centres(n, self.max_frames)
+        assert generator is not None, "random segments need a generator"
+        return sampling.segment_random(n, self.max_frames, generator)
+
+
+class TrainingPairs(Dataset[Item]):
+    """Video-caption pairs to train on, indexed by (epoch, index).
+
+    With `expand_captions` there is one item for every caption, else one for every video with a caption drawn anew in
+    each epoch. An item: `video` uint8 [T, 3, S, S], `frame_mask` bool [T], `token_ids` int64 [L], `index` int.
+    """
+
+    def __init__(
+        self, samples: Sequence[Sample], tokenize: Tokenize, frames: FrameReader, expand_captions: bool, seed: int
+    ) -> None:
+        self.samples = samples
+        self.tokenize = tokenize
+        self.frames = frames
+        self.seed = seed
+        # (sample, caption) of every item, [N, 2]; caption -1 is "draw one". An array, because worker processes would
+        # copy a list of tuples piece by piece as they touch it.
+        captions_of = [range(len(sample.captions)) if expand_captions else (-1,) for sample in samples]
+        pairs = [(row, caption) for row, captions in enumerate(captions_of) for caption in captions]
+        self._pairs = np.array(pairs, dtype=np.int64).reshape(-1, 2)
+
+    def __len__(self) -> int:
+        return len(self._pairs)
+
+    def __getitem__(self, key: tuple[int, int]) -> Item:
+        epoch, index = key
+        generator = np.random.default_rng([self.seed, epoch, index])
+        row, caption = self._pairs[index]
+        sample = self.samples[row]
+        if caption < 0:
+            caption = generator.integers(len(sample.captions))
+        video, frame_mask = self.frames(sample.path, generator)
+        token_ids = self.tokenize(sample.captions[caption])[0]
+        return {"video": video, "frame_mask": frame_mask, "token_ids": token_ids, "index": index}
+
+    def video_id(self, index: int) -> str:
+        """The id of the video behind an item, for messages."""
+        return self.samples[self._pairs[index, 0]].video_id
+
+
+class GalleryVideos(Dataset[Item]):
+    """Every video once, to be searched in. An item: `video` uint8 [T, 3, S, S], `frame_mask` bool [T], `index`
+    int."""
+
+    def __init__(self, samples: Sequence[Sample], frames: FrameReader) -> None:
+        self.samples = samples
+        self.frames = frames
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def __getitem__(self, index: int) -> Item:
+        video, frame_mask = self.frames(self.samples[index].path)
+        return {"video": video, "frame_mask": frame_mask, "index": index}
+
+    def video_id(self, index: int) -> str:
+        """The id of a video, for messages."""
+        return self.samples[index].video_id
+
+
+class QueryCaptions(Dataset[Item]):
+    """Every caption of every video, video by video, to search with. An item: `token_ids` int64 [L], `index` int.
+
+    `video_index` int64 [N] gives each caption's video as a row of `samples`, which is also its row in GalleryVideos.
+    """
+
+    def __init__(self, samples: Sequence[Sample], tokenize: Tokenize) -> None:
+        self.captions = [caption for sample in samples for caption in sample.captions]
+        self.video_index = np.repeat(np.arange(len(samples)), [len(sample.captions) for sample in samples])
+        self.tokenize = tokenize
+
+    def __len__(self) -> int:
+        return len(self.captions)
+
+    def __getitem__(self, index: int) -> Item:
+        return {"token_ids": self.tokenize(self.captions[index])[0], "index": index}
+
+
+class EpochSampler(Sampler[list[tuple[int, int]]]):
+    """One rank's share of the training batches of an epoch: lists of (epoch, index) for `TrainingPairs`.
+
+    The n items are shuffled by (seed, epoch) alone and cut into global batches of batch_size_per_rank * world_size; a
+    rank takes its contiguous slice of each. The global batches are therefore the same on any number of ranks. The
+    items left over at the end are dropped; with `drop_last=False` they make one smaller batch, as long as every rank
+    gets some of it.
+
+    Raises ValueError if there are too few items for a single batch.
+    """
+
+    def __init__(
+        self, n: int, batch_size_per_rank: int, rank: int, world_size: int, seed: int, drop_last: bool = True
+    ) -> None:
+        assert 0 <= rank < world_size, (rank, world_size)
+        if batch_size_per_rank < 1:
+            raise ValueError(f"--batch_size gives {batch_size_per_rank} items a process: pass at least {world_size}.")
+        self.n = n
+        self.global_batch_size = batch_size_per_rank * world_size
+        self.rank = rank
+        self.world_size = world_size
+        self.seed = seed
+        self.n_batches, left_over = divmod(n, self.global_batch_size)
+        if not drop_last and left_over >= world_size:
+            self.n_batches += 1
+        if self.n_batches == 0:
+            least = self.global_batch_size if drop_last else world_size
+            most = n - n % world_size  # the largest batch that can be shared evenly
+            mend = f"pass --batch_size {most} or less" if most else "use fewer processes or more data"
+            raise ValueError(f"There are {n} training items, a batch needs at least {least}: {mend}.")
+        self.set_epoch(0)
+
+    def set_epoch(self, epoch: int, start_batch: int = 0) -> None:
+        """Choose the epoch that the next iteration yields; to resume within it, skip its first `start_batch`
+        batches."""
+        assert 0 <= start_batch <= self.n_batches, (start_batch, self.n_batches)
+        self.epoch = epoch
+        self.start_batch = start_batch
+
+    def __len__(self) -> int:
+        """Batches in a whole epoch, whatever `start_batch` is."""
+        return self.n_batches
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        # As a spawn key the epoch gives a stream apart from those of the items, [seed, epoch, index].
+        seeds = np.random.SeedSequence(self.seed, spawn_key=(self.epoch,))
+        order = np.random.default_rng(seeds).permutation(self.n)
+        for batch in range(self.start_batch, self.n_batches):
+            first = batch * self.global_batch_size
+            global_batch = order[first : first + self.global_batch_size]
+            share = np.array_split(global_batch, self.world_size)[self.rank]
+            yield [(self.epoch, index) for index in share.tolist()]
+
+
+def collate(items: Sequence[Item]) -> Batch:
+    """Items -> one batch: `video` uint8 [B, T, 3, S, S], `frame_mask` bool [B, T], `token_ids` int64 [B, L], `index`
+    int64 [B]; of these, the ones that the items have."""
+    return default_collate(list(items))
+
+
+def make_training_loader(
+    dataset: TrainingPairs, sampler: EpochSampler, num_workers: int, pin_memory: bool = False
+) -> DataLoader[Item]:
+    """Batches of `dataset` in the order of `sampler`; call `sampler.set_epoch` before each pass.
+
+    `num_workers` (--num_thread_reader) processes read ahead and live on between epochs; 0 reads in this process. Each
+    of them runs torch on one thread, which the DataLoader sees to.
+    """
+    return DataLoader(
+        dataset,
+        batch_sampler=sampler,
+        num_workers=num_workers,
+        collate_fn=collate,
+        pin_memory=pin_memory,
+        persistent_workers=num_workers > 0,
+    )
+
+
+def make_evaluation_loader(
+    dataset: Dataset[Item],
+    batch_size: int,
+    indices: Sequence[int],
+    num_workers: int,
+    pin_memory: bool = False,
+) -> DataLoader[Item]:
+    """Batches of the items `indices`, each of them once and in that order: one rank's shard, nothing padded or
+    dropped."""
+    return DataLoader(
+        dataset,
+        batch_size=batch_size,
+        sampler=indices,
+        num_workers=num_workers,
+        collate_fn=collate,
+        pin_memory=pin_memory,
+    )

@@ -1,0 +1,73 @@
+"""Which frames of a video a model sees: pure functions from counts to frame numbers, no files and no pixels.
+
+`at_frame_rate` thins a video out to its candidates; `uniform`, `segment_centres` and `segment_random` then pick
+positions among the n candidates. `uniform` gives fewer than T positions for a short video (the caller pads); the two
+segment functions always give T and repeat frames where they must.
+
+Shapes: n candidate frames, T = `max_frames`. Everything returned is int64, sorted, and counts from 0.
+"""
+
+import numpy as np
+
+HEAD, TAIL, SPREAD = 0, 1, 2  # the values of --slice_framepos, as in CLIP4Clip
+
+
+def at_frame_rate(n_frames: int, fps: float, feature_framerate: float) -> np.ndarray:
+    """Frame numbers of a video thinned out to `feature_framerate` frames a second -> int64 [n], n >= 1.
+
+    A rate of 0 keeps every frame. Whole rates follow CLIP4Clip's OpenCV extraction: `fps` is truncated to a whole
+    number, and out of each such second come the first `feature_framerate` of the frames that lie `fps //
+    feature_framerate` apart. Other rates, which CLIP4Clip does not know, take one frame every `fps /
+    feature_framerate` frames.
+
+    `n_frames` >= 1; `fps` (frames a second) must be positive unless the rate is 0.
+    """
+    assert n_frames >= 1, n_frames
+    if feature_framerate == 0:
+        return np.arange(n_frames)
+    assert fps > 0, fps
+    if feature_framerate != int(feature_framerate):
+        numbers = np.arange(0, n_frames, max(1.0, fps / feature_framerate)).astype(np.int64)
+    else:
+        rate, second = int(feature_framerate), max(1, int(fps))
+        in_second = np.arange(0, min(second, n_frames), max(1, second // rate))[:rate]
+        numbers = (np.arange(0, n_frames, second)[:, None] + in_second).ravel()
+    return numbers[numbers < n_frames]
+
+
+def uniform(n: int, max_frames: int, slice_framepos: int = SPREAD) -> np.ndarray:
+    """Positions of at most T of n frames as CLIP4Clip takes them -> int64 [min(n, T)], strictly increasing.
+
+    `slice_framepos` says which ones when there are more than T: 0 the first, 1 the last, 2 evenly spread from the
+    first to the last, fractions truncated. ValueError for any other value.
+    """
+    if slice_framepos not in (HEAD, TAIL, SPREAD):
+        raise ValueError(f"--slice_framepos is {slice_framepos}: pass 0 (head), 1 (tail) or 2 (spread evenly).")
+    if n <= max_frames:
+        return np.arange(n)
+    if slice_framepos == HEAD:
+        return np.arange(max_frames)
+    if slice_framepos == TAIL:
+        return np.arange(n - max_frames, n)
+    return np.linspace(0, n - 1, num=max_frames, dtype=np.int64)
+
+
+def segment_centres(n: int, max_frames: int) -> np.ndarray:
+    """The frame shown at the middle of each of T equally long segments of n frames -> int64 [T], sorted.
+
+    Segment i covers the time [i n / T, (i + 1) n / T), frame f the time [f, f + 1): a video shorter than T repeats
+    frames.
+    """
+    return (2 * np.arange(max_frames) + 1) * n // (2 * max_frames)
+
+
+def segment_random(n: int, max_frames: int, generator: np.random.Generator) -> np.ndarray:
+    """The frame shown at a random moment of each of T equally long segments of n frames -> int64 [T], sorted.
+
+    The segments are those of `segment_centres`. Every moment of a segment is equally likely; T numbers are drawn.
+    """
+    segments = np.arange(max_frames)
+    moments = (segments + generator.random(max_frames)) * n / max_frames
+    first = segments * n // max_frames
+    last = ((segments + 1) * n - 1) // max_frames  # the frame that holds the segment's last moment
+    return np.clip(moments.astype(np.int64), first, last)  # rounding may carry a moment over its segment's end

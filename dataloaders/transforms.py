@@ -1,0 +1,40 @@
+"""CLIP's image preprocessing for whole clips: resize and crop on the CPU in uint8, normalise wherever the video then
+lives.
+
+Splitting it there lets frames travel to the device as bytes, a quarter of their size as floats.
+
+Shapes: T frames, H x W pixels, S = `size` the side of CLIP's square input.
+"""
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+# Per-channel (RGB) statistics of CLIP's training images, on the scale 0..1; from CLIP's published preprocessing.
+CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
+CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
+
+
+def resize_and_crop(frames: np.ndarray, size: int) -> torch.Tensor:
+    """Frames uint8 [T, H, W, 3] -> uint8 [T, 3, S, S], contiguous.
+
+    The short side is resized to `size` (bicubic, antialiased; untouched if it has that size already), the long side
+    in proportion with its fraction dropped, then the middle square is cut out. Bit for bit torchvision's v2 Resize
+    and CenterCrop on uint8; CLIP's own Pillow pipeline differs from these by single grey levels.
+    """
+    video = torch.from_numpy(frames).permute(0, 3, 1, 2)  # in memory still channels last, the fast layout for uint8
+    height, width = video.shape[-2:]
+    short = min(height, width)
+    if short != size:
+        height, width = size * height // short, size * width // short
+        video = F.interpolate(video, size=(height, width), mode="bicubic", antialias=True)
+    top, left = round((height - size) / 2), round((width - size) / 2)
+    return video[..., top : top + size, left : left + size].contiguous()
+
+
+def normalise(video: torch.Tensor) -> torch.Tensor:
+    """Pixels uint8 [..., 3, H, W] -> float32 of the same shape and on the same device: scaled to 0..1, minus
+    CLIP_MEAN, over CLIP_STD."""
+    mean = torch.tensor(CLIP_MEAN, device=video.device).view(3, 1, 1)
+    std = torch.tensor(CLIP_STD, device=video.device).view(3, 1, 1)
+    return (video.float() / 255).sub_(mean).div_(std)

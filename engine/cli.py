@@ -1,0 +1,77 @@
+"""From command line to `Config`: one flag for each dataclass field and for each option of the chosen method."""
+
+import argparse
+import difflib
+from collections.abc import Sequence
+from dataclasses import fields
+from typing import Annotated, Any, Literal, NoReturn, get_args, get_origin, get_type_hints
+
+from engine.config import SECTIONS, Config
+from modules.methods import METHODS, method_options
+
+
+class _Parser(argparse.ArgumentParser):
+    """argparse whose mistakes are one sentence (`ValueError`) and not a page of usage."""
+
+    def error(self, message: str) -> NoReturn:
+        raise ValueError(f"{message}; --help lists the flags")
+
+
+def _add_flag(group: Any, name: str, type_: Any, default: Any, help_: str) -> None:
+    help_ = help_.replace("%", "%%") + ("" if default in ("", False) else f" (default: {default})")
+    if type_ is bool:
+        group.add_argument(f"--{name}", action=argparse.BooleanOptionalAction, default=default, help=help_)
+    elif get_origin(type_) is Literal:
+        group.add_argument(f"--{name}", type=type(default), choices=get_args(type_), default=default, help=help_)
+    else:
+        group.add_argument(f"--{name}", type=type_, default=default, help=help_)
+
+
+def _refuse_unknown(unknown: Sequence[str], method: str, parser: argparse.ArgumentParser) -> NoReturn:
+    flag = unknown[0].split("=")[0]
+    owners = [name for name, cls in METHODS.items() if flag[2:] in {option.name for option in method_options(cls)}]
+    if flag.startswith("--") and owners:
+        raise ValueError(f"{flag} is a setting of --method {', '.join(owners)}, and the method here is {method}")
+    known = [string for action in parser._actions for string in action.option_strings]
+    close = difflib.get_close_matches(flag, known, n=1)
+    hint = f"did you mean {close[0]}?" if close else "--help lists the flags"
+    raise ValueError(f"unknown argument {flag}; {hint}")
+
+
+def parse_config(argv: Sequence[str] | None = None) -> Config:
+    """Read the command line (`sys.argv` by default).
+
+    Raises:
+        ValueError: one sentence about the first unknown flag, wrong value or contradiction.
+    """
+    first = _Parser(add_help=False, allow_abbrev=False)
+    first.add_argument("--method", default=SECTIONS["model"].method)  # type: ignore[attr-defined]
+    method = first.parse_known_args(argv)[0].method
+
+    parser = _Parser(allow_abbrev=False)
+    shared: set[str] = set()
+    for section, cls in SECTIONS.items():
+        group = parser.add_argument_group(section, cls.__doc__)
+        hints = get_type_hints(cls, include_extras=True)
+        for item in fields(cls):  # type: ignore[arg-type]
+            if get_origin(hints[item.name]) is Annotated:
+                type_, help_ = get_args(hints[item.name])
+                _add_flag(group, item.name, type_, item.default, help_)
+                shared.add(item.name)
+    # An unknown method is refused by ModelConfig, which knows the choices; it simply has no options here.
+    options = method_options(METHODS[method]) if method in METHODS else []
+    group = parser.add_argument_group(f"method {method}")
+    for option in options:
+        if option.name not in shared:
+            _add_flag(group, option.name, option.type, option.default, option.help)
+
+    namespace, unknown = parser.parse_known_args(argv)
+    if unknown:
+        _refuse_unknown(unknown, method, parser)
+    values = vars(namespace)
+    sections = {
+        section: {item.name: values[item.name] for item in fields(cls) if item.name in shared}  # type: ignore[arg-type]
+        for section, cls in SECTIONS.items()
+    }
+    sections["model"]["options"] = {option.name: values[option.name] for option in options}
+    return Config(**{section: cls(**sections[section]) for section, cls in SECTIONS.items()})

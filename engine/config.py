@@ -1,0 +1,151 @@
+"""Every setting of a run, as frozen dataclasses. `engine.cli` makes one flag of each field, under the field's name.
+
+A method's own settings are not here: they are the keyword arguments of its constructor (`modules.methods.base`), and
+travel in `ModelConfig.options`.
+"""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
+from typing import Annotated, Any, Literal
+
+from dataloaders import DATASETS
+from modules.methods import METHODS
+
+
+def _between(name: str, value: float, low: float, high: float = float("inf")) -> None:
+    if not low <= value <= high:
+        allowed = f"at least {low:g}" if high == float("inf") else f"from {low:g} to {high:g}"
+        raise ValueError(f"--{name} {value:g} is out of range: it takes a number {allowed}")
+
+
+def _one_of(name: str, value: str, choices: Any) -> None:
+    if value not in choices:
+        raise ValueError(f"--{name} {value!r} is not one of: {', '.join(choices)}")
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """Which network."""
+
+    method: Annotated[str, "one of modules.methods.METHODS"] = "clip4clip"
+    pretrained_clip_name: Annotated[str, "a CLIP by name (ViT-B/32 ...) or a path to its weights"] = "ViT-B/32"
+    pretrained_dir: Annotated[str, "where a CLIP given by name is looked up"] = "pretrained"
+    init_model: Annotated[str, "a checkpoint of this project to start from or to evaluate"] = ""
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        _one_of("method", self.method, METHODS)
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Which clips and captions, and which frames and words of them."""
+
+    datatype: Annotated[str, "one of dataloaders.DATASETS"] = "msrvtt"
+    data_path: Annotated[str, "the annotation file (MSRVTT_data.json)"] = ""
+    features_path: Annotated[str, "the folder with the video files"] = ""
+    train_csv: Annotated[str, "csv with the training videos' ids"] = ""
+    val_csv: Annotated[str, "csv with the test pairs (the lineage's name for it)"] = ""
+    expand_msrvtt_sentences: Annotated[bool, "every caption is a training pair, not one at random a video"] = False
+    max_words: Annotated[int, "tokens of a caption, START and END included"] = 32
+    max_frames: Annotated[int, "T, frames of a clip"] = 12
+    frame_sampling: Annotated[
+        Literal["uniform", "segment"],
+        "uniform: CLIP4Clip's, short clips are padded; segment: one frame a segment, drawn at random in training",
+    ] = "uniform"
+    feature_framerate: Annotated[float, "frames a second that are candidates; 0: every frame of the file"] = 1.0
+    slice_framepos: Annotated[int, "uniform only; frames from the head (0), the tail (1), the whole clip (2)"] = 2
+    num_thread_reader: Annotated[int, "worker processes that decode, in each training process; 0: none"] = 4
+
+    def __post_init__(self) -> None:
+        _one_of("datatype", self.datatype, DATASETS)
+        _one_of("frame_sampling", self.frame_sampling, ("uniform", "segment"))
+        _between("max_words", self.max_words, 3, 77)
+        _between("max_frames", self.max_frames, 1)
+        _between("feature_framerate", self.feature_framerate, 0)
+        _between("slice_framepos", self.slice_framepos, 0, 2)
+        _between("num_thread_reader", self.num_thread_reader, 0)
+
+
+@dataclass(frozen=True)
+class OptimConfig:
+    """How it learns."""
+
+    epochs: Annotated[int, "passes over the training pairs"] = 5
+    batch_size: Annotated[int, "global: over all processes together, and so the negatives of the loss"] = 128
+    lr: Annotated[float, "learning rate of what the method adds to CLIP"] = 1e-4
+    coef_lr: Annotated[float, "trained CLIP tensors learn at lr times this"] = 1e-3
+    weight_decay: Annotated[float, "AdamW's; never on biases"] = 0.2
+    warmup_proportion: Annotated[float, "share of all steps in which the learning rate rises"] = 0.1
+    max_grad_norm: Annotated[float, "gradients are scaled down to this norm over all parameters"] = 1.0
+    precision: Annotated[
+        Literal["auto", "fp32", "bf16"], "of the encoders in training and evaluation; auto: bf16 on a GPU that has it"
+    ] = "auto"
+
+    def __post_init__(self) -> None:
+        _between("epochs", self.epochs, 1)
+        _between("batch_size", self.batch_size, 2)
+        for name in ("lr", "coef_lr", "weight_decay"):
+            _between(name, getattr(self, name), 0)
+        _between("warmup_proportion", self.warmup_proportion, 0, 1)
+        if self.max_grad_norm <= 0:
+            raise ValueError(f"--max_grad_norm {self.max_grad_norm:g} is out of range: it takes a number above 0")
+        _one_of("precision", self.precision, ("auto", "fp32", "bf16"))
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """What to do and where to put it."""
+
+    do_train: Annotated[bool, "train, then evaluate on the test split"] = False
+    do_eval: Annotated[bool, "evaluate on the test split: --init_model, or zero-shot without it"] = False
+    describe: Annotated[bool, "print parameters and operations of the method as JSON; needs no files"] = False
+    output_dir: Annotated[str, "folder for log, metrics, checkpoints and config.json"] = "runs/default"
+    results_csv: Annotated[str, "a csv file that gets one row for each evaluation on the test split"] = ""
+    seed: Annotated[int, "of initialisation, order, frame and caption draws"] = 42
+    batch_size_val: Annotated[int, "clips or captions at once in evaluation, in each process"] = 16
+    n_display: Annotated[int, "training steps between two log lines"] = 50
+    select_on: Annotated[
+        Literal["last", "holdout", "test"],
+        "which weights are reported: the last epoch's, the best on --holdout_videos of the training videos, or the "
+        "best on the test split (only to follow papers that do so; the result line says it)",
+    ] = "last"
+    holdout_videos: Annotated[int, "training videos set aside for --select_on holdout"] = 0
+
+    def __post_init__(self) -> None:
+        if not (self.do_train or self.do_eval or self.describe):
+            raise ValueError("nothing to do: pass --do_train, --do_eval or --describe")
+        _one_of("select_on", self.select_on, ("last", "holdout", "test"))
+        if (self.select_on == "holdout") != (self.holdout_videos > 0):
+            raise ValueError("--select_on holdout and --holdout_videos N (2 or more) go together; only one is given")
+        _between("holdout_videos", self.holdout_videos, 2 if self.select_on == "holdout" else 0)
+        _between("batch_size_val", self.batch_size_val, 1)
+        _between("n_display", self.n_display, 1)
+        _between("seed", self.seed, 0, 2**32 - 1)
+
+
+@dataclass(frozen=True)
+class Config:
+    """All settings of one run."""
+
+    model: ModelConfig
+    data: DataConfig
+    optim: OptimConfig
+    run: RunConfig
+
+    def __post_init__(self) -> None:
+        if self.run.do_train or self.run.do_eval:
+            needed = ["val_csv", "features_path"] + (["train_csv", "data_path"] if self.run.do_train else [])
+            missing = [f"--{name}" for name in needed if not getattr(self.data, name)]
+            if missing:
+                raise ValueError(f"{self.data.datatype} needs {', '.join(missing)}: where its files are")
+
+    def flat(self) -> dict[str, Any]:
+        """All settings, the method's included, by flag name."""
+        values: dict[str, Any] = {}
+        for section in fields(self):
+            values |= asdict(getattr(self, section.name))
+        return {name: value for name, value in values.items() if name != "options"} | dict(self.model.options)
+
+
+SECTIONS = {"model": ModelConfig, "data": DataConfig, "optim": OptimConfig, "run": RunConfig}

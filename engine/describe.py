@@ -1,0 +1,62 @@
+"""What a method costs, without weights or data: trainable and total parameters, operations a clip, a line a part."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+from modules.clip import CLIP
+from modules.clip_weights import architecture_of
+from modules.methods import Method, build_method
+
+
+def describe(
+    method_name: str, clip_name: str, pretrained_dir: str, options: Mapping[str, Any], max_frames: int, max_words: int
+) -> dict[str, Any]:
+    """Counts for a method around a CLIP given by name (no file needed) or by path (its sizes are read).
+
+    Returns:
+        A dictionary for JSON: parameters (all, and trained ones by part), `gflops_per_clip` of one clip and one caption
+        forward with 2 operations a multiply-add, and the settings these depend on.
+    """
+    with torch.device("meta"):
+        method = build_method(method_name, CLIP(architecture_of(clip_name, pretrained_dir)), **options)
+    method.eval()
+    trainable = {name: parameter.numel() for name, parameter in method.trainable_parameters()}
+    return {
+        "method": method_name,
+        "pretrained_clip_name": clip_name,
+        **options,
+        "max_frames": max_frames,
+        "max_words": max_words,
+        "trainable_parameters": sum(trainable.values()),
+        "total_parameters": sum(parameter.numel() for parameter in method.parameters()),
+        "trainable_by_part": _by_part(trainable),
+        "gflops_per_clip": round(count_operations(method, max_frames, max_words) / 1e9, 3),
+    }
+
+
+def _by_part(trainable: Mapping[str, int]) -> dict[str, int]:
+    parts: dict[str, int] = {}
+    for name, count in trainable.items():
+        path = name.split(".")
+        part = ".".join(path[: 3 if path[0] == "clip" else 1]) if len(path) > 1 else name
+        parts[part] = parts.get(part, 0) + count
+    return parts
+
+
+@torch.no_grad()
+def count_operations(method: Method, max_frames: int, max_words: int) -> int:
+    """Floating-point operations of `encode_video` for one clip plus `encode_text` for one caption."""
+    visual = method.clip.visual
+    device = next(method.parameters()).device
+    video = torch.empty(1, max_frames, 3, visual.image_size, visual.image_size, device=device)
+    frame_mask = torch.ones(1, max_frames, dtype=torch.bool, device=device)
+    token_ids = torch.zeros(1, max_words, dtype=torch.int64, device=device)
+    # Fused attention kernels are invisible to the counter; the plain one is two counted matrix products.
+    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+        method.encode_video(video, frame_mask)
+        method.encode_text(token_ids)
+    return counter.get_total_flops()

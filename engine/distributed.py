@@ -1,0 +1,108 @@
+"""One process or many: the group from torchrun's environment, and the two gathers that training and evaluation need.
+
+Shapes: W processes, B rows of the global batch, b = B/W rows of this process, N items of a split, E embedding.
+"""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+
+COLLECTIVE_TIMEOUT = timedelta(minutes=15)
+
+
+@dataclass(frozen=True)
+class Process:
+    """Who this process is among its peers, and the device it computes on."""
+
+    rank: int
+    world_size: int
+    device: torch.device
+
+    @property
+    def is_main(self) -> bool:
+        return self.rank == 0
+
+    def barrier(self) -> None:
+        """Wait for all processes."""
+        if self.world_size > 1:
+            dist.barrier()
+
+
+@contextmanager
+def process_group() -> Iterator[Process]:
+    """Join the group that torchrun describes in the environment (nccl on CUDA, gloo on CPU); alone without torchrun."""
+    local_rank = int(os.environ.get("LOCAL_RANK", 0))
+    if torch.cuda.is_available():
+        if local_rank >= torch.cuda.device_count():
+            raise ValueError(
+                f"torchrun started a process for GPU {local_rank}, but this machine has {torch.cuda.device_count()}; "
+                "lower --nproc_per_node (NGPU in the scripts)"
+            )
+        device = torch.device("cuda", local_rank)
+        torch.cuda.set_device(device)
+    else:
+        device = torch.device("cpu")
+    if "RANK" not in os.environ:
+        yield Process(0, 1, device)
+        return
+    dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=COLLECTIVE_TIMEOUT)
+    try:
+        yield Process(dist.get_rank(), dist.get_world_size(), device)
+    finally:
+        dist.destroy_process_group()
+
+
+class _GatherRows(torch.autograd.Function):
+    """All ranks' rows in rank order. Backward sums over ranks, so that W equal global losses, which DDP averages, give
+    the gradient of one process on the global batch (the lineage's own-slice backward gives 1/W of it)."""
+
+    @staticmethod
+    def forward(ctx, rows: torch.Tensor) -> torch.Tensor:  # type: ignore[override]
+        gathered = [torch.empty_like(rows) for _ in range(dist.get_world_size())]
+        dist.all_gather(gathered, rows.contiguous())
+        ctx.count = len(rows)
+        return torch.cat(gathered)
+
+    @staticmethod
+    def backward(ctx, gradient: torch.Tensor) -> torch.Tensor:  # type: ignore[override]
+        gradient = gradient.clone(memory_format=torch.contiguous_format)
+        dist.all_reduce(gradient)
+        start = dist.get_rank() * ctx.count
+        return gradient[start : start + ctx.count]
+
+
+def gather_with_gradient(rows: torch.Tensor) -> torch.Tensor:
+    """`[b,E]` on every process -> `[B,E]` in rank order, differentiable; the same `b` everywhere."""
+    if not dist.is_initialized():
+        return rows
+    return _GatherRows.apply(rows)
+
+
+def gather_by_id(rows: list[torch.Tensor], ids: list[torch.Tensor], total: int) -> torch.Tensor:
+    """Put together what the processes computed, each for its own share of the items.
+
+    Args:
+        rows: batches `[n,...]` on the CPU, a row for each item of this process; none, if its share is empty.
+        ids: int64 batches `[n]`, the item of each row.
+        total: N, how many items there are.
+
+    Returns:
+        `[N,...]` on the CPU of every process, ordered by id.
+
+    Raises:
+        RuntimeError: if an item came twice or not at all.
+    """
+    if dist.is_initialized():
+        shards: list = [None] * dist.get_world_size()
+        dist.all_gather_object(shards, (rows, ids))
+        rows = [row for shard in shards for row in shard[0]]
+        ids = [id_ for shard in shards for id_ in shard[1]]
+    all_ids = torch.cat(ids)
+    if not torch.equal(all_ids.sort().values, torch.arange(total)):
+        raise RuntimeError(f"evaluation gathered {len(all_ids)} rows for {total} items: some came twice or not at all")
+    return torch.cat(rows)[all_ids.argsort()]

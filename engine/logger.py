@@ -1,0 +1,116 @@
+"""What a run says: a log on the console and in a file, `metrics.jsonl`, TensorBoard, and rows in a results csv.
+
+Only the main process writes.
+"""
+
+import csv
+import json
+import logging
+import platform
+import shlex
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from engine.distributed import Process
+
+log = logging.getLogger("stop")
+
+
+class RunLogger:
+    """Everything a run writes down about its progress, in one folder."""
+
+    def __init__(self, output_dir: Path, process: Process) -> None:
+        self.output_dir = output_dir
+        self.is_main = process.is_main
+        log.handlers.clear()
+        log.propagate = False
+        log.setLevel(logging.INFO if self.is_main else logging.WARNING)
+        form = logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S")
+        handlers: list[logging.Handler] = [logging.StreamHandler(sys.stdout)]
+        self._tensorboard = None
+        if self.is_main:
+            from torch.utils.tensorboard import SummaryWriter  # a second to import, and only here of use
+
+            output_dir.mkdir(parents=True, exist_ok=True)
+            handlers.append(logging.FileHandler(output_dir / "log.txt"))
+            self._tensorboard = SummaryWriter(str(output_dir / "tensorboard"))
+        for handler in handlers:
+            handler.setFormatter(form)
+            log.addHandler(handler)
+
+    def config(self, settings: dict[str, Any]) -> None:
+        """Write all settings, by flag name, to `config.json`."""
+        if self.is_main:
+            (self.output_dir / "config.json").write_text(json.dumps(settings, indent=2) + "\n")
+
+    def metrics(self, step: int, kind: str, values: dict[str, Any]) -> None:
+        """Add a line to `metrics.jsonl` and its numbers to TensorBoard under `kind/...`."""
+        if not self.is_main:
+            return
+        assert self._tensorboard is not None
+        with open(self.output_dir / "metrics.jsonl", "a") as file:
+            file.write(json.dumps({"time": round(time.time(), 2), "step": step, "kind": kind} | values) + "\n")
+        for name, value in values.items():
+            if isinstance(value, int | float):
+                self._tensorboard.add_scalar(f"{kind}/{name}".replace("@", ""), value, step)
+
+    def close(self) -> None:
+        if self._tensorboard is not None:
+            self._tensorboard.close()
+        for handler in list(log.handlers):
+            handler.close()
+            log.removeHandler(handler)
+
+
+def provenance(process: Process) -> dict[str, str]:
+    """What a measured row needs beside its numbers: date, command, commit, versions, hardware."""
+
+    def git(*arguments: str) -> str:
+        try:
+            root = Path(__file__).parent
+            return subprocess.run(
+                ["git", *arguments], cwd=root, capture_output=True, text=True, check=True
+            ).stdout.strip()
+        except (OSError, subprocess.CalledProcessError):
+            return "unknown"
+
+    changed = "+changes" if git("status", "--porcelain", "--untracked-files=no") not in ("", "unknown") else ""
+    device = torch.cuda.get_device_name(process.device) if process.device.type == "cuda" else _cpu_name()
+    return {
+        "date": time.strftime("%Y-%m-%d"),
+        "commit": git("rev-parse", "--short", "HEAD") + changed,
+        "command": shlex.join(["python", *sys.argv]),
+        "versions": f"python {platform.python_version()}, torch {torch.__version__}",
+        "hardware": f"{process.world_size} x {device}",
+    }
+
+
+def _cpu_name() -> str:
+    try:
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    except OSError:
+        pass
+    return platform.processor() or platform.machine()
+
+
+def append_row(path: Path, row: dict[str, Any]) -> None:
+    """Add a row to a csv file, made with a header if it is not there; other columns than the file has are refused."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    columns = list(row)
+    if path.is_file() and path.stat().st_size:
+        with open(path, newline="") as file:
+            columns = next(csv.reader(file))
+        if set(columns) != set(row):
+            raise ValueError(f"{path}: has other columns than this run's row; pass another --results_csv")
+    with open(path, "a", newline="") as file:
+        writer = csv.DictWriter(file, columns)
+        if file.tell() == 0:
+            writer.writeheader()
+        writer.writerow(row)

@@ -1,0 +1,108 @@
+"""Retrieval metrics from similarities, block by block, with a stated rule for ties.
+
+Shapes: N captions, V videos, C candidates of a query.
+
+The rule: tied candidates stand in random order, and every number is its exact expectation over these orders. So a model
+that gives every pair the same score gets R@1 = 1/C and not 1, and a video tied with its twin counts half.
+"""
+
+from collections.abc import Callable
+
+import numpy as np
+import torch
+
+RECALL_AT = (1, 5, 10)
+
+
+def count_better(scores: torch.Tensor, right: torch.Tensor) -> tuple[np.ndarray, np.ndarray]:
+    """How many candidates beat the right one, and how many others tie with it.
+
+    Args:
+        scores: `[n,C]`, higher is better.
+        right: int64 `[n]`, the column of the right candidate.
+
+    Returns:
+        Two int64 arrays `[n]`.
+
+    Raises:
+        ValueError: for a score that is NaN or infinite, which no rank can be made from.
+    """
+    if not torch.isfinite(scores).all():
+        bad = int((~torch.isfinite(scores)).any(dim=1).sum())
+        raise ValueError(f"{bad} of {len(scores)} queries have a NaN or infinite similarity; no ranks can be made")
+    own = scores.gather(1, right.unsqueeze(1))
+    return (scores > own).sum(dim=1).cpu().numpy(), (scores == own).sum(dim=1).cpu().numpy() - 1
+
+
+def summarise(better: np.ndarray, tied: np.ndarray) -> dict[str, float]:
+    """R@1, R@5, R@10 in percent, median and mean rank (1 is best), from the counts of `count_better`."""
+    if not len(better):
+        raise ValueError("no queries were evaluated, so there are no metrics")
+    # The right candidate's place among its tied group is uniform on 1..tied+1.
+    metrics = {f"R@{k}": float(np.clip((k - better) / (tied + 1), 0, 1).mean() * 100) for k in RECALL_AT}
+    rank = better + 1 + tied / 2
+    metrics["MdR"] = float(np.median(rank))
+    metrics["MnR"] = float(rank.mean())
+    return metrics
+
+
+def retrieval_metrics(
+    similarity: Callable[[np.ndarray, np.ndarray], torch.Tensor],
+    video_of_caption: np.ndarray,
+    n_videos: int,
+    block: int = 256,
+) -> dict[str, dict[str, float]]:
+    """Text-to-video and video-to-text metrics without ever holding the whole similarity matrix.
+
+    Text to video: every caption looks for its own video. Video to text: a video scores another video's captions by the
+    best of them, and looks for its own (with one caption a video this is the transposed matrix), as in CLIP4Clip.
+
+    Args:
+        similarity: takes int64 caption numbers `[n]` and video numbers `[m]`, gives scores `[n,m]`.
+        video_of_caption: int64 `[N]`, each caption's own video.
+        n_videos: V.
+        block: how many videos, with all their captions, are handled at once.
+
+    Returns:
+        `{"text_to_video": {...}, "video_to_text": {...}}` with the keys of `summarise`.
+
+    Raises:
+        ValueError: for a video without caption, a caption without video, or non-finite similarities.
+    """
+    video_of_caption = np.asarray(video_of_caption, dtype=np.int64)
+    counts = np.bincount(video_of_caption, minlength=n_videos)
+    if len(counts) != n_videos or (counts == 0).any():
+        raise ValueError(f"the captions do not cover the {n_videos} videos: each video needs one caption at least")
+    order = np.argsort(video_of_caption, kind="stable")
+    first = np.concatenate([[0], np.cumsum(counts)])
+    videos = np.arange(n_videos)
+
+    def blocks():
+        for start in range(0, n_videos, block):
+            stop = min(start + block, n_videos)
+            captions = order[first[start] : first[stop]]
+            yield start, stop, captions, similarity(captions, videos)
+
+    def best_caption(scores: torch.Tensor, start: int, stop: int, captions: np.ndarray) -> torch.Tensor:
+        group = torch.as_tensor(video_of_caption[captions] - start, device=scores.device)
+        best = torch.full((stop - start, n_videos), -torch.inf, device=scores.device, dtype=scores.dtype)
+        return best.scatter_reduce(0, group[:, None].expand_as(scores), scores, "amax")
+
+    text_counts, own = [], []
+    for start, stop, captions, scores in blocks():
+        right = torch.as_tensor(video_of_caption[captions], device=scores.device)
+        text_counts.append(count_better(scores, right))
+        own.append(best_caption(scores, start, stop, captions)[:, start:stop].diagonal())
+    own_score = torch.cat(own)
+
+    # The second pass computes the same blocks again, bit for bit, rather than keep V x V scores.
+    better = torch.zeros(n_videos, dtype=torch.int64, device=own_score.device)
+    tied = torch.full_like(better, -1)  # a video ties with itself
+    for start, stop, captions, scores in blocks():
+        best = best_caption(scores, start, stop, captions)
+        better += (best > own_score).sum(dim=0)
+        tied += (best == own_score).sum(dim=0)
+    return {
+        "text_to_video": summarise(*(np.concatenate(part) for part in zip(*text_counts, strict=True))),
+        "video_to_text": summarise(better.cpu().numpy(), tied.cpu().numpy()),
+    }

@@ -1,0 +1,230 @@
+"""Text-video retrieval: train a method on a data set and evaluate it, or evaluate it only.
+
+    one process        python main_task_retrieval.py --do_train --method clip4clip --datatype msrvtt ...
+    many GPUs          torchrun --standalone --nproc_per_node=4 main_task_retrieval.py --do_train ...
+    zero-shot          python main_task_retrieval.py --do_eval ...          (CLIP as it is)
+    a checkpoint       python main_task_retrieval.py --do_eval --init_model runs/mine/last.safetensors ...
+    parameters, GFLOP  python main_task_retrieval.py --describe --method clip4clip --pretrained_clip_name ViT-B/32
+
+`scripts/msrvtt.sh` fills in the rest; `--help` lists every flag.
+"""
+
+import json
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from dataloaders import DATASETS
+from dataloaders.samples import FrameReader, GalleryVideos, QueryCaptions, Sample, TrainingPairs
+from engine.checkpoint import CheckpointHeader, load_checkpoint, save_checkpoint
+from engine.cli import parse_config
+from engine.config import Config
+from engine.describe import describe
+from engine.distributed import Process, process_group
+from engine.evaluate import evaluate, flat_metrics, format_metrics
+from engine.logger import RunLogger, append_row, log, provenance
+from engine.train import autocast_for, train
+from modules.clip_weights import backbone_sha256, load_clip
+from modules.methods import build_method
+from modules.tokenizer import Tokenizer
+
+Metrics = dict[str, dict[str, float]]
+EvaluationSplit = tuple[GalleryVideos, QueryCaptions]
+
+SELECTION = {
+    "last": "last epoch",
+    "holdout": "best epoch on held-out training videos",
+    "test": "best epoch ON THE TEST SPLIT",
+}
+
+
+class RetrievalRun:
+    """One run: the method, its data, and what is done with them. Shared state of the steps below, nothing else."""
+
+    def __init__(self, config: Config, process: Process, logger: RunLogger) -> None:
+        self.config, self.process, self.logger = config, process, logger
+        logger.config(config.flat())
+        torch.manual_seed(config.run.seed)
+        clip = load_clip(config.model.pretrained_clip_name, config.model.pretrained_dir)
+        self.backbone_sha256 = backbone_sha256(clip)
+        self.image_size = clip.visual.image_size
+        self.method = build_method(config.model.method, clip, **config.model.options).to(process.device)
+        if config.data.max_words > clip.text.context_length:
+            raise ValueError(f"--max_words {config.data.max_words} exceeds the {clip.text.context_length} of this CLIP")
+        self.tokenizer = Tokenizer(config.data.max_words)
+        self.n_trainable = sum(parameter.numel() for _, parameter in self.method.trainable_parameters())
+        log.info(
+            "method %s on %s (sha256 %s), %s trainable of %s parameters, %d x %s",
+            config.model.method, config.model.pretrained_clip_name, self.backbone_sha256[:12], f"{self.n_trainable:,}",
+            f"{sum(p.numel() for p in self.method.parameters()):,}", process.world_size, process.device.type,
+        )  # fmt: skip
+        self.epoch, self.selection = 0, "zero-shot"
+        if config.model.init_model:
+            self.epoch = load_checkpoint(Path(config.model.init_model), self.method, self.backbone_sha256).epoch
+            self.selection = "checkpoint as given"
+            log.info("weights from %s, epoch %d", config.model.init_model, self.epoch)
+        self.test = self.evaluation_split(self.read_split("test"))
+        log.info("test split: %d videos, %d captions", len(self.test[0]), len(self.test[1]))
+
+    def read_split(self, split: str) -> list[Sample]:
+        data = self.config.data
+        return DATASETS[data.datatype](
+            split,
+            data_path=Path(data.data_path),
+            features_path=Path(data.features_path),
+            train_csv=Path(data.train_csv),
+            val_csv=Path(data.val_csv),
+        )
+
+    def frame_reader(self, training: bool) -> FrameReader:
+        data = self.config.data
+        return FrameReader(
+            data.max_frames, self.image_size, data.frame_sampling, data.feature_framerate, data.slice_framepos, training
+        )
+
+    def evaluation_split(self, samples: list[Sample]) -> EvaluationSplit:
+        frames = self.frame_reader(training=False)
+        return GalleryVideos(samples, frames), QueryCaptions(samples, self.tokenizer)
+
+    def evaluate(self, split: EvaluationSplit) -> Metrics:
+        return evaluate(
+            self.method,
+            *split,
+            self.process,
+            autocast_for(self.config.optim.precision, self.process.device),
+            self.config.run.batch_size_val,
+            self.config.data.num_thread_reader,
+        )
+
+    def train(self) -> None:
+        """Train, and leave the selected weights in `self.method`."""
+        run = self.config.run
+        samples, selection_split = self.read_split("train"), None
+        if run.select_on == "holdout":
+            samples, held = hold_out(samples, run.holdout_videos, run.seed)
+            selection_split = self.evaluation_split(held)
+        elif run.select_on == "test":
+            selection_split = self.test
+        pairs = TrainingPairs(
+            samples,
+            self.tokenizer,
+            self.frame_reader(training=True),
+            self.config.data.expand_msrvtt_sentences,
+            run.seed,
+        )
+        log.info("training split: %d videos, %d pairs", len(samples), len(pairs))
+        best_recall, best = -1.0, self.logger.output_dir / "best.safetensors"
+
+        def after_epoch(epoch: int) -> None:
+            nonlocal best_recall
+            self.epoch = epoch
+            self.save(self.logger.output_dir / "last.safetensors")
+            if selection_split is None:
+                return
+            metrics = self.evaluate(selection_split)
+            log.info("epoch %d, %s split\n%s", epoch, run.select_on, format_metrics(metrics))
+            self.logger.metrics(epoch, run.select_on, flat_metrics(metrics))
+            if metrics["text_to_video"]["R@1"] > best_recall:
+                best_recall = metrics["text_to_video"]["R@1"]
+                self.save(best)
+
+        train(
+            self.method,
+            pairs,
+            self.config.optim,
+            self.process,
+            self.logger,
+            seed=run.seed,
+            num_workers=self.config.data.num_thread_reader,
+            n_display=run.n_display,
+            after_epoch=after_epoch,
+        )
+        self.selection = SELECTION[run.select_on]
+        if selection_split is not None:
+            self.process.barrier()  # the main process may still be writing what all are about to read
+            self.epoch = load_checkpoint(best, self.method, self.backbone_sha256).epoch
+
+    def save(self, path: Path) -> None:
+        if self.process.is_main:
+            header = CheckpointHeader(self.config.flat(), self.epoch, self.backbone_sha256)
+            save_checkpoint(path, self.method, header)
+
+    def report(self) -> Metrics:
+        """Evaluate on the test split and write the numbers down, with how these weights were selected."""
+        metrics = self.evaluate(self.test)
+        log.info("test split, selection: %s (epoch %d)\n%s", self.selection, self.epoch, format_metrics(metrics))
+        self.logger.metrics(self.epoch, "test", flat_metrics(metrics) | {"selection": self.selection})
+        if self.process.is_main and self.config.run.results_csv:
+            row = {
+                "method": self.config.model.method,
+                "clip": self.config.model.pretrained_clip_name,
+                "data": self.config.data.datatype,
+                "videos": len(self.test[0]),
+                "trainable_parameters": self.n_trainable,
+                "seed": self.config.run.seed,
+                "selection": self.selection,
+                "epoch": self.epoch,
+            }
+            append_row(Path(self.config.run.results_csv), row | flat_metrics(metrics) | provenance(self.process))
+        return metrics
+
+
+def hold_out(samples: list[Sample], count: int, seed: int) -> tuple[list[Sample], list[Sample]]:
+    """Split training samples into those to train on and `count` others, each of these with its first caption."""
+    if count >= len(samples):
+        raise ValueError(f"--holdout_videos {count} leaves none of the {len(samples)} training videos to train on")
+    held = set(np.random.default_rng(seed).permutation(len(samples))[:count].tolist())
+    return (
+        [sample for row, sample in enumerate(samples) if row not in held],
+        [Sample(s.video_id, s.path, s.captions[:1]) for row, s in enumerate(samples) if row in held],
+    )
+
+
+def run(config: Config, process: Process) -> Metrics:
+    """Train and evaluate as `config` says; gives the metrics on the test split."""
+    logger = RunLogger(Path(config.run.output_dir), process)
+    try:
+        job = RetrievalRun(config, process, logger)
+        if config.run.do_train:
+            job.train()
+        return job.report()
+    finally:
+        logger.close()
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run from a command line; a user's mistake is one sentence on stderr and exit status 2."""
+    try:
+        config = parse_config(argv)
+        if config.run.describe:
+            model, data = config.model, config.data
+            counts = describe(
+                model.method, model.pretrained_clip_name, model.pretrained_dir, model.options, data.max_frames,
+                data.max_words,
+            )  # fmt: skip
+            print(json.dumps(counts, indent=2))
+            return 0
+        with process_group() as process:
+            run(config, process)
+        return 0
+    except (ValueError, OSError) as error:
+        if os.environ.get("STOP_TRACEBACK"):
+            raise
+        print(f"error: {one_sentence(error)}", file=sys.stderr)
+        return 2
+
+
+def one_sentence(error: Exception) -> str:
+    """The message of an error; of one that a decoding process raised, without that process's traceback."""
+    message = str(error).strip()
+    if "Original Traceback" in message:
+        message = message.splitlines()[-1].split(": ", 1)[-1]
+    return message
+
+
+if __name__ == "__main__":
+    sys.exit(main())

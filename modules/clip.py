@@ -1,0 +1,279 @@
+"""CLIP's two towers, a vision and a text transformer, with the seams `embed`, `blocks` and `pool` left open.
+
+A tower's `forward` is nothing but `pool(blocks(embed(x)))`. A method that changes what happens between the blocks runs
+that loop itself, on the same parts; this file knows no prompts and no videos (a video is N = B·T images).
+
+    vision   pixels [N, 3, H, W]  --embed-->  [N, 1 + P, D]  --blocks-->  [N, 1 + P, D]  --pool-->  [N, E]
+    text     token ids [N, L]     --embed-->  [N, L, D]      --blocks-->  [N, L, D]      --pool-->  [N, E]
+
+Shapes: N rows (images or texts), P patches, L words (tokens in a row), S context tokens, D width, E joint embedding.
+
+Source: Radford et al., "Learning Transferable Visual Models From Natural Language Supervision", ICML 2021, section 2.
+Names inside a block and the draws for fresh weights follow https://github.com/openai/CLIP, where the rule for a block's
+draws is given for the text tower; here it serves both.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+def quick_gelu(x: Tensor) -> Tensor:
+    """x · sigmoid(1.702 x), the approximation of GELU that OpenAI's CLIP weights were trained with."""
+    return x * torch.sigmoid(1.702 * x)
+
+
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"quick_gelu": quick_gelu, "gelu": F.gelu}
+
+
+@dataclass(frozen=True)
+class CLIPArchitecture:
+    """All sizes of a CLIP with a vision transformer; raises ValueError for sizes that cannot be built."""
+
+    embed_dim: int
+    image_size: int  # pixels, the side of the square input
+    patch_size: int  # pixels
+    vision_width: int
+    vision_layers: int
+    vision_heads: int
+    context_length: int  # longest text, in tokens
+    vocab_size: int
+    text_width: int
+    text_layers: int
+    text_heads: int
+    activation: str = "quick_gelu"
+
+    def __post_init__(self) -> None:
+        if self.activation not in ACTIVATIONS:
+            raise ValueError(f"CLIP's activation must be one of {', '.join(ACTIVATIONS)}, not '{self.activation}'.")
+        if self.image_size % self.patch_size:
+            raise ValueError(f"CLIP's image size {self.image_size} is no multiple of its patch size {self.patch_size}.")
+        for width, heads in ((self.vision_width, self.vision_heads), (self.text_width, self.text_heads)):
+            if width % heads:
+                raise ValueError(f"CLIP's width {width} does not divide into {heads} attention heads.")
+
+    @property
+    def grid(self) -> int:
+        """Patches along one side of the image; P = grid²."""
+        return self.image_size // self.patch_size
+
+
+ARCHITECTURES = {  # joint; image, patch; vision width, layers, heads; words, vocabulary; text width, layers, heads
+    "ViT-B/32": CLIPArchitecture(512, 224, 32, 768, 12, 12, 77, 49408, 512, 12, 8),
+    "ViT-B/16": CLIPArchitecture(512, 224, 16, 768, 12, 12, 77, 49408, 512, 12, 8),
+    "ViT-L/14": CLIPArchitecture(768, 224, 14, 1024, 24, 16, 77, 49408, 768, 12, 12),
+    "ViT-L/14@336px": CLIPArchitecture(768, 336, 14, 1024, 24, 16, 77, 49408, 768, 12, 12),
+}
+
+
+class Attention(nn.Module):
+    """Multi-head attention: queries come from x, keys and values from x followed by a context where one is given."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.width, self.heads = width, heads
+        self.in_proj_weight = nn.Parameter(torch.randn(3 * width, width) * width**-0.5)
+        self.in_proj_bias = nn.Parameter(torch.zeros(3 * width))
+        self.out_proj = nn.Linear(width, width)
+        nn.init.normal_(self.out_proj.weight, std=width**-0.5)
+        nn.init.zeros_(self.out_proj.bias)
+
+    def _split_heads(self, x: Tensor) -> Tensor:
+        return x.unflatten(-1, (self.heads, -1)).transpose(1, 2)
+
+    def project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """[N, L, D] -> queries, keys and values, each [N, heads, L, D / heads]."""
+        q, k, v = F.linear(x, self.in_proj_weight, self.in_proj_bias).chunk(3, dim=-1)
+        return self._split_heads(q), self._split_heads(k), self._split_heads(v)
+
+    def query(self, x: Tensor) -> Tensor:
+        """[N, L, D] -> queries alone, [N, heads, L, D / heads]."""
+        return self._split_heads(F.linear(x, self.in_proj_weight[: self.width], self.in_proj_bias[: self.width]))
+
+    def keys_values(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """[N, L, D] -> keys and values alone, each [N, heads, L, D / heads]."""
+        k, v = F.linear(x, self.in_proj_weight[self.width :], self.in_proj_bias[self.width :]).chunk(2, dim=-1)
+        return self._split_heads(k), self._split_heads(v)
+
+    def forward(
+        self, x: Tensor, context: Tensor | None = None, mask: Tensor | None = None, causal: bool = False
+    ) -> Tensor:
+        """Each token of x attends to x and to the context: [N, L, D] -> [N, L, D].
+
+        Args:
+            context: [N, S, D], tokens that are attended to but ask nothing and have no output: the result is that of
+                attention over x and context joined, with the context's outputs dropped, at less cost.
+            mask: broadcastable to [N, heads, L, L + S], the context last; bool (True: may attend) or float (added).
+            causal: token i of x sees tokens 0..i of x; the whole context stays visible.
+        """
+        q, k, v = self.project(x)
+        if context is not None:
+            context_k, context_v = self.keys_values(context)
+            k, v = torch.cat([k, context_k], dim=2), torch.cat([v, context_v], dim=2)
+        if causal and (context is not None or mask is not None):
+            # torch's own causal flag neither combines with a mask nor leaves the context visible
+            mask, causal = _with_causal(mask, q.shape[2], k.shape[2], q.device), False
+        if mask is not None and mask.is_floating_point():
+            mask = mask.to(q.dtype)  # which autocast may have changed
+        mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal)
+        return self.out_proj(mixed.transpose(1, 2).flatten(2))
+
+
+def _with_causal(mask: Tensor | None, length: int, keys: int, device: torch.device) -> Tensor:
+    """Join a mask (or none) with the rule that query i may not see keys i+1 to length-1; the keys after are free."""
+    future = torch.ones(length, keys, dtype=torch.bool, device=device).triu(1)
+    future[:, length:] = False
+    if mask is None:
+        return ~future
+    return mask & ~future if mask.dtype == torch.bool else mask.masked_fill(future, -math.inf)
+
+
+class MLP(nn.Module):
+    """The two linear layers of a block, four times as wide inside: [..., D] -> [..., D]."""
+
+    def __init__(self, width: int, activation: str) -> None:
+        super().__init__()
+        self.c_fc = nn.Linear(width, 4 * width)
+        self.c_proj = nn.Linear(4 * width, width)
+        self.activation = ACTIVATIONS[activation]
+        nn.init.normal_(self.c_fc.weight, std=(2 * width) ** -0.5)
+        nn.init.normal_(self.c_proj.weight, std=width**-0.5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.c_proj(self.activation(self.c_fc(x)))
+
+
+class Block(nn.Module):
+    """A pre-norm transformer layer: x + attention(norm x), then x + MLP(norm x)."""
+
+    def __init__(self, width: int, heads: int, activation: str) -> None:
+        super().__init__()
+        self.ln_1 = nn.LayerNorm(width)
+        self.attn = Attention(width, heads)
+        self.ln_2 = nn.LayerNorm(width)
+        self.mlp = MLP(width, activation)
+
+    def attend(
+        self, x: Tensor, context: Tensor | None = None, mask: Tensor | None = None, causal: bool = False
+    ) -> Tensor:
+        """First half, residual included: [N, L, D] -> [N, L, D]; the arguments are those of `Attention.forward`."""
+        context = None if context is None else self.ln_1(context)
+        return x + self.attn(self.ln_1(x), context, mask, causal)
+
+    def feed_forward(self, x: Tensor) -> Tensor:
+        """Second half, residual included: [N, L, D] -> [N, L, D]."""
+        return x + self.mlp(self.ln_2(x))
+
+    def forward(
+        self, x: Tensor, context: Tensor | None = None, mask: Tensor | None = None, causal: bool = False
+    ) -> Tensor:
+        """[N, L, D] -> [N, L, D]; the context [N, S, D] is normalised like x, attended to, and left unchanged."""
+        return self.feed_forward(self.attend(x, context, mask, causal))
+
+
+def make_blocks(width: int, layers: int, heads: int, activation: str) -> nn.ModuleList:
+    """A fresh stack of blocks whose depth does not change the variance of what leaves it."""
+    blocks = nn.ModuleList()
+    for _ in range(layers):
+        block = Block(width, heads, activation)
+        with torch.no_grad():  # every block adds to the residual stream twice
+            block.attn.out_proj.weight.mul_((2 * layers) ** -0.5)
+            block.mlp.c_proj.weight.mul_((2 * layers) ** -0.5)
+        blocks.append(block)
+    return blocks
+
+
+class VisionTransformer(nn.Module):
+    """Images [N, 3, H, W], normalised with CLIP's mean and deviation -> embeddings [N, E], not of unit length."""
+
+    def __init__(self, architecture: CLIPArchitecture) -> None:
+        super().__init__()
+        self.image_size = architecture.image_size
+        self.patch_size = architecture.patch_size
+        self.grid = architecture.grid
+        self.width = width = architecture.vision_width
+        self.conv1 = nn.Conv2d(3, width, kernel_size=self.patch_size, stride=self.patch_size, bias=False)
+        self.class_embedding = nn.Parameter(torch.randn(width) * width**-0.5)
+        self.positional_embedding = nn.Parameter(torch.randn(1 + self.grid**2, width) * width**-0.5)
+        self.ln_pre = nn.LayerNorm(width)
+        self.blocks = make_blocks(width, architecture.vision_layers, architecture.vision_heads, architecture.activation)
+        self.ln_post = nn.LayerNorm(width)
+        self.proj = nn.Parameter(torch.randn(width, architecture.embed_dim) * width**-0.5)
+
+    def embed(self, pixels: Tensor) -> Tensor:
+        """Pixels [N, 3, H, W] -> tokens [N, 1 + P, D]: the class token, then the patches row by row.
+
+        Raises ValueError if H and W are not the image size the position embeddings were made for.
+        """
+        height, width = pixels.shape[-2:]
+        if (height, width) != (self.image_size, self.image_size):
+            size = f"{self.image_size}x{self.image_size}"
+            raise ValueError(
+                f"This CLIP takes images of {size} pixels, not {height}x{width}: resize and crop them first."
+            )
+        patches = self.conv1(pixels).flatten(2).transpose(1, 2)
+        class_token = self.class_embedding.to(patches.dtype).expand(len(patches), 1, -1)
+        return self.ln_pre(torch.cat([class_token, patches], dim=1) + self.positional_embedding)
+
+    def pool(self, tokens: Tensor) -> Tensor:
+        """[N, any, D] with the class token first -> [N, E]."""
+        return self.ln_post(tokens[:, 0]) @ self.proj
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        tokens = self.embed(pixels)
+        for block in self.blocks:
+            tokens = block(tokens)
+        return self.pool(tokens)
+
+
+class TextTransformer(nn.Module):
+    """Token ids [N, L] with L up to the context length -> embeddings [N, E], not of unit length."""
+
+    def __init__(self, architecture: CLIPArchitecture) -> None:
+        super().__init__()
+        self.context_length = architecture.context_length
+        self.width = width = architecture.text_width
+        self.token_embedding = nn.Embedding(architecture.vocab_size, width)
+        nn.init.normal_(self.token_embedding.weight, std=0.02)
+        self.positional_embedding = nn.Parameter(torch.randn(self.context_length, width) * 0.01)
+        self.blocks = make_blocks(width, architecture.text_layers, architecture.text_heads, architecture.activation)
+        self.ln_final = nn.LayerNorm(width)
+        self.text_projection = nn.Parameter(torch.randn(width, architecture.embed_dim) * width**-0.5)
+
+    def embed(self, token_ids: Tensor) -> Tensor:
+        """Integer ids [N, L] -> [N, L, D]; raises ValueError if L exceeds the context length."""
+        length = token_ids.shape[-1]
+        if length > self.context_length:
+            raise ValueError(f"This CLIP reads at most {self.context_length} tokens, not {length}: lower --max_words.")
+        return self.token_embedding(token_ids) + self.positional_embedding[:length]
+
+    @staticmethod
+    def end_positions(token_ids: Tensor) -> Tensor:
+        """[N, L] -> int64 [N]: where each text ends, which is at its largest id, END being the vocabulary's last."""
+        return token_ids.argmax(dim=-1)
+
+    def pool(self, tokens: Tensor, end_positions: Tensor) -> Tensor:
+        """[N, L, D] and int64 [N] -> [N, E]: the token a text ends with stands for it, having seen all before it."""
+        rows = torch.arange(len(tokens), device=tokens.device)
+        return self.ln_final(tokens[rows, end_positions]) @ self.text_projection
+
+    def forward(self, token_ids: Tensor) -> Tensor:
+        tokens = self.embed(token_ids)
+        for block in self.blocks:
+            tokens = block(tokens, causal=True)
+        return self.pool(tokens, self.end_positions(token_ids))
+
+
+class CLIP(nn.Module):
+    """Both towers, with fresh weights, and the learned temperature: cosines are multiplied by `exp(logit_scale)`."""
+
+    def __init__(self, architecture: CLIPArchitecture) -> None:
+        super().__init__()
+        self.architecture = architecture
+        self.visual = VisionTransformer(architecture)
+        self.text = TextTransformer(architecture)
+        self.logit_scale = nn.Parameter(torch.tensor(math.log(1 / 0.07)))

@@ -1,0 +1,114 @@
+"""What every method offers: CLIP inside, video and text encoders, a similarity, and what of it is trained.
+
+Shapes: B clips, T frames, N captions, L words, E joint embedding.
+
+A method's settings are the keyword-only arguments of its constructor, each `Annotated[type, "help"]`; the command line
+reads its flags from there (`method_options`), so a setting has one name everywhere.
+"""
+
+import inspect
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Annotated, Any, get_args, get_origin, get_type_hints
+
+import torch
+from torch import nn
+
+from modules.clip import CLIP
+from modules.similarity import cosine_similarity
+
+MAX_LOGIT_SCALE = math.log(100.0)  # CLIP's own ceiling: similarities are never scaled by more than 100
+
+
+@dataclass(frozen=True)
+class Option:
+    """One setting of a method: its name, its type, the value it has when nobody sets it, and a line of help."""
+
+    name: str
+    type: Any
+    default: Any
+    help: str
+
+
+class Method(nn.Module):
+    """A way to turn CLIP into a video-text model. Subclasses set `requires_grad` and own the loop over CLIP's blocks.
+
+    `clip` stays one child, `self.clip`; everything a method adds stands beside it, so that parameter groups, parameter
+    counts and checkpoints can tell pre-trained from new.
+    """
+
+    def __init__(self, clip: CLIP) -> None:
+        super().__init__()
+        self.clip = clip
+
+    def encode_video(self, video: torch.Tensor, frame_mask: torch.Tensor) -> torch.Tensor:
+        """Embed clips.
+
+        Args:
+            video: `[B,T,3,H,W]` float, normalised with CLIP's mean and standard deviation.
+            frame_mask: `[B,T]`, true or 1 where the frame is real; padding comes last.
+
+        Returns:
+            `[B,E]` (or `[B,T,E]` where a method keeps frames); its length means nothing, `similarity` normalises.
+        """
+        raise NotImplementedError
+
+    def encode_text(self, token_ids: torch.Tensor) -> torch.Tensor:
+        """Embed captions: int64 `[N,L]` from `modules.tokenizer.Tokenizer` -> `[N,E]`."""
+        return self.clip.text(token_ids)
+
+    def similarity(self, text: torch.Tensor, video: torch.Tensor) -> torch.Tensor:
+        """Score every caption with every clip: `[N,E]`, `[B,E]` -> fp32 logits `[N,B]`."""
+        return cosine_similarity(text, video, self.clip.logit_scale)
+
+    def forward(
+        self, video: torch.Tensor, frame_mask: torch.Tensor, token_ids: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Embed a batch of pairs: `(text [B,E], video [B,E])`."""
+        return self.encode_text(token_ids), self.encode_video(video, frame_mask)
+
+    def decays(self, name: str, parameter: nn.Parameter) -> bool:
+        """Whether weight decay applies to this parameter: matrices and kernels yes, biases, norms and scalars no."""
+        return parameter.dim() > 1
+
+    def parameter_groups(self, lr: float, coef_lr: float, weight_decay: float) -> list[dict[str, Any]]:
+        """The trainable parameters as optimiser groups, each with `name`, `params`, `lr`, `weight_decay`.
+
+        What the method adds learns at `lr`, pre-trained CLIP tensors at `lr * coef_lr` (as in CLIP4Clip).
+        """
+        groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
+        for name, parameter in self.trainable_parameters():
+            groups.setdefault((name.startswith("clip."), self.decays(name, parameter)), []).append(parameter)
+        return [
+            {
+                "name": f"{'clip' if from_clip else 'new'}{'' if decayed else ', no decay'}",
+                "params": parameters,
+                "lr": lr * coef_lr if from_clip else lr,
+                "weight_decay": weight_decay if decayed else 0.0,
+            }
+            for (from_clip, decayed), parameters in sorted(groups.items())
+        ]
+
+    def trainable_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
+        """Names and tensors that training changes."""
+        return ((name, parameter) for name, parameter in self.named_parameters() if parameter.requires_grad)
+
+    @torch.no_grad()
+    def after_step(self) -> None:
+        """Called after every optimiser step; keeps the trained temperature under CLIP's ceiling."""
+        if self.clip.logit_scale.requires_grad:
+            self.clip.logit_scale.clamp_(max=MAX_LOGIT_SCALE)
+
+
+def method_options(method: type[Method]) -> list[Option]:
+    """The settings of a method, read from the keyword-only arguments of its constructor."""
+    hints = get_type_hints(method.__init__, include_extras=True)
+    options = []
+    for parameter in inspect.signature(method.__init__).parameters.values():
+        if parameter.kind is parameter.KEYWORD_ONLY:
+            hint = hints[parameter.name]
+            assert get_origin(hint) is Annotated, f"{method.__name__}: {parameter.name} has no help line"
+            type_, help_ = get_args(hint)
+            options.append(Option(parameter.name, type_, parameter.default, help_))
+    return options

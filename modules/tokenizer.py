@@ -1,0 +1,48 @@
+"""Captions to token ids: CLIP's byte-pair encoding, taken from open_clip, cut to a fixed number of tokens.
+
+Shapes: N captions, L = max_words tokens. A row reads START, words, END, zeros; a long caption loses words, never END.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+START_TOKEN = 49406
+END_TOKEN = 49407
+LONGEST_TEXT = 77  # tokens CLIP's text tower has positions for, START and END included
+
+
+class Tokenizer:
+    """Callable: captions -> int64 [N, max_words].
+
+    `max_words` counts START and END, as in the CLIP4Clip lineage; ValueError unless it is in 3..77.
+    """
+
+    def __init__(self, max_words: int = 32) -> None:
+        if not 3 <= max_words <= LONGEST_TEXT:
+            raise ValueError(
+                f"--max_words must be in 3..{LONGEST_TEXT} (START, at least one word, END), not {max_words}."
+            )
+        # open_clip takes seconds to import; who only needs the constants above should not wait for it.
+        from open_clip.tokenizer import SimpleTokenizer
+
+        self.max_words = max_words
+        self._bpe = SimpleTokenizer()
+
+    def words(self, text: str) -> list[int]:
+        """All word ids of one caption, uncut, after CLIP's cleaning (ftfy, HTML entities, white space, lower case).
+
+        A control token spelled out in a caption is no word and is left out: an END among the words would hide the rest
+        of the caption, since the text tower reads its answer where END stands.
+        """
+        return [token for token in self._bpe.encode(text) if token < START_TOKEN]
+
+    def __call__(self, texts: str | Sequence[str]) -> Tensor:
+        """One caption or N -> int64 [N, max_words]; of a long caption the first max_words - 2 words stay."""
+        texts = [texts] if isinstance(texts, str) else texts
+        token_ids = torch.zeros(len(texts), self.max_words, dtype=torch.int64)
+        for row, text in zip(token_ids, texts, strict=True):
+            tokens = [START_TOKEN, *self.words(text)[: self.max_words - 2], END_TOKEN]
+            row[: len(tokens)] = torch.tensor(tokens)
+        return token_ids

@@ -1,0 +1,41 @@
+#!/usr/bin/env bash
+# Text-video retrieval on MSR-VTT: train on the 9k split, evaluate on the 1k-A test split. Edit the values below, or
+# set them from outside (lr=1e-5 bash scripts/msrvtt.sh), or add flags (bash scripts/msrvtt.sh --max_frames 8).
+# NGPU is found by itself; README.md says which files DATA_PATH must hold.
+set -euo pipefail
+source "$(dirname "$0")/_launch.sh"
+
+DATA_PATH=${DATA_PATH:-data/msrvtt}
+train_csv=${train_csv:-$DATA_PATH/MSRVTT_train.9k.csv}
+val_csv=${val_csv:-$DATA_PATH/MSRVTT_JSFUSION_test.csv}
+data_path=${data_path:-$DATA_PATH/MSRVTT_data.json}
+features_path=${features_path:-$DATA_PATH/videos}
+
+method=${method:-clip4clip}
+pretrained_clip_name=${pretrained_clip_name:-ViT-B/32}
+pretrained_dir=${pretrained_dir:-pretrained}
+
+epochs=${epochs:-5}
+batch_size=${batch_size:-128}
+batch_size_val=${batch_size_val:-16}
+lr=${lr:-1e-4}
+coef_lr=${coef_lr:-1e-3}
+max_words=${max_words:-32}
+max_frames=${max_frames:-12}
+frame_sampling=${frame_sampling:-uniform}
+feature_framerate=${feature_framerate:-1}
+num_thread_reader=${num_thread_reader:-4}
+select_on=${select_on:-last}
+seed=${seed:-42}
+output_dir=${output_dir:-runs/msrvtt_$method}
+
+launch main_task_retrieval.py --do_train \
+    --datatype msrvtt --expand_msrvtt_sentences \
+    --train_csv "$train_csv" --val_csv "$val_csv" --data_path "$data_path" --features_path "$features_path" \
+    --method "$method" --pretrained_clip_name "$pretrained_clip_name" --pretrained_dir "$pretrained_dir" \
+    --epochs "$epochs" --batch_size "$batch_size" --batch_size_val "$batch_size_val" \
+    --lr "$lr" --coef_lr "$coef_lr" \
+    --max_words "$max_words" --max_frames "$max_frames" \
+    --frame_sampling "$frame_sampling" --feature_framerate "$feature_framerate" \
+    --num_thread_reader "$num_thread_reader" --select_on "$select_on" --seed "$seed" \
+    --output_dir "$output_dir" "$@"

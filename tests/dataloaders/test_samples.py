@@ -1,0 +1,346 @@
+"""Items, batches and their order: what is trained on depends on seed and epoch, never on workers or processes."""
+
+import pickle
+from itertools import chain
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from dataloaders.decode import VideoError
+from dataloaders.samples import (
+    EpochSampler,
+    FrameReader,
+    GalleryVideos,
+    Item,
+    QueryCaptions,
+    Sample,
+    TrainingPairs,
+    collate,
+    make_evaluation_loader,
+    make_training_loader,
+)
+from tests.videos import frame_numbers, grey_ramp, write_video
+
+
+def tokenize(text: str) -> torch.Tensor:
+    """A stand-in with the tokenizer's shapes: the number that ends the caption, between START and END."""
+    return torch.tensor([[49406, int(text.split()[-1]), 49407, 0]])
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory) -> list[Sample]:
+    """Five videos of 20 frames at 5 fps with 3, 1, 2, 3 and 1 captions; no two captions are alike."""
+    folder = tmp_path_factory.mktemp("videos")
+    listed, caption = [], 0
+    for row, n_captions in enumerate((3, 1, 2, 3, 1)):
+        path = write_video(folder / f"video{row}.mp4", grey_ramp(20), fps=5)
+        listed.append(Sample(path.stem, path, tuple(f"caption {caption + k}" for k in range(n_captions))))
+        caption += n_captions
+    return listed
+
+
+def numbers(video: torch.Tensor) -> list[int]:
+    return frame_numbers(video.numpy())
+
+
+# --- reading frames ---
+
+
+def test_uniform_frames(data):
+    video, frame_mask = FrameReader(max_frames=4, image_size=32)(data[0].path)
+    assert video.shape == (4, 3, 32, 32)
+    assert video.dtype == torch.uint8
+    assert numbers(video) == [0, 6, 12, 19]
+    assert frame_mask.dtype == torch.bool
+    assert frame_mask.tolist() == [True] * 4
+
+
+def test_one_frame_a_second_with_padding(data):
+    # 20 frames at 5 fps are 4 seconds
+    video, frame_mask = FrameReader(max_frames=6, image_size=32, feature_framerate=1.0)(data[0].path)
+    assert numbers(video[:4]) == [0, 5, 10, 15]
+    assert (video[4:] == 0).all()
+    assert frame_mask.tolist() == [True] * 4 + [False] * 2
+
+
+@pytest.mark.parametrize(("slice_framepos", "expected"), [(0, [0, 1, 2]), (1, [17, 18, 19]), (2, [0, 9, 19])])
+def test_slice_framepos(data, slice_framepos, expected):
+    video, _ = FrameReader(max_frames=3, image_size=32, slice_framepos=slice_framepos)(data[0].path)
+    assert numbers(video) == expected
+
+
+def test_segments(data):
+    reader = FrameReader(max_frames=4, image_size=32, frame_sampling="segment")
+    assert numbers(reader(data[0].path)[0]) == [2, 7, 12, 17]
+
+    training = FrameReader(max_frames=4, image_size=32, frame_sampling="segment", training=True)
+    drawn = [numbers(training(data[0].path, np.random.default_rng(seed))[0]) for seed in range(6)]
+    assert len({tuple(draw) for draw in drawn}) > 1
+    for draw in drawn:
+        assert [frame // 5 for frame in draw] == [0, 1, 2, 3]
+
+
+def test_segments_of_a_short_video_repeat_frames(tmp_path):
+    path = write_video(tmp_path / "short.mp4", grey_ramp(2))
+    for training in (False, True):
+        reader = FrameReader(max_frames=6, image_size=32, frame_sampling="segment", training=training)
+        video, frame_mask = reader(path, np.random.default_rng(0))
+        assert numbers(video) == [0, 0, 0, 1, 1, 1]
+        assert frame_mask.all()
+
+
+@pytest.mark.parametrize("frame_sampling", ["uniform", "segment"])
+def test_a_single_frame_of_odd_size(tmp_path, frame_sampling):
+    path = write_video(tmp_path / "one.mp4", grey_ramp(1, 33, 47), pixel_format="yuv444p")
+    video, frame_mask = FrameReader(3, 32, frame_sampling)(path)
+    assert video.shape == (3, 3, 32, 32)
+    assert frame_mask.sum() == (1 if frame_sampling == "uniform" else 3)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"max_frames": 0}, "--max_frames is 0"),
+        ({"image_size": 0}, "image size is 0"),
+        ({"frame_sampling": "random"}, "--frame_sampling is 'random': pass one of uniform, segment"),
+        ({"feature_framerate": -1.0}, "--feature_framerate is -1"),
+        ({"feature_framerate": float("nan")}, "--feature_framerate is nan"),
+        ({"slice_framepos": 3}, "--slice_framepos is 3"),
+    ],
+)
+def test_settings_out_of_range_are_refused(settings, message):
+    with pytest.raises(ValueError, match=message):
+        FrameReader(**{"max_frames": 4, "image_size": 32, **settings})
+
+
+def test_a_video_without_frame_rate_cannot_be_thinned_out(data, monkeypatch):
+    monkeypatch.setattr("dataloaders.decode._frame_rate", lambda capture: 0.0)
+    with pytest.raises(VideoError, match=r"video0\.mp4 states no frame rate"):
+        FrameReader(4, 32, feature_framerate=1.0)(data[0].path)
+    assert FrameReader(4, 32)(data[0].path)[1].all()
+
+
+# --- training items ---
+
+
+def training_pairs(data, *, expand_captions=True, seed=0) -> TrainingPairs:
+    frames = FrameReader(max_frames=4, image_size=32, frame_sampling="segment", training=True)
+    return TrainingPairs(data, tokenize, frames, expand_captions, seed)
+
+
+def test_expanded_there_is_an_item_for_every_caption(data):
+    pairs = training_pairs(data)
+    assert len(pairs) == 10
+    items = [pairs[0, index] for index in range(10)]
+    assert [item["token_ids"][1].item() for item in items] == list(range(10))
+    assert [item["index"] for item in items] == list(range(10))
+    assert [pairs.video_id(index) for index in range(10)] == [
+        sample.video_id for sample in data for _ in sample.captions
+    ]
+    assert items[0]["token_ids"].dtype == torch.int64
+    assert items[0]["token_ids"].shape == (4,)
+
+
+def test_not_expanded_each_epoch_draws_one_of_the_video_s_captions(data):
+    pairs = training_pairs(data, expand_captions=False)
+    assert len(pairs) == 5
+    assert pairs.video_id(3) == "video3"
+    for index, own in enumerate([{0, 1, 2}, {3}, {4, 5}, {6, 7, 8}, {9}]):
+        assert {pairs[epoch, index]["token_ids"][1].item() for epoch in range(25)} == own
+
+
+def test_an_item_is_a_function_of_seed_epoch_and_index(data):
+    def drawn(seed: int, epoch: int) -> list[int]:
+        pairs = training_pairs(data, expand_captions=False, seed=seed)
+        items = [pairs[epoch, index] for index in range(5)]
+        return [number for item in items for number in (*numbers(item["video"]), item["token_ids"][1].item())]
+
+    assert drawn(0, 3) == drawn(0, 3)
+    assert drawn(0, 3) != drawn(0, 4)
+    assert drawn(0, 3) != drawn(1, 3)
+
+
+def epoch_batches(data, num_workers: int, epochs: tuple[int, ...]) -> list[dict[str, torch.Tensor]]:
+    pairs = training_pairs(data, expand_captions=False)
+    sampler = EpochSampler(len(pairs), 2, rank=0, world_size=1, seed=0)
+    loader = make_training_loader(pairs, sampler, num_workers)
+    batches = []
+    for epoch in epochs:
+        sampler.set_epoch(epoch)
+        batches += list(loader)
+    return batches
+
+
+def test_batches_do_not_depend_on_the_number_of_workers(data):
+    alone = epoch_batches(data, 0, (0, 1))
+    assert len(alone) == 4
+    for num_workers in (1, 2):
+        together = epoch_batches(data, num_workers, (0, 1))
+        for expected, batch in zip(alone, together, strict=True):
+            assert expected.keys() == batch.keys()
+            for name in expected:
+                assert torch.equal(expected[name], batch[name])
+
+
+def test_global_generators_are_neither_used_nor_moved(data):
+    def seed_everything(seed: int) -> None:
+        np.random.seed(seed)
+        torch.manual_seed(seed)
+
+    pairs = training_pairs(data, expand_captions=False)
+    seed_everything(1)
+    expected = np.random.random(), torch.rand(1)
+    seed_everything(1)
+    item = pairs[0, 0]
+    assert (np.random.random(), torch.rand(1)) == expected
+    seed_everything(2)
+    assert torch.equal(item["video"], pairs[0, 0]["video"])
+
+
+def test_datasets_travel_to_spawned_workers(data):
+    pairs = pickle.loads(pickle.dumps(training_pairs(data)))
+    assert torch.equal(pairs[2, 3]["video"], training_pairs(data)[2, 3]["video"])
+
+
+def test_a_broken_video_stops_the_loader_with_its_name(data, tmp_path):
+    (tmp_path / "broken.mp4").write_text("no video")
+    broken = [*data, Sample("broken", tmp_path / "broken.mp4", ("caption 99",))]
+    loader = make_evaluation_loader(GalleryVideos(broken, FrameReader(4, 32)), 2, range(6), num_workers=1)
+    with pytest.raises(VideoError, match=r"broken\.mp4 is not a video"):
+        list(loader)
+
+
+class Threads(torch.utils.data.Dataset[Item]):
+    def __len__(self):
+        return 2
+
+    def __getitem__(self, index):
+        return {"threads": torch.get_num_threads(), "index": index}
+
+
+def test_workers_run_torch_on_one_thread():
+    threads = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        batches = list(make_evaluation_loader(Threads(), 1, range(2), num_workers=2))
+    finally:
+        torch.set_num_threads(threads)
+    assert [batch["threads"].item() for batch in batches] == [1, 1]
+
+
+# --- evaluation items ---
+
+
+def test_gallery_and_queries_line_up(data):
+    gallery = GalleryVideos(data, FrameReader(4, 32))
+    queries = QueryCaptions(data, tokenize)
+    assert (len(gallery), len(queries)) == (5, 10)
+    assert gallery.video_id(2) == "video2"
+    assert gallery[2]["index"] == 2
+    assert queries.video_index.dtype == np.int64
+    assert queries.video_index.tolist() == [0, 0, 0, 1, 2, 2, 3, 3, 3, 4]
+    assert [queries[index]["token_ids"][1].item() for index in range(10)] == list(range(10))
+    for index, video in enumerate(queries.video_index):
+        assert queries.captions[index] in data[video].captions
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_evaluation_visits_its_shard_once_and_in_order(data, num_workers):
+    gallery = GalleryVideos(data, FrameReader(4, 32))
+    batches = list(make_evaluation_loader(gallery, 2, range(1, 5), num_workers))
+    assert [batch["index"].tolist() for batch in batches] == [[1, 2], [3, 4]]
+    assert batches[0]["video"].shape == (2, 4, 3, 32, 32)
+    batches = list(make_evaluation_loader(gallery, 2, [4, 0, 2], num_workers))
+    assert [batch["index"].tolist() for batch in batches] == [[4, 0], [2]]
+    assert list(make_evaluation_loader(gallery, 2, [], num_workers)) == []
+
+
+def test_collate(data):
+    pairs = training_pairs(data)
+    batch = collate([pairs[0, 4], pairs[0, 1]])
+    shapes = {name: (tuple(tensor.shape), tensor.dtype) for name, tensor in batch.items()}
+    assert shapes == {
+        "video": ((2, 4, 3, 32, 32), torch.uint8),
+        "frame_mask": ((2, 4), torch.bool),
+        "token_ids": ((2, 4), torch.int64),
+        "index": ((2,), torch.int64),
+    }
+    assert batch["index"].tolist() == [4, 1]
+    assert torch.equal(batch["video"][1], pairs[0, 1]["video"])
+
+
+# --- order ---
+
+
+def global_batches(n, global_batch_size, world_size, *, epoch=0, seed=0, start_batch=0, drop_last=True):
+    """The batches of all ranks put together, and each rank's own sizes."""
+    per_rank = []
+    for rank in range(world_size):
+        sampler = EpochSampler(n, global_batch_size // world_size, rank, world_size, seed, drop_last)
+        sampler.set_epoch(epoch, start_batch)
+        per_rank.append(list(sampler))
+    return [list(chain(*shares)) for shares in zip(*per_rank, strict=True)], per_rank
+
+
+@given(st.integers(12, 200), st.sampled_from([2, 3, 4, 6]), st.integers(0, 5), st.integers(0, 2**32), st.booleans())
+def test_global_batches_are_the_same_on_any_number_of_ranks(n, world_size, epoch, seed, drop_last):
+    alone, _ = global_batches(n, 12, 1, epoch=epoch, seed=seed)
+    together, per_rank = global_batches(n, 12, world_size, epoch=epoch, seed=seed, drop_last=drop_last)
+    assert together[: len(alone)] == alone
+    assert len(together) == n // 12 + (not drop_last and n % 12 >= world_size)
+    seen = [index for batch in together for _, index in batch]
+    assert len(set(seen)) == len(seen)
+    assert set(seen) <= set(range(n))
+    assert {key[0] for batch in together for key in batch} == {epoch}
+    for batches in per_rank:
+        assert all(len(share) == 12 // world_size for share in batches[: len(alone)])
+        assert all(share for share in batches)
+
+
+def test_orders_differ_between_epochs_and_seeds():
+    drawn = [global_batches(40, 4, 1, epoch=e, seed=s)[0] for e, s in [(0, 0), (1, 0), (0, 1), (0, 0)]]
+    indices = [tuple(index for batch in batches for _, index in batch) for batches in drawn]
+    assert indices[0] == indices[3]
+    assert len(set(indices)) == 3
+    assert all(sorted(order) == list(range(40)) for order in indices)
+
+
+@given(st.integers(0, 5))
+def test_resuming_within_an_epoch_skips_what_was_seen(start_batch):
+    whole, _ = global_batches(23, 4, 2, epoch=3)
+    rest, _ = global_batches(23, 4, 2, epoch=3, start_batch=start_batch)
+    assert rest == whole[start_batch:]
+    sampler = EpochSampler(23, 2, rank=0, world_size=2, seed=0)
+    sampler.set_epoch(3, start_batch)
+    assert len(sampler) == 5
+
+
+def test_the_last_smaller_batch_is_kept_if_every_rank_gets_some():
+    batches, per_rank = global_batches(15, 8, 4, drop_last=False)
+    assert [len(batch) for batch in batches] == [8, 7]
+    assert [len(shares[-1]) for shares in per_rank] == [2, 2, 2, 1]
+    assert [len(batch) for batch in global_batches(11, 8, 4, drop_last=False)[0]] == [8]
+
+
+@pytest.mark.parametrize(
+    ("n", "batch_size", "drop_last", "message"),
+    [
+        (7, 4, True, "There are 7 training items, a batch needs at least 8: pass --batch_size 6 or less"),
+        (1, 4, True, "There are 1 training items, a batch needs at least 8: use fewer processes or more data"),
+        (1, 4, False, "There are 1 training items, a batch needs at least 2: use fewer processes or more data"),
+        (7, 0, True, "--batch_size gives 0 items a process: pass at least 2"),
+    ],
+)
+def test_too_few_items_for_a_batch(n, batch_size, drop_last, message):
+    with pytest.raises(ValueError, match=message):
+        EpochSampler(n, batch_size, rank=0, world_size=2, seed=0, drop_last=drop_last)
+
+
+def test_the_order_is_no_neighbour_of_the_items_draws():
+    """NumPy pads seeds with zeros: seeded [seed, epoch], the order would share its stream with item 0."""
+    assert np.random.default_rng([3, 1]).random() == np.random.default_rng([3, 1, 0]).random()
+    order = [index for batch in global_batches(50, 1, 1, epoch=1, seed=3)[0] for _, index in batch]
+    assert order != np.random.default_rng([3, 1, 0]).permutation(50).tolist()

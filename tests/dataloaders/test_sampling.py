@@ -1,0 +1,111 @@
+"""Frame choice: against a plain loop, against numbers worked out by hand, and as properties."""
+
+from unittest.mock import Mock
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from dataloaders.sampling import at_frame_rate, segment_centres, segment_random, uniform
+
+counts = st.integers(1, 5000)
+frames_wanted = st.integers(1, 80)
+
+
+def taken_second_by_second(n_frames: int, fps: float, rate: int) -> list[int]:
+    """CLIP4Clip's extraction as a loop: whole frames a second, the first `rate` of every `fps // rate`-th frame."""
+    second = int(fps)
+    spacing = max(1, second // rate)
+    numbers = []
+    for start in range(0, n_frames, second):
+        numbers += [start + k * spacing for k in range(rate) if k * spacing < second and start + k * spacing < n_frames]
+    return numbers
+
+
+@given(counts, st.floats(1, 120), st.integers(1, 40))
+def test_whole_rates_go_second_by_second(n_frames, fps, rate):
+    assert at_frame_rate(n_frames, fps, rate).tolist() == taken_second_by_second(n_frames, fps, rate)
+
+
+def test_one_frame_a_second_of_a_typical_clip():
+    # 29.97 counts as 29 frames a second: the second frame taken is number 29, not 30
+    assert at_frame_rate(100, 29.97, 1).tolist() == [0, 29, 58, 87]
+    assert at_frame_rate(30, 10, 3).tolist() == [0, 3, 6, 10, 13, 16, 20, 23, 26]
+
+
+def test_fractional_rates_are_spread_over_seconds():
+    assert at_frame_rate(100, 10, 0.5).tolist() == [0, 20, 40, 60, 80]
+    assert at_frame_rate(10, 10, 2.5).tolist() == [0, 4, 8]
+
+
+def test_rate_zero_keeps_every_frame_and_asks_for_no_fps():
+    assert at_frame_rate(4, 0.0, 0).tolist() == [0, 1, 2, 3]
+
+
+@given(counts, st.floats(0.01, 1e9), st.floats(0, 1000))
+def test_candidates_begin_at_the_first_frame_and_rise(n_frames, fps, rate):
+    numbers = at_frame_rate(n_frames, fps, rate)
+    assert numbers.dtype == np.int64
+    assert numbers[0] == 0
+    assert numbers[-1] < n_frames
+    assert (np.diff(numbers) > 0).all()
+
+
+def test_uniform_by_hand():
+    assert uniform(10, 4, 0).tolist() == [0, 1, 2, 3]
+    assert uniform(10, 4, 1).tolist() == [6, 7, 8, 9]
+    assert uniform(11, 4, 2).tolist() == [0, 3, 6, 10]  # 0, 3.33, 6.67, 10
+    assert uniform(3, 4, 2).tolist() == [0, 1, 2]
+    assert uniform(9, 1, 2).tolist() == [0]
+
+
+@given(counts, frames_wanted, st.sampled_from([0, 1, 2]))
+def test_uniform_takes_distinct_frames(n, max_frames, slice_framepos):
+    positions = uniform(n, max_frames, slice_framepos)
+    assert positions.dtype == np.int64
+    assert len(positions) == min(n, max_frames)
+    assert positions[0] >= 0
+    assert positions[-1] < n
+    assert (np.diff(positions) > 0).all()
+    if slice_framepos == 2 and max_frames > 1:
+        assert (positions[0], positions[-1]) == (0, n - 1)
+
+
+def test_unknown_slice_framepos_is_refused():
+    with pytest.raises(ValueError, match="--slice_framepos is 3"):
+        uniform(10, 4, 3)
+
+
+def test_segment_centres_by_hand():
+    assert segment_centres(12, 4).tolist() == [1, 4, 7, 10]
+    assert segment_centres(2, 4).tolist() == [0, 0, 1, 1]
+    assert segment_centres(1, 3).tolist() == [0, 0, 0]
+    assert segment_centres(7, 1).tolist() == [3]
+
+
+@given(counts, frames_wanted, st.integers(0, 2**32))
+def test_segments_keep_to_their_own_time(n, max_frames, seed):
+    for positions in (segment_centres(n, max_frames), segment_random(n, max_frames, np.random.default_rng(seed))):
+        assert positions.dtype == np.int64
+        assert len(positions) == max_frames
+        assert (np.diff(positions) >= 0).all()
+        for i, frame in enumerate(positions.tolist()):
+            # frame f is on screen during [f, f + 1), which must meet [i n / T, (i + 1) n / T)
+            assert frame * max_frames < (i + 1) * n
+            assert (frame + 1) * max_frames > i * n
+
+
+def test_random_segments_reach_every_frame_and_nothing_else_moves_them():
+    draws = [segment_random(12, 4, np.random.default_rng(seed)).tolist() for seed in range(200)]
+    for segment in range(4):
+        assert {draw[segment] for draw in draws} == {3 * segment, 3 * segment + 1, 3 * segment + 2}
+    assert segment_random(12, 4, np.random.default_rng(7)).tolist() == draws[7]
+
+
+@given(counts, frames_wanted)
+def test_rounding_does_not_leave_the_segment(n, max_frames):
+    # the largest number below one: its product with a segment's length may round up to the segment's end
+    generator = Mock(random=lambda size: np.full(size, np.nextafter(1.0, 0.0)))
+    ends = (np.arange(1, max_frames + 1) * n - 1) // max_frames
+    assert segment_random(n, max_frames, generator).tolist() == ends.tolist()

@@ -1,0 +1,81 @@
+"""Checkpoints: a round trip, what they refuse, and that a crash leaves the old file."""
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+import engine.checkpoint as checkpoint
+from engine.checkpoint import CheckpointHeader, load_checkpoint, save_checkpoint
+from modules.methods import build_method
+from tests.tiny import tiny_clip
+
+HEADER = CheckpointHeader({"method": "clip4clip", "pretrained_clip_name": "ViT-B/32"}, 3, "a" * 64)
+
+
+@pytest.fixture
+def saved(tmp_path):
+    method = build_method("clip4clip", tiny_clip(seed=1))
+    path = tmp_path / "runs" / "last.safetensors"
+    save_checkpoint(path, method, HEADER)
+    return path, method
+
+
+def test_round_trip(saved):
+    path, method = saved
+    other = build_method("clip4clip", tiny_clip(seed=2))
+    assert load_checkpoint(path, other, HEADER.backbone_sha256) == HEADER
+    expected = dict(method.trainable_parameters())
+    for name, parameter in other.trainable_parameters():
+        assert torch.equal(parameter, expected[name]), name
+    assert set(load_file(path)) == set(expected)
+    assert not list(path.parent.glob("*.partial"))
+
+
+def test_other_clip_is_refused(saved):
+    path, method = saved
+    with pytest.raises(ValueError, match=r"trained on another CLIP \(ViT-B/32, sha256 aaaaaaaaaaaa\)"):
+        load_checkpoint(path, method, "b" * 64)
+
+
+def test_other_method_is_refused(saved):
+    path, _ = saved
+    other = build_method("clip4clip", tiny_clip(), freeze_layer_num=1)
+    with pytest.raises(ValueError, match=r"clip\.text\.blocks\.0\.\S+ is not a trained tensor .* and \d+ more"):
+        load_checkpoint(path, other, HEADER.backbone_sha256)
+
+
+def test_wrong_shape_is_named(saved):
+    path, method = saved
+    tensors = load_file(path)
+    tensors["clip.visual.proj"] = torch.zeros(2, 2)
+    del tensors["clip.logit_scale"]
+    metadata = {"format": checkpoint.FORMAT, "settings": "{}", "epoch": "1", "backbone_sha256": "a" * 64}
+    save_file(tensors, path, metadata)
+    with pytest.raises(ValueError, match=r"logit_scale is missing; clip\.visual\.proj has shape \(2, 2\)"):
+        load_checkpoint(path, method, "a" * 64)
+
+
+def test_missing_cut_and_foreign_files(saved, tmp_path):
+    path, method = saved
+    with pytest.raises(FileNotFoundError, match="no such checkpoint"):
+        load_checkpoint(tmp_path / "none", method, "")
+    path.write_bytes(path.read_bytes()[:500])
+    with pytest.raises(ValueError, match="not a readable safetensors file"):
+        load_checkpoint(path, method, "")
+    save_file({"x": torch.zeros(1)}, path)
+    with pytest.raises(ValueError, match="not a checkpoint of this project"):
+        load_checkpoint(path, method, "")
+
+
+def test_a_crash_while_writing_leaves_the_old_checkpoint(saved, monkeypatch):
+    path, method = saved
+    before = path.read_bytes()
+
+    def half_written(tensors, target, metadata):
+        target.write_bytes(b"half")
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr(checkpoint, "save_file", half_written)
+    with pytest.raises(OSError, match="No space"):
+        save_checkpoint(path, method, HEADER)
+    assert path.read_bytes() == before

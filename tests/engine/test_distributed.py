@@ -1,0 +1,69 @@
+"""The gathers, in two real gloo processes, against one process."""
+
+import os
+import socket
+from pathlib import Path
+
+import pytest
+import torch
+import torch.multiprocessing as mp
+
+from engine.distributed import gather_by_id, gather_with_gradient, process_group
+from modules.losses import symmetric_info_nce
+
+
+def free_port() -> int:
+    with socket.socket() as server:
+        server.bind(("127.0.0.1", 0))
+        return server.getsockname()[1]
+
+
+def global_pairs() -> tuple[torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    return torch.randn(8, 5, generator=generator), torch.randn(8, 5, generator=generator)
+
+
+def worker(rank: int, world_size: int, port: int, folder: Path) -> None:
+    os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(world_size), "LOCAL_RANK": str(rank)}
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    torch.set_num_threads(1)
+    with process_group() as process:
+        assert (process.rank, process.world_size, process.is_main) == (rank, world_size, rank == 0)
+        text, video = (rows.chunk(world_size)[rank].clone().requires_grad_() for rows in global_pairs())
+        loss = symmetric_info_nce(gather_with_gradient(text) @ gather_with_gradient(video).T)
+        loss.backward()
+        # Uneven shares: process 0 has items 1, 3, 4 and process 1 the others.
+        ids = torch.tensor([[4, 1], [0]][rank]), torch.tensor([[3], [2, 5]][rank])
+        features = gather_by_id([id_[:, None] * torch.tensor([1.0, 10.0]) for id_ in ids], list(ids), 6)
+        with pytest.raises(RuntimeError, match="came twice or not at all"):
+            gather_by_id([torch.zeros(1, 2)], [torch.tensor([0])], 2)
+        # The second process has nothing to evaluate.
+        some = ([torch.ones(2, 2)], [torch.tensor([1, 0])]) if rank == 0 else ([], [])
+        assert gather_by_id(*some, 2).shape == (2, 2)
+        torch.save(
+            {"loss": loss.detach(), "text": text.grad, "video": video.grad, "features": features}, folder / f"{rank}.pt"
+        )
+
+
+def test_two_processes_equal_one(tmp_path):
+    mp.spawn(worker, (2, free_port(), tmp_path), nprocs=2)
+    text, video = (rows.requires_grad_() for rows in global_pairs())
+    loss = symmetric_info_nce(text @ video.T)
+    loss.backward()
+    results = [torch.load(tmp_path / f"{rank}.pt") for rank in range(2)]
+    for result in results:
+        torch.testing.assert_close(result["loss"], loss.detach())
+        torch.testing.assert_close(result["features"], torch.arange(6.0)[:, None] * torch.tensor([1.0, 10.0]))
+    for name, whole in (("text", text), ("video", video)):
+        # Each process has the gradient of the sum over processes; the mean that DDP takes makes it one process's.
+        torch.testing.assert_close(torch.cat([result[name] for result in results]) / 2, whole.grad)
+
+
+def test_one_process_needs_no_group(monkeypatch):
+    monkeypatch.delenv("RANK", raising=False)
+    with process_group() as process:
+        assert process.is_main
+        process.barrier()
+        rows = torch.randn(3, 2)
+        assert gather_with_gradient(rows) is rows
+        assert gather_by_id([rows], [torch.tensor([2, 0, 1])], 3)[0].equal(rows[1])

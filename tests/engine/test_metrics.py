@@ -1,0 +1,79 @@
+"""Metrics against plain loops: over orders for ties, over the full matrix for many captions a video."""
+
+import itertools
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from engine.metrics import RECALL_AT, count_better, retrieval_metrics, summarise
+
+
+def naive_summary(scores: np.ndarray, right: list[int]) -> dict[str, float]:
+    """Average over every order of tied candidates, by writing all orders down."""
+    places = []  # one list of equally likely ranks a query
+    for row, own in zip(scores, right, strict=True):
+        ranks = []
+        for order in itertools.permutations(range(len(row))):
+            ranking = sorted(order, key=lambda c: -row[c])  # stable: ties stay as in `order`
+            ranks.append(ranking.index(own) + 1)
+        places.append(ranks)
+    metrics = {f"R@{k}": 100 * np.mean([np.mean([rank <= k for rank in ranks]) for ranks in places]) for k in RECALL_AT}
+    means = [np.mean(ranks) for ranks in places]
+    return metrics | {"MdR": np.median(means), "MnR": np.mean(means)}
+
+
+@given(st.integers(1, 5), st.integers(1, 5), st.integers(0, 10_000))
+@settings(deadline=None, max_examples=40)
+def test_ties_are_averaged_over_all_orders(n, candidates, seed):
+    generator = np.random.default_rng(seed)
+    scores = generator.integers(0, 3, (n, candidates)).astype(np.float32)  # few values, many ties
+    right = generator.integers(0, candidates, n)
+    got = summarise(*count_better(torch.tensor(scores), torch.tensor(right)))
+    assert got == pytest.approx(naive_summary(scores, right.tolist()))
+
+
+def test_a_model_that_scores_everything_alike_is_at_chance():
+    metrics = summarise(*count_better(torch.zeros(10, 10), torch.arange(10)))
+    assert metrics["R@1"] == pytest.approx(10)
+    assert metrics["MnR"] == pytest.approx(5.5)
+
+
+@given(st.integers(1, 7), st.integers(0, 10_000), st.integers(1, 9))
+@settings(deadline=None, max_examples=60)
+def test_many_captions_a_video_in_any_block_size(n_videos, seed, block):
+    generator = np.random.default_rng(seed)
+    video_of_caption = np.concatenate([np.arange(n_videos), generator.integers(0, n_videos, 6)])
+    generator.shuffle(video_of_caption)
+    scores = generator.integers(0, 6, (len(video_of_caption), n_videos)).astype(np.float32)
+
+    text = summarise(*count_better(torch.tensor(scores), torch.tensor(video_of_caption)))
+    best = np.full((n_videos, n_videos), -np.inf, np.float32)  # query video x candidate video
+    for query in range(n_videos):
+        for caption, owner in enumerate(video_of_caption):
+            best[query, owner] = max(best[query, owner], scores[caption, query])
+    video = summarise(*count_better(torch.tensor(best), torch.arange(n_videos)))
+
+    got = retrieval_metrics(lambda c, v: torch.tensor(scores[np.ix_(c, v)]), video_of_caption, n_videos, block)
+    assert got["text_to_video"] == pytest.approx(text)
+    assert got["video_to_text"] == pytest.approx(video)
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), float("-inf")])
+def test_a_score_that_is_no_number_is_an_error(bad):
+    scores = torch.zeros(4, 4)
+    scores[2, 1] = bad
+    with pytest.raises(ValueError, match="1 of 4 queries"):
+        retrieval_metrics(lambda c, v: scores[c][:, v], np.arange(4), 4)
+
+
+def test_a_video_without_caption_is_an_error():
+    with pytest.raises(ValueError, match="one caption at least"):
+        retrieval_metrics(lambda c, v: torch.zeros(len(c), len(v)), np.array([0, 0, 2]), 3)
+
+
+def test_no_queries_is_an_error():
+    with pytest.raises(ValueError, match="no queries"):
+        summarise(np.array([]), np.array([]))

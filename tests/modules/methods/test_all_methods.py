@@ -1,0 +1,100 @@
+"""What must hold for every method; a new line in METHODS is tested by being there."""
+
+import copy
+
+import pytest
+import torch
+
+from engine.optim import build_optimizer
+from modules.losses import symmetric_info_nce
+from modules.methods import METHODS, build_method
+from tests.tiny import TINY, tiny_batch, tiny_clip
+
+METHOD_NAMES = list(METHODS)
+
+
+def loss_of(method, batch):
+    text, clips = method(*batch)
+    return symmetric_info_nce(method.similarity(text, clips))
+
+
+@pytest.fixture(params=METHOD_NAMES)
+def method(request):
+    return build_method(request.param, tiny_clip())
+
+
+def test_shapes_and_types(method):
+    video, frame_mask, token_ids = tiny_batch(batch=3, frames=4)
+    clips, text = method.encode_video(video, frame_mask), method.encode_text(token_ids[:2])
+    assert clips.shape in {(3, TINY.embed_dim), (3, 4, TINY.embed_dim)}
+    assert text.shape == (2, TINY.embed_dim)
+    similarity = method.similarity(text, clips)
+    assert similarity.shape == (2, 3)
+    assert similarity.dtype == torch.float32
+    assert similarity.isfinite().all()
+
+
+def test_a_clip_does_not_depend_on_its_batch_or_its_padding(method):
+    method.eval()
+    video, frame_mask, _ = tiny_batch(batch=3, frames=4)
+    with torch.no_grad():
+        together = method.encode_video(video, frame_mask)
+        for row in range(3):
+            alone = method.encode_video(video[row : row + 1], frame_mask[row : row + 1])
+            torch.testing.assert_close(alone[0], together[row], atol=1e-5, rtol=1e-5)
+        dirty = torch.where(frame_mask[:, :, None, None, None], video, torch.full_like(video, 3.0))
+        torch.testing.assert_close(method.encode_video(dirty, frame_mask), together, atol=1e-5, rtol=1e-5)
+
+
+def test_frozen_stays_and_trained_moves(method):
+    method.train()
+    before = copy.deepcopy(method.state_dict())
+    optimizer = build_optimizer(method.parameter_groups(1e-2, 1.0, 0.2), torch.device("cpu"))
+    for step in range(3):
+        optimizer.zero_grad()
+        loss_of(method, tiny_batch(seed=step)).backward()
+        optimizer.step()
+        method.after_step()
+    trained = {name for name, _ in method.trainable_parameters()}
+    assert trained
+    for name, tensor in method.state_dict().items():
+        assert torch.equal(tensor, before[name]) == (name not in trained), name
+
+
+def test_every_trained_tensor_gets_a_gradient(method):
+    method.train()
+    loss_of(method, tiny_batch()).backward()
+    for name, parameter in method.named_parameters():
+        if parameter.requires_grad:
+            assert parameter.grad is not None, name
+            assert parameter.grad.isfinite().all(), name
+        else:
+            assert parameter.grad is None, name
+
+
+def test_groups_hold_every_trained_tensor_once(method):
+    grouped = [id(parameter) for group in method.parameter_groups(1.0, 1.0, 0.1) for parameter in group["params"]]
+    assert len(grouped) == len(set(grouped))
+    assert set(grouped) == {id(parameter) for _, parameter in method.trainable_parameters()}
+
+
+def test_training_on_one_batch_learns_it(method):
+    torch.manual_seed(0)
+    method.train()
+    batch = tiny_batch(batch=4)
+    optimizer = build_optimizer(method.parameter_groups(3e-3, 1.0, 0.0), torch.device("cpu"))
+    first = last = loss_of(method, batch).item()
+    for _ in range(15):
+        optimizer.zero_grad()
+        loss = loss_of(method, batch)
+        loss.backward()
+        optimizer.step()
+        last = loss.item()
+    assert last < 0.7 * first
+
+
+def test_unknown_method_and_option():
+    with pytest.raises(ValueError, match="unknown method 'clap'"):
+        build_method("clap", tiny_clip())
+    with pytest.raises(ValueError, match="has no option 'depth'"):
+        build_method(METHOD_NAMES[0], tiny_clip(), depth=3)

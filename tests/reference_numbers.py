@@ -1,0 +1,51 @@
+"""Reads the reference numbers in `STOP_REFERENCE/oracles`: weights and inputs made again by its own recipe."""
+
+import importlib.util
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import torch
+
+
+@dataclass
+class Oracle:
+    """One reference run: its setting, its weights by name, its inputs and what came out."""
+
+    setting: dict[str, Any]
+    weights: dict[str, torch.Tensor]
+    video: torch.Tensor
+    token_ids: torch.Tensor
+    outputs: dict[str, np.ndarray]
+
+
+def _recipe(folder: Path) -> ModuleType:
+    spec = importlib.util.spec_from_file_location("recipe", folder / "recipe.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def load_oracle(reference: Path, name: str) -> Oracle:
+    """The reference run `name`."""
+    folder = reference / "oracles"
+    recipe = _recipe(folder)
+    setting = json.loads((folder / f"{name}.json").read_text())
+    seed = setting["seed"]
+    weights = {key: torch.from_numpy(recipe.tensor(seed, key, shape)) for key, shape in setting["shapes"].items()}
+    video = recipe.video(seed, setting["video_name"], setting["batch"], setting["frames"], setting["size"])
+    token_ids = recipe.token_ids(seed, setting["text_name"], setting["batch"], setting["words"])
+    outputs = dict(np.load(folder / f"{name}.npz"))
+    return Oracle(setting, weights, torch.from_numpy(video), torch.from_numpy(token_ids), outputs)
+
+
+def largest_relative_difference(got: torch.Tensor, expected: np.ndarray) -> float:
+    """Largest absolute difference over the largest absolute value of the expected array."""
+    expected = torch.from_numpy(expected)
+    assert got.shape == expected.shape
+    return float((got.detach() - expected).abs().max() / expected.abs().max())

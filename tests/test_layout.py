@@ -1,0 +1,47 @@
+"""Imports point one way: engine -> modules, dataloaders; these two know neither each other nor engine."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+FORBIDDEN = {"modules": {"dataloaders", "engine", "preprocess"}, "dataloaders": {"modules", "engine", "preprocess"}}
+CONFIG_USERS = {"main_task_retrieval.py", "engine/cli.py", "engine/config.py"}
+
+
+def imports_of(path: Path) -> set[tuple[str, str]]:
+    """(module, name) of every import in a file, wherever it stands."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {(alias.name, "") for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative imports hide where a name comes from"
+            found |= {(node.module or "", alias.name) for alias in node.names}
+    return found
+
+
+def sources(*folders: str) -> list[Path]:
+    return sorted(path for folder in folders for path in (ROOT / folder).rglob("*.py"))
+
+
+@pytest.mark.parametrize("folder", FORBIDDEN)
+def test_networks_and_data_know_only_themselves(folder):
+    files = sources(folder)
+    assert files
+    for path in files:
+        packages = {module.split(".")[0] for module, _ in imports_of(path)}
+        assert not packages & FORBIDDEN[folder], path
+
+
+def test_the_whole_config_stays_at_the_top():
+    for path in [ROOT / "main_task_retrieval.py", *sources("modules", "dataloaders", "engine")]:
+        takes_config = ("engine.config", "Config") in imports_of(path)
+        assert not takes_config or str(path.relative_to(ROOT)) in CONFIG_USERS, path
+
+
+def test_the_checker_sees_a_forbidden_import(tmp_path):
+    bad = tmp_path / "bad.py"
+    bad.write_text("def f():\n    from engine.train import train\n")
+    assert imports_of(bad) == {("engine.train", "train")}

@@ -1,0 +1,216 @@
+"""The program from the command line, on real small mp4 files in MSR-VTT's formats."""
+
+import csv
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from main_task_retrieval import main
+from modules.clip_weights import load_clip
+from tests.small_data import SmallData, write_small_data
+
+ROOT = Path(__file__).parent.parent
+
+
+def lines_of(path: Path) -> list[dict]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def test_describe_needs_no_files(capsys):
+    assert main(["--describe", "--method", "clip4clip", "--pretrained_clip_name", "ViT-B/32"]) == 0
+    counts = json.loads(capsys.readouterr().out)
+    assert counts["method"] == "clip4clip"
+    assert counts["trainable_parameters"] == 123_540_993
+    assert counts["total_parameters"] == 151_277_313
+    assert sum(counts["trainable_by_part"].values()) == counts["trainable_parameters"]
+    # By hand, 2 operations a multiply-add: patches, 12 blocks of 12 D^2 L + 2 L^2 D, projection; the same for text.
+    frame = 49 * 3072 * 768 + 12 * (12 * 768**2 * 50 + 2 * 50**2 * 768) + 768 * 512
+    words = 12 * (12 * 512**2 * 32 + 2 * 32**2 * 512) + 512 * 512
+    assert counts["gflops_per_clip"] == pytest.approx(2 * (12 * frame + words) / 1e9, rel=1e-3)
+
+
+def test_trains_evaluates_and_leaves_its_traces(small_data, tmp_path, capsys):
+    out, results = tmp_path / "run", tmp_path / "results.csv"
+    flags = [*small_data.flags(), "--output_dir", str(out), "--results_csv", str(results)]
+    assert main(["--do_eval", *flags]) == 0
+    training = ["--epochs", "2", "--batch_size", "4", "--lr", "1e-3", "--coef_lr", "1"]
+    assert main(["--do_train", *flags, *training]) == 0
+
+    rows = list(csv.DictReader(results.open()))
+    assert [row["selection"] for row in rows] == ["zero-shot", "last epoch"]
+    assert rows[1]["videos"] == "7"
+    for column in ("seed", "commit", "command", "hardware", "versions", "t2v R@1", "v2t MnR"):
+        assert rows[1][column], column
+    kinds = [line["kind"] for line in lines_of(out / "metrics.jsonl")]
+    assert kinds == ["test"] + ["train"] * 5 + ["test"]  # 20 pairs, 5 steps an epoch, every 2nd logged
+    settings = json.loads((out / "config.json").read_text())
+    assert settings["batch_size"] == 4
+    assert settings["sim_header"] == "meanP"
+    assert list((out / "tensorboard").iterdir())
+    assert "selection: last epoch" in (out / "log.txt").read_text()
+    weights = load_file(out / "last.safetensors")
+    start = dict(load_clip(small_data.clip).named_parameters())
+    assert not torch.equal(weights["clip.visual.proj"], start["visual.proj"])
+
+    # The checkpoint alone gives the trained numbers again.
+    trained = lines_of(out / "metrics.jsonl")[-1]
+    assert main(["--do_eval", *flags, "--init_model", str(out / "last.safetensors")]) == 0
+    again = lines_of(out / "metrics.jsonl")[-1]
+    names = [name for name in again if name.startswith(("t2v", "v2t"))]
+    assert len(names) == 10
+    assert {name: again[name] for name in names} == {name: trained[name] for name in names}
+
+
+def test_same_seed_same_weights(small_data, tmp_path):
+    for name in ("a", "b"):
+        flags = [*small_data.flags(), "--epochs", "1", "--batch_size", "4", "--output_dir", str(tmp_path / name)]
+        assert main(["--do_train", *flags, "--frame_sampling", "segment"]) == 0
+    first, second = (load_file(tmp_path / name / "last.safetensors") for name in ("a", "b"))
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+@pytest.mark.parametrize("select_on", ["holdout", "test"])
+def test_selection_is_named_and_best_is_kept(small_data, tmp_path, select_on, capsys):
+    flags = [*small_data.flags(), "--epochs", "2", "--batch_size", "4", "--output_dir", str(tmp_path)]
+    flags += ["--select_on", select_on] + (["--holdout_videos", "3"] if select_on == "holdout" else [])
+    assert main(["--do_train", *flags]) == 0
+    lines = lines_of(tmp_path / "metrics.jsonl")
+    selected = [line for line in lines if line["kind"] == select_on and "selection" not in line]
+    assert len(selected) == 2
+    best = max(selected, key=lambda line: line["t2v R@1"])
+    assert (tmp_path / "best.safetensors").is_file()
+    assert lines[-1]["step"] == best["step"]
+    assert (
+        lines[-1]["selection"]
+        == {
+            "holdout": "best epoch on held-out training videos",
+            "test": "best epoch ON THE TEST SPLIT",
+        }[select_on]
+    )
+
+
+def run_in_processes(n: int, arguments: list[str]) -> subprocess.CompletedProcess:
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={n}"]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    return subprocess.run(
+        [*launcher, str(ROOT / "main_task_retrieval.py"), *arguments],
+        capture_output=True, text=True, env=environment, timeout=240, check=False,
+    )  # fmt: skip
+
+
+def test_two_processes_give_the_numbers_of_one(small_data, tmp_path):
+    """Training on the same global batches and evaluating an odd number of videos."""
+    training = [
+        "--do_train",
+        *small_data.flags(),
+        "--epochs",
+        "1",
+        "--batch_size",
+        "4",
+        "--lr",
+        "1e-3",
+        "--coef_lr",
+        "1",
+    ]
+    assert main([*training, "--output_dir", str(tmp_path / "one")]) == 0
+    done = run_in_processes(2, [*training, "--output_dir", str(tmp_path / "two")])
+    assert done.returncode == 0, done.stderr[-2000:]
+    one, two = (lines_of(tmp_path / name / "metrics.jsonl") for name in ("one", "two"))
+    assert len(one) == len(two)
+    for ours, theirs in zip(one, two, strict=True):
+        for name in ours.keys() - {"time", "clips_per_second", "selection"}:
+            assert ours[name] == pytest.approx(theirs[name], rel=1e-4) if name != "kind" else True, name
+    first, second = (load_file(tmp_path / name / "last.safetensors") for name in ("one", "two"))
+    for name in first:
+        torch.testing.assert_close(first[name], second[name], atol=1e-5, rtol=1e-4)
+
+
+def error_of(arguments: list[str], capsys) -> str:
+    assert main(arguments) == 2
+    _, found, message = capsys.readouterr().err.rpartition("error: ")  # progress bars stand before it
+    assert found
+    message = message.strip()
+    assert message.count("\n") == 0
+    assert "Traceback" not in message
+    return message
+
+
+@pytest.fixture
+def own_data(tmp_path) -> SmallData:
+    """Data that a test may damage."""
+    return write_small_data(tmp_path / "data", n_train=4, n_test=2)
+
+
+def test_missing_video(own_data, capsys):
+    (own_data.videos / "video4.mp4").unlink()
+    message = error_of(["--do_eval", *own_data.flags()], capsys)
+    assert "video4.mp4 is missing" in message
+
+
+@pytest.mark.parametrize("workers", ["0", "1"])
+def test_broken_video_in_any_process(own_data, tmp_path, workers, capsys):
+    (own_data.videos / "video5.mp4").write_bytes(b"this is no video")
+    flags = [*own_data.flags(), "--output_dir", str(tmp_path / "run"), "--num_thread_reader", workers]
+    message = error_of(["--do_eval", *flags], capsys)
+    assert "video5.mp4" in message
+
+
+def test_csv_without_the_column(own_data, tmp_path, capsys):
+    (own_data.folder / "MSRVTT_JSFUSION_test.csv").write_text("key,video\nret0,video4\n")
+    message = error_of(["--do_eval", *own_data.flags(), "--output_dir", str(tmp_path / "run")], capsys)
+    assert "no column" in message
+    assert "MSRVTT_JSFUSION_test.csv" in message
+
+
+def test_weights_of_the_wrong_kind(small_data, tmp_path, capsys):
+    wrong = tmp_path / "weights.pt"
+    wrong.write_text("not weights")
+    flags = [*small_data.flags(), "--output_dir", str(tmp_path / "run"), "--pretrained_clip_name", str(wrong)]
+    assert "weights.pt" in error_of(["--do_eval", *flags], capsys)
+    checkpoint = tmp_path / "missing.safetensors"
+    flags = [*small_data.flags(), "--output_dir", str(tmp_path / "run"), "--init_model", str(checkpoint)]
+    assert "missing.safetensors: no such checkpoint" in error_of(["--do_eval", *flags], capsys)
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--max_frames", "0"], "--max_frames 0"),
+        (["--frames", "3"], "unknown argument --frames"),
+        (["--batch_size", "1000"], "batch"),
+        (["--max_words", "40"], "16"),  # the tiny CLIP reads 16 tokens
+    ],
+)
+def test_bad_flags(small_data, tmp_path, flags, message, capsys):
+    arguments = ["--do_train", *small_data.flags(), "--output_dir", str(tmp_path / "run"), *flags]
+    assert message in error_of(arguments, capsys)
+
+
+def test_diverged_loss_names_its_videos(small_data, tmp_path, capsys):
+    flags = [*small_data.flags(), "--output_dir", str(tmp_path / "run"), "--epochs", "3", "--batch_size", "4"]
+    message = error_of(["--do_train", *flags, "--lr", "1e30", "--coef_lr", "1", "--weight_decay", "0"], capsys)
+    assert "the loss is nan in step" in message
+    assert "video" in message
+
+
+def test_batch_that_does_not_divide(small_data, tmp_path):
+    flags = [*small_data.flags(), "--output_dir", str(tmp_path), "--batch_size", "5"]
+    done = run_in_processes(2, ["--do_train", *flags])
+    assert done.returncode != 0
+    assert "--batch_size 5 is global and does not divide by the 2 processes" in done.stderr
+
+
+def test_no_partial_results_when_the_disk_refuses(small_data, tmp_path, capsys):
+    results = tmp_path / "results.csv"
+    results.write_text("other,columns\n1,2\n")
+    flags = [*small_data.flags(), "--output_dir", str(tmp_path / "run"), "--results_csv", str(results)]
+    assert "other columns" in error_of(["--do_eval", *flags], capsys)
+    assert results.read_text() == "other,columns\n1,2\n"
+    shutil.rmtree(tmp_path / "run")

@@ -1,0 +1,45 @@
+"""Small models and inputs that tests share."""
+
+import torch
+
+from modules.clip import CLIP, CLIPArchitecture
+
+TINY = CLIPArchitecture(
+    embed_dim=24,
+    image_size=32,
+    patch_size=16,
+    vision_width=32,
+    vision_layers=2,
+    vision_heads=2,
+    context_length=16,
+    vocab_size=49408,
+    text_width=16,
+    text_layers=2,
+    text_heads=2,
+)
+
+
+def tiny_clip(seed: int = 0, architecture: CLIPArchitecture = TINY) -> CLIP:
+    """A CLIP with random weights, far from symmetric: biases and norms differ from their initial values too."""
+    torch.manual_seed(seed)
+    clip = CLIP(architecture)
+    with torch.no_grad():
+        for name, parameter in clip.named_parameters():
+            if parameter.dim() == 1 and name != "logit_scale":
+                parameter.add_(0.1 * torch.randn_like(parameter))
+    return clip
+
+
+def tiny_batch(
+    seed: int = 0, batch: int = 3, frames: int = 4, words: int = 8, architecture: CLIPArchitecture = TINY
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """(video `[B,T,3,H,W]`, frame_mask `[B,T]` with a padded clip where B > 1, token_ids `[B,L]`)."""
+    generator = torch.Generator().manual_seed(seed)
+    side = architecture.image_size
+    video = torch.randn(batch, frames, 3, side, side, generator=generator)
+    frame_mask = torch.ones(batch, frames, dtype=torch.bool)
+    if batch > 1 and frames > 1:
+        frame_mask[1, -1] = False
+    token_ids = torch.randint(300, 49000, (batch, words), generator=generator)
+    token_ids[:, 0], token_ids[:, -2], token_ids[:, -1] = 49406, 49407, 0
+    return video, frame_mask, token_ids

@@ -1,0 +1,45 @@
+"""Real video files for tests, small and exact enough that a decoded frame tells which one it is.
+
+Shapes: T frames, H x W pixels.
+"""
+
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import numpy as np
+
+
+def write_video(
+    path: Path, frames: np.ndarray, fps: float = 3, *, codec: str = "libx264", pixel_format: str = "yuv420p"
+) -> Path:
+    """Encode frames uint8 [T, H, W, 3] RGB into `path` and return it; the suffix chooses the container.
+
+    With the default pixel format height and width must be even; "yuv444p" takes any size. An mp4 has its index in
+    front, as downloaded ones do, so that a cut file still opens.
+    """
+    options = {"movflags": "faststart"} if path.suffix == ".mp4" else {}
+    with av.open(str(path), "w", options=options) as container:
+        stream = container.add_stream(codec, rate=Fraction(fps).limit_denominator(1001))
+        assert isinstance(stream, av.VideoStream)
+        stream.height, stream.width = frames.shape[1:3]
+        stream.pix_fmt = pixel_format
+        if codec == "libx264":
+            stream.options = {"crf": "12", "preset": "veryfast"}
+        for frame in frames:
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
+        container.mux(stream.encode())
+    return path
+
+
+def grey_ramp(n_frames: int, height: int = 32, width: int = 48, step: int = 4) -> np.ndarray:
+    """Frames uint8 [T, H, W, 3] of one grey each: 16 + step * f for frame f, which `frame_numbers` reads back."""
+    levels = 16 + step * np.arange(n_frames)
+    assert levels[-1] <= 240, "too many frames for the 8 bits of a grey level"
+    return np.broadcast_to(levels.astype(np.uint8)[:, None, None, None], (n_frames, height, width, 3)).copy()
+
+
+def frame_numbers(frames: np.ndarray, step: int = 4) -> list[int]:
+    """The frame numbers of decoded `grey_ramp` frames [K, H, W, 3] (any order of the last three axes)."""
+    levels = frames.reshape(len(frames), -1).mean(axis=1)
+    return np.rint((levels - 16) / step).astype(int).tolist()
