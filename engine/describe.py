@@ -25,6 +25,7 @@ def describe(
         method = build_method(method_name, CLIP(architecture_of(clip_name, pretrained_dir)), **options)
     method.eval()
     trainable = {name: parameter.numel() for name, parameter in method.trainable_parameters()}
+    method.requires_grad_(False)  # the operation counter's hooks stumble over leaves that want gradients
     return {
         "method": method_name,
         "pretrained_clip_name": clip_name,

@@ -7,7 +7,7 @@ from modules.clip import CLIP, CLIPArchitecture
 TINY = CLIPArchitecture(
     embed_dim=24,
     image_size=32,
-    patch_size=16,
+    patch_size=8,
     vision_width=32,
     vision_layers=2,
     vision_heads=2,

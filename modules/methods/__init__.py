@@ -5,8 +5,10 @@ from typing import Any
 from modules.clip import CLIP
 from modules.methods.base import Method, method_options
 from modules.methods.clip4clip import CLIP4Clip
+from modules.methods.stop import STOP
 
 METHODS: dict[str, type[Method]] = {
+    "stop": STOP,
     "clip4clip": CLIP4Clip,
 }
 

@@ -2,6 +2,7 @@
 
 from itertools import islice
 
+import cv2
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -111,15 +112,14 @@ def test_one_event_before_the_other(events: tuple[str, str], seed: int) -> None:
     for things in ((HEART, STAR), (STAR, HEART)):
         take = stage(Story(things, events), np.random.default_rng(seed))
         clip = take.frames(12).astype(int)
-        changes = np.abs(clip - clip[0]).max(axis=-1) > 40
         when = []
         for thing in things:
-            rest = np.abs(clip[0] - np.array(COLOURS[thing.colour])).sum(axis=-1) < 60
-            assert rest.sum() > 100
-            when.append(np.flatnonzero((changes & rest).any(axis=(1, 2)) & (np.arange(12) > 0)))
+            own = np.abs(clip - np.array(COLOURS[thing.colour])).sum(axis=-1) < 60
+            assert own[0].sum() > 100
+            assert (own[0] == own[-1]).all()
+            when.append(np.flatnonzero((own != own[0]).sum(axis=(1, 2)) > 20))
             assert len(when[-1]) >= 2
         assert when[0].max() < when[1].min()
-        assert not changes[-1].any()
 
 
 def test_a_resting_thing_does_not_move() -> None:
@@ -211,14 +211,16 @@ class TestCaptions:
 
     def test_motion_words(self) -> None:
         def sentences(*motions: str, things: tuple[Thing, ...] = (HEART,), speed: str = "") -> set[str]:
-            return {caption(Story(things, motions, speed), np.random.default_rng(i)) for i in range(300)}
+            return {caption(Story(things, motions, speed), np.random.default_rng(i)) for i in range(1000)}
 
         assert "a red heart moves from left to right" in sentences("right")
         assert "the red heart moves from right to left" in sentences("left")
         assert not sentences("right") & sentences("left")
         assert all("anticlockwise" in text for text in sentences("spin_anticlockwise"))
         assert not any("anticlockwise" in text for text in sentences("circle_clockwise"))
-        assert "a red heart slowly grows" in sentences("grow", speed="slow")
+        assert {"a red heart slowly gets bigger", "a red heart grows little by little"} <= sentences(
+            "grow", speed="slow"
+        )
         pair = sentences("hop", "blink", things=(HEART, STAR))
         assert {"a red heart hops before a blue star blinks", "a blue star blinks after a red heart hops"} <= pair
         assert "a blue star blinks before a red heart hops" not in pair
@@ -252,6 +254,12 @@ def test_drawn_stories_are_of_every_kind_and_held_out_by_content() -> None:
     assert Story((HEART, STAR), ("hop", "blink")).content == Story((STAR, HEART), ("blink", "hop")).content
 
 
+def _sign_colour(image: np.ndarray) -> np.ndarray:
+    """Where a picture [H,W,3] has a colour of the signs: bool [H,W]."""
+    shades = np.array([(0, 225, 235), (255, 96, 190)])
+    return (np.abs(image[:, :, None].astype(int) - shades).sum(axis=-1) < 60).any(axis=-1)
+
+
 class TestStills:
     def test_signed_twins_differ_in_the_signs_alone(self) -> None:
         for seed in range(60):
@@ -262,17 +270,17 @@ class TestStills:
             assert one.caption != other.caption
             differing = (one.image != other.image).any(axis=-1)
             assert 5 < differing.sum() < 0.15 * differing.size
-            # What differs is sign in at least one of the two.
-            cyan = [np.abs(still.image.astype(int) - (0, 225, 235)).sum(-1) < 150 for still in (one, other)]
-            dark = [np.abs(still.image.astype(int) - (0, 40, 60)).sum(-1) < 150 for still in (one, other)]
-            assert (differing & (cyan[0] | cyan[1] | dark[0] | dark[1])).sum() > 0.6 * differing.sum()
+            signs = (_sign_colour(one.image) | _sign_colour(other.image)).astype(np.uint8)
+            around = cv2.dilate(signs, np.ones((7, 7), np.uint8)) > 0
+            assert not (differing & ~around).any()
 
     def test_plain_stills_speak_of_looks_alone(self) -> None:
         for seed in range(60):
             story = draw_story(np.random.default_rng(seed), held_out=False)
             still = plain_still(story, np.random.default_rng(seed))
             assert not still.signed
-            assert (np.abs(still.image.astype(int) - (0, 225, 235)).sum(-1) > 60).all()
+            assert not _sign_colour(still.image).any()
+            assert _sign_colour(signed_still(story, np.random.default_rng(seed)).image).sum() > 50
             for thing in story.things:
                 assert str(thing) in still.caption
             assert not {"clockwise", "rises", "hops", "while", "before", "grows", "to"} & set(

@@ -1,0 +1,64 @@
+"""The dynamics nets N_s and N_t of STOP: light 3-D convolutions that look for change, and what they need around them.
+
+Shapes: B clips, T frames, P = G*G patches, D width. Tokens are channel-last, `[B,T,P,D]`.
+
+Source: Liu et al., CVPR 2025 (arXiv 2503.15973), the 3-D convolution of each prompting stage. [D] marks a decision of
+ours where the paper is silent.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+def layer_norm(tokens: Tensor) -> Tensor:
+    """LayerNorm without parameters over the last axis: each token gets mean 0 and mean square 1.
+
+    [D] Both dynamics nets see normalised tokens, so that a change means the same in every layer of every CLIP. A
+    difference is taken after normalising: to normalise the difference itself would erase how large it is.
+    """
+    return F.layer_norm(tokens, tokens.shape[-1:])
+
+
+def hold_last_frame(tokens: Tensor, frame_mask: Tensor) -> Tensor:
+    """Put the last real frame in the place of the padding frames: `[B,T,P,D]`, bool `[B,T]` -> `[B,T,P,D]`."""
+    last = frame_mask.sum(dim=1) - 1
+    held = tokens[torch.arange(len(tokens), device=tokens.device), last]
+    return torch.where(frame_mask[:, :, None, None], tokens, held.unsqueeze(1))
+
+
+def repeat_ends(tokens: Tensor) -> Tensor:
+    """`[B,T,...]` -> `[B,T+2,...]`: the first and the last frame once more, as neighbours of themselves.
+
+    [D] With frames of zeros there instead, the ends of a still clip would look as if something changed.
+    """
+    return torch.cat([tokens[:, :1], tokens, tokens[:, -1:]], dim=1)
+
+
+class DynamicsNet(nn.Module):
+    """A depth-wise 3x3x3 convolution over (T, G, G) that keeps the D channels apart: N_s with bias, N_t without.
+
+    [D] The paper says "a light 3-D convolution"; depth-wise is the lightest. N_t has no bias so that no change gives
+    exactly zero. Both start from what they are there to find: N_s from the difference of the two neighbour frames
+    (`init="difference"`), N_t, whose input is a difference already, from the identity (`init="identity"`).
+    """
+
+    def __init__(self, width: int, grid: int, *, bias: bool, init: str) -> None:
+        super().__init__()
+        self.grid = grid
+        self.conv = nn.Conv3d(width, width, kernel_size=3, padding=(0, 1, 1), groups=width, bias=bias)
+        with torch.no_grad():
+            self.conv.weight.zero_()
+            if init == "difference":
+                self.conv.weight[:, 0, 0, 1, 1] = -0.5
+                self.conv.weight[:, 0, 2, 1, 1] = 0.5
+            else:
+                assert init == "identity", init
+                self.conv.weight[:, 0, 1, 1, 1] = 1.0
+            if self.conv.bias is not None:
+                self.conv.bias.zero_()
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """`[B,T+2,P,D]`, a neighbour at either end included, -> `[B,T,P,D]`."""
+        volume = tokens.unflatten(2, (self.grid, self.grid)).permute(0, 4, 1, 2, 3)
+        return self.conv(volume).permute(0, 2, 3, 4, 1).flatten(2, 3)

@@ -1,0 +1,204 @@
+"""Inter-frame temporal prompting, the second prompting stage of STOP (arXiv 2503.15973, Figure 2c).
+
+Shapes: B clips, T frames, P = G*G patches, D width, T-1 gaps between neighbouring frames, eta slots in a gap. Gap i
+lies between frames i and i+1 (0-based). The equation numbers are those of this stage. [D] marks a decision of ours
+where the paper is silent, with its reason.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from modules.dynamics import DynamicsNet, layer_norm
+from modules.intra_frame import convolve_frames
+
+NEGLIGIBLE = 1e-3  # a change below this share of the clip's largest (or of the noise floor) is rounding, not change
+
+
+@dataclass(frozen=True)
+class TemporalPrompting:
+    """What the stage found and made."""
+
+    prompts: Tensor  # p^t, [B,T-1,eta,D]
+    valid: Tensor  # bool [B,T-1,eta]: the first N_t slots of each gap
+    frame_variation: Tensor  # W_t, [B,T-1], in 0..1 after normalising
+    prompts_per_gap: Tensor  # N_t, int64 [B,T-1], in 0..eta
+
+
+def frame_variation(features: Tensor, region_mask: Tensor, beta: float) -> Tensor:
+    """Eq. 3: W_t,i = 1/(P D) sum_j (1 + beta r_ij) sum_k h~_ijk^2, a change counted more where it is salient.
+
+    Args:
+        features: h~^s, `[B,T-1,P,D]`.
+        region_mask: r of the later frame of each gap, `[B,T-1,P]`.
+
+    Returns:
+        `[B,T-1]` fp32.
+    """
+    energy = features.float().square().mean(dim=-1)
+    return ((1 + beta * region_mask) * energy).mean(dim=-1)
+
+
+def normalised_variation(variation: Tensor, noise_floor: float) -> Tensor:
+    """W_t as a share of the clip's largest, `[B,T-1]` -> `[B,T-1]` in 0..1.
+
+    [D] Then the count of eq. 4 does not depend on the scale of features, nor on other clips. Where the largest is below
+    the noise floor the floor takes its place: else a still clip with camera noise would count as full of change.
+    """
+    return variation / variation.amax(dim=1, keepdim=True).clamp_min(noise_floor)
+
+
+def prompts_per_gap(variation: Tensor, eta: int) -> Tensor:
+    """Eq. 4: N_t,i = ceil(eta W_t,i), `[B,T-1]` in 0..1 -> int64 `[B,T-1]` in 0..eta; nothing where nothing changes."""
+    count = (eta * variation).ceil()
+    return torch.where(variation > NEGLIGIBLE, count, torch.zeros_like(count)).long()
+
+
+class InterFramePrompter(nn.Module):
+    """Measures how much changes between neighbouring frames and makes that many prompts for the gap between them.
+
+    Args:
+        width: D.
+        grid: G.
+        eta: most prompts in a gap.
+        beta: how much more a change in a salient region counts.
+        bottleneck: c_t, channels inside P_t, a multiple of `heads`.
+        heads: of the attention inside P_t.
+        dropout: of the prompts, in training.
+        noise_floor: the change, as mean square of LayerNormed tokens, that camera noise makes on a still clip.
+        uniform: eta prompts in every gap, whatever changes (an ablation).
+        static_prompts: the learned slot tokens alone, without P_t (an ablation).
+    """
+
+    def __init__(
+        self,
+        width: int,
+        grid: int,
+        *,
+        eta: int,
+        beta: float,
+        bottleneck: int,
+        heads: int,
+        dropout: float,
+        noise_floor: float,
+        uniform: bool = False,
+        static_prompts: bool = False,
+    ) -> None:
+        super().__init__()
+        self.eta, self.beta, self.noise_floor, self.uniform = eta, beta, noise_floor, uniform
+        # N_t learns through the prompts that its variation scales; where nothing is scaled it would be dead weight.
+        self.dynamics = DynamicsNet(width, grid, bias=False, init="identity")
+        self.prompter = None if static_prompts else TemporalPromptNet(width, grid, eta, bottleneck, heads)
+        if static_prompts:
+            self.dynamics.requires_grad_(False)
+        self.slots = nn.Parameter(0.02 * torch.randn(eta, width))
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, tokens: Tensor, region_mask: Tensor, frame_mask: Tensor) -> TemporalPrompting:
+        """Make the prompts of every gap.
+
+        Args:
+            tokens: h^s, `[B,T,P,D]` with T >= 2.
+            region_mask: r, `[B,T,P]`.
+            frame_mask: bool `[B,T]`, padding last; a gap before a padding frame holds nothing.
+        """
+        real_gap = frame_mask[:, 1:]
+        normal = layer_norm(tokens)
+        # Eq. 1, dh_i = h^s_i - h^s_{i-1}; zero at the gaps of padding frames, which so influence no convolution.
+        change = (normal[:, 1:] - normal[:, :-1]) * real_gap[:, :, None, None]
+        beyond = torch.zeros_like(change[:, :1])
+        features = self.dynamics(torch.cat([beyond, change, beyond], dim=1))  # eq. 2
+        features = features * real_gap[:, :, None, None]
+        variation = normalised_variation(frame_variation(features, region_mask[:, 1:], self.beta), self.noise_floor)
+        if self.uniform:
+            count = self.eta * real_gap.long()
+        else:
+            count = prompts_per_gap(variation.detach(), self.eta)  # eq. 4
+        prompts: Tensor = self.slots.expand(*change.shape[:2], -1, -1)
+        if self.prompter is not None:
+            prompts = prompts + self.prompter(change, 1 + variation, real_gap)  # eq. 5
+        valid = torch.arange(self.eta, device=count.device) < count.unsqueeze(-1)
+        return TemporalPrompting(self.dropout(prompts), valid, variation, count)
+
+
+class TemporalPromptNet(nn.Module):
+    """P_t, Figure 2c: Attention -> Conv3d -> ReLU -> Conv3d -> Linear, the frame variation entering the Linear.
+
+    [D] All inside a bottleneck of c_t channels: self-attention over the P patches of a gap, a 3x1x1 and a 1x3x3
+    convolution, a Linear over the token axis from P to eta, times (1 + W_t), which is how N_t gets its gradient.
+    """
+
+    def __init__(self, width: int, grid: int, eta: int, bottleneck: int, heads: int) -> None:
+        super().__init__()
+        self.grid = grid
+        self.down = nn.Linear(width, bottleneck)
+        self.attention = nn.MultiheadAttention(bottleneck, heads, batch_first=True)
+        self.temporal = nn.Linear(3 * bottleneck, bottleneck)  # 3x1x1: a Linear over three gaps side by side
+        self.spatial = nn.Conv2d(bottleneck, bottleneck, kernel_size=3, padding=1)
+        self.to_slots = nn.Linear(grid * grid, eta)
+        self.up = nn.Linear(bottleneck, width)
+
+    def forward(self, change: Tensor, gain: Tensor, real_gap: Tensor) -> Tensor:
+        """dh `[B,T-1,P,D]`, 1 + W_t `[B,T-1]`, bool `[B,T-1]` -> `[B,T-1,eta,D]`."""
+        x = self.down(change).flatten(0, 1)
+        x = self.attention(x, x, x, need_weights=False)[0].unflatten(0, change.shape[:2])
+        x = x * real_gap[:, :, None, None]  # the attention's biases have filled the gaps of padding frames
+        beyond = torch.zeros_like(x[:, :1])
+        x = torch.cat([beyond, x, beyond], dim=1)
+        x = self.temporal(torch.cat([x[:, :-2], x[:, 1:-1], x[:, 2:]], dim=-1)).relu()
+        x = convolve_frames(self.spatial, x, self.grid)
+        x = self.to_slots(x.transpose(2, 3)).transpose(2, 3)  # [B,T-1,eta,c_t]
+        return self.up(x * gain[:, :, None, None].to(x.dtype))
+
+
+def insert_joint(
+    class_token: Tensor, tokens: Tensor, frame_mask: Tensor, prompting: TemporalPrompting | None
+) -> tuple[Tensor, Tensor | None, Tensor]:
+    """One sequence a clip, Figure 2: `[h_cls, h^s_1, p^t_1, h^s_2, ..., h^s_T]` under the block's self-attention.
+
+    Attention does not depend on the order of its keys, and a prompt's own output is thrown away after the block; so the
+    prompts stand behind the tokens as a context that is attended to and asks nothing: no queries and no MLP for them.
+
+    Args:
+        class_token: `[B,1,D]`.
+        tokens: h^s, `[B,T,P,D]`.
+        frame_mask: bool `[B,T]`.
+        prompting: None for a block without temporal prompts.
+
+    Returns:
+        The block's arguments: x `[B,1+T*P,D]`, context `[B,(T-1)*eta,D]` or None, mask bool `[B,1,1,keys]`.
+    """
+    batch, _, patches, _ = tokens.shape
+    x = torch.cat([class_token, tokens.flatten(1, 2)], dim=1)
+    always = torch.ones(batch, 1, dtype=torch.bool, device=x.device)
+    mask = torch.cat([always, frame_mask.repeat_interleave(patches, dim=1)], dim=1)
+    if prompting is None:
+        return x, None, mask[:, None, None]
+    mask = torch.cat([mask, prompting.valid.flatten(1)], dim=1)
+    return x, prompting.prompts.flatten(1, 2), mask[:, None, None]
+
+
+def insert_by_frame(
+    class_token: Tensor, tokens: Tensor, prompting: TemporalPrompting | None
+) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    """One sequence a frame: its class token, its patches, and the prompts of the two gaps beside it as context.
+
+    Args:
+        class_token: `[B,T,D]`.
+        tokens: h^s, `[B,T,P,D]`.
+        prompting: None for a block without temporal prompts.
+
+    Returns:
+        The block's arguments: x `[B*T,1+P,D]`, context `[B*T,2*eta,D]` or None, mask bool `[B*T,1,1,keys]` or None.
+    """
+    x = torch.cat([class_token.unsqueeze(2), tokens], dim=2).flatten(0, 1)
+    if prompting is None:
+        return x, None, None
+    # An empty gap before the first frame and after the last one.
+    prompts = nn.functional.pad(prompting.prompts, (0, 0, 0, 0, 1, 1))
+    valid = nn.functional.pad(prompting.valid, (0, 0, 1, 1))
+    context = torch.cat([prompts[:, :-1], prompts[:, 1:]], dim=2).flatten(0, 1)
+    beside = torch.cat([valid[:, :-1], valid[:, 1:]], dim=2).flatten(0, 1)
+    own = torch.ones(x.shape[:2], dtype=torch.bool, device=x.device)
+    return x, context, torch.cat([own, beside], dim=1)[:, None, None]

@@ -1,0 +1,194 @@
+"""Intra-frame spatial prompting, the first prompting stage of STOP (arXiv 2503.15973, Figure 2b).
+
+Shapes: B clips, T frames, P = G*G patches, D width, C class tokens of a clip (1, or T where every frame has its own).
+`h_i` are the patch tokens of frame i, `tokens[:, i]`. The equation numbers are those of this stage. [D] marks a
+decision of ours where the paper is silent, with its reason.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from modules.clip import Block
+from modules.dynamics import DynamicsNet, hold_last_frame, layer_norm, repeat_ends
+
+
+@dataclass(frozen=True)
+class SpatialPrompting:
+    """What the stage found and did; all `[B,T,P]` but the tokens `[B,T,P,D]`."""
+
+    tokens: Tensor  # h^s
+    region_mask: Tensor  # r, exactly N_s ones in a real frame; its gradient is that of the saliency unless hard
+    attention_map: Tensor  # A
+    dynamics_map: Tensor  # M, sums to 1 over a frame where anything moves, else 0
+    saliency: Tensor  # W_s
+
+
+@torch.no_grad()
+def attention_map(block: Block, class_token: Tensor, tokens: Tensor) -> Tensor:
+    """Eq. 1, A_i = Attn(h_cls, h_i): how the block's own frozen attention spreads over the patches of each frame.
+
+    Softmax over the P patches of q_cls . k_ij / sqrt(d_head) in each head, then the mean over heads. [D] Without
+    gradient: the map is a measurement by the frozen CLIP.
+
+    Args:
+        class_token: `[B,C,D]`.
+        tokens: `[B,T,P,D]`.
+
+    Returns:
+        `[B,T,P]`, every frame sums to 1.
+    """
+    heads, width = block.attn.heads, tokens.shape[-1]
+    query = block.attn.query(block.ln_1(class_token))  # [B,heads,C,d]
+    key_weight = block.attn.in_proj_weight[width : 2 * width].unflatten(0, (heads, -1))  # [heads,d,D]
+    # q . (W x + b) = (W^T q) . x + q . b: the query is carried back to the width of the tokens, so that no token is
+    # projected (D/heads times fewer operations); q . b is the same for all patches and drops out of the softmax.
+    carried = torch.einsum("bhcd,hdw->bchw", query, key_weight) * query.shape[-1] ** -0.5
+    carried = carried.expand(-1, tokens.shape[1], -1, -1)
+    scores = torch.einsum("bthw,btpw->bthp", carried, block.ln_1(tokens))
+    return scores.float().softmax(dim=-1).mean(dim=2)
+
+
+def most_salient(saliency: Tensor, n_regions: int) -> Tensor:
+    """Eq. 4: ones at the N_s largest of each frame's saliencies, ties to the lower index: `[B,T,P]` -> `[B,T,P]`."""
+    order = saliency.sort(dim=-1, descending=True, stable=True).indices[..., :n_regions]
+    return torch.zeros_like(saliency).scatter_(-1, order, 1.0)
+
+
+def rescaled(saliency: Tensor) -> Tensor:
+    """Each frame's saliencies moved and stretched to 0..1: `[B,T,P]` -> `[B,T,P]`; a flat frame gives zeros."""
+    low, high = saliency.aminmax(dim=-1, keepdim=True)
+    return (saliency - low) / (high - low).clamp_min(torch.finfo(saliency.dtype).tiny)
+
+
+class IntraFramePrompter(nn.Module):
+    """Chooses the N_s patches of each frame that matter and move, and adds a prompt made from three frames there.
+
+    Args:
+        width: D.
+        grid: G.
+        n_regions: N_s, patches of a frame that get a prompt.
+        alpha: weight of the attention map in the saliency; 1 - alpha is the dynamics map's.
+        bottleneck: c_s, channels inside P_s.
+        dropout: of the prompts, in training.
+        hard_region_mask: the published mask, through which N_s gets no gradient; else straight-through.
+        random_regions: choose patches blindly (an ablation).
+        static_prompts: a learned prompt for each patch position instead of P_s (an ablation).
+    """
+
+    def __init__(
+        self,
+        width: int,
+        grid: int,
+        *,
+        n_regions: int,
+        alpha: float,
+        bottleneck: int,
+        dropout: float,
+        hard_region_mask: bool = False,
+        random_regions: bool = False,
+        static_prompts: bool = False,
+    ) -> None:
+        super().__init__()
+        self.n_regions, self.alpha = n_regions, alpha
+        self.hard_region_mask = hard_region_mask
+        self.dynamics = None if random_regions else DynamicsNet(width, grid, bias=True, init="difference")  # N_s
+        self.prompter: nn.Module = (  # P_s
+            StaticSpatialPrompt(width, grid) if static_prompts else SpatialPromptNet(width, grid, bottleneck)
+        )
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, block: Block, class_token: Tensor, tokens: Tensor, frame_mask: Tensor) -> SpatialPrompting:
+        """Prompt the tokens that are about to enter `block`.
+
+        Args:
+            class_token: h_cls, `[B,C,D]`.
+            tokens: h, `[B,T,P,D]`.
+            frame_mask: bool `[B,T]`, padding last; padding frames influence nothing.
+        """
+        attention = attention_map(block, class_token, tokens)  # eq. 1
+        # Padding frames repeat the last real one, which then is its own neighbour as the first frame is.
+        neighbours = repeat_ends(hold_last_frame(layer_norm(tokens), frame_mask))
+        if self.dynamics is None:
+            motion = torch.zeros_like(attention)
+            saliency = self._random_saliency(attention)
+            region = most_salient(saliency, self.n_regions)
+        else:
+            motion = normalised_energy(self.dynamics(neighbours))  # eq. 2
+            saliency = self.alpha * attention + (1 - self.alpha) * motion  # eq. 3
+            region = most_salient(saliency.detach(), self.n_regions)  # eq. 4
+            if not self.hard_region_mask:
+                # [D] Straight-through: the value is the hard mask's, the gradient the saliency's. As published the mask
+                # has no gradient and N_s can never learn.
+                weight = rescaled(saliency)
+                region = region + (weight - weight.detach())
+        region = region * frame_mask.unsqueeze(-1)
+        prompt = self.dropout(self.prompter(neighbours))
+        return SpatialPrompting(
+            tokens + region.unsqueeze(-1).to(tokens.dtype) * prompt,  # eq. 5, h^s = h + r * p^s
+            region,
+            attention,
+            motion,
+            saliency,
+        )
+
+    def _random_saliency(self, like: Tensor) -> Tensor:
+        if self.training:
+            return torch.rand_like(like)
+        # The same blind choice for every clip, whatever its batch.
+        generator = torch.Generator().manual_seed(0)
+        return torch.rand(like.shape[1:], generator=generator).to(like).expand_as(like)
+
+
+def normalised_energy(features: Tensor) -> Tensor:
+    """Eq. 2: M_ij = mean over channels of h~_ijk^2, `[B,T,P,D]` -> `[B,T,P]`.
+
+    [D] Divided by its sum over the frame, so that M is a distribution like A and alpha weighs like with like in every
+    layer. A frame without any change has M = 0 and is left to the attention map.
+    """
+    energy = features.float().square().mean(dim=-1)
+    return energy / energy.sum(dim=-1, keepdim=True).clamp_min(torch.finfo(energy.dtype).tiny)
+
+
+class SpatialPromptNet(nn.Module):
+    """P_s, Figure 2b: Conv3d -> ReLU -> Conv3d -> Linear -> ReLU -> Linear; dropout follows in the prompter.
+
+    [D] The first convolution is 3x1x1 from D to the bottleneck, which makes it see exactly frames i-1, i, i+1; the
+    second is 1x3x3 inside the bottleneck. The last Linear starts at zero: training starts from frozen CLIP.
+    """
+
+    def __init__(self, width: int, grid: int, bottleneck: int) -> None:
+        super().__init__()
+        self.grid = grid
+        # A 3x1x1 convolution is a Linear over the channels of three frames side by side.
+        self.temporal = nn.Linear(3 * width, bottleneck)
+        self.spatial = nn.Conv2d(bottleneck, bottleneck, kernel_size=3, padding=1)
+        self.hidden = nn.Linear(bottleneck, bottleneck)
+        self.out = nn.Linear(bottleneck, width)
+        nn.init.zeros_(self.out.weight)
+        nn.init.zeros_(self.out.bias)
+
+    def forward(self, neighbours: Tensor) -> Tensor:
+        """`[B,T+2,P,D]`, a neighbour at either end included, -> p^s `[B,T,P,D]`."""
+        three = torch.cat([neighbours[:, :-2], neighbours[:, 1:-1], neighbours[:, 2:]], dim=-1)
+        x = self.temporal(three).relu()
+        return self.out(self.hidden(convolve_frames(self.spatial, x, self.grid)).relu())
+
+
+def convolve_frames(conv: nn.Conv2d, tokens: Tensor, grid: int) -> Tensor:
+    """A 1x3x3 convolution, that is a 2-D one on every frame: `[B,T,P,c]` -> `[B,T,P,c']`."""
+    images = tokens.flatten(0, 1).unflatten(1, (grid, grid)).permute(0, 3, 1, 2)
+    return conv(images).permute(0, 2, 3, 1).flatten(1, 2).unflatten(0, tokens.shape[:2])
+
+
+class StaticSpatialPrompt(nn.Module):
+    """The ablation of P_s: one learned prompt a patch position, the same for every frame and clip; starts at zero."""
+
+    def __init__(self, width: int, grid: int) -> None:
+        super().__init__()
+        self.prompt = nn.Parameter(torch.zeros(grid * grid, width))
+
+    def forward(self, neighbours: Tensor) -> Tensor:
+        """`[B,T+2,P,D]` -> `[P,D]`, to be broadcast."""
+        return self.prompt

@@ -1,0 +1,204 @@
+"""STOP: Integrated Spatial-Temporal Dynamic Prompting for Video Understanding (CVPR 2025, arXiv 2503.15973).
+
+CLIP stays frozen. Before each of its first `prompt_depth` visual blocks, patches that matter and move get a prompt
+(`IntraFramePrompter`), and prompts are inserted between frames, more where more changes (`InterFramePrompter`), as in
+Figure 2. What the paper leaves open is marked [D] where it is decided. The authors' released code is another model.
+
+Shapes: B clips, T frames, P patches, D width, N captions, L words, E joint embedding, C class tokens of a clip.
+"""
+
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+import torch
+from torch import Tensor, nn
+
+from modules.clip import CLIP, Block
+from modules.inter_frame import InterFramePrompter, TemporalPrompting, insert_by_frame, insert_joint
+from modules.intra_frame import IntraFramePrompter, SpatialPrompting
+from modules.methods.base import Method
+from modules.similarity import masked_mean
+
+
+@dataclass(frozen=True)
+class LayerMaps:
+    """What the two stages before one block found, for pictures and tests; None where a stage is off."""
+
+    spatial: SpatialPrompting | None
+    temporal: TemporalPrompting | None
+
+
+class STOP(Method):
+    """Section 3 of the paper: intra-frame spatial and inter-frame temporal prompting around a frozen CLIP.
+
+    Raises:
+        ValueError: for an option outside its range.
+    """
+
+    def __init__(
+        self,
+        clip: CLIP,
+        *,
+        attention: Annotated[
+            Literal["joint", "frame"],
+            "joint: one class token sees the whole clip (Figure 2); frame: one a frame, frames are averaged",
+        ] = "joint",
+        prompt_depth: Annotated[int, "blocks with prompts, from the first; 0: all"] = 0,
+        use_intra: Annotated[bool, "intra-frame spatial prompting"] = True,
+        use_inter: Annotated[bool, "inter-frame temporal prompting"] = True,
+        static_prompts: Annotated[bool, "learned prompts that do not depend on the clip (an ablation)"] = False,
+        n_regions: Annotated[int, "N_s, patches of a frame that get a spatial prompt"] = 6,
+        random_regions: Annotated[bool, "these patches at random and not the most salient (an ablation)"] = False,
+        alpha: Annotated[float, "weight of the attention map against the dynamics map in the saliency"] = 0.5,
+        hard_region_mask: Annotated[bool, "as published: no gradient through the choice of regions"] = False,
+        eta: Annotated[int, "most temporal prompts in a gap between frames"] = 4,
+        beta: Annotated[float, "how much more a change in a chosen region counts"] = 1.0,
+        uniform_prompts: Annotated[bool, "eta prompts in every gap, whatever changes (an ablation)"] = False,
+        noise_floor: Annotated[float, "change of LayerNormed tokens (mean square) that is camera noise"] = 0.05,
+        intra_width: Annotated[int, "c_s, channels inside the spatial prompter"] = 88,
+        inter_width: Annotated[int, "c_t, channels inside the temporal prompter"] = 80,
+        prompt_dropout: Annotated[float, "dropout of the prompts"] = 0.1,
+        text_prompt_length: Annotated[int, "learned tokens after the start token in every text block"] = 4,
+    ) -> None:
+        super().__init__(clip)
+        visual = clip.visual
+        depth, patches = len(visual.blocks), visual.grid**2
+        if attention not in ("joint", "frame"):
+            raise ValueError(f"attention={attention!r} is not one of: joint, frame")
+        for name, value, low, high in (
+            ("prompt_depth", prompt_depth, 0, depth),
+            ("n_regions", n_regions, 1, patches),
+            ("alpha", alpha, 0, 1),
+            ("eta", eta, 1, 64),
+            ("beta", beta, 0, float("inf")),
+            ("noise_floor", noise_floor, 1e-9, float("inf")),
+            ("intra_width", intra_width, 8, float("inf")),
+            ("inter_width", inter_width, 8, float("inf")),
+            ("prompt_dropout", prompt_dropout, 0, 0.99),
+            ("text_prompt_length", text_prompt_length, 0, 64),
+        ):
+            if not low <= value <= high:
+                raise ValueError(f"{name}={value:g} is outside {low:g}..{high:g}")
+        if inter_width % 8:
+            raise ValueError(f"inter_width={inter_width} is not a multiple of 8, the heads of the prompter's attention")
+
+        clip.requires_grad_(False)
+        self.attention = attention
+        layers = range(prompt_depth or depth)
+        # [D] Each layer has networks of its own, as Figure 2 draws both stages inside the box marked "x L".
+        self.intra = nn.ModuleList(
+            IntraFramePrompter(
+                visual.width,
+                visual.grid,
+                n_regions=n_regions,
+                alpha=alpha,
+                bottleneck=intra_width,
+                dropout=prompt_dropout,
+                hard_region_mask=hard_region_mask,
+                random_regions=random_regions,
+                static_prompts=static_prompts,
+            )
+            for _ in layers
+            if use_intra
+        )
+        self.inter = nn.ModuleList(
+            InterFramePrompter(
+                visual.width,
+                visual.grid,
+                eta=eta,
+                beta=beta,
+                bottleneck=inter_width,
+                heads=8,
+                dropout=prompt_dropout,
+                noise_floor=noise_floor,
+                uniform=uniform_prompts,
+                static_prompts=static_prompts,
+            )
+            for _ in layers
+            if use_inter
+        )
+        self.text_prompts = (
+            nn.Parameter(0.02 * torch.randn(len(clip.text.blocks), text_prompt_length, clip.text.width))
+            if text_prompt_length
+            else None
+        )
+
+    def encode_video(self, video: Tensor, frame_mask: Tensor) -> Tensor:
+        return self._encode(video, frame_mask, None)
+
+    @torch.no_grad()
+    def prompt_maps(self, video: Tensor, frame_mask: Tensor) -> list[LayerMaps]:
+        """What every prompted layer attends to, chooses and inserts, for the clips of a batch."""
+        maps: list[LayerMaps] = []
+        self._encode(video, frame_mask, maps)
+        return maps
+
+    def _encode(self, video: Tensor, frame_mask: Tensor, maps: list[LayerMaps] | None) -> Tensor:
+        frame_mask = frame_mask.bool()
+        visual = self.clip.visual
+        embedded = visual.embed(video.flatten(0, 1)).unflatten(0, video.shape[:2])
+        class_token, tokens = embedded[:, :, 0], embedded[:, :, 1:]  # [B,T,D], [B,T,P,D]
+        if self.attention == "joint":
+            class_token = class_token[:, :1]  # before the first block all frames have the same
+        for layer, block in enumerate(visual.blocks):
+            assert isinstance(block, Block)
+            tokens, found = self._prompt(layer, block, class_token, tokens, frame_mask)
+            if maps is not None and (found.spatial or found.temporal):
+                maps.append(found)
+            class_token, tokens = self._run(block, class_token, tokens, frame_mask, found.temporal)
+        embedding = visual.pool(class_token.flatten(0, 1).unsqueeze(1)).unflatten(0, class_token.shape[:2])
+        return embedding[:, 0] if self.attention == "joint" else masked_mean(embedding, frame_mask)
+
+    def _prompt(
+        self, layer: int, block: Block, class_token: Tensor, tokens: Tensor, frame_mask: Tensor
+    ) -> tuple[Tensor, LayerMaps]:
+        """The two stages before one block: h `[B,T,P,D]` -> h^s `[B,T,P,D]` and the temporal prompts."""
+        spatial = temporal = None
+        region_mask = torch.zeros_like(tokens[..., 0])
+        if layer < len(self.intra):
+            spatial = self.intra[layer](block, class_token, tokens, frame_mask)
+            tokens, region_mask = spatial.tokens, spatial.region_mask
+        if layer < len(self.inter) and tokens.shape[1] > 1:
+            temporal = self.inter[layer](tokens, region_mask, frame_mask)
+        return tokens, LayerMaps(spatial, temporal)
+
+    def _run(
+        self,
+        block: Block,
+        class_token: Tensor,
+        tokens: Tensor,
+        frame_mask: Tensor,
+        temporal: TemporalPrompting | None,
+    ) -> tuple[Tensor, Tensor]:
+        """The frozen block on the prompted sequence: class tokens `[B,C,D]` and tokens `[B,T,P,D]` in and out."""
+        frames, patches = tokens.shape[1:3]
+        if self.attention == "joint":
+            x, context, mask = insert_joint(class_token, tokens, frame_mask, temporal)
+            x = block(x, context=context, mask=mask)
+            return x[:, :1], x[:, 1:].unflatten(1, (frames, patches))
+        x, context, frame_keys = insert_by_frame(class_token, tokens, temporal)
+        x = block(x, context=context, mask=frame_keys).unflatten(0, (-1, frames))
+        return x[:, :, 0], x[:, :, 1:]
+
+    def encode_text(self, token_ids: Tensor) -> Tensor:
+        """CLIP's frozen text tower with learned tokens after START in every block; `[N,L]` -> `[N,E]`.
+
+        [D] As in the lineage, but before the words only: behind END a prompt is dead under the causal mask.
+        """
+        text = self.clip.text
+        if self.text_prompts is None:
+            return text(token_ids)
+        tokens = text.embed(token_ids)
+        length, prompts = token_ids.shape[1], self.text_prompts.shape[1]
+        # Every block replaces the prompts, so their outputs are never used: a context, seen by all but START.
+        mask = torch.ones(length, length + prompts, dtype=torch.bool, device=tokens.device)
+        mask[0, length:] = False
+        for layer, block in enumerate(text.blocks):
+            context = self.text_prompts[layer].expand(len(tokens), -1, -1)
+            tokens = block(tokens, context=context, mask=mask, causal=True)
+        return text.pool(tokens, text.end_positions(token_ids))
+
+    def decays(self, name: str, parameter: nn.Parameter) -> bool:
+        """Matrices and kernels decay; biases and the learned prompt tokens do not."""
+        learned_prompt = name.rsplit(".", 1)[-1] in ("slots", "prompt", "text_prompts")
+        return parameter.dim() > 1 and not learned_prompt

@@ -1,0 +1,107 @@
+"""The script that trains the small CLIP, and the weights it made that are kept in the repository."""
+
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+from dataloaders.moving_shapes import caption, draw_stills, draw_story
+from modules.clip import CLIP
+from modules.clip_weights import load_clip
+from modules.tokenizer import Tokenizer
+from preprocess.train_small_clip import (
+    ARCHITECTURE,
+    contrastive_loss,
+    embed,
+    learning_rate_share,
+    main,
+    to_batch,
+)
+
+WEIGHTS = Path(__file__).parents[2] / "pretrained" / "moving_shapes_clip.safetensors"
+
+
+@pytest.fixture(scope="module")
+def kept() -> CLIP:
+    return load_clip(WEIGHTS)
+
+
+@pytest.fixture(scope="module")
+def tokenize() -> Tokenizer:
+    return Tokenizer(ARCHITECTURE.context_length)
+
+
+def test_the_script_writes_weights_that_load_and_a_log(tmp_path: Path, tokenize: Tokenizer) -> None:
+    output = tmp_path / "new" / "clip.safetensors"
+    assert main(["--output", str(output), "--steps", "2", "--batch_size", "8", "--seed", "5"]) == 0
+    model = load_clip(output)
+    assert model.architecture == ARCHITECTURE
+    rows = model.text.token_embedding.weight.abs().sum(dim=1) > 0
+    assert 10 < rows.sum() < 200
+    assert not rows[tokenize(["elephant"])[0, 1]]
+    log = output.with_suffix(".log").read_text(encoding="utf-8")
+    for part in ("--steps 2", "seed 5", "torch ", "parameters", "without signs: image", "with signs: image", "cosine"):
+        assert part in log
+    assert sorted(path.name for path in output.parent.iterdir()) == ["clip.log", "clip.safetensors"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--steps", "0"], "--steps must be 1 or more, not 0"),
+        (["--batch_size", "1"], "--batch_size must be 2 or more"),
+        (["--lr", "0"], "--lr must lie between 0 and 1"),
+        (["--output", "clip.pt"], "must end in .safetensors"),
+    ],
+)
+def test_wrong_settings(tmp_path: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], message: str) -> None:
+    assert main(["--output", str(tmp_path / "clip.safetensors"), *arguments]) == 2
+    assert message in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_loss_is_least_where_each_image_is_its_captions_alone() -> None:
+    images = torch.eye(4)
+    scale = torch.tensor(3.0)
+    chance = contrastive_loss(torch.ones(4, 4), images, scale)
+    assert contrastive_loss(images, images, scale) < 1e-6
+    torch.testing.assert_close(contrastive_loss(2 * images, 5 * images, scale), contrastive_loss(images, images, scale))
+    assert chance > 1.0
+
+
+def test_learning_rate_rises_to_one_and_falls_to_nothing() -> None:
+    shares = [learning_rate_share(step, 100, 10) for step in range(101)]
+    assert shares[0] == pytest.approx(0.1)
+    assert max(shares) == shares[9] == shares[10] == 1.0
+    assert np.all(np.diff(shares[10:]) < 0)
+    assert shares[-1] == pytest.approx(0.0)
+
+
+def test_kept_weights_are_small_and_of_the_stated_sizes(kept: CLIP) -> None:
+    assert kept.architecture == ARCHITECTURE
+    assert WEIGHTS.stat().st_size <= 9_000_000
+    assert "command: python preprocess/train_small_clip.py" in WEIGHTS.with_suffix(".log").read_text(encoding="utf-8")
+
+
+def test_kept_weights_tell_the_motion_words_apart(kept: CLIP, tokenize: Tokenizer) -> None:
+    rng = np.random.default_rng(11)
+    twins = []
+    for _ in range(256):
+        story, seed = draw_story(rng, held_out=True), int(rng.integers(2**32))
+        twins.append([caption(told, np.random.default_rng(seed)) for told in (story, story.reversed())])
+    with torch.no_grad():
+        one, other = (F.normalize(kept.text(tokenize(list(side))), dim=-1) for side in zip(*twins, strict=True))
+    assert (one * other).sum(dim=-1).mean() < 0.8
+
+
+def test_kept_weights_know_the_stills(kept: CLIP, tokenize: Tokenizer) -> None:
+    for signed in (False, True):
+        stream = draw_stills(np.random.default_rng(12), held_out=True)
+        stills = list(islice((still for still in stream if still.signed == signed), 64))
+        with torch.no_grad():
+            images, texts = embed(kept, *to_batch(stills, tokenize))
+        right = (images @ texts.T).argmax(dim=1) == torch.arange(len(stills))
+        assert right.float().mean() > 0.5
