@@ -20,6 +20,7 @@ import torch
 
 from dataloaders import DATASETS
 from dataloaders.samples import FrameReader, GalleryVideos, QueryCaptions, Sample, TrainingPairs
+from dataloaders.twins import read_twins
 from engine.checkpoint import CheckpointHeader, load_checkpoint, save_checkpoint
 from engine.cli import parse_config
 from engine.config import Config
@@ -67,7 +68,10 @@ class RetrievalRun:
             self.epoch = load_checkpoint(Path(config.model.init_model), self.method, self.backbone_sha256).epoch
             self.selection = "checkpoint as given"
             log.info("weights from %s, epoch %d", config.model.init_model, self.epoch)
-        self.test = self.evaluation_split(self.read_split("test"))
+        test_samples = self.read_split("test")
+        self.test = self.evaluation_split(test_samples)
+        twins_csv = config.data.twins_csv
+        self.test_twins = read_twins(Path(twins_csv), test_samples) if twins_csv else None
         log.info("test split: %d videos, %d captions", len(self.test[0]), len(self.test[1]))
 
     def read_split(self, split: str) -> list[Sample]:
@@ -98,6 +102,7 @@ class RetrievalRun:
             autocast_for(self.config.optim.precision, self.process.device),
             self.config.run.batch_size_val,
             self.config.data.num_thread_reader,
+            self.test_twins if split is self.test else None,
         )
 
     def train(self) -> None:

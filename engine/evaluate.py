@@ -12,7 +12,7 @@ from tqdm import tqdm
 from dataloaders.samples import GalleryVideos, QueryCaptions, make_evaluation_loader
 from dataloaders.transforms import normalise
 from engine.distributed import Process, gather_by_id
-from engine.metrics import retrieval_metrics
+from engine.metrics import retrieval_metrics, twin_accuracy
 from modules.methods import Method
 
 
@@ -25,13 +25,20 @@ def evaluate(
     autocast: Callable[[], torch.autocast],
     batch_size: int,
     num_workers: int,
+    twin_of: np.ndarray | None = None,
 ) -> dict[str, dict[str, float]]:
     """Text-to-video and video-to-text retrieval over a whole split; the same numbers on every process.
 
     Each video is decoded and encoded once, by one process, however many captions it has.
 
+    Args:
+        autocast: makes the context the encoders run in.
+        batch_size: clips or captions at once.
+        num_workers: decoding processes.
+        twin_of: int64 `[V]`, each video's time-reversed twin or -1, if the split has such pairs.
+
     Returns:
-        What `engine.metrics.retrieval_metrics` gives.
+        What `engine.metrics.retrieval_metrics` gives; with twins, "twins" among the text-to-video numbers.
     """
     was_training = method.training
     method.eval()
@@ -66,7 +73,10 @@ def evaluate(
     def similarity(caption_ids: np.ndarray, video_ids: np.ndarray) -> torch.Tensor:
         return method.similarity(text_features[caption_ids], video_features[video_ids])
 
-    return retrieval_metrics(similarity, captions.video_index, len(videos))
+    metrics = retrieval_metrics(similarity, captions.video_index, len(videos))
+    if twin_of is not None:
+        metrics["text_to_video"]["twins"] = twin_accuracy(similarity, captions.video_index, twin_of)
+    return metrics
 
 
 def format_metrics(metrics: dict[str, dict[str, float]]) -> str:

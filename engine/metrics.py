@@ -46,6 +46,37 @@ def summarise(better: np.ndarray, tied: np.ndarray) -> dict[str, float]:
     return metrics
 
 
+def twin_accuracy(
+    similarity: Callable[[np.ndarray, np.ndarray], torch.Tensor],
+    video_of_caption: np.ndarray,
+    twin_of: np.ndarray,
+    block: int = 256,
+) -> float:
+    """How often, in percent, a caption scores its own video above that video's time-reversed twin; a tie is half.
+
+    Args:
+        similarity: as in `retrieval_metrics`.
+        video_of_caption: int64 `[N]`.
+        twin_of: int64 `[V]`, each video's twin, -1 where there is none.
+        block: captions handled at once.
+
+    Raises:
+        ValueError: if no captioned video has a twin, or a score is NaN or infinite.
+    """
+    captions = np.flatnonzero(twin_of[video_of_caption] >= 0)
+    if not len(captions):
+        raise ValueError("no captioned video has a twin, so there is no accuracy on twins")
+    wins = 0.0
+    for start in range(0, len(captions), block):
+        chunk = captions[start : start + block]
+        own = video_of_caption[chunk]
+        scores = similarity(chunk, np.arange(len(twin_of)))
+        pairs = scores[np.arange(len(chunk))[:, None], np.stack([own, twin_of[own]], axis=1)]
+        better, tied = count_better(pairs, torch.zeros(len(chunk), dtype=torch.int64, device=pairs.device))
+        wins += float((1 - better - tied / 2).sum())
+    return 100 * wins / len(captions)
+
+
 def retrieval_metrics(
     similarity: Callable[[np.ndarray, np.ndarray], torch.Tensor],
     video_of_caption: np.ndarray,

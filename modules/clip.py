@@ -24,7 +24,8 @@ from torch import Tensor, nn
 
 def quick_gelu(x: Tensor) -> Tensor:
     """x · sigmoid(1.702 x), the approximation of GELU that OpenAI's CLIP weights were trained with."""
-    return x * torch.sigmoid(1.702 * x)
+    # silu(z) = z · sigmoid(z) is one fused kernel each way: half the memory traffic of the product spelled out.
+    return F.silu(1.702 * x) / 1.702
 
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"quick_gelu": quick_gelu, "gelu": F.gelu}

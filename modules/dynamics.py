@@ -9,6 +9,7 @@ ours where the paper is silent.
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.grad import conv3d_weight
 
 
 def layer_norm(tokens: Tensor) -> Tensor:
@@ -61,4 +62,34 @@ class DynamicsNet(nn.Module):
     def forward(self, tokens: Tensor) -> Tensor:
         """`[B,T+2,P,D]`, a neighbour at either end included, -> `[B,T,P,D]`."""
         volume = tokens.unflatten(2, (self.grid, self.grid)).permute(0, 4, 1, 2, 3)
-        return self.conv(volume).permute(0, 2, 3, 4, 1).flatten(2, 3)
+        features = _DepthwiseConv3d.apply(volume, self.conv.weight)
+        if self.conv.bias is not None:
+            features = features + self.conv.bias[:, None, None, None]
+        return features.permute(0, 2, 3, 4, 1).flatten(2, 3)
+
+
+class _DepthwiseConv3d(torch.autograd.Function):
+    """The convolution of `DynamicsNet`, with its input gradient as a convolution by the mirrored kernel.
+
+    That is what the input gradient is; torch's own backward for depth-wise 3-D kernels takes about 20 times as long on
+    a CPU.
+    """
+
+    @staticmethod
+    def forward(ctx, volume: Tensor, weight: Tensor) -> Tensor:  # type: ignore[override]
+        ctx.save_for_backward(volume, weight)
+        return F.conv3d(volume, weight, padding=(0, 1, 1), groups=len(weight))
+
+    @staticmethod
+    def backward(ctx, gradient: Tensor) -> tuple[Tensor | None, Tensor | None]:  # type: ignore[override]
+        volume, weight = ctx.saved_tensors
+        input_gradient = weight_gradient = None
+        # Under autocast the gradient comes in half precision and backward runs outside of autocast.
+        if ctx.needs_input_grad[0]:
+            mirrored = weight.flip(2, 3, 4).to(gradient.dtype)
+            input_gradient = F.conv3d(gradient, mirrored, padding=(2, 1, 1), groups=len(weight)).to(volume.dtype)
+        if ctx.needs_input_grad[1]:
+            weight_gradient = conv3d_weight(
+                volume.to(gradient.dtype), weight.shape, gradient, padding=(0, 1, 1), groups=len(weight)
+            ).to(weight.dtype)
+        return input_gradient, weight_gradient

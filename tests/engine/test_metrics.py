@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from engine.metrics import RECALL_AT, count_better, retrieval_metrics, summarise
+from engine.metrics import RECALL_AT, count_better, retrieval_metrics, summarise, twin_accuracy
 
 
 def naive_summary(scores: np.ndarray, right: list[int]) -> dict[str, float]:
@@ -77,3 +77,23 @@ def test_a_video_without_caption_is_an_error():
 def test_no_queries_is_an_error():
     with pytest.raises(ValueError, match="no queries"):
         summarise(np.array([]), np.array([]))
+
+
+@pytest.mark.parametrize("block", [1, 3, 100])
+def test_twins_against_a_loop(block):
+    generator = np.random.default_rng(1)
+    scores = generator.integers(0, 3, (9, 6)).astype(np.float32)
+    video_of_caption = generator.integers(0, 6, 9)
+    twin_of = np.array([1, 0, -1, 4, 3, -1])
+    points = []
+    for caption, video in enumerate(video_of_caption):
+        if twin_of[video] >= 0:
+            own, twin = scores[caption, video], scores[caption, twin_of[video]]
+            points.append(1.0 if own > twin else 0.5 if own == twin else 0.0)
+    got = twin_accuracy(lambda c, v: torch.tensor(scores[np.ix_(c, v)]), video_of_caption, twin_of, block)
+    assert got == pytest.approx(100 * np.mean(points))
+
+
+def test_no_twins_is_an_error():
+    with pytest.raises(ValueError, match="no captioned video has a twin"):
+        twin_accuracy(lambda c, v: torch.zeros(len(c), len(v)), np.arange(2), np.array([-1, -1]))

@@ -72,6 +72,17 @@ def test_every_trained_tensor_gets_a_gradient(method):
             assert parameter.grad is None, name
 
 
+def test_bf16_autocast_trains_in_fp32_parameters(method):
+    method.train()
+    with torch.autocast("cpu", torch.bfloat16):
+        text, clips = method(*tiny_batch())
+    symmetric_info_nce(method.similarity(text, clips)).backward()
+    for name, parameter in method.trainable_parameters():
+        assert parameter.grad is not None, name
+        assert parameter.grad.dtype == torch.float32, name
+        assert parameter.grad.isfinite().all(), name
+
+
 def test_groups_hold_every_trained_tensor_once(method):
     grouped = [id(parameter) for group in method.parameter_groups(1.0, 1.0, 0.1) for parameter in group["params"]]
     assert len(grouped) == len(set(grouped))

@@ -1,0 +1,32 @@
+"""The file of reversed pairs."""
+
+from pathlib import Path
+
+import pytest
+
+from dataloaders.samples import Sample
+from dataloaders.twins import read_twins
+
+SAMPLES = [Sample(name, Path(f"{name}.mp4"), ("a caption",)) for name in ("a", "b", "c", "d", "e")]
+
+
+def test_pairs_go_both_ways(tmp_path):
+    path = tmp_path / "twins.csv"
+    path.write_text("video_id,twin_id\nb,d\na,e\n")
+    assert read_twins(path, SAMPLES).tolist() == [4, 3, -1, 1, 0]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [("one,two\na,b\n", "no columns `video_id`"), ("video_id,twin_id\na,z\n", "names z, not in the test split")],
+)
+def test_wrong_files(tmp_path, text, message):
+    path = tmp_path / "twins.csv"
+    path.write_text(text)
+    with pytest.raises(ValueError, match=message):
+        read_twins(path, SAMPLES)
+
+
+def test_missing_file(tmp_path):
+    with pytest.raises(FileNotFoundError, match="is not a file"):
+        read_twins(tmp_path / "none.csv", SAMPLES)
