@@ -165,6 +165,7 @@ class RetrievalRun:
         self.logger.metrics(self.epoch, "test", flat_metrics(metrics) | {"selection": self.selection})
         if self.process.is_main and self.config.run.results_csv:
             row = {
+                "name": self.config.run.row_name or self.config.model.method,
                 "method": self.config.model.method,
                 "clip": self.config.model.pretrained_clip_name,
                 "data": self.config.data.datatype,

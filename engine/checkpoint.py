@@ -45,6 +45,11 @@ def save_checkpoint(path: Path, method: Method, header: CheckpointHeader) -> Non
     os.replace(partial, path)
 
 
+def read_header(path: Path) -> CheckpointHeader:
+    """What a checkpoint says about itself; raises as `load_checkpoint` does for a file that is none."""
+    return _read(path)[0]
+
+
 def load_checkpoint(path: Path, method: Method, backbone_sha256: str) -> CheckpointHeader:
     """Put a checkpoint's tensors into `method` and give its header.
 
@@ -52,8 +57,20 @@ def load_checkpoint(path: Path, method: Method, backbone_sha256: str) -> Checkpo
         FileNotFoundError: no such file.
         ValueError: not a checkpoint of ours, made on another CLIP, or with other tensors than the method trains.
     """
+    header, tensors = _read(path)
+    if header.backbone_sha256 != backbone_sha256:
+        raise ValueError(
+            f"{path}: was trained on another CLIP ({header.settings.get('pretrained_clip_name')}, sha256 "
+            f"{header.backbone_sha256[:12]}) than the one given (sha256 {backbone_sha256[:12]}); pass its "
+            "--pretrained_clip_name"
+        )
+    _load_exactly(path, method, tensors, header)
+    return header
+
+
+def _read(path: Path) -> tuple[CheckpointHeader, dict[str, torch.Tensor]]:
     if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such checkpoint; --init_model takes a file that training wrote")
+        raise FileNotFoundError(f"{path}: no such checkpoint; give a .safetensors file that training wrote")
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
@@ -63,14 +80,7 @@ def load_checkpoint(path: Path, method: Method, backbone_sha256: str) -> Checkpo
     if metadata.get("format") != FORMAT:
         raise ValueError(f"{path}: not a checkpoint of this project (its header says {metadata.get('format')!r})")
     header = CheckpointHeader(json.loads(metadata["settings"]), int(metadata["epoch"]), metadata["backbone_sha256"])
-    if header.backbone_sha256 != backbone_sha256:
-        raise ValueError(
-            f"{path}: was trained on another CLIP ({header.settings.get('pretrained_clip_name')}, sha256 "
-            f"{header.backbone_sha256[:12]}) than the one given (sha256 {backbone_sha256[:12]}); pass its "
-            "--pretrained_clip_name"
-        )
-    _load_exactly(path, method, tensors, header)
-    return header
+    return header, tensors
 
 
 @torch.no_grad()

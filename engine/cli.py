@@ -45,7 +45,7 @@ def parse_config(argv: Sequence[str] | None = None) -> Config:
         ValueError: one sentence about the first unknown flag, wrong value or contradiction.
     """
     first = _Parser(add_help=False, allow_abbrev=False)
-    first.add_argument("--method", default=SECTIONS["model"].method)  # type: ignore[attr-defined]
+    first.add_argument("--method", default=SECTIONS["model"].method)
     method = first.parse_known_args(argv)[0].method
 
     parser = _Parser(allow_abbrev=False)
@@ -53,7 +53,7 @@ def parse_config(argv: Sequence[str] | None = None) -> Config:
     for section, cls in SECTIONS.items():
         group = parser.add_argument_group(section, cls.__doc__)
         hints = get_type_hints(cls, include_extras=True)
-        for item in fields(cls):  # type: ignore[arg-type]
+        for item in fields(cls):
             if get_origin(hints[item.name]) is Annotated:
                 type_, help_ = get_args(hints[item.name])
                 _add_flag(group, item.name, type_, item.default, help_)
@@ -69,9 +69,4 @@ def parse_config(argv: Sequence[str] | None = None) -> Config:
     if unknown:
         _refuse_unknown(unknown, method, parser)
     values = vars(namespace)
-    sections = {
-        section: {item.name: values[item.name] for item in fields(cls) if item.name in shared}  # type: ignore[arg-type]
-        for section, cls in SECTIONS.items()
-    }
-    sections["model"]["options"] = {option.name: values[option.name] for option in options}
-    return Config(**{section: cls(**sections[section]) for section, cls in SECTIONS.items()})
+    return Config.from_flat(values)

@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, field, fields
 from typing import Annotated, Any, Literal
 
 from dataloaders import DATASETS
-from modules.methods import METHODS
+from modules.methods import METHODS, method_options
 
 
 def _between(name: str, value: float, low: float, high: float = float("inf")) -> None:
@@ -102,6 +102,7 @@ class RunConfig:
     do_eval: Annotated[bool, "evaluate on the test split: --init_model, or zero-shot without it"] = False
     describe: Annotated[bool, "print parameters and operations of the method as JSON; needs no files"] = False
     output_dir: Annotated[str, "folder for log, metrics, checkpoints and config.json"] = "runs/default"
+    row_name: Annotated[str, "the name of this run's row in --results_csv; the method's where none is given"] = ""
     results_csv: Annotated[str, "a csv file that gets one row for each evaluation on the test split"] = ""
     seed: Annotated[int, "of initialisation, order, frame and caption draws"] = 42
     batch_size_val: Annotated[int, "clips or captions at once in evaluation, in each process"] = 16
@@ -148,5 +149,17 @@ class Config:
             values |= asdict(getattr(self, section.name))
         return {name: value for name, value in values.items() if name != "options"} | dict(self.model.options)
 
+    @classmethod
+    def from_flat(cls, settings: Mapping[str, Any]) -> "Config":
+        """The inverse of `flat`; a setting that is not given has its default."""
+        method = settings.get("method", ModelConfig.method)
+        known = {option.name for option in method_options(METHODS[method])} if method in METHODS else set()
+        sections: dict[str, Any] = {
+            name: {item.name: settings[item.name] for item in fields(section) if item.name in settings}
+            for name, section in SECTIONS.items()
+        }
+        sections["model"]["options"] = {name: value for name, value in settings.items() if name in known}
+        return cls(**{name: section(**sections[name]) for name, section in SECTIONS.items()})
 
-SECTIONS = {"model": ModelConfig, "data": DataConfig, "optim": OptimConfig, "run": RunConfig}
+
+SECTIONS: dict[str, Any] = {"model": ModelConfig, "data": DataConfig, "optim": OptimConfig, "run": RunConfig}

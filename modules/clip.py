@@ -107,13 +107,15 @@ class Attention(nn.Module):
 
         Args:
             context: [N, S, D], tokens that are attended to but ask nothing and have no output: the result is that of
-                attention over x and context joined, with the context's outputs dropped, at less cost.
+                attention over x and context joined, with the context's outputs dropped, at less cost. [1, S, D] is
+                the same context for all rows, and projected once.
             mask: broadcastable to [N, heads, L, L + S], the context last; bool (True: may attend) or float (added).
             causal: token i of x sees tokens 0..i of x; the whole context stays visible.
         """
         q, k, v = self.project(x)
         if context is not None:
             context_k, context_v = self.keys_values(context)
+            context_k, context_v = (part.expand(len(x), -1, -1, -1) for part in (context_k, context_v))
             k, v = torch.cat([k, context_k], dim=2), torch.cat([v, context_v], dim=2)
         if causal and (context is not None or mask is not None):
             # torch's own causal flag neither combines with a mask nor leaves the context visible

@@ -6,10 +6,12 @@ from modules.clip import CLIP
 from modules.methods.base import Method, method_options
 from modules.methods.clip4clip import CLIP4Clip
 from modules.methods.stop import STOP
+from modules.methods.vpt import VPT
 
 METHODS: dict[str, type[Method]] = {
     "stop": STOP,
     "clip4clip": CLIP4Clip,
+    "vpt": VPT,
 }
 
 

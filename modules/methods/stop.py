@@ -18,6 +18,7 @@ from modules.inter_frame import InterFramePrompter, TemporalPrompting, insert_by
 from modules.intra_frame import IntraFramePrompter, SpatialPrompting
 from modules.methods.base import Method
 from modules.similarity import masked_mean
+from modules.text_prompts import encode_with_prefix, text_prompts
 
 
 @dataclass(frozen=True)
@@ -117,11 +118,7 @@ class STOP(Method):
             for _ in layers
             if use_inter
         )
-        self.text_prompts = (
-            nn.Parameter(0.02 * torch.randn(len(clip.text.blocks), text_prompt_length, clip.text.width))
-            if text_prompt_length
-            else None
-        )
+        self.text_prompts = text_prompts(clip.text, text_prompt_length)
 
     def encode_video(self, video: Tensor, frame_mask: Tensor) -> Tensor:
         return self._encode(video, frame_mask, None)
@@ -183,20 +180,9 @@ class STOP(Method):
     def encode_text(self, token_ids: Tensor) -> Tensor:
         """CLIP's frozen text tower with learned tokens after START in every block; `[N,L]` -> `[N,E]`.
 
-        [D] As in the lineage, but before the words only: behind END a prompt is dead under the causal mask.
+        [D] The lineage trains such tokens too.
         """
-        text = self.clip.text
-        if self.text_prompts is None:
-            return text(token_ids)
-        tokens = text.embed(token_ids)
-        length, prompts = token_ids.shape[1], self.text_prompts.shape[1]
-        # Every block replaces the prompts, so their outputs are never used: a context, seen by all but START.
-        mask = torch.ones(length, length + prompts, dtype=torch.bool, device=tokens.device)
-        mask[0, length:] = False
-        for layer, block in enumerate(text.blocks):
-            context = self.text_prompts[layer].expand(len(tokens), -1, -1)
-            tokens = block(tokens, context=context, mask=mask, causal=True)
-        return text.pool(tokens, text.end_positions(token_ids))
+        return encode_with_prefix(self.clip.text, self.text_prompts, token_ids)
 
     def decays(self, name: str, parameter: nn.Parameter) -> bool:
         """Matrices and kernels decay; biases and the learned prompt tokens do not."""

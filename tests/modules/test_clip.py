@@ -152,7 +152,7 @@ def test_text_sees_nothing_after_end() -> None:
     changed = token_ids.clone()
     changed[1, 7:] = 5
     changed[2, 3:] = 7
-    torch.testing.assert_close(clip.text(changed), clip.text(token_ids), rtol=0, atol=1e-6)
+    torch.testing.assert_close(clip.text(changed), clip.text(token_ids), rtol=0, atol=1e-5)
     changed[1, 3] += 1 if changed[1, 3] < 90 else -1
     assert (clip.text(changed)[1] - clip.text(token_ids)[1]).abs().max() > 1e-3
 
@@ -160,7 +160,7 @@ def test_text_sees_nothing_after_end() -> None:
 def test_a_text_may_be_shorter_than_the_context() -> None:
     clip = randomised(CLIP(TINY))
     _, token_ids = batch()
-    torch.testing.assert_close(clip.text(token_ids[1:, :7]), clip.text(token_ids)[1:], rtol=0, atol=1e-6)
+    torch.testing.assert_close(clip.text(token_ids[1:, :7]), clip.text(token_ids)[1:], rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize("causal", [False, True])
@@ -222,7 +222,7 @@ def test_projections_by_parts_equal_the_whole() -> None:
     q, k, v = attention.project(x)
     assert q.shape == k.shape == v.shape == (2, 3, 5, 8)
     for part, whole in zip((attention.query(x), *attention.keys_values(x)), (q, k, v), strict=True):
-        torch.testing.assert_close(part, whole, rtol=0, atol=1e-6)
+        torch.testing.assert_close(part, whole, rtol=0, atol=1e-5)
 
 
 def test_a_block_is_its_two_halves_and_leaves_its_inputs_alone() -> None:

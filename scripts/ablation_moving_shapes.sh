@@ -1,0 +1,84 @@
+#!/usr/bin/env bash
+# STOP, its parts taken away one by one, and what it is compared with, on the embedded world: every row with the same
+# data, steps, batch and frames, three seeds each. Resumable: a row that stands in the results file is not run again.
+#   bash scripts/ablation_moving_shapes.sh
+#   JOBS=2 seeds="0 1" only="stop|vpt" bash scripts/ablation_moving_shapes.sh
+#   epochs=4 results=results/longer.csv bash scripts/ablation_moving_shapes.sh
+set -euo pipefail
+source "$(dirname "$0")/_launch.sh"
+cd "$repository"
+export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
+
+DATA_PATH=${DATA_PATH:-data/moving_shapes}
+pretrained_clip_name=${pretrained_clip_name:-pretrained/moving_shapes_clip.safetensors}
+results=${results:-results/ablation_moving_shapes.csv}
+runs=${runs:-runs/ablation_moving_shapes}
+seeds=${seeds:-0 1 2}
+epochs=${epochs:-1}
+batch_size=${batch_size:-32}
+max_frames=${max_frames:-8}
+num_thread_reader=${num_thread_reader:-1}
+JOBS=${JOBS:-1}        # runs at the same time
+only=${only:-.}        # a regular expression on the rows' names
+
+stop="--method stop --lr 4e-3 --intra_width 32 --inter_width 32"
+rows=(
+    "zero-shot|--do_eval --method clip4clip"
+    "CLIP4Clip meanP, all fine-tuned|--do_train --method clip4clip --lr 5e-4 --coef_lr 1"
+    "VPT-deep, static prompts|--do_train --method vpt --lr 1e-2 --prompt_length 460 --text_prompt_length 4"
+    "STOP|--do_train $stop"
+    "STOP, attention frame|--do_train $stop --attention frame"
+    "STOP, no intra-frame prompts|--do_train $stop --no-use_intra"
+    "STOP, no inter-frame prompts|--do_train $stop --no-use_inter"
+    "STOP, static prompts|--do_train $stop --static_prompts"
+    "STOP, random regions|--do_train $stop --random_regions"
+    "STOP, uniform N_t|--do_train $stop --uniform_prompts"
+    "STOP, alpha 0|--do_train $stop --alpha 0"
+    "STOP, alpha 1|--do_train $stop --alpha 1"
+    "STOP, eta 1|--do_train $stop --eta 1"
+    "STOP, eta 2|--do_train $stop --eta 2"
+    "STOP, hard region mask|--do_train $stop --hard_region_mask"
+    "STOP, no text prompts|--do_train $stop --text_prompt_length 0"
+)
+
+mkdir -p "$runs" "$(dirname "$results")"
+"$PYTHON" preprocess/make_moving_shapes.py --output_dir "$DATA_PATH"
+
+# run_row NAME SEED FLAGS...
+run_row() {
+    local name=$1 seed=$2 folder
+    shift 2
+    folder="$runs/$(tr -cs 'A-Za-z0-9_' '_' <<<"$name")$seed"
+    echo "$(date +%T)  $name, seed $seed"
+    launch main_task_retrieval.py "$@" --row_name "$name" --seed "$seed" --results_csv "$results" \
+        --datatype msrvtt --expand_msrvtt_sentences \
+        --train_csv "$DATA_PATH/MSRVTT_train.csv" --val_csv "$DATA_PATH/MSRVTT_JSFUSION_test.csv" \
+        --data_path "$DATA_PATH/MSRVTT_data.json" --features_path "$DATA_PATH/videos" \
+        --twins_csv "$DATA_PATH/twins.csv" --pretrained_clip_name "$pretrained_clip_name" \
+        --epochs "$epochs" --batch_size "$batch_size" --max_frames "$max_frames" \
+        --frame_sampling segment --feature_framerate 0 --num_thread_reader "$num_thread_reader" \
+        --output_dir "$folder" >"$folder.log" 2>&1 || {
+        echo "error: $name, seed $seed failed; its output is in $folder.log" >&2
+        return 1
+    }
+}
+
+for seed in $seeds; do
+    for row in "${rows[@]}"; do
+        name=${row%%|*}
+        flags=${row#*|}
+        [[ $name =~ $only ]] || continue
+        # Each seed of zero-shot is the same model on the same clips: once is enough.
+        [ "$name" = zero-shot ] && [ "$seed" != "${seeds%% *}" ] && continue
+        if [ -f "$results" ] && "$PYTHON" -m engine.report "$results" --has "$name" "$seed"; then
+            continue
+        fi
+        while [ "$(jobs -rp | wc -l)" -ge "$JOBS" ]; do
+            wait -n
+        done
+        read -ra words <<<"$flags"
+        run_row "$name" "$seed" "${words[@]}" &
+    done
+done
+wait
+"$PYTHON" -m engine.report "$results" --mean

@@ -1,0 +1,55 @@
+"""The picture of a trained STOP: it is written, has a row for each map and shows the counts; mistakes are sentences."""
+
+import cv2
+import numpy as np
+import pytest
+
+from engine.visualize import GAP, LABEL, SIDE, boxes, main
+from main_task_retrieval import main as train
+
+
+@pytest.fixture(scope="module")
+def checkpoints(small_data, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("runs")
+    for method in ("stop", "clip4clip"):
+        flags = ["--method", method, "--epochs", "1", "--batch_size", "10", "--output_dir", str(folder / method)]
+        assert train(["--do_train", *small_data.flags(), *flags]) == 0
+    return folder
+
+
+def test_picture(checkpoints, tmp_path):
+    path = tmp_path / "pictures" / "maps.png"
+    arguments = [str(checkpoints / "stop/last.safetensors"), "--output", str(path), "--videos", "video11", "video12"]
+    assert main(arguments) == 0
+    picture = cv2.imread(str(path))
+    assert picture.shape == (2 * (30 + 4 * (SIDE + 6) + 10), LABEL + 3 * (SIDE + GAP), 3)
+    between = picture[30 : 30 + SIDE, LABEL + SIDE : LABEL + SIDE + GAP]
+    assert (between < 200).any(), "no count between the first two frames"
+
+
+def test_exactly_the_chosen_patches_are_framed():
+    region = np.zeros((4, 4))
+    region[1, 2] = 1
+    picture = boxes(region, np.full((SIDE, SIDE, 3), 90, np.uint8))
+    edge = SIDE // 4
+    assert (picture[edge + 1 : 2 * edge - 1, 2 * edge + 1 : 3 * edge - 1] == 90).all()
+    assert (picture[:edge] == 130).all()
+
+
+@pytest.mark.parametrize(
+    ("run", "flags", "message"),
+    [
+        ("clip4clip", [], "has no maps to draw"),
+        ("stop", ["--videos", "video99"], "video99 is not in the test split"),
+        ("stop", ["--layer", "7"], "has prompts in 2 layers"),
+    ],
+)
+def test_mistakes(checkpoints, tmp_path, run, flags, message, capsys):
+    arguments = [str(checkpoints / run / "last.safetensors"), "--output", str(tmp_path / "x.png"), *flags]
+    assert main(arguments) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_missing_checkpoint(tmp_path, capsys):
+    assert main([str(tmp_path / "none.safetensors")]) == 2
+    assert "no such checkpoint" in capsys.readouterr().err
