@@ -21,6 +21,11 @@ def layer_norm(tokens: Tensor) -> Tensor:
     return F.layer_norm(tokens, tokens.shape[-1:])
 
 
+def at_least_fp32(x: Tensor) -> Tensor:
+    """Half precision becomes fp32, for sums of squares and for shares; wider types stay."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
 def hold_last_frame(tokens: Tensor, frame_mask: Tensor) -> Tensor:
     """Put the last real frame in the place of the padding frames: `[B,T,P,D]`, bool `[B,T]` -> `[B,T,P,D]`."""
     last = frame_mask.sum(dim=1) - 1

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from modules.dynamics import DynamicsNet, layer_norm
+from modules.dynamics import DynamicsNet, at_least_fp32, layer_norm
 from modules.intra_frame import convolve_frames
 
 NEGLIGIBLE = 1e-3  # a change below this share of the clip's largest (or of the noise floor) is rounding, not change
@@ -34,9 +34,9 @@ def frame_variation(features: Tensor, region_mask: Tensor, beta: float) -> Tenso
         region_mask: r of the later frame of each gap, `[B,T-1,P]`.
 
     Returns:
-        `[B,T-1]` fp32.
+        `[B,T-1]`, at least fp32.
     """
-    energy = features.float().square().mean(dim=-1)
+    energy = at_least_fp32(features).square().mean(dim=-1)
     return ((1 + beta * region_mask) * energy).mean(dim=-1)
 
 
@@ -117,9 +117,9 @@ class InterFramePrompter(nn.Module):
             count = prompts_per_gap(variation.detach(), self.eta)  # eq. 4
         prompts: Tensor = self.slots.expand(*change.shape[:2], -1, -1)
         if self.prompter is not None:
-            prompts = prompts + self.prompter(change, 1 + variation, real_gap)  # eq. 5
+            prompts = prompts + self.dropout(self.prompter(change, 1 + variation, real_gap))  # eq. 5
         valid = torch.arange(self.eta, device=count.device) < count.unsqueeze(-1)
-        return TemporalPrompting(self.dropout(prompts), valid, variation, count)
+        return TemporalPrompting(prompts, valid, variation, count)
 
 
 class TemporalPromptNet(nn.Module):

@@ -11,7 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from modules.clip import Block
-from modules.dynamics import DynamicsNet, hold_last_frame, layer_norm, repeat_ends
+from modules.dynamics import DynamicsNet, at_least_fp32, hold_last_frame, layer_norm, repeat_ends
+
+STILL = 1e-3  # a frame whose N_s features have a smaller mean square than this counts as still, the more the smaller
+FLAT = 1e-3  # saliencies of a frame that differ by less than this are hardly ranked
 
 
 @dataclass(frozen=True)
@@ -47,7 +50,7 @@ def attention_map(block: Block, class_token: Tensor, tokens: Tensor) -> Tensor:
     carried = torch.einsum("bhcd,hdw->bchw", query, key_weight) * query.shape[-1] ** -0.5
     carried = carried.expand(-1, tokens.shape[1], -1, -1)
     scores = torch.einsum("bthw,btpw->bthp", carried, block.ln_1(tokens))
-    return scores.float().softmax(dim=-1).mean(dim=2)
+    return at_least_fp32(scores).softmax(dim=-1).mean(dim=2)
 
 
 def most_salient(saliency: Tensor, n_regions: int) -> Tensor:
@@ -57,9 +60,9 @@ def most_salient(saliency: Tensor, n_regions: int) -> Tensor:
 
 
 def rescaled(saliency: Tensor) -> Tensor:
-    """Each frame's saliencies moved and stretched to 0..1: `[B,T,P]` -> `[B,T,P]`; a flat frame gives zeros."""
+    """Each frame's saliencies moved and stretched to 0..1: `[B,T,P]` -> `[B,T,P]`; a flat frame stays near 0."""
     low, high = saliency.aminmax(dim=-1, keepdim=True)
-    return (saliency - low) / (high - low).clamp_min(torch.finfo(saliency.dtype).tiny)
+    return (saliency - low) / (high - low).clamp_min(FLAT)
 
 
 class IntraFramePrompter(nn.Module):
@@ -94,6 +97,10 @@ class IntraFramePrompter(nn.Module):
         self.n_regions, self.alpha = n_regions, alpha
         self.hard_region_mask = hard_region_mask
         self.dynamics = None if random_regions else DynamicsNet(width, grid, bias=True, init="difference")  # N_s
+        if self.dynamics is not None and hard_region_mask:
+            self.dynamics.requires_grad_(
+                False
+            )  # nothing reaches it, and DDP refuses trainable tensors without gradient
         self.prompter: nn.Module = (  # P_s
             StaticSpatialPrompt(width, grid) if static_prompts else SpatialPromptNet(width, grid, bottleneck)
         )
@@ -134,28 +141,31 @@ class IntraFramePrompter(nn.Module):
         )
 
     def _random_saliency(self, like: Tensor) -> Tensor:
+        # One choice for all frames of a clip, so that it adds no change of its own between them.
         if self.training:
-            return torch.rand_like(like)
-        # The same blind choice for every clip, whatever its batch.
+            return torch.rand_like(like[:, :1]).expand_as(like)
+        # The same for every clip, whatever its batch.
         generator = torch.Generator().manual_seed(0)
-        return torch.rand(like.shape[1:], generator=generator).to(like).expand_as(like)
+        return torch.rand(like.shape[-1], generator=generator).to(like).expand_as(like)
 
 
 def normalised_energy(features: Tensor) -> Tensor:
     """Eq. 2: M_ij = mean over channels of h~_ijk^2, `[B,T,P,D]` -> `[B,T,P]`.
 
     [D] Divided by its sum over the frame, so that M is a distribution like A and alpha weighs like with like in every
-    layer. A frame without any change has M = 0 and is left to the attention map.
+    layer. A frame without any change has M = 0 and is left to the attention map; the floor `STILL` keeps rounding noise
+    from being blown up to a map there, and its gradient from exploding.
     """
-    energy = features.float().square().mean(dim=-1)
-    return energy / energy.sum(dim=-1, keepdim=True).clamp_min(torch.finfo(energy.dtype).tiny)
+    energy = at_least_fp32(features).square().mean(dim=-1)
+    return energy / energy.sum(dim=-1, keepdim=True).clamp_min(STILL * energy.shape[-1])
 
 
 class SpatialPromptNet(nn.Module):
     """P_s, Figure 2b: Conv3d -> ReLU -> Conv3d -> Linear -> ReLU -> Linear; dropout follows in the prompter.
 
     [D] The first convolution is 3x1x1 from D to the bottleneck, which makes it see exactly frames i-1, i, i+1; the
-    second is 1x3x3 inside the bottleneck. The last Linear starts at zero: training starts from frozen CLIP.
+    second is 1x3x3 inside the bottleneck. It sees LayerNormed tokens, because CLIP's have a few channels hundreds of
+    times as large as the rest. The last Linear starts at zero: training starts from frozen CLIP.
     """
 
     def __init__(self, width: int, grid: int, bottleneck: int) -> None:

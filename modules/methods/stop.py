@@ -55,7 +55,7 @@ class STOP(Method):
         eta: Annotated[int, "most temporal prompts in a gap between frames"] = 4,
         beta: Annotated[float, "how much more a change in a chosen region counts"] = 1.0,
         uniform_prompts: Annotated[bool, "eta prompts in every gap, whatever changes (an ablation)"] = False,
-        noise_floor: Annotated[float, "change of LayerNormed tokens (mean square) that is camera noise"] = 0.05,
+        noise_floor: Annotated[float, "change of LayerNormed tokens (mean square) that is camera noise"] = 0.1,
         intra_width: Annotated[int, "c_s, channels inside the spatial prompter"] = 88,
         inter_width: Annotated[int, "c_t, channels inside the temporal prompter"] = 80,
         prompt_dropout: Annotated[float, "dropout of the prompts"] = 0.1,

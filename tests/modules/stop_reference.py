@@ -1,0 +1,386 @@
+"""STOP once more, slow and plain: one clip at a time, loops over frames, patches, gaps, slots and heads, no masks.
+
+Written from the equations. Padding frames take no part anywhere, so here they do not exist: a clip is its real frames.
+Parameters are read from the modules under test; nothing else of theirs is used.
+
+Shapes: T real frames of one clip, G grid side, P = G*G patches in rows, D width, c channels of a bottleneck.
+"""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Spatial:
+    """Intra-frame stage: h^s, r, A, M, W_s and p^s."""
+
+    tokens: Tensor
+    region_mask: Tensor
+    attention_map: Tensor
+    dynamics_map: Tensor
+    saliency: Tensor
+    prompts: Tensor
+
+
+@dataclass(frozen=True)
+class Temporal:
+    """Inter-frame stage: normalised W_t, N_t, and p^t of every slot, used or not: `[T-1][eta]` tokens."""
+
+    frame_variation: Tensor
+    prompts_per_gap: list[int]
+    prompts: list[list[Tensor]]
+
+
+# ---- parts ----------------------------------------------------------------------------------------------------------
+
+
+def normalised(token: Tensor) -> Tensor:
+    centred = token - token.sum() / len(token)
+    return centred / ((centred**2).sum() / len(token) + 1e-5).sqrt()
+
+
+def layer_norm(norm: torch.nn.LayerNorm, token: Tensor) -> Tensor:
+    return normalised(token) * norm.weight + norm.bias
+
+
+def softmax(scores: list[Tensor]) -> Tensor:
+    powers = (torch.stack(scores) - max(scores)).exp()
+    return powers / powers.sum()
+
+
+def relu(x: Tensor) -> Tensor:
+    return torch.where(x > 0, x, torch.zeros_like(x))
+
+
+def neighbour(volume: Tensor, grid: int, i: int, row: int, column: int, repeat_ends: bool) -> Tensor:
+    """The token of a place that may lie outside: zero beyond the frame's edges; in time the nearest frame or zero."""
+    inside_time = 0 <= i < len(volume)
+    if not (0 <= row < grid and 0 <= column < grid) or not (inside_time or repeat_ends):
+        return torch.zeros_like(volume[0, 0])
+    return volume[min(max(i, 0), len(volume) - 1), row * grid + column]
+
+
+def dynamics_features(net: torch.nn.Module, volume: Tensor, grid: int, repeat_ends: bool) -> Tensor:
+    """N_s or N_t: each channel convolved by itself over 3 frames, 3 rows and 3 columns: `[T,P,D]` -> `[T,P,D]`."""
+    out = torch.zeros_like(volume)
+    for i in range(len(volume)):
+        for j in range(grid * grid):
+            row, column = divmod(j, grid)
+            total = torch.zeros_like(volume[0, 0])
+            for di in range(3):
+                for dy in range(3):
+                    for dx in range(3):
+                        token = neighbour(volume, grid, i + di - 1, row + dy - 1, column + dx - 1, repeat_ends)
+                        total = total + net.conv.weight[:, 0, di, dy, dx] * token
+            out[i, j] = total if net.conv.bias is None else total + net.conv.bias
+    return out
+
+
+def convolve_time(linear: torch.nn.Linear, volume: Tensor, repeat_ends: bool) -> Tensor:
+    """A 3x1x1 convolution: `[T,P,c]` -> `[T,P,c']`; `linear.weight` holds the three taps side by side."""
+    taps = linear.weight.chunk(3, dim=1)
+    out = volume.new_zeros(*volume.shape[:2], len(linear.bias))
+    for i in range(len(volume)):
+        for j in range(volume.shape[1]):
+            out[i, j] = linear.bias
+            for di in range(3):
+                if repeat_ends or 0 <= i + di - 1 < len(volume):
+                    out[i, j] += taps[di] @ volume[min(max(i + di - 1, 0), len(volume) - 1), j]
+    return out
+
+
+def convolve_space(conv: torch.nn.Conv2d, volume: Tensor, grid: int) -> Tensor:
+    """A 1x3x3 convolution: `[T,P,c]` -> `[T,P,c']`, zero beyond the edges."""
+    out = torch.zeros_like(volume)
+    for i in range(len(volume)):
+        for j in range(grid * grid):
+            row, column = divmod(j, grid)
+            out[i, j] = conv.bias
+            for dy in range(3):
+                for dx in range(3):
+                    out[i, j] += conv.weight[:, :, dy, dx] @ neighbour(
+                        volume, grid, i, row + dy - 1, column + dx - 1, repeat_ends=False
+                    )
+    return out
+
+
+def attend(
+    tokens: list[Tensor], in_proj: tuple[Tensor, Tensor], out_proj: torch.nn.Linear, heads: int, causal: bool = False
+) -> list[Tensor]:
+    """Multi-head self-attention over a list of tokens `[D]`, each of which may ask and answer."""
+    size = len(tokens[0]) // heads
+    # Queries, keys and values of every token, head by head: 3 * heads pieces each.
+    projected = [(in_proj[0] @ token + in_proj[1]).split(size) for token in tokens]
+    outputs = []
+    for asking in range(len(tokens)):
+        heard = projected[: asking + 1] if causal else projected
+        mixed = []
+        for head in range(heads):
+            query = projected[asking][head] / math.sqrt(size)
+            weights = softmax([query @ pieces[heads + head] for pieces in heard])
+            mixed.append(sum(weight * pieces[2 * heads + head] for weight, pieces in zip(weights, heard, strict=True)))
+        outputs.append(out_proj.weight @ torch.cat(mixed) + out_proj.bias)
+    return outputs
+
+
+def run_block(block: torch.nn.Module, tokens: list[Tensor], causal: bool = False) -> list[Tensor]:
+    """An ordinary transformer block on a list of tokens, every one of them in full."""
+    attention = block.attn
+    updates = attend(
+        [layer_norm(block.ln_1, token) for token in tokens],
+        (attention.in_proj_weight, attention.in_proj_bias),
+        attention.out_proj,
+        attention.heads,
+        causal,
+    )
+    outputs = []
+    for token, update in zip(tokens, updates, strict=True):
+        token = token + update
+        hidden = block.mlp.c_fc.weight @ layer_norm(block.ln_2, token) + block.mlp.c_fc.bias
+        hidden = hidden * torch.sigmoid(1.702 * hidden)  # CLIP's QuickGELU
+        outputs.append(token + block.mlp.c_proj.weight @ hidden + block.mlp.c_proj.bias)
+    return outputs
+
+
+def stack_frames(frames: list[list[Tensor]]) -> Tensor:
+    return torch.stack([torch.stack(frame) for frame in frames])
+
+
+# ---- intra-frame spatial prompting ----------------------------------------------------------------------------------
+
+
+def attention_map(block: torch.nn.Module, class_tokens: Tensor, tokens: Tensor) -> Tensor:
+    """A_i = Attn(h_cls, h_i); `class_tokens` `[1,D]` (one a video) or `[T,D]` (one a frame)."""
+    attention, width = block.attn, tokens.shape[-1]
+    size = width // attention.heads
+    rows = []
+    for i in range(len(tokens)):
+        asking = layer_norm(block.ln_1, class_tokens[min(i, len(class_tokens) - 1)])
+        query = attention.in_proj_weight[:width] @ asking + attention.in_proj_bias[:width]
+        row = torch.zeros(tokens.shape[1], dtype=tokens.dtype)
+        for head in range(attention.heads):
+            of_head = slice(head * size, (head + 1) * size)
+            scores = []
+            for j in range(tokens.shape[1]):
+                normal = layer_norm(block.ln_1, tokens[i, j])
+                key = attention.in_proj_weight[width : 2 * width] @ normal + attention.in_proj_bias[width : 2 * width]
+                scores.append(query[of_head] @ key[of_head] / math.sqrt(size))
+            row = row + softmax(scores) / attention.heads
+        rows.append(row)
+    return torch.stack(rows).detach()
+
+
+def dynamics_map(features: Tensor) -> Tensor:
+    """M_ij = 1/D sum_k h~_ijk^2, divided by its sum over the frame, or by 0.001 P where that is more."""
+    rows = []
+    for frame in features:
+        energies = [sum(token**2) / len(token) for token in frame]
+        total = sum(energies)
+        rows.append(torch.stack([energy / max(total, 0.001 * len(frame)) for energy in energies]))
+    return torch.stack(rows)
+
+
+def chosen(saliency: list[float], n_regions: int) -> list[int]:
+    """The N_s largest, of equal ones the lower index."""
+    return sorted(range(len(saliency)), key=lambda j: (-saliency[j], j))[:n_regions]
+
+
+def rescaled(saliency: Tensor) -> Tensor:
+    """Each frame's saliencies moved and stretched to 0..1, or by 1000 where their range is below 0.001."""
+    return torch.stack([(row - min(row)) / max(max(row) - min(row), 0.001) for row in saliency])
+
+
+def spatial_prompts(net: torch.nn.Module, normal: Tensor, grid: int) -> Tensor:
+    """p_i^s = P_s(h_{i-1}, h_i, h_{i+1}): Conv3d -> ReLU -> Conv3d -> Linear -> ReLU -> Linear."""
+    x = convolve_space(net.spatial, relu(convolve_time(net.temporal, normal, repeat_ends=True)), grid)
+    frames = []
+    for frame in x:
+        hidden = [relu(net.hidden.weight @ token + net.hidden.bias) for token in frame]
+        frames.append([net.out.weight @ token + net.out.bias for token in hidden])
+    return stack_frames(frames)
+
+
+def prompt_frames(prompter: torch.nn.Module, block: torch.nn.Module, class_tokens: Tensor, tokens: Tensor) -> Spatial:
+    """The whole stage on the real frames of a clip: class tokens `[1 or T,D]`, h `[T,P,D]`."""
+    frames, patches, _ = tokens.shape
+    grid = math.isqrt(patches)
+    normal = stack_frames([[normalised(token) for token in frame] for frame in tokens])
+    attention = attention_map(block, class_tokens, tokens)
+    motion = dynamics_map(dynamics_features(prompter.dynamics, normal, grid, repeat_ends=True))
+    saliency = prompter.alpha * attention + (1 - prompter.alpha) * motion
+    prompts = spatial_prompts(prompter.prompter, normal, grid)
+    region = torch.zeros(frames, patches, dtype=tokens.dtype)
+    prompted = tokens.clone()
+    for i in range(frames):
+        for j in chosen(saliency[i].tolist(), prompter.n_regions):
+            region[i, j] = 1.0
+            prompted[i, j] = tokens[i, j] + prompts[i, j]
+    return Spatial(prompted, region, attention, motion, saliency, prompts)
+
+
+# ---- inter-frame temporal prompting ---------------------------------------------------------------------------------
+
+
+def frame_variation(features: Tensor, region_mask: Tensor, beta: float) -> list[Tensor]:
+    """W_t,i = 1/(P D) sum_j (1 + beta r_ij) sum_k (h~^s_ijk)^2; `features` and `region_mask` of frames 2..T."""
+    gaps, patches, width = features.shape
+    variation = []
+    for i in range(gaps):
+        total = torch.zeros((), dtype=features.dtype)
+        for j in range(patches):
+            total = total + (1 + beta * region_mask[i, j]) * (features[i, j] ** 2).sum()
+        variation.append(total / (patches * width))
+    return variation
+
+
+def prompt_gaps(prompter: torch.nn.Module, tokens: Tensor, region_mask: Tensor) -> Temporal:
+    """The whole stage on the real frames of a clip: h^s `[T,P,D]`, r `[T,P]`, T >= 2."""
+    frames, patches, _ = tokens.shape
+    grid = math.isqrt(patches)
+    normal = stack_frames([[normalised(token) for token in frame] for frame in tokens])
+    change = torch.stack([normal[i] - normal[i - 1] for i in range(1, frames)])
+    features = dynamics_features(prompter.dynamics, change, grid, repeat_ends=False)
+    variation = frame_variation(features, region_mask[1:], prompter.beta)
+    largest = max([torch.tensor(prompter.noise_floor, dtype=tokens.dtype), *variation])
+    shares = [value / largest for value in variation]
+    counts = [math.ceil(prompter.eta * share.item()) if share.item() > 1e-3 else 0 for share in shares]
+    prompts = temporal_prompts(prompter.prompter, prompter.slots, change, shares, grid)
+    return Temporal(torch.stack(shares), counts, prompts)
+
+
+def temporal_prompts(
+    net: torch.nn.Module, slots: Tensor, change: Tensor, shares: list[Tensor], grid: int
+) -> list[list[Tensor]]:
+    """p^t = P_t(dh): Attention -> Conv3d -> ReLU -> Conv3d -> Linear over the patches, times 1 + W_t, plus the slot."""
+    mha = net.attention
+    attended = []
+    for gap in change:
+        down = [net.down.weight @ token + net.down.bias for token in gap]
+        attended.append(attend(down, (mha.in_proj_weight, mha.in_proj_bias), mha.out_proj, mha.num_heads))
+    x = relu(convolve_time(net.temporal, stack_frames(attended), repeat_ends=False))
+    x = convolve_space(net.spatial, x, grid)
+    prompts = []
+    for i in range(len(change)):
+        of_gap = []
+        for slot in range(len(slots)):
+            mixed = torch.zeros_like(x[0, 0]) + net.to_slots.bias[slot]
+            for j in range(grid * grid):
+                mixed = mixed + net.to_slots.weight[slot, j] * x[i, j]
+            of_gap.append(slots[slot] + net.up.weight @ (mixed * (1 + shares[i])) + net.up.bias)
+        prompts.append(of_gap)
+    return prompts
+
+
+def valid_prompts(temporal: Temporal | None, gap: int) -> list[Tensor]:
+    """The first N_t prompts of a gap; none before the first frame and after the last one."""
+    if temporal is None or not 0 <= gap < len(temporal.prompts):
+        return []
+    return temporal.prompts[gap][: temporal.prompts_per_gap[gap]]
+
+
+# ---- the prompted sequence, the towers ------------------------------------------------------------------------------
+
+
+def keep(tokens: list[Tensor], is_prompt: list[bool]) -> list[Tensor]:
+    return [token for token, dropped in zip(tokens, is_prompt, strict=True) if not dropped]
+
+
+def run_joint(
+    block: torch.nn.Module, class_tokens: Tensor, tokens: Tensor, temporal: Temporal | None
+) -> tuple[Tensor, Tensor]:
+    """The block on [h_cls, h^s_1, p^t_1, h^s_2, p^t_2, ..., h^s_T]; the prompts' outputs are dropped."""
+    sequence, is_prompt = [class_tokens[0]], [False]
+    for i in range(len(tokens)):
+        sequence += list(tokens[i])
+        is_prompt += [False] * len(tokens[i])
+        inserted = valid_prompts(temporal, i)
+        sequence += inserted
+        is_prompt += [True] * len(inserted)
+    out = keep(run_block(block, sequence), is_prompt)
+    return out[0].unsqueeze(0), torch.stack(out[1:]).view_as(tokens)
+
+
+def run_by_frame(
+    block: torch.nn.Module, class_tokens: Tensor, tokens: Tensor, temporal: Temporal | None
+) -> tuple[Tensor, Tensor]:
+    """The block on [p^t_{i-1}, h_cls,i, h^s_i, p^t_i] for every frame i; the prompts' outputs are dropped."""
+    new_class_tokens, new_tokens = [], []
+    for i in range(len(tokens)):
+        before, after = valid_prompts(temporal, i - 1), valid_prompts(temporal, i)
+        sequence = [*before, class_tokens[i], *tokens[i], *after]
+        is_prompt = [True] * len(before) + [False] * (1 + len(tokens[i])) + [True] * len(after)
+        out = keep(run_block(block, sequence), is_prompt)
+        new_class_tokens.append(out[0])
+        new_tokens.append(out[1:])
+    return torch.stack(new_class_tokens), stack_frames(new_tokens)
+
+
+def encode_video(method: torch.nn.Module, video: Tensor) -> tuple[Tensor, list[tuple[Spatial | None, Temporal | None]]]:
+    """The real frames `[T,3,H,W]` of one clip -> its embedding `[E]`, and what every layer found."""
+    visual = method.clip.visual
+    embedded = visual.embed(video)
+    joint = method.attention == "joint"
+    class_tokens, tokens = (embedded[:1, 0] if joint else embedded[:, 0]), embedded[:, 1:]
+    found = []
+    for layer, block in enumerate(visual.blocks):
+        spatial = temporal = None
+        region_mask = torch.zeros_like(tokens[..., 0])
+        if layer < len(method.intra):
+            spatial = prompt_frames(method.intra[layer], block, class_tokens, tokens)
+            tokens, region_mask = spatial.tokens, spatial.region_mask
+        if layer < len(method.inter) and len(tokens) > 1:
+            temporal = prompt_gaps(method.inter[layer], tokens, region_mask)
+        found.append((spatial, temporal))
+        class_tokens, tokens = (run_joint if joint else run_by_frame)(block, class_tokens, tokens, temporal)
+    embeddings = [layer_norm(visual.ln_post, token) @ visual.proj for token in class_tokens]
+    if joint:
+        return embeddings[0], found
+    return sum(embedding / embedding.norm() for embedding in embeddings) / len(embeddings), found
+
+
+def encode_caption(method: torch.nn.Module, token_ids: Tensor) -> Tensor:
+    """One caption `[L]`: in every text block its own prompts stand after START, in full, and are then dropped."""
+    text = method.clip.text
+    tokens = [text.token_embedding.weight[token] + text.positional_embedding[i] for i, token in enumerate(token_ids)]
+    for layer, block in enumerate(text.blocks):
+        prompts = list(method.text_prompts[layer])
+        sequence = [tokens[0], *prompts, *tokens[1:]]
+        is_prompt = [False] + [True] * len(prompts) + [False] * (len(tokens) - 1)
+        tokens = keep(run_block(block, sequence, causal=True), is_prompt)
+    end = max(range(len(token_ids)), key=lambda i: int(token_ids[i]))
+    return layer_norm(text.ln_final, tokens[end]) @ text.text_projection
+
+
+# ---- inputs ---------------------------------------------------------------------------------------------------------
+
+
+def padded_clips(seed: int, frames_of_clip: list[int], patches: int, width: int) -> tuple[Tensor, Tensor]:
+    """Clips of tokens `[B,T,P,D]` float64, T the longest, and their frame mask `[B,T]`; padding holds large nonsense.
+
+    From frame to frame anything from nothing to everything changes.
+    """
+    generator = torch.Generator().manual_seed(seed)
+
+    def draw(*shape: int) -> Tensor:
+        return torch.randn(*shape, generator=generator, dtype=torch.float64)
+
+    longest = max(frames_of_clip)
+    tokens = 100 * draw(len(frames_of_clip), longest, patches, width)
+    for clip, frames in zip(tokens, frames_of_clip, strict=True):
+        clip[0] = draw(patches, width)
+        for i in range(1, frames):
+            pace = [0.0, 0.1, 0.4, 1.0][int(torch.randint(4, (), generator=generator))]
+            clip[i] = clip[i - 1] + pace * draw(patches, width)
+    return tokens, torch.arange(longest) < torch.tensor(frames_of_clip)[:, None]
+
+
+def randomise(module: torch.nn.Module, seed: int, scale: float = 0.3) -> None:
+    """Give every parameter outside CLIP, zero-initialised and frozen ones too, random values from a seed."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, parameter in module.named_parameters():
+            if not name.startswith("clip."):
+                parameter.copy_(scale * torch.randn(parameter.shape, generator=generator, dtype=torch.float64))
