@@ -11,19 +11,21 @@ val_csv=${val_csv:-$DATA_PATH/MSRVTT_JSFUSION_test.csv}
 data_path=${data_path:-$DATA_PATH/MSRVTT_data.json}
 features_path=${features_path:-$DATA_PATH/videos}
 
-method=${method:-clip4clip}
+method=${method:-stop}
 pretrained_clip_name=${pretrained_clip_name:-ViT-B/32}
 pretrained_dir=${pretrained_dir:-pretrained}
 
 epochs=${epochs:-5}
 batch_size=${batch_size:-128}
 batch_size_val=${batch_size_val:-16}
-lr=${lr:-1e-4}
 coef_lr=${coef_lr:-1e-3}
 max_words=${max_words:-32}
 max_frames=${max_frames:-12}
-frame_sampling=${frame_sampling:-uniform}
-feature_framerate=${feature_framerate:-1}
+# The published learning rates and samplings: full fine-tuning at 1 frame a second, prompts on videos re-encoded to 3.
+case $method in
+    clip4clip) lr=${lr:-1e-4} frame_sampling=${frame_sampling:-uniform} feature_framerate=${feature_framerate:-1} ;;
+    *) lr=${lr:-1e-3} frame_sampling=${frame_sampling:-segment} feature_framerate=${feature_framerate:-0} ;;
+esac
 num_thread_reader=${num_thread_reader:-4}
 select_on=${select_on:-last}
 seed=${seed:-42}

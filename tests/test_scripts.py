@@ -58,6 +58,7 @@ def test_variables_from_outside_and_flags_behind(recorder):
     environment = {"lr": "3e-5", "DATA_PATH": "/data with space", "method": "clip4clip"}
     (command,) = commands_of(ROOT / "scripts/msrvtt.sh", recorder, "--max_frames", "5", **environment)
     settings = settings_of(command)
+    assert settings["method"] == "clip4clip"
     assert settings["lr"] == 3e-5
     assert settings["val_csv"] == "/data with space/MSRVTT_JSFUSION_test.csv"
     assert settings["max_frames"] == 5
@@ -75,3 +76,23 @@ def test_more_processes_go_through_torchrun(recorder):
     (command,) = commands_of(ROOT / "scripts/msrvtt.sh", recorder, NGPU="3")
     assert command[:4] == ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=3"]
     assert command[4].endswith("main_task_retrieval.py")
+
+
+@pytest.mark.parametrize(
+    ("method", "expected"),
+    [("stop", (1e-3, "segment", 0)), ("vpt", (1e-3, "segment", 0)), ("clip4clip", (1e-4, "uniform", 1))],
+)
+def test_published_settings_of_each_method(recorder, method, expected):
+    (command,) = commands_of(ROOT / "scripts/msrvtt.sh", recorder, method=method)
+    settings = settings_of(command)
+    assert (settings["lr"], settings["frame_sampling"], settings["feature_framerate"]) == expected
+
+
+def test_stop_is_what_msrvtt_trains(recorder):
+    (command,) = commands_of(ROOT / "scripts/msrvtt.sh", recorder)
+    settings = settings_of(command)
+    assert settings["method"] == "stop"
+    assert settings["batch_size"] == 128
+    assert settings["epochs"] == 5
+    assert settings["expand_msrvtt_sentences"]
+    assert settings["select_on"] == "last"
