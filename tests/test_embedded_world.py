@@ -66,9 +66,7 @@ def test_reversed_pairs_are_a_coin_flip_for_a_model_that_ignores_order(world):
     """CLIP4Clip meanP on frames that are the same in both orders, decoded from two different files."""
     paths = {"data_path": world / "MSRVTT_data.json", "features_path": world / "videos"}
     splits = {"train_csv": world / "MSRVTT_train.csv", "val_csv": world / "MSRVTT_JSFUSION_test.csv"}
-    samples = read_split(
-        "test", train_csv=world / "MSRVTT_train.csv", val_csv=world / "MSRVTT_JSFUSION_test.csv", **paths
-    )
+    samples = read_split("test", **paths, **splits)
     twin_of = read_twins(world / "twins.csv", samples)
     assert (twin_of >= 0).all()
     assert (twin_of[twin_of] == np.arange(len(samples))).all()
