@@ -1,0 +1,264 @@
+"""Make the embedded world on disk: h264 clips of moving shapes and the very csv and json files that MSR-VTT has.
+
+    python preprocess/make_moving_shapes.py --output_dir data/moving_shapes
+
+writes, the same bytes for the same settings,
+
+    videos/<video_id>.mp4        clips of --frames frames at 3 frames a second
+    MSRVTT_train.csv             video_id
+    MSRVTT_data.json             sentences: caption, video_id (several a training video, one a test video)
+    MSRVTT_JSFUSION_test.csv     key, vid_key, video_id, sentence
+    twins.csv                    video_id, twin_id: one row for each pair of test clips, each the other backwards
+    settings.json                what it was made with; a second run with the same settings does nothing
+
+Contents (colour, shape and kind of motion) of test clips never occur in training clips. Among themselves test contents
+differ too, so that only one clip answers a caption; some come both fast and slow.
+
+Shapes: T frames, H x W pixels.
+"""
+
+import argparse
+import csv
+import hashlib
+import json
+import sys
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import numpy as np
+from tqdm import tqdm
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from dataloaders import moving_shapes
+from dataloaders.moving_shapes import Story, caption, draw_story, paraphrases, stage
+
+FRAMES_PER_SECOND = 3
+FAST_AND_SLOW_SHARE = 0.3  # of the test contents with one thing
+_MAX_DRAWS = 2000
+
+
+@dataclass(frozen=True)
+class Clip:
+    """One video to be: its story, captions, the seed of its staging and the split it belongs to."""
+
+    video_id: str
+    split: str
+    story: Story
+    captions: tuple[str, ...]
+    seed: tuple[int, ...]
+
+
+def write_video(path: Path, frames: np.ndarray, fps: int = FRAMES_PER_SECOND) -> None:
+    """Write frames uint8 RGB [T,H,W,3] as an h264 mp4 file with a single key frame; H and W must be even."""
+    with av.open(str(path), "w", format="mp4") as container:
+        # No B-frames (bf): where x264 puts them is not the same in every run, and clips without them decode faster.
+        options = {"crf": "18", "preset": "veryfast", "bf": "0"}
+        stream = container.add_stream("libx264", rate=Fraction(fps), options=options)
+        stream.height, stream.width = frames.shape[1:3]
+        stream.pix_fmt = "yuv420p"
+        stream.gop_size = len(frames)
+        # The bytes of an h264 file depend on the number of encoder threads.
+        stream.thread_count = 1
+        for frame in frames:
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
+        container.mux(stream.encode(None))
+
+
+def draw_test_pairs(n_pairs: int, rng: np.random.Generator) -> list[tuple[Story, str, str]]:
+    """Stories of held-out contents, each with its own caption and the caption of its reversal.
+
+    No two contents can be mistaken for each other, no two captions are the same. ValueError where the world has not
+    that many contents.
+    """
+    pairs: list[tuple[Story, str, str]] = []
+    contents: set[str] = set()
+    sentences: set[str] = set()
+    while len(pairs) < n_pairs:
+        for _ in range(_MAX_DRAWS):
+            story = draw_story(rng, held_out=True)
+            # A resting neighbour or other events of the same things would not tell two clips apart beyond doubt.
+            if story.is_order:
+                content = " ".join(sorted(str(thing) for thing in story.things))
+            else:
+                content = f"{story.things[0]} {story.family}"
+            if content not in contents:
+                break
+        else:
+            raise ValueError(
+                f"--test_pairs {n_pairs} is too many for the contents held out: ask for {len(pairs)} or fewer."
+            )
+        contents.add(content)
+        both_speeds = len(story.things) == 1 and len(pairs) + 2 <= n_pairs and rng.random() < FAST_AND_SLOW_SHARE
+        for told in [replace(story, speed=speed) for speed in ("fast", "slow")] if both_speeds else [story]:
+            state = rng.bit_generator.state
+            forwards = caption(told, rng)
+            rng.bit_generator.state = state
+            backwards = caption(told.reversed(), rng)
+            assert not {forwards, backwards} & sentences, "different contents have different captions"
+            sentences.update((forwards, backwards))
+            pairs.append((told, forwards, backwards))
+    return pairs
+
+
+def plan(train_videos: int, test_pairs: int, captions_per_video: int, seed: int) -> tuple[list[Clip], list[Clip]]:
+    """All training clips, and all test clips with the two of a pair next to each other."""
+    rng = np.random.default_rng([seed, 0])
+    training = []
+    for i in range(train_videos):
+        story = draw_story(rng, held_out=False)
+        texts = tuple(paraphrases(story, captions_per_video, rng))
+        training.append(Clip(f"video{i}", "train", story, texts, (seed, 1, i)))
+
+    rng = np.random.default_rng([seed, 2])
+    pairs = draw_test_pairs(test_pairs, rng)
+    # Numbers in random order, so that neither a twin's number nor which of the two came first says anything.
+    numbers = iter(rng.permutation(2 * test_pairs) + train_videos)
+    test = []
+    for i, (story, forwards, backwards) in enumerate(pairs):
+        test.append(Clip(f"video{next(numbers)}", "test", story, (forwards,), (seed, 3, i)))
+        test.append(Clip(f"video{next(numbers)}", "test", story.reversed(), (backwards,), (seed, 3, i)))
+    return training, test
+
+
+def _video_number(clip: Clip) -> int:
+    return int(clip.video_id.removeprefix("video"))
+
+
+def _write_csv(path: Path, header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(header)
+        writer.writerows(rows)
+
+
+def write_world(
+    folder: Path, training: list[Clip], test: list[Clip], frames: int, image_size: int, progress: Callable = tqdm
+) -> None:
+    """Write videos, csv and json files of the planned clips into an existing, empty folder."""
+    videos = folder / "videos"
+    videos.mkdir()
+    for clip in progress([*training, *test], desc="drawing clips", unit="clip"):
+        take = stage(clip.story, np.random.default_rng(clip.seed), image_size)
+        write_video(videos / f"{clip.video_id}.mp4", take.frames(frames))
+
+    ordered = sorted(test, key=_video_number)
+    _write_csv(folder / "MSRVTT_train.csv", ["video_id"], [[clip.video_id] for clip in training])
+    _write_csv(
+        folder / "MSRVTT_JSFUSION_test.csv",
+        ["key", "vid_key", "video_id", "sentence"],
+        [[f"ret{i}", f"msr{_video_number(clip)}", clip.video_id, clip.captions[0]] for i, clip in enumerate(ordered)],
+    )
+    _write_csv(
+        folder / "twins.csv",
+        ["video_id", "twin_id"],
+        [[one.video_id, other.video_id] for one, other in zip(test[::2], test[1::2], strict=True)],
+    )
+    everything = [*training, *ordered]
+    sentences = [(clip.video_id, text) for clip in everything for text in clip.captions]
+    data = {
+        "videos": [
+            {"video_id": clip.video_id, "split": clip.split, "category": clip.story.family} for clip in everything
+        ],
+        "sentences": [
+            {"sen_id": i, "video_id": video_id, "caption": text} for i, (video_id, text) in enumerate(sentences)
+        ],
+    }
+    (folder / "MSRVTT_data.json").write_text(json.dumps(data, indent=1) + "\n", encoding="utf-8")
+
+
+def _settings(options: argparse.Namespace) -> dict[str, object]:
+    settings = {
+        name: getattr(options, name)
+        for name in ("train_videos", "test_pairs", "captions_per_video", "seed", "frames", "image_size")
+    }
+    code = [Path(moving_shapes.__file__), Path(__file__)]
+    drawn = json.dumps(settings, sort_keys=True).encode() + b"".join(path.read_bytes() for path in code)
+    # The code is part of what decides the pixels: a changed world is made anew.
+    return {**settings, "sha256": hashlib.sha256(drawn).hexdigest()}
+
+
+def _already_made(output: Path, settings: dict[str, object]) -> bool:
+    """Whether `output` holds this very world; ValueError where it holds something this command has not made."""
+    if output.exists() and not output.is_dir():
+        raise ValueError(f"--output_dir {output} is a file: name a folder.")
+    if not output.is_dir() or not any(output.iterdir()):
+        return False
+    try:
+        found = json.loads((output / "settings.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        found = None
+    if not isinstance(found, dict) or "sha256" not in found:
+        raise ValueError(
+            f"--output_dir {output} holds files that this command has not made: name a new or an empty folder."
+        )
+    return found == settings
+
+
+def _range(options: argparse.Namespace) -> None:
+    limits = {
+        "train_videos": (1, 1_000_000),
+        "test_pairs": (1, 1_000_000),
+        "captions_per_video": (1, 8),
+        "seed": (0, 2**32 - 1),
+        "frames": (2, 1000),
+        "image_size": (32, 1024),
+    }
+    for name, (low, high) in limits.items():
+        if not low <= getattr(options, name) <= high:
+            raise ValueError(f"--{name} must be in {low}..{high}, not {getattr(options, name)}.")
+    if options.image_size % 2:
+        raise ValueError(f"--image_size must be even for h264, not {options.image_size}.")
+
+
+def make(options: argparse.Namespace) -> None:
+    """Make the world at `options.output_dir`, or do nothing where it is there already."""
+    _range(options)
+    output = options.output_dir
+    settings = _settings(options)
+    count = f"{options.train_videos} training and {2 * options.test_pairs} test clips"
+    if _already_made(output, settings):
+        print(f"{output} already holds these {count}; nothing to do.")
+        return
+    training, test = plan(options.train_videos, options.test_pairs, options.captions_per_video, options.seed)
+    output.parent.mkdir(parents=True, exist_ok=True)
+    # Built beside its place and moved there in one step, so that a broken run leaves nothing that looks complete.
+    with tempfile.TemporaryDirectory(prefix=f".{output.name}.", dir=output.parent) as scratch:
+        made = Path(scratch) / "made"
+        made.mkdir()
+        write_world(made, training, test, options.frames, options.image_size)
+        (made / "settings.json").write_text(json.dumps(settings, indent=1) + "\n", encoding="utf-8")
+        if output.exists():
+            output.rename(Path(scratch) / "replaced")
+        made.rename(output)
+    size = sum(path.stat().st_size for path in (output / "videos").iterdir())
+    print(
+        f"{output}: {count} of {options.frames} frames at {FRAMES_PER_SECOND} frames a second, "
+        f"{options.image_size}x{options.image_size} pixels, {size / 2**20:.1f} MiB; "
+        f"{options.captions_per_video} captions a training clip, one a test clip, seed {options.seed}."
+    )
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Command line; returns the exit code."""
+    parser = argparse.ArgumentParser(description="Make the embedded world of moving shapes in MSR-VTT's file formats.")
+    parser.add_argument("--output_dir", type=Path, required=True, help="folder to make, for example data/moving_shapes")
+    parser.add_argument("--train_videos", type=int, default=1600, help="number of training clips")
+    parser.add_argument("--test_pairs", type=int, default=120, help="number of test clips and backwards twins")
+    parser.add_argument("--captions_per_video", type=int, default=5, help="captions of a training clip")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--frames", type=int, default=12, help="frames a clip")
+    parser.add_argument("--image_size", type=int, default=112, help="side of the frames in pixels")
+    try:
+        make(parser.parse_args(argv))
+    except (ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

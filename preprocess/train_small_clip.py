@@ -1,0 +1,292 @@
+"""Train the small CLIP of the embedded world, on still images alone.
+
+    python preprocess/train_small_clip.py --output pretrained/moving_shapes_clip.safetensors --seed 0
+
+Contrastive training like CLIP's (Radford et al., ICML 2021, sections 2.3 to 2.5) on stills of moving shapes, which are
+drawn as they are needed. Part of the stills bear a sign, such as an arrow, that stands for a motion, and a caption with
+the words for it; so the text tower tells the motion words apart, while neither tower has ever seen a thing move.
+Contents that are held out for the test videos are held out here too and measure what was learned.
+
+The weights are written in half precision under OpenAI's key names, and a log beside them (the same path, but .log).
+
+Shapes: N stills of a batch, S image side in pixels, L tokens, E joint embedding.
+"""
+
+import argparse
+import math
+import platform
+import shlex
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from tqdm import tqdm
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from dataloaders.moving_shapes import COLOURS, SHAPES, Still, Story, caption, draw_stills, draw_story
+from dataloaders.transforms import normalise
+from modules.clip import CLIP, CLIPArchitecture
+from modules.clip_weights import to_openai_keys
+from modules.losses import symmetric_info_nce
+from modules.similarity import cosine_similarity
+from modules.tokenizer import END_TOKEN, Tokenizer
+
+ARCHITECTURE = CLIPArchitecture(
+    embed_dim=128,
+    image_size=112,
+    patch_size=16,
+    vision_width=128,
+    vision_layers=3,
+    vision_heads=2,
+    context_length=32,
+    vocab_size=END_TOKEN + 1,
+    text_width=64,
+    text_layers=3,
+    text_heads=1,
+)
+WEIGHT_DECAY = 0.05
+BETAS = (0.9, 0.98)
+MAX_LOGIT_SCALE = math.log(100.0)
+HELD_OUT_STILLS = 256
+FIRST_STAGE = 1 / 3  # of the steps
+
+
+class Log:
+    """Lines that go to the screen and, at the end, to a file."""
+
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+
+    def __call__(self, line: str) -> None:
+        tqdm.write(line)
+        self.lines.append(line)
+
+
+def to_batch(stills: Sequence[Still], tokenize: Tokenizer) -> tuple[Tensor, Tensor]:
+    """Stills -> pixels float [N,3,S,S], normalised as CLIP's, and token ids int64 [N,L], L as long as need be."""
+    pixels = torch.from_numpy(np.stack([still.image for still in stills])).permute(0, 3, 1, 2).contiguous()
+    token_ids = tokenize([still.caption for still in stills])
+    # What follows the longest caption's END is seen by no token that counts.
+    return normalise(pixels), token_ids[:, : int((token_ids > 0).sum(dim=1).max())]
+
+
+def draw_batches(rng: np.random.Generator, steps: int, batch_size: int) -> Iterator[list[Still]]:
+    """The stills of each training step.
+
+    Colour is so much easier to see than outline that batches of all colours never make the tower look at shapes. So the
+    first third of the batches, and half of the others, have one colour each; the first third bears no signs.
+    """
+    mixed = draw_stills(rng, ARCHITECTURE.image_size)
+    for step in range(steps):
+        first_stage = step < steps * FIRST_STAGE
+        if first_stage or rng.random() < 0.5:
+            colour = str(rng.choice(list(COLOURS)))
+            signed_share = 0.0 if first_stage else 0.5
+            stills = draw_stills(rng, ARCHITECTURE.image_size, signed_share=signed_share, colour=colour)
+            yield list(islice(stills, batch_size))
+        else:
+            yield list(islice(mixed, batch_size))
+
+
+def parameter_groups(model: nn.Module) -> list[dict]:
+    """Matrices with weight decay; biases, gains and the temperature without."""
+    decayed = [parameter for parameter in model.parameters() if parameter.ndim >= 2]
+    others = [parameter for parameter in model.parameters() if parameter.ndim < 2]
+    return [{"params": decayed, "weight_decay": WEIGHT_DECAY}, {"params": others, "weight_decay": 0.0}]
+
+
+def learning_rate_share(step: int, steps: int, warm_up: int) -> float:
+    """Linear warm-up, then half a cosine down to zero; 1 at the end of the warm-up."""
+    if step < warm_up:
+        return (step + 1) / warm_up
+    return 0.5 * (1.0 + math.cos(math.pi * (step - warm_up) / max(steps - warm_up, 1)))
+
+
+def train(
+    model: CLIP, tokenize: Tokenizer, steps: int, batch_size: int, learning_rate: float, seed: int, log: Log
+) -> Tensor:
+    """Train `model` in place; returns bool [vocabulary], the tokens that stood in a caption."""
+    batches = draw_batches(np.random.default_rng([seed, 0]), steps, batch_size)
+    optimizer = torch.optim.AdamW(parameter_groups(model), lr=learning_rate, betas=BETAS, fused=True)
+    warm_up = min(100, max(1, steps // 10))
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: learning_rate_share(step, steps, warm_up))
+    seen = torch.zeros(ARCHITECTURE.vocab_size, dtype=torch.bool)
+    losses: list[float] = []
+    model.train()
+    progress = tqdm(range(1, steps + 1), desc="training", unit="step", mininterval=5)
+    for step, stills in zip(progress, batches, strict=True):
+        pixels, token_ids = to_batch(stills, tokenize)
+        seen[token_ids.unique()] = True
+        # In half precision torch's plain attention is faster than its fused one at this size on a CPU.
+        with torch.autocast("cpu", torch.bfloat16), sdpa_kernel(SDPBackend.MATH):
+            images, texts = model.visual(pixels), model.text(token_ids)
+        loss = symmetric_info_nce(cosine_similarity(texts, images, model.logit_scale))
+        optimizer.zero_grad()
+        loss.backward()
+        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        schedule.step()
+        with torch.no_grad():
+            model.logit_scale.clamp_(max=MAX_LOGIT_SCALE)
+        losses.append(loss.item())
+        if step % max(steps // 20, 1) == 0:
+            recent = float(np.mean(losses[-100:]))
+            log(f"step {step}/{steps}: loss {recent:.3f}, temperature {1 / model.logit_scale.exp().item():.4f}")
+    return seen
+
+
+@torch.no_grad()
+def embed(model: CLIP, pixels: Tensor, token_ids: Tensor) -> tuple[Tensor, Tensor]:
+    """Unit embeddings of images and texts, each [N,E]."""
+    model.eval()
+    return F.normalize(model.visual(pixels), dim=-1), F.normalize(model.text(token_ids), dim=-1)
+
+
+def _distinct(stills: Iterator[Still], signed: bool, n: int) -> list[Still]:
+    """`n` stills, signed or not, of which no other's caption is true: a signed one's twin may be among them."""
+    found: dict[object, Still] = {}
+    for still in stills:
+        if still.signed == signed:
+            key: object = still.story if signed else frozenset(still.story.things)
+            found.setdefault(key, still)
+        if len(found) == n:
+            break
+    return list(found.values())
+
+
+def _twin_captions(n: int, rng: np.random.Generator) -> list[tuple[Story, str, str]]:
+    twins = []
+    for _ in range(n):
+        story = draw_story(rng, held_out=True)
+        state = rng.bit_generator.state
+        forwards = caption(story, rng)
+        rng.bit_generator.state = state
+        twins.append((story, forwards, caption(story.reversed(), rng)))
+    return twins
+
+
+def _zero_shot(model: CLIP, tokenize: Tokenizer, rng: np.random.Generator, name: str, choices: list[str]) -> float:
+    """How often the caption of a still is nearer to it than the same caption with another colour, or shape, in it."""
+    stream = draw_stills(rng, ARCHITECTURE.image_size, signed_share=0.0, held_out=True)
+    stills = list(islice((still for still in stream if len(still.story.things) == 1), HELD_OUT_STILLS))
+    words = [getattr(still.story.things[0], name) for still in stills]
+    texts = [
+        still.caption.replace(word, choice) for still, word in zip(stills, words, strict=True) for choice in choices
+    ]
+    pixels, _ = to_batch(stills, tokenize)
+    images, candidates = embed(model, pixels, tokenize(texts))
+    cosines = torch.einsum("ne,nce->nc", images, candidates.unflatten(0, (len(stills), len(choices))))
+    right = torch.tensor([choices.index(word) for word in words])
+    return (cosines.argmax(dim=1) == right).float().mean().item()
+
+
+def evaluate(model: CLIP, tokenize: Tokenizer, seed: int, log: Log) -> None:
+    """Log what the model knows of contents it was not trained on."""
+    for signed in (False, True):
+        stream = draw_stills(np.random.default_rng([seed, 1]), ARCHITECTURE.image_size, held_out=True)
+        stills = _distinct(stream, signed, HELD_OUT_STILLS)
+        images, texts = embed(model, *to_batch(stills, tokenize))
+        cosines = images @ texts.T
+        right = cosines.argmax(dim=1) == torch.arange(len(stills))
+        name = "with signs" if signed else "without signs"
+        log(f"held-out stills {name}: image to caption R@1 {100 * right.float().mean():.1f} % of {len(stills)}")
+        if not signed:
+            continue
+        number = {still.story: i for i, still in enumerate(stills)}
+        pairs = [(i, number[story.reversed()]) for story, i in number.items() if story.reversed() in number]
+        own, twin = torch.tensor(pairs).T
+        closer = (cosines[own, own] > cosines[own, twin]).float()
+        log(f"held-out stills with signs: nearer to the own caption than to the twin's {100 * closer.mean():.1f} %")
+        families = np.array([stills[i].story.family for i, _ in pairs])
+        for family in sorted(set(families)):
+            part = closer[torch.from_numpy(families == family)]
+            log(f"  {family}: {100 * part.mean():.1f} % of {len(part)}")
+
+    for name, choices in (("colour", COLOURS), ("shape", SHAPES)):
+        share = _zero_shot(model, tokenize, np.random.default_rng([seed, 3]), name, list(choices))
+        log(f"held-out stills of one thing: {name} right in {100 * share:.1f} %, chance {100 / len(choices):.1f} %")
+
+    twins = _twin_captions(1024, np.random.default_rng([seed, 2]))
+    with torch.no_grad():
+        forwards = F.normalize(model.text(tokenize([text for _, text, _ in twins])), dim=-1)
+        backwards = F.normalize(model.text(tokenize([text for _, _, text in twins])), dim=-1)
+    cosines = (forwards * backwards).sum(dim=-1)
+    log(f"cosine between the captions of a story and its reversal: mean {cosines.mean():.3f} of {len(twins)}")
+    families = np.array([story.family for story, _, _ in twins])
+    for family in sorted(set(families)):
+        part = cosines[torch.from_numpy(families == family)]
+        log(f"  {family}: mean {part.mean():.3f}, highest {part.max():.3f}")
+    shuffled = (forwards * forwards.roll(1, dims=0)).sum(dim=-1)
+    log(f"cosine between the captions of two stories drawn apart: mean {shuffled.mean():.3f}")
+
+
+def save(model: CLIP, seen: Tensor, path: Path, seed: int) -> None:
+    """Write the weights in half precision under OpenAI's keys; tokens never trained on become zero."""
+    with torch.no_grad():
+        model.text.token_embedding.weight[~seen] = 0.0
+    state = {key: tensor.half().contiguous() for key, tensor in to_openai_keys(model.state_dict()).items()}
+    partial = path.with_name(path.name + ".partial")
+    save_file(state, partial, metadata={"activation": ARCHITECTURE.activation, "seed": str(seed)})
+    partial.replace(path)
+
+
+def run(options: argparse.Namespace) -> None:
+    """Train, measure and write the weights and the log."""
+    if options.output.suffix != ".safetensors":
+        raise ValueError(f"--output {options.output} must end in .safetensors.")
+    for name, low in (("steps", 1), ("batch_size", 2), ("seed", 0)):
+        if getattr(options, name) < low:
+            raise ValueError(f"--{name} must be {low} or more, not {getattr(options, name)}.")
+    if not 0 < options.lr < 1:
+        raise ValueError(f"--lr must lie between 0 and 1, not {options.lr}.")
+    options.output.parent.mkdir(parents=True, exist_ok=True)
+
+    log = Log()
+    log(f"command: python preprocess/train_small_clip.py {shlex.join(options.arguments)}")
+    log(f"seed {options.seed}, {options.steps} steps of {options.batch_size} stills, lr {options.lr:g}")
+    log(f"torch {torch.__version__}, Python {platform.python_version()}, {torch.get_num_threads()} thread(s)")
+    torch.manual_seed(options.seed)
+    model = CLIP(ARCHITECTURE)
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    words = model.text.token_embedding.weight.numel()
+    log(f"{ARCHITECTURE}")
+    log(f"{parameters:,} parameters, {words:,} of them token embeddings")
+    tokenize = Tokenizer(ARCHITECTURE.context_length)
+    start = time.monotonic()
+    seen = train(model, tokenize, options.steps, options.batch_size, options.lr, options.seed, log)
+    log(f"trained in {time.monotonic() - start:.0f} s; {int(seen.sum())} tokens seen, the other rows set to 0")
+    save(model, seen, options.output, options.seed)
+    evaluate(model, tokenize, options.seed, log)
+    log(f"{options.output.name}: {options.output.stat().st_size:,} bytes")
+    options.output.with_suffix(".log").write_text("\n".join(log.lines) + "\n", encoding="utf-8")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Command line; returns the exit code."""
+    parser = argparse.ArgumentParser(description="Train the small CLIP of the embedded world on still images.")
+    parser.add_argument("--output", type=Path, default=Path("pretrained/moving_shapes_clip.safetensors"))
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--steps", type=int, default=3600)
+    parser.add_argument("--batch_size", type=int, default=64, help="stills a step")
+    parser.add_argument("--lr", type=float, default=1e-3, help="highest learning rate")
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    options = parser.parse_args(arguments)
+    options.arguments = arguments
+    try:
+        run(options)
+    except (ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
