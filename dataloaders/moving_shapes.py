@@ -771,11 +771,10 @@ def draw_stills(
     image_size: int = 112,
     signed_share: float = 0.65,
     held_out: bool = False,
-    colour: str | None = None,
 ) -> Iterator[Still]:
     """An endless stream of stills, of contents that are held out for the test split or of those that are not.
 
-    `signed_share` of them bear signs. With a `colour` all things have that one. They come by twos that differ little: a
+    `signed_share` of them bear signs. They come by twos that differ little: a
     signed story and its reversal, or a story and the same one with other shapes. In a contrastive batch each is then
     the wrong answer hardest to tell apart from the right one; without those, colours alone tell most stills of a batch
     from each other.
@@ -783,10 +782,6 @@ def draw_stills(
     while True:
         # Orders, which are the hardest to learn, oftener than in the clips.
         story = draw_story(rng, held_out, shares=(0.45, 0.2, 0.35))
-        if colour is not None:
-            story = replace(story, things=tuple(replace(thing, colour=colour) for thing in story.things))
-            if story.held_out != held_out or len(set(story.things)) < len(story.things):
-                continue
         still = signed_still if rng.random() < signed_share else plain_still
         if still is signed_still and rng.random() < 0.65:
             other = story.reversed()

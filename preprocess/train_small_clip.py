@@ -19,6 +19,7 @@ import shlex
 import sys
 import time
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 
@@ -31,9 +32,19 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from dataloaders.moving_shapes import COLOURS, SHAPES, Still, Story, caption, draw_stills, draw_story
+from dataloaders.moving_shapes import (
+    COLOURS,
+    SHAPES,
+    Still,
+    Story,
+    caption,
+    draw_stills,
+    draw_story,
+    draw_thing,
+    plain_still,
+)
 from dataloaders.transforms import normalise
-from modules.clip import CLIP, CLIPArchitecture
+from modules.clip import CLIP, CLIPArchitecture, VisionTransformer
 from modules.clip_weights import to_openai_keys
 from modules.losses import symmetric_info_nce
 from modules.similarity import cosine_similarity
@@ -56,7 +67,8 @@ WEIGHT_DECAY = 0.05
 BETAS = (0.9, 0.98)
 MAX_LOGIT_SCALE = math.log(100.0)
 HELD_OUT_STILLS = 256
-FIRST_STAGE = 1 / 3  # of the steps
+OUTLINES_KNOWN = 0.6  # of the shapes right: time for another colour
+PLAIN_MOTIONS = ("right", "up", "grow")  # these stage a thing in any place and size
 
 
 class Log:
@@ -72,28 +84,51 @@ class Log:
 
 def to_batch(stills: Sequence[Still], tokenize: Tokenizer) -> tuple[Tensor, Tensor]:
     """Stills -> pixels float [N,3,S,S], normalised as CLIP's, and token ids int64 [N,L], L as long as need be."""
-    pixels = torch.from_numpy(np.stack([still.image for still in stills])).permute(0, 3, 1, 2).contiguous()
     token_ids = tokenize([still.caption for still in stills])
     # What follows the longest caption's END is seen by no token that counts.
-    return normalise(pixels), token_ids[:, : int((token_ids > 0).sum(dim=1).max())]
+    return to_pixels(stills), token_ids[:, : int((token_ids > 0).sum(dim=1).max())]
 
 
-def draw_batches(rng: np.random.Generator, steps: int, batch_size: int) -> Iterator[list[Still]]:
-    """The stills of each training step.
+def to_pixels(stills: Sequence[Still]) -> Tensor:
+    """Stills -> pixels float [N,3,S,S], normalised as CLIP's."""
+    return normalise(torch.from_numpy(np.stack([still.image for still in stills])).permute(0, 3, 1, 2).contiguous())
 
-    Colour is so much easier to see than outline that batches of all colours never make the tower look at shapes. So the
-    first third of the batches, and half of the others, have one colour each; the first third bears no signs.
+
+def learn_outlines(tower: VisionTransformer, steps: int, batch_size: int, lr: float, seed: int, log: Log) -> None:
+    """Teach the vision tower the outlines of things from labels, before it sees any caption; in place.
+
+    Colour is so much easier to see than outline that contrastive batches of all colours hardly make the tower look at
+    shapes, and within one colour it learns them in minutes. So the stills begin with one colour and get another one as
+    soon as the shapes are told apart in those there are.
     """
-    mixed = draw_stills(rng, ARCHITECTURE.image_size)
-    for step in range(steps):
-        first_stage = step < steps * FIRST_STAGE
-        if first_stage or rng.random() < 0.5:
-            colour = str(rng.choice(list(COLOURS)))
-            signed_share = 0.0 if first_stage else 0.5
-            stills = draw_stills(rng, ARCHITECTURE.image_size, signed_share=signed_share, colour=colour)
-            yield list(islice(stills, batch_size))
-        else:
-            yield list(islice(mixed, batch_size))
+    rng, colours, shapes = np.random.default_rng([seed, 4]), list(COLOURS), list(SHAPES)
+    model = nn.Sequential(tower, nn.Linear(ARCHITECTURE.embed_dim, len(shapes)))
+    optimizer = torch.optim.AdamW(parameter_groups(model), lr=lr, betas=BETAS, fused=True)
+    schedule = torch.optim.lr_scheduler.LambdaLR(
+        optimizer, lambda step: min((step + 1) / 100, 1.0, 4 * (steps - step) / steps)
+    )
+    in_use = 1
+    right: list[float] = []
+    for _ in tqdm(range(steps), desc="outlines", unit="step", mininterval=5):
+        stories: list[Story] = []
+        while len(stories) < batch_size:
+            thing = replace(draw_thing(rng), colour=colours[rng.integers(in_use)])
+            story = Story((thing,), (str(rng.choice(PLAIN_MOTIONS)),))
+            if not story.held_out:
+                stories.append(story)
+        pixels = to_pixels([plain_still(story, rng, ARCHITECTURE.image_size) for story in stories])
+        labels = torch.tensor([shapes.index(story.things[0].shape) for story in stories])
+        with torch.autocast("cpu", torch.bfloat16), sdpa_kernel(SDPBackend.MATH):
+            logits = model(pixels).float()
+        optimizer.zero_grad()
+        F.cross_entropy(logits, labels).backward()
+        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        schedule.step()
+        right.append((logits.argmax(dim=1) == labels).float().mean().item())
+        if len(right) >= 40 and np.mean(right[-40:]) > OUTLINES_KNOWN and in_use < len(colours):
+            in_use, right = in_use + 1, []
+    log(f"outlines: {in_use} of {len(colours)} colours in use, {100 * np.mean(right[-100:]):.1f} % of shapes right")
 
 
 def parameter_groups(model: nn.Module) -> list[dict]:
@@ -114,7 +149,7 @@ def train(
     model: CLIP, tokenize: Tokenizer, steps: int, batch_size: int, learning_rate: float, seed: int, log: Log
 ) -> Tensor:
     """Train `model` in place; returns bool [vocabulary], the tokens that stood in a caption."""
-    batches = draw_batches(np.random.default_rng([seed, 0]), steps, batch_size)
+    stills = draw_stills(np.random.default_rng([seed, 0]), ARCHITECTURE.image_size)
     optimizer = torch.optim.AdamW(parameter_groups(model), lr=learning_rate, betas=BETAS, fused=True)
     warm_up = min(100, max(1, steps // 10))
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: learning_rate_share(step, steps, warm_up))
@@ -122,8 +157,8 @@ def train(
     losses: list[float] = []
     model.train()
     progress = tqdm(range(1, steps + 1), desc="training", unit="step", mininterval=5)
-    for step, stills in zip(progress, batches, strict=True):
-        pixels, token_ids = to_batch(stills, tokenize)
+    for step in progress:
+        pixels, token_ids = to_batch(list(islice(stills, batch_size)), tokenize)
         seen[token_ids.unique()] = True
         # In half precision torch's plain attention is faster than its fused one at this size on a CPU.
         with torch.autocast("cpu", torch.bfloat16), sdpa_kernel(SDPBackend.MATH):
@@ -242,7 +277,7 @@ def run(options: argparse.Namespace) -> None:
     """Train, measure and write the weights and the log."""
     if options.output.suffix != ".safetensors":
         raise ValueError(f"--output {options.output} must end in .safetensors.")
-    for name, low in (("steps", 1), ("batch_size", 2), ("seed", 0)):
+    for name, low in (("steps", 1), ("outline_steps", 1), ("batch_size", 2), ("seed", 0)):
         if getattr(options, name) < low:
             raise ValueError(f"--{name} must be {low} or more, not {getattr(options, name)}.")
     if not 0 < options.lr < 1:
@@ -261,6 +296,7 @@ def run(options: argparse.Namespace) -> None:
     log(f"{parameters:,} parameters, {words:,} of them token embeddings")
     tokenize = Tokenizer(ARCHITECTURE.context_length)
     start = time.monotonic()
+    learn_outlines(model.visual, options.outline_steps, options.batch_size, options.lr, options.seed, log)
     seen = train(model, tokenize, options.steps, options.batch_size, options.lr, options.seed, log)
     log(f"trained in {time.monotonic() - start:.0f} s; {int(seen.sum())} tokens seen, the other rows set to 0")
     save(model, seen, options.output, options.seed)
@@ -274,7 +310,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description="Train the small CLIP of the embedded world on still images.")
     parser.add_argument("--output", type=Path, default=Path("pretrained/moving_shapes_clip.safetensors"))
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--steps", type=int, default=3600)
+    parser.add_argument("--outline_steps", type=int, default=1800, help="steps with labels, on outlines alone")
+    parser.add_argument("--steps", type=int, default=3000, help="contrastive steps, on stills with captions")
     parser.add_argument("--batch_size", type=int, default=64, help="stills a step")
     parser.add_argument("--lr", type=float, default=1e-3, help="highest learning rate")
     arguments = list(sys.argv[1:] if argv is None else argv)
