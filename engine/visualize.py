@@ -1,8 +1,14 @@
-"""Pictures of what STOP does with a clip:  python -m engine.visualize runs/mine/last.safetensors --output maps.png
+"""Pictures of what a trained method does.
 
-Needs the checkpoint only: the settings inside it name the data, the CLIP and the method. For each clip, from top to
-bottom: the frames; the attention map A; the dynamics map M; the chosen regions r. Between two frames stands the number
-of temporal prompts inserted there. `--layer` chooses the block (default: the last that has prompts).
+    python -m engine.visualize retrieval runs/mine/last.safetensors --output retrieval.png
+    python -m engine.visualize maps runs/mine/last.safetensors --output maps.png
+
+Both need the checkpoint only: the settings inside it name the data, the CLIP and the method.
+
+`retrieval`: a few captions of the test split and the three clips that score highest for each, the right one framed.
+`maps` (STOP): for each clip, from top to bottom, the frames; the attention map A; the dynamics map M; the chosen regions
+r. Between two frames stands the number of temporal prompts inserted there. `--layer` chooses the block (default: the
+last that has prompts).
 
 Shapes: T frames, G grid of patches, S image side.
 """
@@ -10,6 +16,7 @@ Shapes: T frames, G grid of patches, S image side.
 import argparse
 import sys
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import cv2
@@ -22,13 +29,14 @@ from dataloaders.transforms import normalise
 from engine.checkpoint import load_checkpoint, read_header
 from engine.config import Config
 from modules.clip_weights import backbone_sha256, load_clip
-from modules.methods import build_method
+from modules.methods import Method, build_method
 from modules.methods.stop import STOP, LayerMaps
+from modules.tokenizer import Tokenizer
 
 GAP = 26  # pixels between two frames, where the count stands
 LABEL = 150  # pixels for the row names on the left
 SIDE = 112  # pixels of a frame in the picture
-INK, PAPER, ACCENT = (40, 40, 40), 255, (200, 60, 20)  # RGB
+INK, PAPER, ACCENT, RIGHT = (40, 40, 40), 255, (200, 60, 20), (30, 160, 60)  # RGB
 
 
 def heat(values: np.ndarray, frame: np.ndarray) -> np.ndarray:
@@ -89,57 +97,116 @@ def write(picture: np.ndarray, text: str, at: tuple[int, int], size: float, colo
     cv2.putText(picture, text, at, cv2.FONT_HERSHEY_SIMPLEX, size, colour, 1, cv2.LINE_AA)
 
 
-def restore(checkpoint: Path) -> tuple[Config, STOP]:
-    """The settings and the trained method in a checkpoint; ValueError if the method makes no maps."""
+@dataclass(frozen=True)
+class Restored:
+    """A trained method, ready to use, and the test split it was trained beside."""
+
+    method: Method
+    samples: list[Sample]
+    reader: FrameReader
+    max_words: int
+
+    def chosen(self, videos: Sequence[str], count: int) -> list[Sample]:
+        """The samples with these ids, or the first `count` if none is named; ValueError for an unknown id."""
+        by_id = {sample.video_id: sample for sample in self.samples}
+        unknown = [video for video in videos if video not in by_id]
+        if unknown:
+            raise ValueError(f"--videos {unknown[0]} is not in the test split")
+        return [by_id[video] for video in videos] or self.samples[:count]
+
+
+def restore(checkpoint: Path) -> Restored:
+    """Everything that a checkpoint's settings name; raises as loading these does."""
     config = Config.from_flat(read_header(checkpoint).settings)
     clip = load_clip(config.model.pretrained_clip_name, config.model.pretrained_dir)
     sha256 = backbone_sha256(clip)
     method = build_method(config.model.method, clip, **config.model.options)
-    if not isinstance(method, STOP):
-        raise ValueError(f"{checkpoint}: --method {config.model.method} has no maps to draw; give a checkpoint of stop")
     load_checkpoint(checkpoint, method, sha256)
-    return config, method.eval()
-
-
-def draw(checkpoint: Path, output: Path, videos: Sequence[str], layer: int) -> None:
-    """Write the picture of some test clips (by id; the first three if none is named)."""
-    config, method = restore(checkpoint)
     data = config.data
     paths = {name: Path(getattr(data, name)) for name in ("data_path", "features_path", "train_csv", "val_csv")}
     samples = DATASETS[data.datatype]("test", **paths)
-    by_id = {sample.video_id: sample for sample in samples}
-    unknown = [video for video in videos if video not in by_id]
-    if unknown:
-        raise ValueError(f"--videos {unknown[0]} is not in the test split {data.val_csv}")
     reader = FrameReader(
-        data.max_frames, method.clip.visual.image_size, data.frame_sampling, data.feature_framerate, data.slice_framepos
+        data.max_frames, clip.visual.image_size, data.frame_sampling, data.feature_framerate, data.slice_framepos
     )
+    return Restored(method.eval(), samples, reader, data.max_words)
+
+
+def tiles(video: torch.Tensor) -> np.ndarray:
+    """Frames uint8 `[T,3,S,S]` as the picture shows them, uint8 `[T,SIDE,SIDE,3]`."""
+    frames = video.permute(0, 2, 3, 1).numpy()
+    return np.stack([cv2.resize(frame, (SIDE, SIDE), interpolation=cv2.INTER_AREA) for frame in frames])
+
+
+def draw_maps(restored: Restored, videos: Sequence[str], layer: int) -> list[np.ndarray]:
+    """A picture a clip: what one layer of STOP attends to, chooses and inserts."""
+    method = restored.method
+    if not isinstance(method, STOP):
+        raise ValueError(f"{type(method).__name__} has no maps to draw; give a checkpoint of --method stop")
     pictures = []
-    for sample in [by_id[video] for video in videos] or samples[:3]:
-        video, frame_mask = reader(sample.path)
+    for sample in restored.chosen(videos, 3):
+        video, frame_mask = restored.reader(sample.path)
         video, frame_mask = video[frame_mask], frame_mask[frame_mask]  # padding changes nothing and shows nothing
         maps = method.prompt_maps(normalise(video[None]), frame_mask[None])
         if not -len(maps) <= layer < len(maps):
             raise ValueError(f"--layer {layer}: this checkpoint has prompts in {len(maps)} layers")
-        frames = video.permute(0, 2, 3, 1).numpy()
-        frames = np.stack([cv2.resize(frame, (SIDE, SIDE), interpolation=cv2.INTER_AREA) for frame in frames])
-        pictures.append(draw_clip(sample, frames, maps[layer]))
+        pictures.append(draw_clip(sample, tiles(video), maps[layer]))
+    return pictures
+
+
+@torch.no_grad()
+def draw_retrieval(restored: Restored, videos: Sequence[str], best: int = 3) -> list[np.ndarray]:
+    """A picture a caption: the clips that score highest for it among the whole test split."""
+    method, samples = restored.method, restored.samples
+    clips = [restored.reader(sample.path) for sample in samples]
+    features = torch.cat([method.encode_video(normalise(video[None]), frame_mask[None]) for video, frame_mask in clips])
+    tokenizer = Tokenizer(restored.max_words)
+    pictures = []
+    for sample in restored.chosen(videos, 4):
+        scores = method.similarity(method.encode_text(tokenizer(sample.captions[0])), features)[0]
+        ranking = scores.argsort(descending=True).tolist()
+        rank = ranking.index(samples.index(sample)) + 1
+        rows = [tiles(clips[row][0][clips[row][1]]) for row in ranking[:best]]
+        width = LABEL + max(len(row) for row in rows) * (SIDE + 4)
+        picture = np.full((30 + best * (SIDE + 8), max(width, 640), 3), PAPER, np.uint8)
+        write(picture, f"{sample.captions[0]}  (its own clip has rank {rank})", (6, 20), 0.5)
+        for place, (number, row) in enumerate(zip(ranking, rows, strict=False)):
+            top = 30 + place * (SIDE + 8)
+            write(picture, f"{place + 1}. {samples[number].video_id}", (6, top + SIDE // 2), 0.5)
+            for column, tile in enumerate(row):
+                left = LABEL + column * (SIDE + 4)
+                picture[top : top + SIDE, left : left + SIDE] = tile
+            if number == samples.index(sample):
+                right = LABEL + len(row) * (SIDE + 4)
+                cv2.rectangle(picture, (LABEL - 3, top - 3), (right - 1, top + SIDE + 2), RIGHT, 3)
+        pictures.append(picture)
+    return pictures
+
+
+def save(pictures: Sequence[np.ndarray], output: Path) -> None:
+    """Write pictures uint8 `[H,W,3]` below one another; ValueError for a name that is no picture's."""
     width = max(picture.shape[1] for picture in pictures)
-    pictures = [np.pad(p, ((0, 10), (0, width - p.shape[1]), (0, 0)), constant_values=PAPER) for p in pictures]
-    output.parent.mkdir(parents=True, exist_ok=True)
-    if not cv2.imwrite(str(output), np.concatenate(pictures)[..., ::-1]):
+    padded = [np.pad(p, ((0, 10), (0, width - p.shape[1]), (0, 0)), constant_values=PAPER) for p in pictures]
+    if output.suffix != ".png":
         raise ValueError(f"--output {output} could not be written: give a name that ends in .png")
+    output.parent.mkdir(parents=True, exist_ok=True)
+    cv2.imwrite(str(output), np.concatenate(padded)[..., ::-1])
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=("retrieval", "maps"))
     parser.add_argument("checkpoint", type=Path)
-    parser.add_argument("--output", type=Path, default=Path("maps.png"))
-    parser.add_argument("--videos", nargs="*", default=[], help="ids of test clips (default: the first three)")
-    parser.add_argument("--layer", type=int, default=-1, help="prompted block, from 0; negative: from the end")
+    parser.add_argument("--output", type=Path, default=Path("picture.png"))
+    parser.add_argument("--videos", nargs="*", default=[], help="ids of test clips (default: the first few)")
+    parser.add_argument("--layer", type=int, default=-1, help="maps: prompted block, from 0; negative: from the end")
     arguments = parser.parse_args(argv)
     try:
-        draw(arguments.checkpoint, arguments.output, arguments.videos, arguments.layer)
+        restored = restore(arguments.checkpoint)
+        if arguments.what == "maps":
+            pictures = draw_maps(restored, arguments.videos, arguments.layer)
+        else:
+            pictures = draw_retrieval(restored, arguments.videos)
+        save(pictures, arguments.output)
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

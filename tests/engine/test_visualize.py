@@ -19,12 +19,30 @@ def checkpoints(small_data, tmp_path_factory):
 
 def test_picture(checkpoints, tmp_path):
     path = tmp_path / "pictures" / "maps.png"
-    arguments = [str(checkpoints / "stop/last.safetensors"), "--output", str(path), "--videos", "video11", "video12"]
+    arguments = [
+        "maps",
+        str(checkpoints / "stop/last.safetensors"),
+        "--output",
+        str(path),
+        "--videos",
+        "video11",
+        "video12",
+    ]
     assert main(arguments) == 0
     picture = cv2.imread(str(path))
     assert picture.shape == (2 * (30 + 4 * (SIDE + 6) + 10), LABEL + 3 * (SIDE + GAP), 3)
     between = picture[30 : 30 + SIDE, LABEL + SIDE : LABEL + SIDE + GAP]
     assert (between < 200).any(), "no count between the first two frames"
+
+
+@pytest.mark.parametrize("method", ["stop", "clip4clip"])
+def test_retrieval(checkpoints, tmp_path, method):
+    path = tmp_path / "retrieval.png"
+    arguments = ["retrieval", str(checkpoints / method / "last.safetensors"), "--output", str(path)]
+    assert main([*arguments, "--videos", "video10"]) == 0
+    picture = cv2.imread(str(path))[..., ::-1]
+    assert picture.shape == (30 + 3 * (SIDE + 8) + 10, max(640, LABEL + 3 * (SIDE + 4)), 3)
+    assert (picture[30 : 30 + SIDE, LABEL : LABEL + SIDE] != 255).any()
 
 
 def test_exactly_the_chosen_patches_are_framed():
@@ -42,14 +60,15 @@ def test_exactly_the_chosen_patches_are_framed():
         ("clip4clip", [], "has no maps to draw"),
         ("stop", ["--videos", "video99"], "video99 is not in the test split"),
         ("stop", ["--layer", "7"], "has prompts in 2 layers"),
+        ("stop", ["--output", "maps.txt"], "a name that ends in .png"),
     ],
 )
 def test_mistakes(checkpoints, tmp_path, run, flags, message, capsys):
-    arguments = [str(checkpoints / run / "last.safetensors"), "--output", str(tmp_path / "x.png"), *flags]
+    arguments = ["maps", str(checkpoints / run / "last.safetensors"), "--output", str(tmp_path / "x.png"), *flags]
     assert main(arguments) == 2
     assert message in capsys.readouterr().err
 
 
 def test_missing_checkpoint(tmp_path, capsys):
-    assert main([str(tmp_path / "none.safetensors")]) == 2
+    assert main(["maps", str(tmp_path / "none.safetensors")]) == 2
     assert "no such checkpoint" in capsys.readouterr().err
