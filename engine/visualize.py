@@ -6,7 +6,7 @@
 Both need the checkpoint only: the settings inside it name the data, the CLIP and the method.
 
 `retrieval`: a few captions of the test split and the three clips that score highest for each, the right one framed.
-`maps` (STOP): for each clip, from top to bottom, the frames; the attention map A; the dynamics map M; the chosen regions
+`maps` (STOP): for each clip, from top to bottom, frames; the attention map A; the dynamics map M; the chosen regions
 r. Between two frames stands the number of temporal prompts inserted there. `--layer` chooses the block (default: the
 last that has prompts).
 

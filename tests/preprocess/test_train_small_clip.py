@@ -90,9 +90,9 @@ def test_kept_weights_tell_the_motion_words_apart(kept: CLIP, tokenize: Tokenize
     assert (one * other).sum(dim=-1).mean() < 0.8
 
 
-@pytest.mark.parametrize(("signed", "least"), [(False, 0.2), (True, 0.5)])
+@pytest.mark.parametrize(("signed", "least"), [(False, 0.6), (True, 0.6)])
 def test_kept_weights_find_the_caption_of_a_still(kept: CLIP, tokenize: Tokenizer, signed: bool, least: float) -> None:
-    """Far above chance, 1 in 64; stills without signs often differ in shape alone, which this model knows poorly."""
+    """Far above chance, 1 in 64, though stills come by twos that differ in a shape or a direction alone."""
     stream = draw_stills(np.random.default_rng(12), held_out=True)
     stills = list(islice((still for still in stream if still.signed == signed), 64))
     images, texts = embed(kept, *to_batch(stills, tokenize))
