@@ -24,7 +24,7 @@ only=${only:-.}        # a regular expression on the rows' names
 stop="--method stop --lr 4e-3 --intra_width 32 --inter_width 32"
 rows=(
     "zero-shot|--do_eval --method clip4clip"
-    "CLIP4Clip meanP, all fine-tuned|--do_train --method clip4clip --lr 5e-4 --coef_lr 1"
+    "CLIP4Clip meanP, all fine-tuned|--do_train --method clip4clip --lr 1e-3 --coef_lr 1"
     "VPT-deep, static prompts|--do_train --method vpt --lr 1e-2 --prompt_length 460 --text_prompt_length 4"
     "STOP|--do_train $stop"
     "STOP, attention frame|--do_train $stop --attention frame"

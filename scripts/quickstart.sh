@@ -18,7 +18,7 @@ runs=${runs:-runs/quickstart}
 export train_csv=$DATA_PATH/MSRVTT_train.csv
 export pretrained_clip_name=pretrained/moving_shapes_clip.safetensors
 export max_frames=8 frame_sampling=segment feature_framerate=0 num_thread_reader=1
-export epochs=${epochs:-2} batch_size=${batch_size:-32}
+export epochs=${epochs:-1} batch_size=${batch_size:-32}
 results=$runs/results.csv
 common=(--twins_csv "$DATA_PATH/twins.csv" --results_csv "$results")
 mkdir -p "$runs"
@@ -34,7 +34,8 @@ launch main_task_retrieval.py --do_eval --method clip4clip --row_name "zero-shot
     --num_thread_reader "$num_thread_reader" --output_dir "$runs/zero_shot" "${common[@]}"
 
 echo "== CLIP4Clip: the same CLIP, fine-tuned whole =="
-method=clip4clip lr=5e-4 coef_lr=1 output_dir=$runs/clip4clip bash scripts/msrvtt.sh "${common[@]}"
+method=clip4clip lr=1e-3 coef_lr=1 output_dir=$runs/clip4clip bash scripts/msrvtt.sh \
+    --row_name "CLIP4Clip (meanP)" "${common[@]}"
 
 "$PYTHON" -m engine.visualize retrieval "$runs/clip4clip/last.safetensors" --output "$runs/clip4clip/retrieval.png"
 
