@@ -84,7 +84,7 @@ def provenance(process: Process) -> dict[str, str]:
     return {
         "date": time.strftime("%Y-%m-%d"),
         "commit": git("rev-parse", "--short", "HEAD") + changed,
-        "command": shlex.join(["python", *sys.argv]),
+        "command": shlex.join(["python", Path(sys.argv[0]).name, *sys.argv[1:]]),
         "versions": f"python {platform.python_version()}, torch {torch.__version__}",
         "hardware": f"{process.world_size} x {device}",
     }

@@ -92,7 +92,7 @@ class InterFramePrompter(nn.Module):
         self.prompter = None if static_prompts else TemporalPromptNet(width, grid, eta, bottleneck, heads)
         if static_prompts:
             self.dynamics.requires_grad_(False)
-        self.slots = nn.Parameter(0.02 * torch.randn(eta, width))
+        self.slots = nn.Parameter(torch.randn(eta, width))  # of a token's size, so that what is added only turns it
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, tokens: Tensor, region_mask: Tensor, frame_mask: Tensor) -> TemporalPrompting:
@@ -127,6 +127,10 @@ class TemporalPromptNet(nn.Module):
 
     [D] All inside a bottleneck of c_t channels: self-attention over the P patches of a gap, a 3x1x1 and a 1x3x3
     convolution, a Linear over the token axis from P to eta, times (1 + W_t), which is how N_t gets its gradient.
+    [D] The attention has a residual connection, and the kernels start at He's scale without biases: at first attention
+    is a plain mean over the patches, after which 1 % of the differences between clips was left (measured behind the
+    Linear over tokens, as deviation over root mean square). The last Linear starts at zero: the prompts begin as the
+    slot tokens alone, since random ones that change with the clip disturb the frozen blocks before they can be of use.
     """
 
     def __init__(self, width: int, grid: int, eta: int, bottleneck: int, heads: int) -> None:
@@ -138,11 +142,18 @@ class TemporalPromptNet(nn.Module):
         self.spatial = nn.Conv2d(bottleneck, bottleneck, kernel_size=3, padding=1)
         self.to_slots = nn.Linear(grid * grid, eta)
         self.up = nn.Linear(bottleneck, width)
+        for name, parameter in self.named_parameters():
+            if name.endswith("bias"):
+                nn.init.zeros_(parameter)
+        for layer in (self.down, self.spatial, self.to_slots):
+            nn.init.kaiming_normal_(layer.weight, nonlinearity="linear")
+        nn.init.kaiming_normal_(self.temporal.weight, nonlinearity="relu")
+        nn.init.zeros_(self.up.weight)
 
     def forward(self, change: Tensor, gain: Tensor, real_gap: Tensor) -> Tensor:
         """dh `[B,T-1,P,D]`, 1 + W_t `[B,T-1]`, bool `[B,T-1]` -> `[B,T-1,eta,D]`."""
         x = self.down(change).flatten(0, 1)
-        x = self.attention(x, x, x, need_weights=False)[0].unflatten(0, change.shape[:2])
+        x = (x + self.attention(x, x, x, need_weights=False)[0]).unflatten(0, change.shape[:2])
         x = x * real_gap[:, :, None, None]  # the attention's biases have filled the gaps of padding frames
         beyond = torch.zeros_like(x[:, :1])
         x = torch.cat([beyond, x, beyond], dim=1)

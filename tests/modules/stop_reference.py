@@ -259,7 +259,8 @@ def temporal_prompts(
     attended = []
     for gap in change:
         down = [net.down.weight @ token + net.down.bias for token in gap]
-        attended.append(attend(down, (mha.in_proj_weight, mha.in_proj_bias), mha.out_proj, mha.num_heads))
+        mixed = attend(down, (mha.in_proj_weight, mha.in_proj_bias), mha.out_proj, mha.num_heads)
+        attended.append([token + answer for token, answer in zip(down, mixed, strict=True)])
     x = relu(convolve_time(net.temporal, stack_frames(attended), repeat_ends=False))
     x = convolve_space(net.spatial, x, grid)
     prompts = []
