@@ -6,7 +6,6 @@ Shapes: B pairs of the global batch, b = B/W pairs of this process.
 import math
 import time
 from collections.abc import Callable
-from itertools import islice
 from typing import Any
 
 import torch
@@ -111,14 +110,14 @@ def train(
             sampler.set_epoch(epoch)
             since, clips_since = time.perf_counter(), 0
             for batch in loader:
-                videos = (pairs.video_id(int(index)) for index in batch["index"])
                 inputs = (batch[k].to(process.device, non_blocking=True) for k in ("video", "frame_mask", "token_ids"))
                 loss = step_module(*inputs)
                 loss_value = loss.item()
                 if not math.isfinite(loss_value):
+                    videos = ", ".join(pairs.video_id(int(index)) for index in batch["index"][:8])
                     raise ValueError(
                         f"the loss is {loss_value} in step {step} on process {process.rank}, with the videos "
-                        f"{', '.join(islice(videos, 8))} ...; lower --lr or look at these files"
+                        f"{videos} ...; lower --lr or look at these files"
                     )
                 optimizer.zero_grad(set_to_none=True)
                 loss.backward()

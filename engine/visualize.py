@@ -15,7 +15,7 @@ Shapes: T frames, G grid of patches, S image side.
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -62,7 +62,7 @@ def boxes(region_mask: np.ndarray, frame: np.ndarray) -> np.ndarray:
 
 def draw_clip(sample: Sample, frames: np.ndarray, maps: LayerMaps) -> np.ndarray:
     """The picture of one clip: frames uint8 `[T,SIDE,SIDE,3]` and what one layer found -> uint8 `[H,W,3]`."""
-    count, grid = len(frames), 0
+    count = len(frames)
     rows: list[tuple[str, list[np.ndarray]]] = [("frames", list(frames))]
     if maps.spatial is not None:
         grid = int(maps.spatial.attention_map.shape[-1] ** 0.5)
@@ -82,15 +82,20 @@ def draw_clip(sample: Sample, frames: np.ndarray, maps: LayerMaps) -> np.ndarray
     for row, (name, tiles) in enumerate(rows):
         top = 30 + row * (SIDE + 6)
         write(picture, name, (6, top + SIDE // 2), 0.5)
-        for column, tile in enumerate(tiles):
-            left = LABEL + column * (SIDE + GAP)
-            picture[top : top + SIDE, left : left + SIDE] = tile
+        paste(picture, tiles, top, SIDE + GAP)
     if maps.temporal is not None:
         write(picture, "prompts in", (6, 30 + 22), 0.4)
         write(picture, "each gap: number", (6, 30 + 36), 0.4)
         for gap, inserted in enumerate(maps.temporal.prompts_per_gap[0].tolist()):
             write(picture, str(inserted), (LABEL + gap * (SIDE + GAP) + SIDE + 7, 30 + SIDE // 2), 0.6, ACCENT)
     return picture
+
+
+def paste(picture: np.ndarray, row: Iterable[np.ndarray], top: int, step: int) -> None:
+    """Put tiles uint8 `[SIDE,SIDE,3]` into a row of the picture, one every `step` pixels, behind the row's name."""
+    for column, tile in enumerate(row):
+        left = LABEL + column * step
+        picture[top : top + SIDE, left : left + SIDE] = tile
 
 
 def write(picture: np.ndarray, text: str, at: tuple[int, int], size: float, colour: tuple[int, int, int] = INK) -> None:
@@ -164,7 +169,8 @@ def draw_retrieval(restored: Restored, videos: Sequence[str], best: int = 3) -> 
     for sample in restored.chosen(videos, 4):
         scores = method.similarity(method.encode_text(tokenizer(sample.captions[0])), features)[0]
         ranking = scores.argsort(descending=True).tolist()
-        rank = ranking.index(samples.index(sample)) + 1
+        own = samples.index(sample)
+        rank = ranking.index(own) + 1
         rows = [tiles(clips[row][0][clips[row][1]]) for row in ranking[:best]]
         width = LABEL + max(len(row) for row in rows) * (SIDE + 4)
         picture = np.full((30 + best * (SIDE + 8), max(width, 640), 3), PAPER, np.uint8)
@@ -172,10 +178,8 @@ def draw_retrieval(restored: Restored, videos: Sequence[str], best: int = 3) -> 
         for place, (number, row) in enumerate(zip(ranking, rows, strict=False)):
             top = 30 + place * (SIDE + 8)
             write(picture, f"{place + 1}. {samples[number].video_id}", (6, top + SIDE // 2), 0.5)
-            for column, tile in enumerate(row):
-                left = LABEL + column * (SIDE + 4)
-                picture[top : top + SIDE, left : left + SIDE] = tile
-            if number == samples.index(sample):
+            paste(picture, row, top, SIDE + 4)
+            if number == own:
                 right = LABEL + len(row) * (SIDE + 4)
                 cv2.rectangle(picture, (LABEL - 3, top - 3), (right - 1, top + SIDE + 2), RIGHT, 3)
         pictures.append(picture)

@@ -216,8 +216,7 @@ def _zero_shot(model: CLIP, tokenize: Tokenizer, rng: np.random.Generator, name:
     texts = [
         still.caption.replace(word, choice) for still, word in zip(stills, words, strict=True) for choice in choices
     ]
-    pixels, _ = to_batch(stills, tokenize)
-    images, candidates = embed(model, pixels, tokenize(texts))
+    images, candidates = embed(model, to_pixels(stills), tokenize(texts))
     cosines = torch.einsum("ne,nce->nc", images, candidates.unflatten(0, (len(stills), len(choices))))
     right = torch.tensor([choices.index(word) for word in words])
     return (cosines.argmax(dim=1) == right).float().mean().item()
