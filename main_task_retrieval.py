@@ -84,6 +84,13 @@ class RetrievalRun:
             val_csv=Path(data.val_csv),
         )
 
+    def training_twins(self, samples: list[Sample]) -> dict[str, str]:
+        """The training videos that shall meet in a batch: each one's id with the other's."""
+        if not self.config.data.train_twins_csv:
+            return {}
+        twins = read_twins(Path(self.config.data.train_twins_csv), samples, "train")
+        return {samples[i].video_id: samples[j].video_id for i, j in enumerate(twins.tolist()) if j >= 0}
+
     def frame_reader(self, training: bool) -> FrameReader:
         data = self.config.data
         return FrameReader(
@@ -109,6 +116,7 @@ class RetrievalRun:
         """Train, and leave the selected weights in `self.method`."""
         run = self.config.run
         samples, selection_split = self.read_split("train"), None
+        twin_of = self.training_twins(samples)
         if run.select_on == "holdout":
             samples, held = hold_out(samples, run.holdout_videos, run.seed)
             selection_split = self.evaluation_split(held)
@@ -120,6 +128,7 @@ class RetrievalRun:
             self.frame_reader(training=True),
             self.config.data.expand_msrvtt_sentences,
             run.seed,
+            twin_of,
         )
         log.info("training split: %d videos, %d pairs", len(samples), len(pairs))
         best_recall, best = -1.0, self.logger.output_dir / "best.safetensors"

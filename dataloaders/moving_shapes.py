@@ -331,7 +331,8 @@ def _motion(motion: str, radius: float, window: tuple[float, float], rng: np.ran
 
     if motion == "spin_clockwise":
         x, y = rng.uniform(low, high, 2)
-        begin, arc = rng.uniform(0, 2 * math.pi), rng.uniform(0.85, 1.25) * math.pi
+        # Fast, it is over within two steps of eight frames: a longer arc could as well be a turn the other way round.
+        begin, arc = rng.uniform(0, 2 * math.pi), rng.uniform(0.50, 0.65) * math.pi
         return lambda time: Pose(x, y, radius, begin + arc * _progress(time, start, end))
 
     x, y = rng.uniform(low, high, 2)

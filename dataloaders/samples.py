@@ -8,7 +8,7 @@ Shapes: B batch, T = `max_frames`, S image side, L words, N rows. Videos travel 
 floats of them on the device.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -97,10 +97,19 @@ class TrainingPairs(Dataset[Item]):
 
     With `expand_captions` there is one item for every caption, else one for every video with a caption drawn anew in
     each epoch. An item: `video` uint8 [T, 3, S, S], `frame_mask` bool [T], `token_ids` int64 [L], `index` int.
+
+    `twin_of` names each video's twin by id, where it has one that is among the samples. `partner`, int64 [N], then is
+    each item's index in its twin: the one with the caption of the same number, and itself where there is none.
     """
 
     def __init__(
-        self, samples: Sequence[Sample], tokenize: Tokenize, frames: FrameReader, expand_captions: bool, seed: int
+        self,
+        samples: Sequence[Sample],
+        tokenize: Tokenize,
+        frames: FrameReader,
+        expand_captions: bool,
+        seed: int,
+        twin_of: Mapping[str, str] | None = None,
     ) -> None:
         self.samples = samples
         self.tokenize = tokenize
@@ -111,6 +120,13 @@ class TrainingPairs(Dataset[Item]):
         captions_of = [range(len(sample.captions)) if expand_captions else (-1,) for sample in samples]
         pairs = [(row, caption) for row, captions in enumerate(captions_of) for caption in captions]
         self._pairs = np.array(pairs, dtype=np.int64).reshape(-1, 2)
+        self.partner = np.arange(len(pairs))
+        if twin_of:
+            row_of = {sample.video_id: row for row, sample in enumerate(samples)}
+            item_of = {pair: item for item, pair in enumerate(pairs)}
+            for item, (row, caption) in enumerate(pairs):
+                twin_row = row_of.get(twin_of.get(samples[row].video_id, ""), row)
+                self.partner[item] = item_of.get((twin_row, caption), item)
 
     def __len__(self) -> int:
         return len(self._pairs)
@@ -177,11 +193,21 @@ class EpochSampler(Sampler[list[tuple[int, int]]]):
     items left over at the end are dropped; with `drop_last=False` they make one smaller batch, as long as every rank
     gets some of it.
 
+    With `partner`, int64 [n], an item is followed by its partner (see `TrainingPairs`), so that both meet in a batch,
+    unless the end of a batch comes between them; where all items have partners and the batch is even it never does.
+
     Raises ValueError if there are too few items for a single batch.
     """
 
     def __init__(
-        self, n: int, batch_size_per_rank: int, rank: int, world_size: int, seed: int, drop_last: bool = True
+        self,
+        n: int,
+        batch_size_per_rank: int,
+        rank: int,
+        world_size: int,
+        seed: int,
+        drop_last: bool = True,
+        partner: np.ndarray | None = None,
     ) -> None:
         assert 0 <= rank < world_size, (rank, world_size)
         if batch_size_per_rank < 1:
@@ -191,6 +217,7 @@ class EpochSampler(Sampler[list[tuple[int, int]]]):
         self.rank = rank
         self.world_size = world_size
         self.seed = seed
+        self.partner = partner
         self.n_batches, left_over = divmod(n, self.global_batch_size)
         if not drop_last and left_over >= world_size:
             self.n_batches += 1
@@ -216,6 +243,9 @@ class EpochSampler(Sampler[list[tuple[int, int]]]):
         # As a spawn key the epoch gives a stream apart from those of the items, [seed, epoch, index].
         seeds = np.random.SeedSequence(self.seed, spawn_key=(self.epoch,))
         order = np.random.default_rng(seeds).permutation(self.n)
+        if self.partner is not None:
+            place = np.argsort(order)
+            order = np.lexsort((place, np.minimum(place, place[self.partner])))
         for batch in range(self.start_batch, self.n_batches):
             first = batch * self.global_batch_size
             global_batch = order[first : first + self.global_batch_size]

@@ -1,4 +1,7 @@
-"""Pairs of test clips that show the same frames in opposite order: a model that ignores order cannot tell them apart.
+"""Pairs of clips that show the same frames in opposite order: a model that ignores order cannot tell them apart.
+
+In the test split they measure that; in the training split, met in the same batch, they are each other's hardest
+negatives.
 
 Shapes: V videos of a split.
 """
@@ -12,24 +15,25 @@ import numpy as np
 from dataloaders.samples import Sample
 
 
-def read_twins(path: Path, samples: Sequence[Sample]) -> np.ndarray:
+def read_twins(path: Path, samples: Sequence[Sample], split: str = "test") -> np.ndarray:
     """Each video's twin as its number among `samples`, int64 `[V]`, -1 for a video without one.
 
-    The csv has the columns `video_id` and `twin_id`, a row for each pair. Raises FileNotFoundError for a missing file
+    `split`, "train" or "test", is for the messages. The csv has the columns `video_id` and `twin_id`, a row for each pair. Raises FileNotFoundError for a missing file
     and ValueError for another content or for ids that are not in the split.
     """
+    flag = {"train": "--train_twins_csv", "test": "--twins_csv"}[split]
     if not path.is_file():
-        raise FileNotFoundError(f"--twins_csv {path} is not a file: correct the path.")
+        raise FileNotFoundError(f"{flag} {path} is not a file: correct the path.")
     rows = {sample.video_id: row for row, sample in enumerate(samples)}
     twin_of = np.full(len(samples), -1, dtype=np.int64)
     with open(path, newline="", encoding="utf-8-sig") as file:
         reader = csv.DictReader(file)
         if not {"video_id", "twin_id"} <= set(reader.fieldnames or ()):
-            raise ValueError(f"--twins_csv {path} has no columns `video_id` and `twin_id`: pass the file of the pairs.")
+            raise ValueError(f"{flag} {path} has no columns `video_id` and `twin_id`: pass the file of the pairs.")
         for pair in reader:
             for video_id in (pair["video_id"], pair["twin_id"]):
                 if video_id not in rows:
-                    raise ValueError(f"--twins_csv {path} names {video_id}, not in the test split: pass its own file.")
+                    raise ValueError(f"{flag} {path} names {video_id}, not in the {split} split: pass its own file.")
             one, other = rows[pair["video_id"]], rows[pair["twin_id"]]
             twin_of[one], twin_of[other] = other, one
     return twin_of

@@ -46,6 +46,7 @@ class DataConfig:
     features_path: Annotated[str, "the folder with the video files"] = ""
     train_csv: Annotated[str, "csv with the training videos' ids"] = ""
     val_csv: Annotated[str, "csv with the test pairs (the lineage's name for it)"] = ""
+    train_twins_csv: Annotated[str, "csv with pairs of training clips that shall meet in a batch, as twins_csv"] = ""
     twins_csv: Annotated[str, "csv with pairs of test clips that are each other backwards; adds the column twins"] = ""
     expand_msrvtt_sentences: Annotated[bool, "every caption is a training pair, not one at random a video"] = False
     max_words: Annotated[int, "tokens of a caption, START and END included"] = 32

@@ -78,7 +78,7 @@ def train(
             f"--batch_size {settings.batch_size} is global and does not divide by the {process.world_size} processes"
         )
     per_rank = settings.batch_size // process.world_size
-    sampler = EpochSampler(len(pairs), per_rank, process.rank, process.world_size, seed)
+    sampler = EpochSampler(len(pairs), per_rank, process.rank, process.world_size, seed, partner=pairs.partner)
     loader = make_training_loader(pairs, sampler, num_workers, pin_memory=process.device.type == "cuda")
     total_steps = settings.epochs * len(sampler)
 

@@ -5,6 +5,7 @@ lies between frames i and i+1 (0-based). The equation numbers are those of this 
 where the paper is silent, with its reason.
 """
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 from modules.dynamics import DynamicsNet, at_least_fp32, layer_norm
 from modules.intra_frame import convolve_frames
 
+WAVES = 4  # frequencies that say where in the clip a gap lies
 NEGLIGIBLE = 1e-3  # a change below this share of the clip's largest (or of the noise floor) is rounding, not change
 
 
@@ -55,6 +57,16 @@ def prompts_per_gap(variation: Tensor, eta: int) -> Tensor:
     return torch.where(variation > NEGLIGIBLE, count, torch.zeros_like(count)).long()
 
 
+def gap_places(real_gap: Tensor) -> Tensor:
+    """Where in its clip each gap lies: bool `[B,T-1]`, padding last -> `[B,T-1,2*WAVES]`, fp32.
+
+    Sines and cosines of k pi (i+1)/(n+1), k = 1..WAVES, for gap i of the clip's n real ones; padding does not count.
+    """
+    place = real_gap.cumsum(dim=1) / (real_gap.sum(dim=1, keepdim=True) + 1)
+    angles = math.pi * place.unsqueeze(-1) * torch.arange(1, WAVES + 1, device=place.device)
+    return torch.cat([angles.sin(), angles.cos()], dim=-1)
+
+
 class InterFramePrompter(nn.Module):
     """Measures how much changes between neighbouring frames and makes that many prompts for the gap between them.
 
@@ -92,7 +104,7 @@ class InterFramePrompter(nn.Module):
         self.prompter = None if static_prompts else TemporalPromptNet(width, grid, eta, bottleneck, heads)
         if static_prompts:
             self.dynamics.requires_grad_(False)
-        self.slots = nn.Parameter(torch.randn(eta, width))  # of a token's size, so that what is added only turns it
+        self.slots = nn.Parameter(0.2 * torch.randn(eta, width))
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, tokens: Tensor, region_mask: Tensor, frame_mask: Tensor) -> TemporalPrompting:
@@ -127,10 +139,14 @@ class TemporalPromptNet(nn.Module):
 
     [D] All inside a bottleneck of c_t channels: self-attention over the P patches of a gap, a 3x1x1 and a 1x3x3
     convolution, a Linear over the token axis from P to eta, times (1 + W_t), which is how N_t gets its gradient.
+    [D] The gap's place in the clip enters before the first ReLU, which so can let a change pass early and not late:
+    the frozen blocks' attention knows no order, and without it no prompt can say that one event came before another.
     [D] The attention has a residual connection, and the kernels start at He's scale without biases: at first attention
     is a plain mean over the patches, after which 1 % of the differences between clips was left (measured behind the
-    Linear over tokens, as deviation over root mean square). The last Linear starts at zero: the prompts begin as the
-    slot tokens alone, since random ones that change with the clip disturb the frozen blocks before they can be of use.
+    Linear over tokens, as deviation over root mean square). The Linear over tokens starts as random weights around a
+    mean over the patches: around zero, what has changed would get its sign from where it has. The last Linear starts at
+    zero: the prompts begin as the slot tokens alone, since random ones that change with the clip disturb the frozen
+    blocks before they can be of use.
     """
 
     def __init__(self, width: int, grid: int, eta: int, bottleneck: int, heads: int) -> None:
@@ -139,15 +155,18 @@ class TemporalPromptNet(nn.Module):
         self.down = nn.Linear(width, bottleneck)
         self.attention = nn.MultiheadAttention(bottleneck, heads, batch_first=True)
         self.temporal = nn.Linear(3 * bottleneck, bottleneck)  # 3x1x1: a Linear over three gaps side by side
+        self.place = nn.Linear(2 * WAVES, bottleneck, bias=False)
         self.spatial = nn.Conv2d(bottleneck, bottleneck, kernel_size=3, padding=1)
         self.to_slots = nn.Linear(grid * grid, eta)
         self.up = nn.Linear(bottleneck, width)
         for name, parameter in self.named_parameters():
             if name.endswith("bias"):
                 nn.init.zeros_(parameter)
-        for layer in (self.down, self.spatial, self.to_slots):
+        for layer in (self.down, self.spatial):
             nn.init.kaiming_normal_(layer.weight, nonlinearity="linear")
         nn.init.kaiming_normal_(self.temporal.weight, nonlinearity="relu")
+        scale = (2 * grid * grid) ** -0.5  # half of the mean square is the mean's, half the random part's
+        nn.init.normal_(self.to_slots.weight, mean=scale, std=scale)
         nn.init.zeros_(self.up.weight)
 
     def forward(self, change: Tensor, gain: Tensor, real_gap: Tensor) -> Tensor:
@@ -157,7 +176,8 @@ class TemporalPromptNet(nn.Module):
         x = x * real_gap[:, :, None, None]  # the attention's biases have filled the gaps of padding frames
         beyond = torch.zeros_like(x[:, :1])
         x = torch.cat([beyond, x, beyond], dim=1)
-        x = self.temporal(torch.cat([x[:, :-2], x[:, 1:-1], x[:, 2:]], dim=-1)).relu()
+        x = self.temporal(torch.cat([x[:, :-2], x[:, 1:-1], x[:, 2:]], dim=-1))
+        x = (x + self.place(gap_places(real_gap).to(x.dtype)).unsqueeze(2)).relu()
         x = convolve_frames(self.spatial, x, self.grid)
         x = self.to_slots(x.transpose(2, 3)).transpose(2, 3)  # [B,T-1,eta,c_t]
         return self.up(x * gain[:, :, None, None].to(x.dtype))

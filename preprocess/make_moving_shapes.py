@@ -9,6 +9,7 @@ writes, the same bytes for the same settings,
     MSRVTT_data.json             sentences: caption, video_id (several a training video, one a test video)
     MSRVTT_JSFUSION_test.csv     key, vid_key, video_id, sentence
     twins.csv                    video_id, twin_id: one row for each pair of test clips, each the other backwards
+    train_twins.csv              the same for the training clips
     settings.json                what it was made with; a second run with the same settings does nothing
 
 Contents (colour, shape and kind of motion) of test clips never occur in training clips. Among themselves test contents
@@ -104,19 +105,25 @@ def draw_test_pairs(n_pairs: int, rng: np.random.Generator) -> list[tuple[Story,
     return pairs
 
 
-def plan(train_videos: int, test_pairs: int, captions_per_video: int, seed: int) -> tuple[list[Clip], list[Clip]]:
-    """All training clips, and all test clips with the two of a pair next to each other."""
+def plan(train_pairs: int, test_pairs: int, captions_per_video: int, seed: int) -> tuple[list[Clip], list[Clip]]:
+    """All training clips and all test clips, the two of a pair next to each other.
+
+    Captions of the same number are the same sentence in two twins, but for the direction.
+    """
     rng = np.random.default_rng([seed, 0])
     training = []
-    for i in range(train_videos):
+    for i in range(train_pairs):
         story = draw_story(rng, held_out=False)
-        texts = tuple(paraphrases(story, captions_per_video, rng))
-        training.append(Clip(f"video{i}", "train", story, texts, (seed, 1, i)))
+        state = rng.bit_generator.state
+        for j, told in enumerate((story, story.reversed())):
+            rng.bit_generator.state = state
+            texts = tuple(paraphrases(told, captions_per_video, rng))
+            training.append(Clip(f"video{2 * i + j}", "train", told, texts, (seed, 1, i)))
 
     rng = np.random.default_rng([seed, 2])
     pairs = draw_test_pairs(test_pairs, rng)
     # Numbers in random order, so that neither a twin's number nor which of the two came first says anything.
-    numbers = iter(rng.permutation(2 * test_pairs) + train_videos)
+    numbers = iter(rng.permutation(2 * test_pairs) + 2 * train_pairs)
     test = []
     for i, (story, forwards, backwards) in enumerate(pairs):
         test.append(Clip(f"video{next(numbers)}", "test", story, (forwards,), (seed, 3, i)))
@@ -152,11 +159,9 @@ def write_world(
         ["key", "vid_key", "video_id", "sentence"],
         [[f"ret{i}", f"msr{_video_number(clip)}", clip.video_id, clip.captions[0]] for i, clip in enumerate(ordered)],
     )
-    _write_csv(
-        folder / "twins.csv",
-        ["video_id", "twin_id"],
-        [[one.video_id, other.video_id] for one, other in zip(test[::2], test[1::2], strict=True)],
-    )
+    for name, clips in (("train_twins.csv", training), ("twins.csv", test)):
+        pairs = [[one.video_id, other.video_id] for one, other in zip(clips[::2], clips[1::2], strict=True)]
+        _write_csv(folder / name, ["video_id", "twin_id"], pairs)
     everything = [*training, *ordered]
     sentences = [(clip.video_id, text) for clip in everything for text in clip.captions]
     data = {
@@ -173,7 +178,7 @@ def write_world(
 def _settings(options: argparse.Namespace) -> dict[str, object]:
     settings = {
         name: getattr(options, name)
-        for name in ("train_videos", "test_pairs", "captions_per_video", "seed", "frames", "image_size")
+        for name in ("train_pairs", "test_pairs", "captions_per_video", "seed", "frames", "image_size")
     }
     code = [Path(moving_shapes.__file__), Path(__file__)]
     drawn = json.dumps(settings, sort_keys=True).encode() + b"".join(path.read_bytes() for path in code)
@@ -200,7 +205,7 @@ def _already_made(output: Path, settings: dict[str, object]) -> bool:
 
 def _range(options: argparse.Namespace) -> None:
     limits = {
-        "train_videos": (1, 1_000_000),
+        "train_pairs": (1, 1_000_000),
         "test_pairs": (1, 1_000_000),
         "captions_per_video": (1, 8),
         "seed": (0, 2**32 - 1),
@@ -219,11 +224,11 @@ def make(options: argparse.Namespace) -> None:
     _range(options)
     output = options.output_dir
     settings = _settings(options)
-    count = f"{options.train_videos} training and {2 * options.test_pairs} test clips"
+    count = f"{2 * options.train_pairs} training and {2 * options.test_pairs} test clips"
     if _already_made(output, settings):
         print(f"{output} already holds these {count}; nothing to do.")
         return
-    training, test = plan(options.train_videos, options.test_pairs, options.captions_per_video, options.seed)
+    training, test = plan(options.train_pairs, options.test_pairs, options.captions_per_video, options.seed)
     output.parent.mkdir(parents=True, exist_ok=True)
     # Built beside its place and moved there in one step, so that a broken run leaves nothing that looks complete.
     with tempfile.TemporaryDirectory(prefix=f".{output.name}.", dir=output.parent) as scratch:
@@ -246,7 +251,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Command line; returns the exit code."""
     parser = argparse.ArgumentParser(description="Make the embedded world of moving shapes in MSR-VTT's file formats.")
     parser.add_argument("--output_dir", type=Path, required=True, help="folder to make, for example data/moving_shapes")
-    parser.add_argument("--train_videos", type=int, default=1600, help="number of training clips")
+    parser.add_argument("--train_pairs", type=int, default=800, help="number of training clips and backwards twins")
     parser.add_argument("--test_pairs", type=int, default=120, help="number of test clips and backwards twins")
     parser.add_argument("--captions_per_video", type=int, default=5, help="captions of a training clip")
     parser.add_argument("--seed", type=int, default=0)

@@ -25,7 +25,7 @@ ROOT = Path(__file__).parent.parent
 def world(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("world") / "moving shapes"
     command = [sys.executable, str(ROOT / "preprocess/make_moving_shapes.py"), "--output_dir", str(folder)]
-    subprocess.run([*command, "--train_videos", "12", "--test_pairs", "3"], check=True, capture_output=True)
+    subprocess.run([*command, "--train_pairs", "6", "--test_pairs", "3"], check=True, capture_output=True)
     return folder
 
 
@@ -47,6 +47,7 @@ def test_msrvtt_script_trains_and_evaluates(world, tmp_path, method):
         "OMP_NUM_THREADS": "1",
     }
     flags = ["--results_csv", str(results), "--twins_csv", str(world / "twins.csv")]
+    flags += ["--train_twins_csv", str(world / "train_twins.csv")]
     done = subprocess.run(
         ["bash", str(ROOT / "scripts/msrvtt.sh"), *flags],
         env=os.environ | environment, cwd=tmp_path, capture_output=True, text=True, timeout=240, check=False,

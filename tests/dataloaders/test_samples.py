@@ -163,6 +163,16 @@ def test_an_item_is_a_function_of_seed_epoch_and_index(data):
     assert drawn(0, 3) != drawn(1, 3)
 
 
+def test_partners_are_the_twin_s_captions_of_the_same_number(data):
+    frames = FrameReader(max_frames=4, image_size=32, frame_sampling="segment", training=True)
+    # Captions of the five videos: 0 1 2, 3, 4 5, 6 7 8, 9. Video 1 has one caption and video 2 two; 4 is not twinned.
+    twins = {"video0": "video3", "video3": "video0", "video1": "video2", "video2": "video1", "video4": "elsewhere"}
+    expanded = TrainingPairs(data, tokenize, frames, True, 0, twins)
+    assert expanded.partner.tolist() == [6, 7, 8, 4, 3, 5, 0, 1, 2, 9]
+    assert TrainingPairs(data, tokenize, frames, False, 0, twins).partner.tolist() == [3, 2, 1, 0, 4]
+    assert training_pairs(data).partner.tolist() == list(range(10))
+
+
 def epoch_batches(data, num_workers: int, epochs: tuple[int, ...]) -> list[dict[str, torch.Tensor]]:
     pairs = training_pairs(data, expand_captions=False)
     sampler = EpochSampler(len(pairs), 2, rank=0, world_size=1, seed=0)
@@ -275,11 +285,13 @@ def test_collate(data):
 # --- order ---
 
 
-def global_batches(n, global_batch_size, world_size, *, epoch=0, seed=0, start_batch=0, drop_last=True):
+def global_batches(
+    n, global_batch_size, world_size, *, epoch=0, seed=0, start_batch=0, drop_last=True, partner=None
+):
     """The batches of all ranks put together, and each rank's own sizes."""
     per_rank = []
     for rank in range(world_size):
-        sampler = EpochSampler(n, global_batch_size // world_size, rank, world_size, seed, drop_last)
+        sampler = EpochSampler(n, global_batch_size // world_size, rank, world_size, seed, drop_last, partner)
         sampler.set_epoch(epoch, start_batch)
         per_rank.append(list(sampler))
     return [list(chain(*shares)) for shares in zip(*per_rank, strict=True)], per_rank
@@ -298,6 +310,28 @@ def test_global_batches_are_the_same_on_any_number_of_ranks(n, world_size, epoch
     for batches in per_rank:
         assert all(len(share) == 12 // world_size for share in batches[: len(alone)])
         assert all(share for share in batches)
+
+
+@given(st.integers(6, 60), st.integers(0, 30), st.sampled_from([1, 2, 3]), st.integers(0, 2**32))
+def test_partners_meet_in_a_batch(n_twins, n_alone, world_size, seed):
+    n = 2 * n_twins + n_alone
+    shuffled = np.random.default_rng(seed).permutation(n)
+    partner = np.arange(n)
+    one, other = shuffled[:n_twins], shuffled[n_twins : 2 * n_twins]
+    partner[one], partner[other] = other, one
+    batches, _ = global_batches(n, 12, world_size, seed=seed, partner=partner)
+    indices = [[index for _, index in batch] for batch in batches]
+    flat = list(chain(*indices))
+    assert len(flat) == len(set(flat)) == n // 12 * 12
+    dropped = set(range(n)) - set(flat)
+    for batch in indices:
+        apart = [index for index in batch if partner[index] not in batch]
+        assert set(apart) <= {batch[0], batch[-1]}
+        if not n_alone:
+            assert not apart
+    assert len([index for index in dropped if partner[index] not in dropped]) <= 1
+    plain, _ = global_batches(n, 12, world_size, seed=seed)
+    assert global_batches(n, 12, world_size, seed=seed, partner=np.arange(n))[0] == plain
 
 
 def test_orders_differ_between_epochs_and_seeds():

@@ -27,6 +27,13 @@ def test_wrong_files(tmp_path, text, message):
         read_twins(path, SAMPLES)
 
 
+def test_the_message_names_the_split_s_own_flag(tmp_path):
+    path = tmp_path / "twins.csv"
+    path.write_text("video_id,twin_id\na,z\n")
+    with pytest.raises(ValueError, match=r"^--train_twins_csv .* names z, not in the train split"):
+        read_twins(path, SAMPLES, "train")
+
+
 def test_missing_file(tmp_path):
-    with pytest.raises(FileNotFoundError, match="is not a file"):
+    with pytest.raises(FileNotFoundError, match="^--twins_csv .* is not a file"):
         read_twins(tmp_path / "none.csv", SAMPLES)

@@ -254,15 +254,22 @@ def prompt_gaps(prompter: torch.nn.Module, tokens: Tensor, region_mask: Tensor) 
 def temporal_prompts(
     net: torch.nn.Module, slots: Tensor, change: Tensor, shares: list[Tensor], grid: int
 ) -> list[list[Tensor]]:
-    """p^t = P_t(dh): Attention -> Conv3d -> ReLU -> Conv3d -> Linear over the patches, times 1 + W_t, plus the slot."""
+    """p^t = P_t(dh): Attention -> Conv3d -> ReLU -> Conv3d -> Linear over the patches, times 1 + W_t, plus the slot.
+
+    Before the ReLU the gap's place in the clip is added, as four sines and four cosines.
+    """
     mha = net.attention
     attended = []
     for gap in change:
         down = [net.down.weight @ token + net.down.bias for token in gap]
         mixed = attend(down, (mha.in_proj_weight, mha.in_proj_bias), mha.out_proj, mha.num_heads)
         attended.append([token + answer for token, answer in zip(down, mixed, strict=True)])
-    x = relu(convolve_time(net.temporal, stack_frames(attended), repeat_ends=False))
-    x = convolve_space(net.spatial, x, grid)
+    x = convolve_time(net.temporal, stack_frames(attended), repeat_ends=False)
+    for i in range(len(change)):
+        angles = [k * math.pi * (i + 1) / (len(change) + 1) for k in (1, 2, 3, 4)]
+        code = torch.tensor([math.sin(a) for a in angles] + [math.cos(a) for a in angles], dtype=x.dtype)
+        x[i] = x[i] + net.place.weight @ code
+    x = convolve_space(net.spatial, relu(x), grid)
     prompts = []
     for i in range(len(change)):
         of_gap = []

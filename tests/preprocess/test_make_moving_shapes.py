@@ -12,7 +12,7 @@ from dataloaders.decode import read_frames
 from dataloaders.msrvtt import read_split
 from preprocess.make_moving_shapes import draw_test_pairs, main, plan, write_video
 
-SMALL = ["--train_videos", "12", "--test_pairs", "5", "--frames", "6", "--image_size", "64", "--seed", "3"]
+SMALL = ["--train_pairs", "6", "--test_pairs", "5", "--frames", "6", "--image_size", "64", "--seed", "3"]
 
 
 def rows(path: Path) -> list[dict[str, str]]:
@@ -61,10 +61,13 @@ def test_files_have_the_columns_of_msrvtt(world: Path) -> None:
     assert len(list((world / "videos").iterdir())) == 22
 
 
-def test_twins_are_each_other_backwards(world: Path) -> None:
-    sentence = {row["video_id"]: row["sentence"] for row in rows(world / "MSRVTT_JSFUSION_test.csv")}
-    twins = rows(world / "twins.csv")
-    assert {row[key] for row in twins for key in ("video_id", "twin_id")} == set(sentence)
+@pytest.mark.parametrize(("split", "name"), [("train", "train_twins.csv"), ("test", "twins.csv")])
+def test_twins_are_each_other_backwards(world: Path, split: str, name: str) -> None:
+    data = json.loads((world / "MSRVTT_data.json").read_text(encoding="utf-8"))
+    ids = {video["video_id"] for video in data["videos"] if video["split"] == split}
+    sentence = {row["video_id"]: row["caption"] for row in data["sentences"]}
+    twins = rows(world / name)
+    assert sorted(row[key] for row in twins for key in ("video_id", "twin_id")) == sorted(ids)
     for row in twins:
         one = frames_of(world / "videos" / f"{row['video_id']}.mp4").astype(int)
         other = frames_of(world / "videos" / f"{row['twin_id']}.mp4").astype(int)
@@ -105,7 +108,7 @@ def test_same_settings_give_the_same_bytes_and_are_not_made_again(
 
 def test_train_and_test_are_disjoint_in_content_and_sentence_but_not_in_words() -> None:
     for seed in (0, 1):
-        training, test = plan(1600, 120, 5, seed)
+        training, test = plan(800, 120, 5, seed)
         assert not {clip.story.content for clip in training} & {clip.story.content for clip in test}
         learned = {text for clip in training for text in clip.captions}
         asked = [text for clip in test for text in clip.captions]
@@ -115,9 +118,23 @@ def test_train_and_test_are_disjoint_in_content_and_sentence_but_not_in_words() 
         assert {word for text in asked for word in text.replace(",", "").split()} <= words
         assert {clip.story.family for clip in test} == {clip.story.family for clip in training}
         assert sorted(int(clip.video_id[5:]) for clip in test) == list(range(1600, 1840))
-        for one, other in zip(test[::2], test[1::2], strict=True):
-            assert other.story == one.story.reversed()
-            assert other.seed == one.seed
+        for clips in (training, test):
+            for one, other in zip(clips[::2], clips[1::2], strict=True):
+                assert other.story == one.story.reversed()
+                assert other.seed == one.seed
+
+
+def test_a_twin_s_caption_is_the_same_sentence_but_for_the_direction() -> None:
+    training, _ = plan(200, 1, 5, 0)
+    ways = {"left", "right", "leftwards", "rightwards", "clockwise", "anticlockwise"}
+    for one, other in zip(training[::2], training[1::2], strict=True):
+        for told, reversed_ in zip(one.captions, other.captions, strict=True):
+            assert told != reversed_
+            if one.story.family in ("horizontal", "circling", "spinning"):
+                pairs = zip(told.split(), reversed_.split(), strict=True)
+                assert {word for pair in pairs if pair[0] != pair[1] for word in pair} <= ways
+            if one.story.is_order:
+                assert sorted(told.replace(",", "").split()) == sorted(reversed_.replace(",", "").split())
 
 
 def test_no_test_caption_fits_two_contents() -> None:
