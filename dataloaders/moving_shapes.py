@@ -332,7 +332,7 @@ def _motion(motion: str, radius: float, window: tuple[float, float], rng: np.ran
     if motion == "spin_clockwise":
         x, y = rng.uniform(low, high, 2)
         # Fast, it is over within two steps of eight frames: a longer arc could as well be a turn the other way round.
-        begin, arc = rng.uniform(0, 2 * math.pi), rng.uniform(0.50, 0.65) * math.pi
+        begin, arc = rng.uniform(0, 2 * math.pi), rng.uniform(0.55, 0.75) * math.pi
         return lambda time: Pose(x, y, radius, begin + arc * _progress(time, start, end))
 
     x, y = rng.uniform(low, high, 2)
@@ -366,6 +366,15 @@ def _event(event: str, radius: float, window: tuple[float, float], rng: np.rando
     return act
 
 
+def _radii(motion: str, alone: bool) -> tuple[float, float]:
+    """The smallest and the largest radius of a moving thing, alone or beside a resting one."""
+    if motion == "spin_clockwise":  # which way it turns shows at its outline only
+        return (0.23, 0.28) if alone else (0.19, 0.22)
+    if motion in ("grow", "appear"):
+        return (0.17, 0.21) if alone else (0.15, 0.18)
+    return (0.13, 0.175) if alone else (0.11, 0.15)
+
+
 def _apart(first: Course, second: Course, gap: float = 0.03) -> bool:
     for time in np.linspace(0.0, 1.0, 13):
         a, b = first(float(time)), second(float(time))
@@ -377,9 +386,7 @@ def _apart(first: Course, second: Course, gap: float = 0.03) -> bool:
 def _poses(story: Story, rng: np.random.Generator) -> tuple[Course, ...]:
     motion = story.motions[0]
     if len(story.things) == 1:
-        large = motion in ("spin_clockwise", "grow", "appear")
-        radius = rng.uniform(0.17, 0.21) if large else rng.uniform(0.13, 0.175)
-        return (_motion(motion, radius, _window(story.speed, rng), rng),)
+        return (_motion(motion, rng.uniform(*_radii(motion, alone=True)), _window(story.speed, rng), rng),)
     while True:
         if story.is_order:
             length = rng.uniform(0.34, 0.40)
@@ -387,8 +394,7 @@ def _poses(story: Story, rng: np.random.Generator) -> tuple[Course, ...]:
             first = _event(motion, rng.uniform(0.11, 0.145), (early, early + length), rng)
             second = _event(story.motions[1], rng.uniform(0.11, 0.145), (late - length, late), rng)
         else:
-            large = motion in ("spin_clockwise", "grow", "appear")
-            radius = rng.uniform(0.15, 0.18) if large else rng.uniform(0.11, 0.15)
+            radius = rng.uniform(*_radii(motion, alone=False))
             first = _motion(motion, radius, _window(story.speed, rng), rng)
             second = _event("rest", rng.uniform(0.11, 0.145), (0.0, 1.0), rng)
         if _apart(first, second):

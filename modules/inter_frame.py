@@ -57,14 +57,15 @@ def prompts_per_gap(variation: Tensor, eta: int) -> Tensor:
     return torch.where(variation > NEGLIGIBLE, count, torch.zeros_like(count)).long()
 
 
-def gap_places(real_gap: Tensor) -> Tensor:
-    """Where in its clip each gap lies: bool `[B,T-1]`, padding last -> `[B,T-1,2*WAVES]`, fp32.
+def gap_places(real_gap: Tensor, like: Tensor) -> Tensor:
+    """Where in its clip each gap lies: bool `[B,T-1]`, padding last -> `[B,T-1,2*WAVES]` in the dtype of `like`.
 
     Sines and cosines of k pi (i+1)/(n+1), k = 1..WAVES, for gap i of the clip's n real ones; padding does not count.
     """
-    place = real_gap.cumsum(dim=1) / (real_gap.sum(dim=1, keepdim=True) + 1)
+    count = at_least_fp32(real_gap.to(like.dtype))
+    place = count.cumsum(dim=1) / (count.sum(dim=1, keepdim=True) + 1)
     angles = math.pi * place.unsqueeze(-1) * torch.arange(1, WAVES + 1, device=place.device)
-    return torch.cat([angles.sin(), angles.cos()], dim=-1)
+    return torch.cat([angles.sin(), angles.cos()], dim=-1).to(like.dtype)
 
 
 class InterFramePrompter(nn.Module):
@@ -100,7 +101,7 @@ class InterFramePrompter(nn.Module):
         super().__init__()
         self.eta, self.beta, self.noise_floor, self.uniform = eta, beta, noise_floor, uniform
         # N_t learns through the prompts that its variation scales; where nothing is scaled it would be dead weight.
-        self.dynamics = DynamicsNet(width, grid, bias=False, init="identity")
+        self.dynamics = DynamicsNet(width, grid, sees="changes")
         self.prompter = None if static_prompts else TemporalPromptNet(width, grid, eta, bottleneck, heads)
         if static_prompts:
             self.dynamics.requires_grad_(False)
@@ -139,8 +140,9 @@ class TemporalPromptNet(nn.Module):
 
     [D] All inside a bottleneck of c_t channels: self-attention over the P patches of a gap, a 3x1x1 and a 1x3x3
     convolution, a Linear over the token axis from P to eta, times (1 + W_t), which is how N_t gets its gradient.
-    [D] The gap's place in the clip enters before the first ReLU, which so can let a change pass early and not late:
-    the frozen blocks' attention knows no order, and without it no prompt can say that one event came before another.
+    [D] The gap's place in the clip scales the channels before the first ReLU, which so can let a change pass early and
+    not late: the frozen blocks' attention knows no order, and without it no prompt can say that one event came before
+    another. It scales and is not added, so that no change still makes nothing.
     [D] The attention has a residual connection, and the kernels start at He's scale without biases: at first attention
     is a plain mean over the patches, after which 1 % of the differences between clips was left (measured behind the
     Linear over tokens, as deviation over root mean square). The Linear over tokens starts as random weights around a
@@ -162,7 +164,7 @@ class TemporalPromptNet(nn.Module):
         for name, parameter in self.named_parameters():
             if name.endswith("bias"):
                 nn.init.zeros_(parameter)
-        for layer in (self.down, self.spatial):
+        for layer in (self.down, self.spatial, self.place):
             nn.init.kaiming_normal_(layer.weight, nonlinearity="linear")
         nn.init.kaiming_normal_(self.temporal.weight, nonlinearity="relu")
         scale = (2 * grid * grid) ** -0.5  # half of the mean square is the mean's, half the random part's
@@ -177,7 +179,7 @@ class TemporalPromptNet(nn.Module):
         beyond = torch.zeros_like(x[:, :1])
         x = torch.cat([beyond, x, beyond], dim=1)
         x = self.temporal(torch.cat([x[:, :-2], x[:, 1:-1], x[:, 2:]], dim=-1))
-        x = (x + self.place(gap_places(real_gap).to(x.dtype)).unsqueeze(2)).relu()
+        x = (x * (1 + self.place(gap_places(real_gap, x)).unsqueeze(2))).relu()
         x = convolve_frames(self.spatial, x, self.grid)
         x = self.to_slots(x.transpose(2, 3)).transpose(2, 3)  # [B,T-1,eta,c_t]
         return self.up(x * gain[:, :, None, None].to(x.dtype))

@@ -96,7 +96,7 @@ class IntraFramePrompter(nn.Module):
         super().__init__()
         self.n_regions, self.alpha = n_regions, alpha
         self.hard_region_mask = hard_region_mask
-        self.dynamics = None if random_regions else DynamicsNet(width, grid, bias=True, init="difference")  # N_s
+        self.dynamics = None if random_regions else DynamicsNet(width, grid, sees="tokens")  # N_s
         if self.dynamics is not None and hard_region_mask:
             self.dynamics.requires_grad_(
                 False

@@ -3,7 +3,7 @@
 # data, steps, batch and frames, three seeds each. Resumable: a row that stands in the results file is not run again.
 #   bash scripts/ablation_moving_shapes.sh
 #   JOBS=2 seeds="0 1" only="stop|vpt" bash scripts/ablation_moving_shapes.sh
-#   epochs=4 results=results/longer.csv bash scripts/ablation_moving_shapes.sh
+#   epochs=8 results=results/longer.csv bash scripts/ablation_moving_shapes.sh
 set -euo pipefail
 source "$(dirname "$0")/_launch.sh"
 cd "$repository"
@@ -14,7 +14,7 @@ pretrained_clip_name=${pretrained_clip_name:-pretrained/moving_shapes_clip.safet
 results=${results:-results/ablation_moving_shapes.csv}
 runs=${runs:-runs/ablation_moving_shapes}
 seeds=${seeds:-0 1 2}
-epochs=${epochs:-1}
+epochs=${epochs:-2}
 batch_size=${batch_size:-32}
 max_frames=${max_frames:-8}
 num_thread_reader=${num_thread_reader:-1}
@@ -25,6 +25,7 @@ stop="--method stop --lr 4e-3 --intra_width 32 --inter_width 32"
 rows=(
     "zero-shot|--do_eval --method clip4clip"
     "CLIP4Clip meanP, all fine-tuned|--do_train --method clip4clip --lr 1e-3 --coef_lr 1"
+    "CLIP4Clip meanP, batches without twins|--do_train --method clip4clip --lr 1e-3 --coef_lr 1 --train_twins_csv="
     "VPT-deep, static prompts|--do_train --method vpt --lr 1e-2 --prompt_length 460 --text_prompt_length 4"
     "STOP|--do_train $stop"
     "STOP, attention frame|--do_train $stop --attention frame"
@@ -50,14 +51,14 @@ run_row() {
     shift 2
     folder="$runs/$(tr -cs 'A-Za-z0-9_' '_' <<<"$name")$seed"
     echo "$(date +%T)  $name, seed $seed"
-    launch main_task_retrieval.py "$@" --row_name "$name" --seed "$seed" --results_csv "$results" \
+    launch main_task_retrieval.py --row_name "$name" --seed "$seed" --results_csv "$results" \
         --datatype msrvtt --expand_msrvtt_sentences \
         --train_csv "$DATA_PATH/MSRVTT_train.csv" --val_csv "$DATA_PATH/MSRVTT_JSFUSION_test.csv" \
         --data_path "$DATA_PATH/MSRVTT_data.json" --features_path "$DATA_PATH/videos" \
-        --twins_csv "$DATA_PATH/twins.csv" --pretrained_clip_name "$pretrained_clip_name" \
+        --twins_csv "$DATA_PATH/twins.csv" --train_twins_csv "$DATA_PATH/train_twins.csv" --pretrained_clip_name "$pretrained_clip_name" \
         --epochs "$epochs" --batch_size "$batch_size" --max_frames "$max_frames" \
         --frame_sampling segment --feature_framerate 0 --num_thread_reader "$num_thread_reader" \
-        --output_dir "$folder" >"$folder.log" 2>&1 || {
+        --output_dir "$folder" "$@" >"$folder.log" 2>&1 || {
         echo "error: $name, seed $seed failed; its output is in $folder.log" >&2
         return 1
     }

@@ -64,8 +64,16 @@ def neighbour(volume: Tensor, grid: int, i: int, row: int, column: int, repeat_e
 
 
 def dynamics_features(net: torch.nn.Module, volume: Tensor, grid: int, repeat_ends: bool) -> Tensor:
-    """N_s or N_t: each channel convolved by itself over 3 frames, 3 rows and 3 columns: `[T,P,D]` -> `[T,P,D]`."""
+    """N_s or N_t: each channel convolved by itself over 3 frames, 3 rows and 3 columns: `[T,P,D]` -> `[T,P,D]`.
+
+    The kernels of N_s, the one that sees tokens, are taken less their means over the three frames. Their sum is then
+    zero, and the token of the middle frame may be taken off all three, so that no change is zero without rounding.
+    """
     out = torch.zeros_like(volume)
+    kernel = net.conv.weight[:, 0]
+    if net.sees == "tokens":
+        mean = (kernel[:, 0] + kernel[:, 1] + kernel[:, 2]) / 3
+        kernel = torch.stack([kernel[:, 0] - mean, kernel[:, 1] - mean, kernel[:, 2] - mean], dim=1)
     for i in range(len(volume)):
         for j in range(grid * grid):
             row, column = divmod(j, grid)
@@ -74,8 +82,10 @@ def dynamics_features(net: torch.nn.Module, volume: Tensor, grid: int, repeat_en
                 for dy in range(3):
                     for dx in range(3):
                         token = neighbour(volume, grid, i + di - 1, row + dy - 1, column + dx - 1, repeat_ends)
-                        total = total + net.conv.weight[:, 0, di, dy, dx] * token
-            out[i, j] = total if net.conv.bias is None else total + net.conv.bias
+                        if net.sees == "tokens":
+                            token = token - neighbour(volume, grid, i, row + dy - 1, column + dx - 1, repeat_ends)
+                        total = total + kernel[:, di, dy, dx] * token
+            out[i, j] = total
     return out
 
 
@@ -256,7 +266,7 @@ def temporal_prompts(
 ) -> list[list[Tensor]]:
     """p^t = P_t(dh): Attention -> Conv3d -> ReLU -> Conv3d -> Linear over the patches, times 1 + W_t, plus the slot.
 
-    Before the ReLU the gap's place in the clip is added, as four sines and four cosines.
+    Before the ReLU the channels are scaled by the gap's place in the clip, given as four sines and four cosines.
     """
     mha = net.attention
     attended = []
@@ -264,12 +274,12 @@ def temporal_prompts(
         down = [net.down.weight @ token + net.down.bias for token in gap]
         mixed = attend(down, (mha.in_proj_weight, mha.in_proj_bias), mha.out_proj, mha.num_heads)
         attended.append([token + answer for token, answer in zip(down, mixed, strict=True)])
-    x = convolve_time(net.temporal, stack_frames(attended), repeat_ends=False)
-    for i in range(len(change)):
+    scaled = []
+    for i, gap in enumerate(convolve_time(net.temporal, stack_frames(attended), repeat_ends=False)):
         angles = [k * math.pi * (i + 1) / (len(change) + 1) for k in (1, 2, 3, 4)]
-        code = torch.tensor([math.sin(a) for a in angles] + [math.cos(a) for a in angles], dtype=x.dtype)
-        x[i] = x[i] + net.place.weight @ code
-    x = convolve_space(net.spatial, relu(x), grid)
+        code = torch.tensor([math.sin(a) for a in angles] + [math.cos(a) for a in angles], dtype=gap.dtype)
+        scaled.append(gap * (1 + net.place.weight @ code))
+    x = convolve_space(net.spatial, relu(torch.stack(scaled)), grid)
     prompts = []
     for i in range(len(change)):
         of_gap = []
