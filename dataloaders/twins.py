@@ -18,8 +18,9 @@ from dataloaders.samples import Sample
 def read_twins(path: Path, samples: Sequence[Sample], split: str = "test") -> np.ndarray:
     """Each video's twin as its number among `samples`, int64 `[V]`, -1 for a video without one.
 
-    `split`, "train" or "test", is for the messages. The csv has the columns `video_id` and `twin_id`, a row for each pair. Raises FileNotFoundError for a missing file
-    and ValueError for another content or for ids that are not in the split.
+    `split`, "train" or "test", is for the messages. The csv has the columns `video_id` and `twin_id`, a row for each
+    pair. Raises FileNotFoundError for a missing file and ValueError for another content or for ids that are not in the
+    split.
     """
     flag = {"train": "--train_twins_csv", "test": "--twins_csv"}[split]
     if not path.is_file():

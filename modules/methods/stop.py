@@ -142,7 +142,8 @@ class STOP(Method):
             tokens, found = self._prompt(layer, block, class_token, tokens, frame_mask)
             if maps is not None and (found.spatial or found.temporal):
                 maps.append(found)
-            class_token, tokens = self._run(block, class_token, tokens, frame_mask, found.temporal)
+            last = layer == len(visual.blocks) - 1
+            class_token, tokens = self._run(block, class_token, tokens, frame_mask, found.temporal, last)
         embedding = visual.pool(class_token.flatten(0, 1).unsqueeze(1)).unflatten(0, class_token.shape[:2])
         return embedding[:, 0] if self.attention == "joint" else masked_mean(embedding, frame_mask)
 
@@ -166,16 +167,21 @@ class STOP(Method):
         tokens: Tensor,
         frame_mask: Tensor,
         temporal: TemporalPrompting | None,
+        last: bool,
     ) -> tuple[Tensor, Tensor]:
-        """The frozen block on the prompted sequence: class tokens `[B,C,D]` and tokens `[B,T,P,D]` in and out."""
+        """The frozen block on the prompted sequence: class tokens `[B,C,D]` and tokens `[B,T,P,D]` in and out.
+
+        Behind the last block only the class tokens are read, and the tokens are returned as they came.
+        """
         frames, patches = tokens.shape[1:3]
+        mask: Tensor | None
         if self.attention == "joint":
             x, context, mask = insert_joint(class_token, tokens, frame_mask, temporal)
-            x = block(x, context=context, mask=mask)
-            return x[:, :1], x[:, 1:].unflatten(1, (frames, patches))
-        x, context, frame_keys = insert_by_frame(class_token, tokens, temporal)
-        x = block(x, context=context, mask=frame_keys).unflatten(0, (-1, frames))
-        return x[:, :, 0], x[:, :, 1:]
+        else:
+            x, context, mask = insert_by_frame(class_token, tokens, temporal)
+        x = block.first_token(x, context, mask) if last else block(x, context=context, mask=mask)
+        x = x.unflatten(0, (-1, class_token.shape[1]))  # [B,C,L,D]
+        return x[:, :, 0], tokens if last else x[:, :, 1:].reshape(-1, frames, patches, tokens.shape[-1])
 
     def encode_text(self, token_ids: Tensor) -> Tensor:
         """CLIP's frozen text tower with learned tokens after START in every block; `[N,L]` -> `[N,E]`.

@@ -285,9 +285,7 @@ def test_collate(data):
 # --- order ---
 
 
-def global_batches(
-    n, global_batch_size, world_size, *, epoch=0, seed=0, start_batch=0, drop_last=True, partner=None
-):
+def global_batches(n, global_batch_size, world_size, *, epoch=0, seed=0, start_batch=0, drop_last=True, partner=None):
     """The batches of all ranks put together, and each rank's own sizes."""
     per_rank = []
     for rank in range(world_size):

@@ -35,5 +35,5 @@ def test_the_message_names_the_split_s_own_flag(tmp_path):
 
 
 def test_missing_file(tmp_path):
-    with pytest.raises(FileNotFoundError, match="^--twins_csv .* is not a file"):
+    with pytest.raises(FileNotFoundError, match=r"^--twins_csv .* is not a file"):
         read_twins(tmp_path / "none.csv", SAMPLES)

@@ -125,11 +125,22 @@ def test_forward_is_embed_blocks_pool() -> None:
     assert tokens.shape == (3, 1 + clip.visual.grid**2, clip.visual.width) == (3, 17, 64)
     for block in clip.visual.blocks:
         tokens = block(tokens)
-    assert torch.equal(clip.visual.pool(tokens), clip.visual(pixels))
+    # The tower itself leaves out of its last block what no one reads.
+    torch.testing.assert_close(clip.visual(pixels), clip.visual.pool(tokens), atol=1e-5, rtol=0)
     words = clip.text.embed(token_ids)
     for block in clip.text.blocks:
         words = block(words, causal=True)
     assert torch.equal(clip.text.pool(words, torch.tensor([15, 6, 2])), clip.text(token_ids))
+
+
+@pytest.mark.parametrize("with_context", [False, True])
+def test_first_token_is_that_of_the_whole_block(with_context: bool) -> None:
+    block = randomised(CLIP(TINY)).visual.blocks[0]
+    x, context = torch.randn(3, 5, 64), torch.randn(3, 4, 64) if with_context else None
+    mask = torch.rand(3, 1, 1, 9 if with_context else 5) > 0.3
+    mask[..., 0] = True
+    whole = block(x, context, mask)
+    torch.testing.assert_close(block.first_token(x, context, mask), whole[:, :1], atol=1e-5, rtol=0)
 
 
 def test_end_positions_are_where_the_largest_id_stands() -> None:
