@@ -1,4 +1,4 @@
-"""The dynamics nets N_s and N_t of STOP: light 3-D convolutions that look for change, and what they need around them.
+"""The dynamics nets N_s and N_t of STOP, light 3-D convolutions that look for change, and what both stages share.
 
 Shapes: B clips, T frames, P = G*G patches, D width. Tokens are channel-last, `[B,T,P,D]`.
 
@@ -6,12 +6,15 @@ Source: Liu et al., CVPR 2025 (arXiv 2503.15973), the 3-D convolution of each pr
 ours where the paper is silent.
 """
 
+import math
 from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.grad import conv3d_weight
+
+WAVES = 4  # frequencies that say where in the clip something lies
 
 
 def layer_norm(tokens: Tensor) -> Tensor:
@@ -41,6 +44,28 @@ def repeat_ends(tokens: Tensor) -> Tensor:
     [D] With frames of zeros there instead, the ends of a still clip would look as if something changed.
     """
     return torch.cat([tokens[:, :1], tokens, tokens[:, -1:]], dim=1)
+
+
+class PlaceGain(nn.Module):
+    """Scales channels by where in its clip a frame, or a gap between frames, lies; for P_s and P_t, before their ReLU.
+
+    [D] A channel can so let something pass early and not late. The frozen blocks' attention knows no order of frames;
+    without this no prompt could say that one event came before another. It scales and adds nothing, so that nothing
+    stays nothing. The place is given as sines and cosines of k pi (i+1)/(n+1), k = 1..WAVES, for the clip's i-th of n.
+    """
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(channels, 2 * WAVES))
+        nn.init.kaiming_normal_(self.weight, nonlinearity="linear")
+
+    def forward(self, x: Tensor, real: Tensor) -> Tensor:
+        """`[B,T,P,c]` and bool `[B,T]`, padding last, which does not count -> `[B,T,P,c]`."""
+        count = at_least_fp32(real.to(x.dtype))
+        place = count.cumsum(dim=1) / (count.sum(dim=1, keepdim=True) + 1)
+        angles = math.pi * place.unsqueeze(-1) * torch.arange(1, WAVES + 1, device=x.device)
+        waves = torch.cat([angles.sin(), angles.cos()], dim=-1).to(x.dtype)
+        return x * (1 + F.linear(waves, self.weight)).unsqueeze(2)
 
 
 class DynamicsNet(nn.Module):

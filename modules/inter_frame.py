@@ -5,16 +5,14 @@ lies between frames i and i+1 (0-based). The equation numbers are those of this 
 where the paper is silent, with its reason.
 """
 
-import math
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
-from modules.dynamics import DynamicsNet, at_least_fp32, layer_norm
+from modules.dynamics import DynamicsNet, PlaceGain, at_least_fp32, layer_norm
 from modules.intra_frame import convolve_frames
 
-WAVES = 4  # frequencies that say where in the clip a gap lies
 NEGLIGIBLE = 1e-3  # a change below this share of the clip's largest (or of the noise floor) is rounding, not change
 
 
@@ -55,17 +53,6 @@ def prompts_per_gap(variation: Tensor, eta: int) -> Tensor:
     """Eq. 4: N_t,i = ceil(eta W_t,i), `[B,T-1]` in 0..1 -> int64 `[B,T-1]` in 0..eta; nothing where nothing changes."""
     count = (eta * variation).ceil()
     return torch.where(variation > NEGLIGIBLE, count, torch.zeros_like(count)).long()
-
-
-def gap_places(real_gap: Tensor, like: Tensor) -> Tensor:
-    """Where in its clip each gap lies: bool `[B,T-1]`, padding last -> `[B,T-1,2*WAVES]` in the dtype of `like`.
-
-    Sines and cosines of k pi (i+1)/(n+1), k = 1..WAVES, for gap i of the clip's n real ones; padding does not count.
-    """
-    count = at_least_fp32(real_gap.to(like.dtype))
-    place = count.cumsum(dim=1) / (count.sum(dim=1, keepdim=True) + 1)
-    angles = math.pi * place.unsqueeze(-1) * torch.arange(1, WAVES + 1, device=place.device)
-    return torch.cat([angles.sin(), angles.cos()], dim=-1).to(like.dtype)
 
 
 class InterFramePrompter(nn.Module):
@@ -140,9 +127,7 @@ class TemporalPromptNet(nn.Module):
 
     [D] All inside a bottleneck of c_t channels: self-attention over the P patches of a gap, a 3x1x1 and a 1x3x3
     convolution, a Linear over the token axis from P to eta, times (1 + W_t), which is how N_t gets its gradient.
-    [D] The gap's place in the clip scales the channels before the first ReLU, which so can let a change pass early and
-    not late: the frozen blocks' attention knows no order, and without it no prompt can say that one event came before
-    another. It scales and is not added, so that no change still makes nothing.
+    [D] The gap's place in the clip enters before the ReLU, see `PlaceGain`.
     [D] The attention has a residual connection, and the kernels start at He's scale without biases: at first attention
     is a plain mean over the patches, after which 1 % of the differences between clips was left (measured behind the
     Linear over tokens, as deviation over root mean square). The Linear over tokens starts as random weights around a
@@ -157,14 +142,14 @@ class TemporalPromptNet(nn.Module):
         self.down = nn.Linear(width, bottleneck)
         self.attention = nn.MultiheadAttention(bottleneck, heads, batch_first=True)
         self.temporal = nn.Linear(3 * bottleneck, bottleneck)  # 3x1x1: a Linear over three gaps side by side
-        self.place = nn.Linear(2 * WAVES, bottleneck, bias=False)
+        self.place = PlaceGain(bottleneck)
         self.spatial = nn.Conv2d(bottleneck, bottleneck, kernel_size=3, padding=1)
         self.to_slots = nn.Linear(grid * grid, eta)
         self.up = nn.Linear(bottleneck, width)
         for name, parameter in self.named_parameters():
             if name.endswith("bias"):
                 nn.init.zeros_(parameter)
-        for layer in (self.down, self.spatial, self.place):
+        for layer in (self.down, self.spatial):
             nn.init.kaiming_normal_(layer.weight, nonlinearity="linear")
         nn.init.kaiming_normal_(self.temporal.weight, nonlinearity="relu")
         scale = (2 * grid * grid) ** -0.5  # half of the mean square is the mean's, half the random part's
@@ -179,7 +164,7 @@ class TemporalPromptNet(nn.Module):
         beyond = torch.zeros_like(x[:, :1])
         x = torch.cat([beyond, x, beyond], dim=1)
         x = self.temporal(torch.cat([x[:, :-2], x[:, 1:-1], x[:, 2:]], dim=-1))
-        x = (x * (1 + self.place(gap_places(real_gap, x)).unsqueeze(2))).relu()
+        x = self.place(x, real_gap).relu()
         x = convolve_frames(self.spatial, x, self.grid)
         x = self.to_slots(x.transpose(2, 3)).transpose(2, 3)  # [B,T-1,eta,c_t]
         return self.up(x * gain[:, :, None, None].to(x.dtype))

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from modules.clip import Block
-from modules.dynamics import DynamicsNet, at_least_fp32, hold_last_frame, layer_norm, repeat_ends
+from modules.dynamics import DynamicsNet, PlaceGain, at_least_fp32, hold_last_frame, layer_norm, repeat_ends
 
 STILL = 1e-3  # a frame whose N_s features have a smaller mean square than this counts as still, the more the smaller
 FLAT = 1e-3  # saliencies of a frame that differ by less than this are hardly ranked
@@ -131,7 +131,7 @@ class IntraFramePrompter(nn.Module):
                 weight = rescaled(saliency)
                 region = region + (weight - weight.detach())
         region = region * frame_mask.unsqueeze(-1)
-        prompt = self.dropout(self.prompter(neighbours))
+        prompt = self.dropout(self.prompter(neighbours, frame_mask))
         return SpatialPrompting(
             tokens + region.unsqueeze(-1).to(tokens.dtype) * prompt,  # eq. 5, h^s = h + r * p^s
             region,
@@ -165,24 +165,29 @@ class SpatialPromptNet(nn.Module):
 
     [D] The first convolution is 3x1x1 from D to the bottleneck, which makes it see exactly frames i-1, i, i+1; the
     second is 1x3x3 inside the bottleneck. It sees LayerNormed tokens, because CLIP's have a few channels hundreds of
-    times as large as the rest. The last Linear starts at zero: training starts from frozen CLIP.
+    times as large as the rest. The frame's place in the clip enters before the first ReLU, see `PlaceGain`; it scales
+    what the neighbours add by differing from the frame, so that all frames of a still clip get the same prompts. The
+    last Linear starts at zero: training starts from frozen CLIP.
     """
 
     def __init__(self, width: int, grid: int, bottleneck: int) -> None:
         super().__init__()
         self.grid = grid
-        # A 3x1x1 convolution is a Linear over the channels of three frames side by side.
-        self.temporal = nn.Linear(3 * width, bottleneck)
+        # The 3x1x1 convolution as a Linear on the frame and one on what the two beside it differ by, which is the same.
+        self.own = nn.Linear(width, bottleneck)
+        self.beside = nn.Linear(2 * width, bottleneck, bias=False)
+        self.place = PlaceGain(bottleneck)
         self.spatial = nn.Conv2d(bottleneck, bottleneck, kernel_size=3, padding=1)
         self.hidden = nn.Linear(bottleneck, bottleneck)
         self.out = nn.Linear(bottleneck, width)
         nn.init.zeros_(self.out.weight)
         nn.init.zeros_(self.out.bias)
 
-    def forward(self, neighbours: Tensor) -> Tensor:
-        """`[B,T+2,P,D]`, a neighbour at either end included, -> p^s `[B,T,P,D]`."""
-        three = torch.cat([neighbours[:, :-2], neighbours[:, 1:-1], neighbours[:, 2:]], dim=-1)
-        x = self.temporal(three).relu()
+    def forward(self, neighbours: Tensor, frame_mask: Tensor) -> Tensor:
+        """`[B,T+2,P,D]`, a neighbour at either end included, and bool `[B,T]` -> p^s `[B,T,P,D]`."""
+        frame = neighbours[:, 1:-1]
+        change = torch.cat([neighbours[:, :-2] - frame, neighbours[:, 2:] - frame], dim=-1)
+        x = (self.own(frame) + self.place(self.beside(change), frame_mask)).relu()
         return self.out(self.hidden(convolve_frames(self.spatial, x, self.grid)).relu())
 
 
@@ -199,6 +204,6 @@ class StaticSpatialPrompt(nn.Module):
         super().__init__()
         self.prompt = nn.Parameter(torch.zeros(grid * grid, width))
 
-    def forward(self, neighbours: Tensor) -> Tensor:
-        """`[B,T+2,P,D]` -> `[P,D]`, to be broadcast."""
+    def forward(self, neighbours: Tensor, frame_mask: Tensor) -> Tensor:
+        """`[B,T+2,P,D]`, bool `[B,T]` -> `[P,D]`, to be broadcast."""
         return self.prompt

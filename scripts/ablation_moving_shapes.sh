@@ -28,7 +28,7 @@ rows=(
     "CLIP4Clip meanP, batches without twins|--do_train --method clip4clip --lr 1e-3 --coef_lr 1 --train_twins_csv="
     "VPT-deep, static prompts|--do_train --method vpt --lr 1e-2 --prompt_length 460 --text_prompt_length 4"
     "STOP|--do_train $stop"
-    "STOP, attention frame|--do_train $stop --attention frame"
+    "STOP, attention joint|--do_train $stop --attention joint"
     "STOP, no intra-frame prompts|--do_train $stop --no-use_intra"
     "STOP, no inter-frame prompts|--do_train $stop --no-use_inter"
     "STOP, static prompts|--do_train $stop --static_prompts"

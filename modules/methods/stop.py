@@ -42,8 +42,8 @@ class STOP(Method):
         *,
         attention: Annotated[
             Literal["joint", "frame"],
-            "joint: one class token sees the whole clip (Figure 2); frame: one a frame, frames are averaged",
-        ] = "joint",
+            "frame: a class token in every frame, their mean is the clip; joint: one sees the whole clip (Figure 2)",
+        ] = "frame",
         prompt_depth: Annotated[int, "blocks with prompts, from the first; 0: all"] = 0,
         use_intra: Annotated[bool, "intra-frame spatial prompting"] = True,
         use_inter: Annotated[bool, "inter-frame temporal prompting"] = True,

@@ -89,17 +89,27 @@ def dynamics_features(net: torch.nn.Module, volume: Tensor, grid: int, repeat_en
     return out
 
 
-def convolve_time(linear: torch.nn.Linear, volume: Tensor, repeat_ends: bool) -> Tensor:
-    """A 3x1x1 convolution: `[T,P,c]` -> `[T,P,c']`; `linear.weight` holds the three taps side by side."""
+def convolve_time(linear: torch.nn.Linear, volume: Tensor) -> Tensor:
+    """A 3x1x1 convolution, zero beyond the ends: `[T,P,c]` -> `[T,P,c']`; `linear.weight` holds the taps side by side."""
     taps = linear.weight.chunk(3, dim=1)
     out = volume.new_zeros(*volume.shape[:2], len(linear.bias))
     for i in range(len(volume)):
         for j in range(volume.shape[1]):
             out[i, j] = linear.bias
             for di in range(3):
-                if repeat_ends or 0 <= i + di - 1 < len(volume):
-                    out[i, j] += taps[di] @ volume[min(max(i + di - 1, 0), len(volume) - 1), j]
+                if 0 <= i + di - 1 < len(volume):
+                    out[i, j] += taps[di] @ volume[i + di - 1, j]
     return out
+
+
+def scaled_by_place(net: torch.nn.Module, volume: Tensor) -> Tensor:
+    """Channels scaled by where in the clip a frame or gap lies, given as four sines and four cosines: `[T,P,c]`."""
+    scaled = []
+    for i, tokens in enumerate(volume):
+        angles = [k * math.pi * (i + 1) / (len(volume) + 1) for k in (1, 2, 3, 4)]
+        code = torch.tensor([math.sin(a) for a in angles] + [math.cos(a) for a in angles], dtype=volume.dtype)
+        scaled.append(tokens * (1 + net.weight @ code))
+    return torch.stack(scaled)
 
 
 def convolve_space(conv: torch.nn.Conv2d, volume: Tensor, grid: int) -> Tensor:
@@ -205,7 +215,14 @@ def rescaled(saliency: Tensor) -> Tensor:
 
 def spatial_prompts(net: torch.nn.Module, normal: Tensor, grid: int) -> Tensor:
     """p_i^s = P_s(h_{i-1}, h_i, h_{i+1}): Conv3d -> ReLU -> Conv3d -> Linear -> ReLU -> Linear."""
-    x = convolve_space(net.spatial, relu(convolve_time(net.temporal, normal, repeat_ends=True)), grid)
+    before, after = net.beside.weight.chunk(2, dim=1)
+    own, beside = [], []
+    for i, frame in enumerate(normal):
+        earlier, later = normal[max(i - 1, 0)], normal[min(i + 1, len(normal) - 1)]
+        own.append([net.own.weight @ token + net.own.bias for token in frame])
+        beside.append([before @ (earlier[j] - token) + after @ (later[j] - token) for j, token in enumerate(frame)])
+    x = stack_frames(own) + scaled_by_place(net.place, stack_frames(beside))
+    x = convolve_space(net.spatial, relu(x), grid)
     frames = []
     for frame in x:
         hidden = [relu(net.hidden.weight @ token + net.hidden.bias) for token in frame]
@@ -264,22 +281,15 @@ def prompt_gaps(prompter: torch.nn.Module, tokens: Tensor, region_mask: Tensor) 
 def temporal_prompts(
     net: torch.nn.Module, slots: Tensor, change: Tensor, shares: list[Tensor], grid: int
 ) -> list[list[Tensor]]:
-    """p^t = P_t(dh): Attention -> Conv3d -> ReLU -> Conv3d -> Linear over the patches, times 1 + W_t, plus the slot.
-
-    Before the ReLU the channels are scaled by the gap's place in the clip, given as four sines and four cosines.
-    """
+    """p^t = P_t(dh): Attention -> Conv3d -> ReLU -> Conv3d -> Linear over the patches, times 1 + W_t, plus the slot."""
     mha = net.attention
     attended = []
     for gap in change:
         down = [net.down.weight @ token + net.down.bias for token in gap]
         mixed = attend(down, (mha.in_proj_weight, mha.in_proj_bias), mha.out_proj, mha.num_heads)
         attended.append([token + answer for token, answer in zip(down, mixed, strict=True)])
-    scaled = []
-    for i, gap in enumerate(convolve_time(net.temporal, stack_frames(attended), repeat_ends=False)):
-        angles = [k * math.pi * (i + 1) / (len(change) + 1) for k in (1, 2, 3, 4)]
-        code = torch.tensor([math.sin(a) for a in angles] + [math.cos(a) for a in angles], dtype=gap.dtype)
-        scaled.append(gap * (1 + net.place.weight @ code))
-    x = convolve_space(net.spatial, relu(torch.stack(scaled)), grid)
+    x = scaled_by_place(net.place, convolve_time(net.temporal, stack_frames(attended)))
+    x = convolve_space(net.spatial, relu(x), grid)
     prompts = []
     for i in range(len(change)):
         of_gap = []
