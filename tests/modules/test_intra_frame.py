@@ -80,7 +80,8 @@ def test_spatial_prompts_equal_the_equation(seed, grid, frames):
     ends = torch.cat([tokens[:, :1], tokens, tokens[:, -1:]], dim=1)
     with torch.no_grad():
         expected = slow.spatial_prompts(prompter.prompter, tokens[0], grid)
-        torch.testing.assert_close(prompter.prompter(ends)[0], expected, atol=1e-9, rtol=0)
+        everywhere = torch.ones(1, frames, dtype=torch.bool)
+        torch.testing.assert_close(prompter.prompter(ends, everywhere)[0], expected, atol=1e-9, rtol=0)
 
 
 def test_a_prompt_sees_its_frame_and_the_two_beside_it_only():
@@ -89,9 +90,22 @@ def test_a_prompt_sees_its_frame_and_the_two_beside_it_only():
     neighbours = torch.randn(1, 9, 9, WIDTH, dtype=torch.float64)
     changed = neighbours.clone()
     changed[:, 4] += 1
-    moved = (net(changed) - net(neighbours)).abs().amax(dim=(0, 2, 3))
+    real = torch.ones(1, 7, dtype=torch.bool)
+    moved = (net(changed, real) - net(neighbours, real)).abs().amax(dim=(0, 2, 3))
     # Place 4 is frame 3, the first place being a neighbour of frame 0.
     assert (moved > 1e-9).tolist() == [False, False, True, True, True, False, False]
+
+
+def test_frames_of_a_still_clip_get_the_same_prompts_wherever_they_are():
+    torch.manual_seed(0)
+    net = make_prompter(0, 3).prompter
+    still = torch.randn(1, 1, 9, WIDTH, dtype=torch.float64).expand(-1, 7, -1, -1)
+    moving = still.clone()
+    moving[:, ::2] *= 2
+    real = torch.ones(1, 5, dtype=torch.bool)
+    prompts = net(still, real)
+    torch.testing.assert_close(prompts, prompts[:, :1].expand_as(prompts), atol=1e-12, rtol=0)
+    assert (net(moving, real)[:, 1] - net(moving, real)[:, 3]).abs().max() > 1e-3
 
 
 def test_starts_without_any_prompt():
@@ -228,9 +242,10 @@ class TestGradient:
         slow.randomise(net, 1)
         names = [name for name, _ in net.named_parameters()]
         neighbours = torch.randn(1, 4, 4, 4, dtype=torch.float64, requires_grad=True)
+        real = torch.ones(1, 2, dtype=torch.bool)
 
         def prompts(neighbours, *parameters):
-            return torch.func.functional_call(net, dict(zip(names, parameters, strict=True)), (neighbours,))
+            return torch.func.functional_call(net, dict(zip(names, parameters, strict=True)), (neighbours, real))
 
         assert torch.autograd.gradcheck(prompts, (neighbours, *net.parameters()))
 

@@ -496,13 +496,13 @@ class TestOptions:
         assert not torch.allclose(method.encode_video(*moving), deeper.encode_video(*moving), atol=1e-3)
 
     def test_attention(self, moving):
-        joint = make_stop()
+        joint = make_stop(attention="joint")
         frame = like(joint, attention="frame")
         assert trained_names(joint) == trained_names(frame)
         # Before the first block all class tokens are the same, so that both layouts find the same.
         assert_same(first_layer(joint, moving).spatial, first_layer(frame, moving).spatial)
         assert_same(first_layer(joint, moving).temporal, first_layer(frame, moving).temporal)
-        assert not torch.allclose(joint.encode_video(*moving), frame.encode_video(*moving), atol=1e-4)
+        assert not torch.allclose(joint.encode_video(*moving), frame.encode_video(*moving), atol=1e-3)
 
     @pytest.mark.parametrize("length", [0, 1, 7])
     def test_text_prompt_length(self, moving, length):
