@@ -90,7 +90,7 @@ def dynamics_features(net: torch.nn.Module, volume: Tensor, grid: int, repeat_en
 
 
 def convolve_time(linear: torch.nn.Linear, volume: Tensor) -> Tensor:
-    """A 3x1x1 convolution, zero beyond the ends: `[T,P,c]` -> `[T,P,c']`; `linear.weight` holds the taps side by side."""
+    """A 3x1x1 convolution, zero beyond the ends: `[T,P,c]` -> `[T,P,c']`; `weight` holds the taps side by side."""
     taps = linear.weight.chunk(3, dim=1)
     out = volume.new_zeros(*volume.shape[:2], len(linear.bias))
     for i in range(len(volume)):
