@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # From nothing to a table: installs into .venv, makes the embedded world (real mp4 files in MSR-VTT's formats), measures
-# zero-shot CLIP on it, trains CLIP4Clip on it, and prints recall. Needs Python 3.10 or newer; a GPU is used if there is
-# one.
+# zero-shot CLIP on it, trains CLIP4Clip and STOP on it, and prints recall. Needs Python 3.10 or newer; a GPU is used if
+# there is one.
 #   bash scripts/quickstart.sh
 set -euo pipefail
 repository=$(cd "$(dirname "$0")/.." && pwd)
@@ -20,7 +20,7 @@ export pretrained_clip_name=pretrained/moving_shapes_clip.safetensors
 export max_frames=8 frame_sampling=segment feature_framerate=0 num_thread_reader=1
 export epochs=${epochs:-1} batch_size=${batch_size:-32}
 results=$runs/results.csv
-common=(--twins_csv "$DATA_PATH/twins.csv" --results_csv "$results")
+common=(--twins_csv "$DATA_PATH/twins.csv" --train_twins_csv "$DATA_PATH/train_twins.csv" --results_csv "$results")
 mkdir -p "$runs"
 rm -f "$results"
 
@@ -37,7 +37,12 @@ echo "== CLIP4Clip: the same CLIP, fine-tuned whole =="
 method=clip4clip lr=1e-3 coef_lr=1 output_dir=$runs/clip4clip bash scripts/msrvtt.sh \
     --row_name "CLIP4Clip (meanP)" "${common[@]}"
 
-"$PYTHON" -m engine.visualize retrieval "$runs/clip4clip/last.safetensors" --output "$runs/clip4clip/retrieval.png"
+echo "== STOP: the same CLIP frozen, with prompts =="
+method=stop lr=4e-3 output_dir=$runs/stop bash scripts/msrvtt.sh \
+    --row_name "STOP" --intra_width 32 --inter_width 32 "${common[@]}"
+
+"$PYTHON" -m engine.visualize retrieval "$runs/stop/last.safetensors" --output "$runs/stop/retrieval.png"
+"$PYTHON" -m engine.visualize maps "$runs/stop/last.safetensors" --output "$runs/stop/maps.png"
 
 echo
 "$PYTHON" -m engine.report "$results"
@@ -45,7 +50,8 @@ echo
 echo "T2V: text to video, V2T: video to text, recall in percent; MnR: mean rank. reversed pairs: how often a caption"
 echo "scores its clip above the same clip played backwards (chance: 50)."
 echo
-echo "logs, settings, metrics, TensorBoard:  $runs/zero_shot/ and $runs/clip4clip/"
-echo "weights:                               $runs/clip4clip/last.safetensors"
-echo "picture of some searches:              $runs/clip4clip/retrieval.png"
+echo "logs, settings, metrics, TensorBoard:  in $runs/, a folder a run"
+echo "weights:                               $runs/stop/last.safetensors"
+echo "picture of some searches:              $runs/stop/retrieval.png"
+echo "picture of what STOP prompts:          $runs/stop/maps.png"
 echo "every run with its command:            $results"
