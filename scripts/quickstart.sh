@@ -42,7 +42,7 @@ method=stop lr=4e-3 output_dir=$runs/stop bash scripts/msrvtt.sh \
     --row_name "STOP" --intra_width 32 --inter_width 32 "${common[@]}"
 
 "$PYTHON" -m engine.visualize retrieval "$runs/stop/last.safetensors" --output "$runs/stop/retrieval.png"
-"$PYTHON" -m engine.visualize maps "$runs/stop/last.safetensors" --output "$runs/stop/maps.png"
+"$PYTHON" -m engine.visualize maps "$runs/stop/last.safetensors" --layer 0 --output "$runs/stop/maps.png"
 
 echo
 "$PYTHON" -m engine.report "$results"
