@@ -57,7 +57,7 @@ def write_video(path: Path, frames: np.ndarray, fps: int = FRAMES_PER_SECOND) ->
     """Write frames uint8 RGB [T,H,W,3] as an h264 mp4 file with a single key frame; H and W must be even."""
     with av.open(str(path), "w", format="mp4") as container:
         # No B-frames (bf): where x264 puts them is not the same in every run, and clips without them decode faster.
-        options = {"crf": "18", "preset": "veryfast", "bf": "0"}
+        options = {"crf": "18", "preset": "veryfast", "bf": "0", "sc_threshold": "0"}
         stream = container.add_stream("libx264", rate=Fraction(fps), options=options)
         stream.height, stream.width = frames.shape[1:3]
         stream.pix_fmt = "yuv420p"

@@ -41,7 +41,7 @@ def test_the_reader_of_msrvtt_reads_it(world: Path) -> None:
     }
     training, test = read_split("train", **files), read_split("test", **files)
     assert len(training) == 12
-    assert all(len(set(sample.captions)) == 5 for sample in training)
+    assert all(len(set(sample.captions)) == 2 for sample in training)
     assert len(test) == len({sample.captions for sample in test}) == 10
     assert not {sample.video_id for sample in training} & {sample.video_id for sample in test}
     decoded = read_frames(test[0].path, lambda n_frames, fps: range(n_frames))
