@@ -40,6 +40,7 @@ rows=(
     "STOP, eta 2|--do_train $stop --eta 2"
     "STOP, hard region mask|--do_train $stop --hard_region_mask"
     "STOP, no text prompts|--do_train $stop --text_prompt_length 0"
+    "STOP, batches without twins|--do_train $stop --train_twins_csv="
 )
 
 mkdir -p "$runs" "$(dirname "$results")"
