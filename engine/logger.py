@@ -79,7 +79,10 @@ def provenance(process: Process) -> dict[str, str]:
         except (OSError, subprocess.CalledProcessError):
             return "unknown"
 
-    changed = "+changes" if git("status", "--porcelain", "--untracked-files=no") not in ("", "unknown") else ""
+    # A row that was appended to a results file a moment ago is no change of the code.
+    code = (":(top)", ":(top,exclude)results")
+    status = git("status", "--porcelain", "--untracked-files=no", "--", *code)
+    changed = "+changes" if status not in ("", "unknown") else ""
     device = torch.cuda.get_device_name(process.device) if process.device.type == "cuda" else _cpu_name()
     return {
         "date": time.strftime("%Y-%m-%d"),
