@@ -123,9 +123,8 @@ class _DepthwiseConv3d(torch.autograd.Function):
         # Under autocast the gradient comes in half precision and backward runs outside of autocast.
         if ctx.needs_input_grad[0]:
             mirrored = weight.flip(2, 3, 4).to(gradient.dtype)
-            input_gradient = F.conv3d(gradient, mirrored, padding=(len(weight[0, 0]) - 1, 1, 1), groups=len(weight)).to(
-                volume.dtype
-            )
+            padding = (weight.shape[2] - 1, 1, 1)
+            input_gradient = F.conv3d(gradient, mirrored, padding=padding, groups=len(weight)).to(volume.dtype)
         if ctx.needs_input_grad[1]:
             weight_gradient = conv3d_weight(
                 volume.to(gradient.dtype), weight.shape, gradient, padding=(0, 1, 1), groups=len(weight)

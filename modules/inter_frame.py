@@ -92,7 +92,7 @@ class InterFramePrompter(nn.Module):
         self.prompter = None if static_prompts else TemporalPromptNet(width, grid, eta, bottleneck, heads)
         if static_prompts:
             self.dynamics.requires_grad_(False)
-        self.slots = nn.Parameter(0.2 * torch.randn(eta, width))
+        self.slots = nn.Parameter(0.2 * torch.randn(eta, width))  # small beside a token: what is added soon turns it
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, tokens: Tensor, region_mask: Tensor, frame_mask: Tensor) -> TemporalPrompting:

@@ -2,7 +2,7 @@
 # STOP, its parts taken away one by one, and what it is compared with, on the embedded world: every row with the same
 # data, steps, batch and frames, three seeds each. Resumable: a row that stands in the results file is not run again.
 #   bash scripts/ablation_moving_shapes.sh
-#   JOBS=2 seeds="0 1" only="stop|vpt" bash scripts/ablation_moving_shapes.sh
+#   JOBS=2 seeds="0 1" only="STOP|VPT" bash scripts/ablation_moving_shapes.sh
 #   epochs=8 results=results/longer.csv bash scripts/ablation_moving_shapes.sh
 set -euo pipefail
 source "$(dirname "$0")/_launch.sh"
@@ -21,11 +21,12 @@ num_thread_reader=${num_thread_reader:-1}
 JOBS=${JOBS:-1}        # runs at the same time
 only=${only:-.}        # a regular expression on the rows' names
 
+clip4clip="--method clip4clip --lr 1e-3 --coef_lr 1"
 stop="--method stop --lr 4e-3 --intra_width 32 --inter_width 32"
 rows=(
     "zero-shot|--do_eval --method clip4clip"
-    "CLIP4Clip meanP, all fine-tuned|--do_train --method clip4clip --lr 1e-3 --coef_lr 1"
-    "CLIP4Clip meanP, batches without twins|--do_train --method clip4clip --lr 1e-3 --coef_lr 1 --train_twins_csv="
+    "CLIP4Clip meanP, all fine-tuned|--do_train $clip4clip"
+    "CLIP4Clip meanP, batches without twins|--do_train $clip4clip --train_twins_csv="
     "VPT-deep, static prompts|--do_train --method vpt --lr 1e-2 --prompt_length 460 --text_prompt_length 4"
     "STOP|--do_train $stop"
     "STOP, attention joint|--do_train $stop --attention joint"
@@ -56,7 +57,8 @@ run_row() {
         --datatype msrvtt --expand_msrvtt_sentences \
         --train_csv "$DATA_PATH/MSRVTT_train.csv" --val_csv "$DATA_PATH/MSRVTT_JSFUSION_test.csv" \
         --data_path "$DATA_PATH/MSRVTT_data.json" --features_path "$DATA_PATH/videos" \
-        --twins_csv "$DATA_PATH/twins.csv" --train_twins_csv "$DATA_PATH/train_twins.csv" --pretrained_clip_name "$pretrained_clip_name" \
+        --twins_csv "$DATA_PATH/twins.csv" --train_twins_csv "$DATA_PATH/train_twins.csv" \
+        --pretrained_clip_name "$pretrained_clip_name" \
         --epochs "$epochs" --batch_size "$batch_size" --max_frames "$max_frames" \
         --frame_sampling segment --feature_framerate 0 --num_thread_reader "$num_thread_reader" \
         --output_dir "$folder" "$@" >"$folder.log" 2>&1 || {

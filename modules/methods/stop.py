@@ -142,8 +142,7 @@ class STOP(Method):
             tokens, found = self._prompt(layer, block, class_token, tokens, frame_mask)
             if maps is not None and (found.spatial or found.temporal):
                 maps.append(found)
-            last = layer == len(visual.blocks) - 1
-            class_token, tokens = self._run(block, class_token, tokens, frame_mask, found.temporal, last)
+            class_token, tokens = self._run(block, class_token, tokens, frame_mask, found.temporal)
         embedding = visual.pool(class_token.flatten(0, 1).unsqueeze(1)).unflatten(0, class_token.shape[:2])
         return embedding[:, 0] if self.attention == "joint" else masked_mean(embedding, frame_mask)
 
@@ -167,13 +166,13 @@ class STOP(Method):
         tokens: Tensor,
         frame_mask: Tensor,
         temporal: TemporalPrompting | None,
-        last: bool,
     ) -> tuple[Tensor, Tensor]:
         """The frozen block on the prompted sequence: class tokens `[B,C,D]` and tokens `[B,T,P,D]` in and out.
 
         Behind the last block only the class tokens are read, and the tokens are returned as they came.
         """
         frames, patches = tokens.shape[1:3]
+        last = block is self.clip.visual.blocks[-1]
         mask: Tensor | None
         if self.attention == "joint":
             x, context, mask = insert_joint(class_token, tokens, frame_mask, temporal)
