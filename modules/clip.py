@@ -21,9 +21,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-
-# Each is f(s z) / s. quick_gelu, z · sigmoid(1.702 z), is what OpenAI's CLIP weights were trained with instead of GELU.
-ACTIVATIONS: dict[str, tuple[Callable[[Tensor], Tensor], float]] = {"quick_gelu": (F.silu, 1.702), "gelu": (F.gelu, 1.0)}
+# f and s of f(s z) / s. quick_gelu, z · sigmoid(1.702 z), is what OpenAI's CLIP weights were trained with.
+ACTIVATIONS: dict[str, tuple[Callable[[Tensor], Tensor], float]] = {
+    "quick_gelu": (F.silu, 1.702),
+    "gelu": (F.gelu, 1.0),
+}
 
 
 @dataclass(frozen=True)
