@@ -133,12 +133,12 @@ def _with_causal(mask: Tensor | None, length: int, keys: int, device: torch.devi
 
 
 class MLP(nn.Module):
-    """The two linear layers of a block, four times as wide inside: [..., D] -> [..., D]."""
+    """The two linear layers of a block: [..., D] -> [..., D], or [..., out]; inside 4 D wide, or `hidden`."""
 
-    def __init__(self, width: int, activation: str) -> None:
+    def __init__(self, width: int, activation: str, *, hidden: int | None = None, out: int | None = None) -> None:
         super().__init__()
-        self.c_fc = nn.Linear(width, 4 * width)
-        self.c_proj = nn.Linear(4 * width, width)
+        self.c_fc = nn.Linear(width, hidden or 4 * width)
+        self.c_proj = nn.Linear(hidden or 4 * width, out or width)
         self.activation, self.scale = ACTIVATIONS[activation]
         nn.init.normal_(self.c_fc.weight, std=(2 * width) ** -0.5)
         nn.init.normal_(self.c_proj.weight, std=width**-0.5)

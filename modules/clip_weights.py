@@ -332,8 +332,12 @@ def from_openai_keys(state: Mapping[str, Tensor]) -> State:
 
 def to_openai_keys(state: Mapping[str, Tensor]) -> State:
     """The key names of `modules.clip.CLIP` -> OpenAI's: the inverse of `from_openai_keys`."""
-    ours_to_openai = {ours: openai for openai, ours in OPENAI_TO_OURS.items()}
-    return {_rename_start(key, ours_to_openai): tensor for key, tensor in state.items()}
+    return {to_openai_key(key): tensor for key, tensor in state.items()}
+
+
+def to_openai_key(key: str) -> str:
+    """One key name of `modules.clip.CLIP` -> OpenAI's."""
+    return _rename_start(key, {ours: openai for openai, ours in OPENAI_TO_OURS.items()})
 
 
 def from_hugging_face_keys(state: Mapping[str, Tensor]) -> State:

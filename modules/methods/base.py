@@ -16,6 +16,7 @@ import torch
 from torch import nn
 
 from modules.clip import CLIP
+from modules.clip_weights import to_openai_key
 from modules.similarity import cosine_similarity
 
 MAX_LOGIT_SCALE = math.log(100.0)  # CLIP's own ceiling: similarities are never scaled by more than 100
@@ -29,6 +30,15 @@ class Option:
     type: Any
     default: Any
     help: str
+
+
+@dataclass(frozen=True)
+class DeadParameters:
+    """Parameters that count as trainable and cannot learn."""
+
+    name: str  # a parameter, or a module that stands for all of its own
+    reason: str
+    share: float = 1.0  # of each tensor's values
 
 
 class Method(nn.Module):
@@ -93,6 +103,20 @@ class Method(nn.Module):
     def trainable_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
         """Names and tensors that training changes."""
         return ((name, parameter) for name, parameter in self.named_parameters() if parameter.requires_grad)
+
+    def dead_parameters(self) -> list[DeadParameters]:
+        """Those of `trainable_parameters` that training cannot use; a method that follows a release may have some."""
+        return []
+
+    def released_name(self, name: str) -> str:
+        """What the checkpoints of this method's released code call the tensor `name` of `state_dict()`.
+
+        Raises:
+            ValueError: if the method follows no released code.
+        """
+        if name.startswith("clip."):
+            return "clip." + to_openai_key(name.removeprefix("clip."))
+        raise ValueError(f"{type(self).__name__} follows no released code, so it reads no checkpoint of one")
 
     @torch.no_grad()
     def after_step(self) -> None:

@@ -1,40 +1,48 @@
 """CLIP4Clip (Luo et al., Neurocomputing 2022, arXiv 2104.08860; github.com/ArrowLuo/CLIP4Clip): CLIP on every frame,
 then a similarity calculator over the frame embeddings, everything fine-tuned.
 
-Shapes: B clips, T frames, E joint embedding.
+Shapes: B clips, T frames, E joint embedding, S text positions of CLIP.
 """
 
+import copy
 from typing import Annotated, Literal
 
 import torch
 from torch import nn
 
-from modules.clip import CLIP
+from modules.clip import CLIP, Block
 from modules.methods.base import Method
 from modules.similarity import masked_mean
 
 
 class CLIP4Clip(Method):
-    """Section 3.3, parameter-free type: a video is the mean of its frames' normalised embeddings.
+    """Section 3.3: a video is the mean of its frames' normalised embeddings (parameter-free type, `meanP`), or of what
+    a transformer over the frames, which knows their order, makes of them (sequential type, `seqTransf`).
 
     Trained are, as in the released code, the transformer blocks from `freeze_layer_num` on, both final LayerNorms, both
     projections and the temperature. The embeddings (patches, tokens, class token, positions) and `ln_pre` stay as CLIP
-    has them.
+    has them. What `seqTransf` adds is all trained, from the start that the released code gives it: the text tower's
+    positions and first blocks.
 
     Raises:
-        ValueError: for a `freeze_layer_num` outside 0..number of blocks (frozen blocks count in both towers).
+        ValueError: for a `sim_header` that is none, a `freeze_layer_num` outside 0..number of blocks (frozen blocks
+            count in both towers), and with `seqTransf` for a CLIP whose text tower cannot be its start.
     """
 
     def __init__(
         self,
         clip: CLIP,
         *,
-        sim_header: Annotated[Literal["meanP"], "how frame embeddings become one video embedding"] = "meanP",
+        sim_header: Annotated[
+            Literal["meanP", "seqTransf"],
+            "how frame embeddings become one video embedding: their mean, or a transformer over them and then the mean",
+        ] = "meanP",
+        cross_num_hidden_layers: Annotated[int, "blocks of seqTransf's transformer over frames"] = 4,
         freeze_layer_num: Annotated[int, "the first blocks of both towers that stay frozen"] = 0,
     ) -> None:
         super().__init__(clip)
-        if sim_header != "meanP":
-            raise ValueError(f"sim_header={sim_header!r} is not one of: meanP")
+        if sim_header not in ("meanP", "seqTransf"):
+            raise ValueError(f"sim_header={sim_header!r} is not one of: meanP, seqTransf")
         depth = max(len(clip.visual.blocks), len(clip.text.blocks))
         if not 0 <= freeze_layer_num <= depth:
             raise ValueError(f"freeze_layer_num={freeze_layer_num} is outside 0..{depth}, the blocks of this CLIP")
@@ -47,14 +55,57 @@ class CLIP4Clip(Method):
         clip.visual.proj.requires_grad_(True)
         clip.text.text_projection.requires_grad_(True)
         clip.logit_scale.requires_grad_(True)
+        self.sim_header = sim_header
+        if sim_header == "seqTransf":
+            self._add_temporal_transformer(cross_num_hidden_layers)
+
+    def _add_temporal_transformer(self, layers: int) -> None:
+        text, width = self.clip.text, self.clip.architecture.embed_dim
+        if text.width != width:
+            raise ValueError(
+                f"sim_header=seqTransf starts as a copy of CLIP's text blocks, and those of this CLIP have width "
+                f"{text.width} while its embeddings have {width}"
+            )
+        if not 1 <= layers <= len(text.blocks):
+            raise ValueError(
+                f"cross_num_hidden_layers={layers} is outside 1..{len(text.blocks)}, the text blocks of this CLIP"
+            )
+        self.frame_position_embeddings = nn.Parameter(text.positional_embedding.detach().clone())  # [S,E]
+        self.temporal_blocks = copy.deepcopy(text.blocks[:layers]).requires_grad_(True)
+        for block in self.temporal_blocks:
+            assert isinstance(block, Block)
+            block.ln_1.eps = block.ln_2.eps = 1e-12  # as released; CLIP's is 1e-5
 
     def encode_frames(self, video: torch.Tensor) -> torch.Tensor:
         """CLIP's image embedding of every frame: `[B,T,3,H,W]` -> `[B,T,E]`, not normalised."""
         return self.clip.visual(video.flatten(0, 1)).unflatten(0, video.shape[:2])
 
+    def relate_frames(self, frames: torch.Tensor, frame_mask: torch.Tensor) -> torch.Tensor:
+        """`seqTransf`'s transformer: every frame attends to the real frames of its clip, `[B,T,E]` -> `[B,T,E]`.
+
+        Raises ValueError if T exceeds S, the positions there are.
+        """
+        length, limit = frames.shape[1], len(self.frame_position_embeddings)
+        if length > limit:
+            raise ValueError(f"sim_header=seqTransf reads at most {limit} frames, not {length}: lower --max_frames")
+        related = frames + self.frame_position_embeddings[:length]
+        for block in self.temporal_blocks:
+            related = block(related, mask=frame_mask.bool()[:, None, None])
+        return frames + related
+
     def encode_video(self, video: torch.Tensor, frame_mask: torch.Tensor) -> torch.Tensor:
-        return masked_mean(self.encode_frames(video), frame_mask)
+        frames = self.encode_frames(video)
+        if self.sim_header == "seqTransf":
+            frames = self.relate_frames(frames, frame_mask)
+        return masked_mean(frames, frame_mask)
 
     def decays(self, name: str, parameter: nn.Parameter) -> bool:
         """The released code exempts biases only; LayerNorm weights and the temperature decay there, and so here."""
         return not name.endswith("bias")
+
+    def released_name(self, name: str) -> str:
+        if name == "frame_position_embeddings":
+            return "frame_position_embeddings.weight"
+        if name.startswith("temporal_blocks."):
+            return name.replace("temporal_blocks.", "transformerClip.resblocks.", 1)
+        return super().released_name(name)
