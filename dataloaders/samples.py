@@ -19,9 +19,10 @@ from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
 
 from dataloaders import sampling
 from dataloaders.decode import VideoError, read_frames
-from dataloaders.transforms import resize_and_crop
+from dataloaders.transforms import centre_crop, resize_and_crop
 
-FRAME_SAMPLING = ("uniform", "segment")
+FRAME_SAMPLING = ("uniform", "segment", "released")
+FRAME_TRANSFORM = ("resize", "crop")
 
 Tokenize = Callable[[str], torch.Tensor]  # one caption -> int64 [1, L]
 Item = dict[str, Any]  # tensors by name, and the `index` as an int
@@ -44,7 +45,9 @@ class FrameReader:
     `feature_framerate` (frames a second, 0 for all) thins the video out first. Of what is left, "uniform" takes at
     most T frames by `slice_framepos` as CLIP4Clip does and pads a short video with black frames that the mask leaves
     out; "segment" takes one frame from each of T equal segments, a random one in `training` and the middle one
-    otherwise, and repeats frames of a short video. Raises ValueError for a setting outside its range.
+    otherwise, and repeats frames of a short video; "released" does it as the authors' code of STOP. `frame_transform`
+    makes squares of them: "resize" brings the short side to S first, "crop" cuts out the middle as it is. Raises
+    ValueError for a setting outside its range.
     """
 
     max_frames: int
@@ -53,6 +56,7 @@ class FrameReader:
     feature_framerate: float = 0.0
     slice_framepos: int = sampling.SPREAD
     training: bool = False
+    frame_transform: str = "resize"
 
     def __post_init__(self) -> None:
         if self.max_frames < 1:
@@ -61,6 +65,8 @@ class FrameReader:
             raise ValueError(f"The image size is {self.image_size}: pass the side of CLIP's input in pixels.")
         if self.frame_sampling not in FRAME_SAMPLING:
             raise ValueError(f"--frame_sampling is {self.frame_sampling!r}: pass one of {', '.join(FRAME_SAMPLING)}.")
+        if self.frame_transform not in FRAME_TRANSFORM:
+            raise ValueError(f"--frame_transform is {self.frame_transform!r}: pass {' or '.join(FRAME_TRANSFORM)}.")
         if not 0 <= self.feature_framerate < float("inf"):
             raise ValueError(f"--feature_framerate is {self.feature_framerate}: pass 0 (every frame) or more.")
         sampling.uniform(1, 1, self.slice_framepos)  # refuses an unknown slice_framepos now, not at the first video
@@ -68,7 +74,8 @@ class FrameReader:
     def __call__(self, path: Path, generator: np.random.Generator | None = None) -> tuple[torch.Tensor, torch.Tensor]:
         """-> video uint8 [T, 3, S, S] and frame_mask bool [T], True for real frames.
 
-        `generator` is needed for "segment" in training and is not touched otherwise. Raises VideoError.
+        `generator` is needed for "segment" and "released" in training and is not touched otherwise. Raises VideoError,
+        also for a video that is too small to crop.
         """
 
         def choose(n_frames: int, fps: float) -> np.ndarray:
@@ -77,7 +84,7 @@ class FrameReader:
             candidates = sampling.at_frame_rate(n_frames, fps, self.feature_framerate)
             return candidates[self._positions(len(candidates), generator)]
 
-        frames = resize_and_crop(read_frames(path, choose).frames, self.image_size)
+        frames = self._squares(read_frames(path, choose).frames, path)
         n_real = len(frames)
         video = torch.zeros(self.max_frames, *frames.shape[1:], dtype=torch.uint8)
         video[:n_real] = frames
@@ -86,10 +93,23 @@ class FrameReader:
     def _positions(self, n: int, generator: np.random.Generator | None) -> np.ndarray:
         if self.frame_sampling == "uniform":
             return sampling.uniform(n, self.max_frames, self.slice_framepos)
+        segment = self.frame_sampling == "segment"
         if not self.training:
-            return sampling.segment_centres(n, self.max_frames)
-        assert generator is not None, "random segments need a generator"
-        return sampling.segment_random(n, self.max_frames, generator)
+            return (sampling.segment_centres if segment else sampling.released_evaluation)(n, self.max_frames)
+        assert generator is not None, "random frames need a generator"
+        return (sampling.segment_random if segment else sampling.released_training)(n, self.max_frames, generator)
+
+    def _squares(self, frames: np.ndarray, path: Path) -> torch.Tensor:
+        """uint8 [K, H, W, 3] -> uint8 [K, 3, S, S]."""
+        if self.frame_transform == "resize":
+            return resize_and_crop(frames, self.image_size)
+        height, width = frames.shape[1:3]
+        if min(height, width) < self.image_size:
+            raise VideoError(
+                f"{path} is {width}x{height}, too small to crop {self.image_size}x{self.image_size} from it: re-encode "
+                f"it with a short side of {self.image_size}, or pass --frame_transform resize."
+            )
+        return centre_crop(frames, self.image_size)
 
 
 class TrainingPairs(Dataset[Item]):

@@ -1,8 +1,9 @@
 """Which frames of a video a model sees: pure functions from counts to frame numbers, no files and no pixels.
 
-`at_frame_rate` thins a video out to its candidates; `uniform`, `segment_centres` and `segment_random` then pick
-positions among the n candidates. `uniform` gives fewer than T positions for a short video (the caller pads); the two
-segment functions always give T and repeat frames where they must.
+`at_frame_rate` thins a video out to its candidates; the others then pick positions among the n candidates: `uniform`
+as CLIP4Clip, `segment_random` and `segment_centres` (training and evaluation) over the whole clip, `released_training`
+and `released_evaluation` as the authors' released code of STOP. `uniform` gives fewer than T positions for a short
+video (the caller pads); the rest always give T and repeat frames where they must.
 
 Shapes: n candidate frames, T = `max_frames`. Everything returned is int64, sorted, and counts from 0.
 """
@@ -71,3 +72,24 @@ def segment_random(n: int, max_frames: int, generator: np.random.Generator) -> n
     first = segments * n // max_frames
     last = ((segments + 1) * n - 1) // max_frames  # the frame that holds the segment's last moment
     return np.clip(moments.astype(np.int64), first, last)  # rounding may carry a moment over its segment's end
+
+
+def released_training(n: int, max_frames: int, generator: np.random.Generator) -> np.ndarray:
+    """One frame at random from each of T runs of d = n // T frames, as STOP's released training draws -> int64 [T],
+    sorted.
+
+    The runs start at frame 0, so the last n - T d frames are never seen, and T <= n < 2 T gives the first T frames
+    whatever is drawn. A video shorter than T is taken as `released_evaluation` takes it.
+    """
+    run = n // max_frames
+    if run == 0:
+        return released_evaluation(n, max_frames)
+    return np.arange(max_frames) * run + generator.integers(run, size=max_frames)
+
+
+def released_evaluation(n: int, max_frames: int) -> np.ndarray:
+    """`segment_centres`, but of a video not longer than T every frame once and then the last one again, as STOP's
+    released evaluation takes them -> int64 [T], sorted."""
+    if n > max_frames:
+        return segment_centres(n, max_frames)
+    return np.minimum(np.arange(max_frames), n - 1)

@@ -22,12 +22,28 @@ def resize_and_crop(frames: np.ndarray, size: int) -> torch.Tensor:
     in proportion with its fraction dropped, then the middle square is cut out. Bit for bit torchvision's v2 Resize
     and CenterCrop on uint8; CLIP's own Pillow pipeline differs from these by single grey levels.
     """
-    video = torch.from_numpy(frames).permute(0, 3, 1, 2)  # in memory still channels last, the fast layout for uint8
+    video = _channels_first(frames)
     height, width = video.shape[-2:]
     short = min(height, width)
     if short != size:
         height, width = size * height // short, size * width // short
         video = F.interpolate(video, size=(height, width), mode="bicubic", antialias=True)
+    return _middle_square(video, size)
+
+
+def centre_crop(frames: np.ndarray, size: int) -> torch.Tensor:
+    """The middle square of frames uint8 [T, H, W, 3] with H, W >= S, nothing resized -> uint8 [T, 3, S, S],
+    contiguous."""
+    assert min(frames.shape[1:3]) >= size, (frames.shape, size)
+    return _middle_square(_channels_first(frames), size)
+
+
+def _channels_first(frames: np.ndarray) -> torch.Tensor:
+    return torch.from_numpy(frames).permute(0, 3, 1, 2)  # in memory still channels last, the fast layout for uint8
+
+
+def _middle_square(video: torch.Tensor, size: int) -> torch.Tensor:
+    height, width = video.shape[-2:]
     top, left = round((height - size) / 2), round((width - size) / 2)
     return video[..., top : top + size, left : left + size].contiguous()
 

@@ -30,7 +30,11 @@ class ModelConfig:
     method: Annotated[str, "one of modules.methods.METHODS"] = "clip4clip"
     pretrained_clip_name: Annotated[str, "a CLIP by name (ViT-B/32 ...) or a path to its weights"] = "ViT-B/32"
     pretrained_dir: Annotated[str, "where a CLIP given by name is looked up"] = "pretrained"
-    init_model: Annotated[str, "a checkpoint of this project to start from or to evaluate"] = ""
+    init_model: Annotated[
+        str,
+        "a checkpoint to start from or to evaluate: of this project (.safetensors), or of STOP's, DGL's or CLIP4Clip's "
+        "released code (any other ending)",
+    ] = ""
     options: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -52,16 +56,23 @@ class DataConfig:
     max_words: Annotated[int, "tokens of a caption, START and END included"] = 32
     max_frames: Annotated[int, "T, frames of a clip"] = 12
     frame_sampling: Annotated[
-        Literal["uniform", "segment"],
-        "uniform: CLIP4Clip's, short clips are padded; segment: one frame a segment, drawn at random in training",
+        Literal["uniform", "segment", "released"],
+        "uniform: CLIP4Clip's, short clips are padded; segment: one frame a segment, drawn at random in training; "
+        "released: as STOP's released code, which in training never sees the last frames left over by n // T",
     ] = "uniform"
+    frame_transform: Annotated[
+        Literal["resize", "crop"],
+        "resize: the short side to CLIP's size, then the middle square; crop: the middle square without resizing, for "
+        "videos re-encoded to that short side, as STOP's released code",
+    ] = "resize"
     feature_framerate: Annotated[float, "frames a second that are candidates; 0: every frame of the file"] = 1.0
     slice_framepos: Annotated[int, "uniform only; frames from the head (0), the tail (1), the whole clip (2)"] = 2
     num_thread_reader: Annotated[int, "worker processes that decode, in each training process; 0: none"] = 4
 
     def __post_init__(self) -> None:
         _one_of("datatype", self.datatype, DATASETS)
-        _one_of("frame_sampling", self.frame_sampling, ("uniform", "segment"))
+        _one_of("frame_sampling", self.frame_sampling, ("uniform", "segment", "released"))
+        _one_of("frame_transform", self.frame_transform, ("resize", "crop"))
         _between("max_words", self.max_words, 3, 77)
         _between("max_frames", self.max_frames, 1)
         _between("feature_framerate", self.feature_framerate, 0)
@@ -80,9 +91,24 @@ class OptimConfig:
     weight_decay: Annotated[float, "AdamW's; never on biases"] = 0.2
     warmup_proportion: Annotated[float, "share of all steps in which the learning rate rises"] = 0.1
     max_grad_norm: Annotated[float, "gradients are scaled down to this norm over all parameters"] = 1.0
+    schedule: Annotated[
+        Literal["warmup_cosine", "released"],
+        "of the learning rate, up and then down by half a cosine; warmup_cosine: down to 0; released: as STOP's "
+        "released code, from 1e-8 in the first step and never below it",
+    ] = "warmup_cosine"
+    gather_gradient: Annotated[
+        Literal["sum", "own"],
+        "through the gather of features; sum: the gradient of one process on the global batch; own: as CLIP4Clip and "
+        "STOP's released code, one part in as many as there are processes (matters to --max_grad_norm and Adam's eps)",
+    ] = "sum"
     precision: Annotated[
-        Literal["auto", "fp32", "bf16"], "of the encoders in training and evaluation; auto: bf16 on a GPU that has it"
+        Literal["auto", "fp32", "bf16", "fp16"],
+        "of the encoders in training and evaluation; auto: bf16 on a GPU that has it; fp16: with a scaled loss, steps "
+        "whose gradient overflows are skipped and counted",
     ] = "auto"
+    precision_val: Annotated[
+        Literal["same", "fp32"], "of the encoders in evaluation; same: as --precision; fp32: as STOP's released code"
+    ] = "same"
 
     def __post_init__(self) -> None:
         _between("epochs", self.epochs, 1)
@@ -92,7 +118,10 @@ class OptimConfig:
         _between("warmup_proportion", self.warmup_proportion, 0, 1)
         if self.max_grad_norm <= 0:
             raise ValueError(f"--max_grad_norm {self.max_grad_norm:g} is out of range: it takes a number above 0")
-        _one_of("precision", self.precision, ("auto", "fp32", "bf16"))
+        _one_of("schedule", self.schedule, ("warmup_cosine", "released"))
+        _one_of("gather_gradient", self.gather_gradient, ("sum", "own"))
+        _one_of("precision", self.precision, ("auto", "fp32", "bf16", "fp16"))
+        _one_of("precision_val", self.precision_val, ("same", "fp32"))
 
 
 @dataclass(frozen=True)

@@ -58,29 +58,35 @@ def process_group() -> Iterator[Process]:
 
 
 class _GatherRows(torch.autograd.Function):
-    """All ranks' rows in rank order. Backward sums over ranks, so that W equal global losses, which DDP averages, give
-    the gradient of one process on the global batch (the lineage's own-slice backward gives 1/W of it)."""
+    """All ranks' rows in rank order; backward as `gather_with_gradient` says."""
 
     @staticmethod
-    def forward(ctx, rows: torch.Tensor) -> torch.Tensor:  # type: ignore[override]
+    def forward(ctx, rows: torch.Tensor, sum_over_ranks: bool) -> torch.Tensor:  # type: ignore[override]
         gathered = [torch.empty_like(rows) for _ in range(dist.get_world_size())]
         dist.all_gather(gathered, rows.contiguous())
-        ctx.count = len(rows)
+        ctx.count, ctx.sum_over_ranks = len(rows), sum_over_ranks
         return torch.cat(gathered)
 
     @staticmethod
-    def backward(ctx, gradient: torch.Tensor) -> torch.Tensor:  # type: ignore[override]
-        gradient = gradient.clone(memory_format=torch.contiguous_format)
-        dist.all_reduce(gradient)
+    def backward(ctx, gradient: torch.Tensor) -> tuple[torch.Tensor, None]:  # type: ignore[override]
+        if ctx.sum_over_ranks:
+            gradient = gradient.clone(memory_format=torch.contiguous_format)
+            dist.all_reduce(gradient)
         start = dist.get_rank() * ctx.count
-        return gradient[start : start + ctx.count]
+        return gradient[start : start + ctx.count], None
 
 
-def gather_with_gradient(rows: torch.Tensor) -> torch.Tensor:
-    """`[b,E]` on every process -> `[B,E]` in rank order, differentiable; the same `b` everywhere."""
+def gather_with_gradient(rows: torch.Tensor, gradient: str = "sum") -> torch.Tensor:
+    """`[b,E]` on every process -> `[B,E]` in rank order, differentiable; the same `b` everywhere.
+
+    W processes each compute the loss of the global batch, and DDP averages what comes back. With `gradient` "sum" it
+    is summed over ranks on the way, which gives the gradient of one process on the global batch. With "own", a rank
+    keeps its slice of its own loss's gradient, as in CLIP4Clip's code and those that follow it: 1/W of that, except
+    for a trained temperature, which stands behind the gather.
+    """
     if not dist.is_initialized():
         return rows
-    return _GatherRows.apply(rows)
+    return _GatherRows.apply(rows, gradient == "sum")
 
 
 def gather_by_id(rows: list[torch.Tensor], ids: list[torch.Tensor], total: int) -> torch.Tensor:

@@ -7,6 +7,7 @@ import torch
 
 BETAS = (0.9, 0.98)  # CLIP's, kept by CLIP4Clip and STOP
 EPS = 1e-6
+LEAST_LR = 1e-8  # where STOP's released schedule starts, and its floor
 
 
 def build_optimizer(groups: list[dict[str, Any]], device: torch.device) -> torch.optim.AdamW:
@@ -19,13 +20,39 @@ def warmup_cosine(step: int, total_steps: int, warmup_proportion: float) -> floa
     warmup = warmup_proportion * total_steps
     if step < warmup:
         return (step + 1) / (warmup + 1)
+    return _half_cosine(step, warmup, total_steps)
+
+
+def released(step: int, total_steps: int, warmup_proportion: float, lr: float) -> float:
+    """The learning rate that STOP's released code sets in step 0..total_steps-1 for a group whose own is `lr`: linear
+    from LEAST_LR to `lr`, then half a cosine down to LEAST_LR."""
+    warmup = warmup_proportion * total_steps
+    if step < warmup:
+        return LEAST_LR + (lr - LEAST_LR) * step / warmup
+    return max(LEAST_LR, lr * _half_cosine(step, warmup, total_steps))
+
+
+def _half_cosine(step: int, warmup: float, total_steps: int) -> float:
     return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1.0, total_steps - warmup)))
 
 
+class ReleasedSchedule(torch.optim.lr_scheduler.LRScheduler):
+    """`released` as a scheduler. It sets rates, not factors on them: the floor is the same for every group."""
+
+    def __init__(self, optimizer: torch.optim.Optimizer, total_steps: int, warmup_proportion: float) -> None:
+        self.total_steps, self.warmup_proportion = total_steps, warmup_proportion
+        super().__init__(optimizer)
+
+    def get_lr(self) -> list[float | torch.Tensor]:
+        return [released(self.last_epoch, self.total_steps, self.warmup_proportion, float(lr)) for lr in self.base_lrs]
+
+
 def build_schedule(
-    optimizer: torch.optim.Optimizer, total_steps: int, warmup_proportion: float
-) -> torch.optim.lr_scheduler.LambdaLR:
-    """`warmup_cosine` as a scheduler that is stepped once an optimiser step."""
+    optimizer: torch.optim.Optimizer, total_steps: int, warmup_proportion: float, schedule: str = "warmup_cosine"
+) -> torch.optim.lr_scheduler.LRScheduler:
+    """`warmup_cosine` or `released`, by name, as a scheduler that is stepped once a training step."""
+    if schedule == "released":
+        return ReleasedSchedule(optimizer, total_steps, warmup_proportion)
     return torch.optim.lr_scheduler.LambdaLR(
         optimizer, lambda step: warmup_cosine(step, total_steps, warmup_proportion)
     )

@@ -22,12 +22,15 @@ from engine.optim import build_optimizer, build_schedule
 from modules.losses import symmetric_info_nce
 from modules.methods import Method
 
+AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
+
 
 def autocast_for(precision: str, device: torch.device) -> Callable[[], torch.autocast]:
-    """The context the encoders run in: bf16 if asked for, or if `auto` finds a GPU that has it; else plain fp32."""
+    """The context the encoders run in: bf16 or fp16 if asked for, bf16 if `auto` finds a GPU that has it; else plain
+    fp32."""
     if precision == "auto":
         precision = "bf16" if device.type == "cuda" and torch.cuda.is_bf16_supported() else "fp32"
-    return lambda: torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16")
+    return lambda: torch.autocast(device.type, AUTOCAST.get(precision), enabled=precision in AUTOCAST)
 
 
 class ContrastiveStep(nn.Module):
@@ -36,16 +39,17 @@ class ContrastiveStep(nn.Module):
     The gather stands here and not in the method, which stays local; the loss and the similarity are in fp32.
     """
 
-    def __init__(self, method: Method, autocast: Callable[[], torch.autocast]) -> None:
+    def __init__(self, method: Method, autocast: Callable[[], torch.autocast], gather_gradient: str = "sum") -> None:
         super().__init__()
         self.method = method
         self.autocast = autocast
+        self.gather_gradient = gather_gradient
 
     def forward(self, video: torch.Tensor, frame_mask: torch.Tensor, token_ids: torch.Tensor) -> torch.Tensor:
         """uint8 `[b,T,3,H,W]`, bool `[b,T]`, int64 `[b,L]` -> the scalar loss over all B pairs."""
         with self.autocast():
             text, clips = self.method(normalise(video), frame_mask, token_ids)
-        text, clips = gather_with_gradient(text.float()), gather_with_gradient(clips.float())
+        text, clips = (gather_with_gradient(rows.float(), self.gather_gradient) for rows in (text, clips))
         return symmetric_info_nce(self.method.similarity(text, clips))
 
 
@@ -62,6 +66,9 @@ def train(
     after_epoch: Callable[[int], Any],
 ) -> None:
     """Train `method` in place.
+
+    With fp16 the loss is scaled; a step whose gradient overflows is left out, while the schedule goes on, and counted
+    as `skipped_steps` in the log and in `metrics.jsonl`.
 
     Args:
         pairs: the training pairs; every process holds all of them and takes its share of every global batch.
@@ -85,8 +92,10 @@ def train(
     groups = method.parameter_groups(settings.lr, settings.coef_lr, settings.weight_decay)
     parameters = [parameter for _, parameter in method.trainable_parameters()]
     optimizer = build_optimizer(groups, process.device)
-    schedule = build_schedule(optimizer, total_steps, settings.warmup_proportion)
-    step_module: nn.Module = ContrastiveStep(method, autocast_for(settings.precision, process.device))
+    schedule = build_schedule(optimizer, total_steps, settings.warmup_proportion, settings.schedule)
+    scaler = torch.amp.GradScaler(process.device.type, enabled=settings.precision == "fp16")
+    autocast = autocast_for(settings.precision, process.device)
+    step_module: nn.Module = ContrastiveStep(method, autocast, settings.gather_gradient)
     if process.world_size > 1:
         devices = [process.device] if process.device.type == "cuda" else None
         step_module = DistributedDataParallel(step_module, device_ids=devices)
@@ -103,7 +112,7 @@ def train(
         )  # fmt: skip
 
     torch.manual_seed(seed + process.rank)  # dropout differs between processes, initialisation did not
-    step = 0
+    step = skipped = 0
     with tqdm(total=total_steps, unit="step", disable=not process.is_main, dynamic_ncols=True) as progress:
         for epoch in range(settings.epochs):
             method.train()
@@ -117,12 +126,17 @@ def train(
                     videos = ", ".join(pairs.video_id(int(index)) for index in batch["index"][:8])
                     raise ValueError(
                         f"the loss is {loss_value} in step {step} on process {process.rank}, with the videos "
-                        f"{videos} ...; lower --lr or look at these files"
+                        f"{videos} ...; lower --lr{', pass --precision fp32' if scaler.is_enabled() else ''} or look "
+                        "at these files"
                     )
                 optimizer.zero_grad(set_to_none=True)
-                loss.backward()
+                scaler.scale(loss).backward()
+                scaler.unscale_(optimizer)
                 gradient_norm = nn.utils.clip_grad_norm_(parameters, settings.max_grad_norm)
-                optimizer.step()
+                scale = scaler.get_scale()
+                scaler.step(optimizer)
+                scaler.update()
+                skipped += scaler.get_scale() < scale  # the scaler lowers the scale when it leaves a step out
                 schedule.step()
                 method.after_step()
                 step += 1
@@ -136,10 +150,14 @@ def train(
                         "logit_scale": method.clip.logit_scale.detach().exp().item(),
                         "clips_per_second": clips_since / (time.perf_counter() - since),
                     }
+                    if scaler.is_enabled():
+                        values |= {"loss_scale": scaler.get_scale(), "skipped_steps": skipped}
                     logger.metrics(step, "train", values)
                     progress.set_postfix_str(
                         f"loss {loss_value:.3f}, lr {values['lr']:.1e}, {values['clips_per_second']:.0f} clips/s"
                     )
                     since, clips_since = time.perf_counter(), 0
                 progress.update()
+            if scaler.is_enabled():
+                log.info("epoch %d, %d of %d steps skipped: their gradients overflowed fp16", epoch + 1, skipped, step)
             after_epoch(epoch + 1)

@@ -131,8 +131,9 @@ def restore(checkpoint: Path) -> Restored:
     paths = {name: Path(getattr(data, name)) for name in ("data_path", "features_path", "train_csv", "val_csv")}
     samples = DATASETS[data.datatype]("test", **paths)
     reader = FrameReader(
-        data.max_frames, clip.visual.image_size, data.frame_sampling, data.feature_framerate, data.slice_framepos
-    )
+        data.max_frames, clip.visual.image_size, data.frame_sampling, data.feature_framerate, data.slice_framepos,
+        frame_transform=data.frame_transform,
+    )  # fmt: skip
     return Restored(method.eval(), samples, reader, data.max_words)
 
 

@@ -1,8 +1,10 @@
 """Every shell script parses, and every flag it passes exists. The scripts run as they are, with a recording Python."""
 
+import json
 import os
 import re
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -98,3 +100,34 @@ def test_stop_is_what_msrvtt_trains(recorder):
     assert settings["epochs"] == 5
     assert settings["expand_msrvtt_sentences"]
     assert settings["select_on"] == "last"
+
+
+@pytest.mark.parametrize("method", ["stop_released", "dgl"])
+def test_the_released_protocol(recorder, method):
+    (command,) = commands_of(ROOT / "scripts/msrvtt_released.sh", recorder, method=method, shared_latent_space="linear")
+    settings = settings_of(command)
+    assert (settings["method"], settings["shared_latent_space"]) == (method, "linear")
+    expected = {
+        "epochs": 5, "batch_size": 128, "batch_size_val": 16, "lr": 1e-3, "coef_lr": 5e-4, "weight_decay": 0.2,
+        "warmup_proportion": 0.1, "schedule": "released", "max_grad_norm": 1.0, "gather_gradient": "own",
+        "precision": "fp16", "precision_val": "fp32", "max_words": 32, "max_frames": 12, "frame_sampling": "released",
+        "feature_framerate": 0, "frame_transform": "crop", "expand_msrvtt_sentences": True, "select_on": "test",
+        "seed": 42,
+    }  # fmt: skip
+    assert {name: settings[name] for name in expected} == expected
+
+
+def test_the_released_protocol_trains(small_data, tmp_path):
+    small = {"epochs": "1", "batch_size": "4", "max_words": "12", "max_frames": "3", "num_thread_reader": "0"}
+    small["precision"] = "fp32"  # fp16 convolutions are very slow on a CPU
+    places = {"DATA_PATH": small_data.folder, "features_path": small_data.videos, "output_dir": tmp_path}
+    small |= {name: str(place) for name, place in places.items()} | {"pretrained_clip_name": str(small_data.clip)}
+    done = subprocess.run(
+        ["bash", str(ROOT / "scripts/msrvtt_released.sh"), "--n_display", "10"],
+        env=os.environ | {"PYTHON": sys.executable, "NGPU": "1", "OMP_NUM_THREADS": "1"} | small,
+        capture_output=True, text=True, timeout=240, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-2000:]
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert [line["kind"] for line in lines] == ["train", "test", "test"]
+    assert lines[-1]["selection"] == "best epoch ON THE TEST SPLIT"

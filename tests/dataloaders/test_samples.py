@@ -92,7 +92,41 @@ def test_segments_of_a_short_video_repeat_frames(tmp_path):
         assert frame_mask.all()
 
 
-@pytest.mark.parametrize("frame_sampling", ["uniform", "segment"])
+def test_released_sampling(data, tmp_path):
+    def drawn(path, training: bool) -> list[list[int]]:
+        reader = FrameReader(6, 32, frame_sampling="released", training=training)
+        clips = [reader(path, np.random.default_rng(seed)) for seed in range(6)]
+        assert all(frame_mask.all() for _, frame_mask in clips)
+        return [numbers(video) for video, _ in clips]
+
+    assert drawn(data[0].path, training=False) == [[1, 5, 8, 11, 15, 18]] * 6
+    for clip in drawn(data[0].path, training=True):  # 20 frames: runs of 3, the last two frames are never seen
+        assert [frame // 3 for frame in clip] == [0, 1, 2, 3, 4, 5]
+    short = write_video(tmp_path / "short.mp4", grey_ramp(2))
+    for training in (False, True):
+        assert drawn(short, training) == [[0, 1, 1, 1, 1, 1]] * 6
+
+
+def test_crop_takes_the_middle_as_it_is(tmp_path):
+    frames = grey_ramp(4, 48, 64)
+    frames[:, :, :16], frames[:, :, 48:], frames[:, :8], frames[:, 40:] = 255, 255, 255, 255
+    path = write_video(tmp_path / "framed.mp4", frames)
+    video, _ = FrameReader(4, 32, frame_transform="crop")(path)
+    assert video.shape == (4, 3, 32, 32)
+    assert numbers(video) == [0, 1, 2, 3]
+    assert video.max() < 100  # nothing of the white frame around it
+    assert FrameReader(4, 32)(path)[0].max() > 200
+
+
+@pytest.mark.parametrize(("height", "width"), [(30, 64), (64, 30)])
+def test_crop_refuses_a_video_that_is_too_small(tmp_path, height, width):
+    path = write_video(tmp_path / "small.mp4", grey_ramp(4, height, width))
+    message = rf"small\.mp4 is {width}x{height}, too small to crop 32x32 .* short side of 32, or pass --frame_transform"
+    with pytest.raises(VideoError, match=message):
+        FrameReader(4, 32, frame_transform="crop")(path)
+
+
+@pytest.mark.parametrize("frame_sampling", ["uniform", "segment", "released"])
 def test_a_single_frame_of_odd_size(tmp_path, frame_sampling):
     path = write_video(tmp_path / "one.mp4", grey_ramp(1, 33, 47), pixel_format="yuv444p")
     video, frame_mask = FrameReader(3, 32, frame_sampling)(path)
@@ -105,7 +139,8 @@ def test_a_single_frame_of_odd_size(tmp_path, frame_sampling):
     [
         ({"max_frames": 0}, "--max_frames is 0"),
         ({"image_size": 0}, "image size is 0"),
-        ({"frame_sampling": "random"}, "--frame_sampling is 'random': pass one of uniform, segment"),
+        ({"frame_sampling": "random"}, "--frame_sampling is 'random': pass one of uniform, segment, released"),
+        ({"frame_transform": "pad"}, "--frame_transform is 'pad': pass resize or crop"),
         ({"feature_framerate": -1.0}, "--feature_framerate is -1"),
         ({"feature_framerate": float("nan")}, "--feature_framerate is nan"),
         ({"slice_framepos": 3}, "--slice_framepos is 3"),

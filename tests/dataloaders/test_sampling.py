@@ -7,7 +7,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dataloaders.sampling import at_frame_rate, segment_centres, segment_random, uniform
+from dataloaders.sampling import (
+    at_frame_rate,
+    released_evaluation,
+    released_training,
+    segment_centres,
+    segment_random,
+    uniform,
+)
 
 counts = st.integers(1, 5000)
 frames_wanted = st.integers(1, 80)
@@ -109,3 +116,39 @@ def test_rounding_does_not_leave_the_segment(n, max_frames):
     generator = Mock(random=lambda size: np.full(size, np.nextafter(1.0, 0.0)))
     ends = (np.arange(1, max_frames + 1) * n - 1) // max_frames
     assert segment_random(n, max_frames, generator).tolist() == ends.tolist()
+
+
+def taken_by_released_code(n: int, max_frames: int, draws: list[int] | None) -> list[int]:
+    """STOP's released loader as a loop; `draws` are the training's random numbers, None is evaluation."""
+    run, numbers = n // max_frames, []
+    for i in range(max_frames):
+        if draws is not None and run >= 1:
+            numbers.append(i * run + draws[i])
+        elif draws is None and n > max_frames:
+            numbers.append(int((i + 0.5) * n / max_frames))
+        else:
+            numbers.append(min(i, n - 1))
+    return numbers
+
+
+@given(counts, frames_wanted, st.integers(0, 2**32))
+def test_released_sampling_is_the_released_loop(n, max_frames, seed):
+    run = n // max_frames
+    draws = np.random.default_rng(seed).integers(max(1, run), size=max_frames).tolist()
+    training = released_training(n, max_frames, np.random.default_rng(seed))
+    evaluation = released_evaluation(n, max_frames)
+    assert training.tolist() == taken_by_released_code(n, max_frames, draws)
+    assert evaluation.tolist() == taken_by_released_code(n, max_frames, None)
+    assert training.dtype == evaluation.dtype == np.int64
+    if n >= max_frames:
+        assert evaluation.tolist() == segment_centres(n, max_frames).tolist()
+
+
+def test_released_training_by_hand():
+    draws = np.array([released_training(15, 4, np.random.default_rng(seed)) for seed in range(200)])
+    for i in range(4):  # runs of 3 frames; 12, 13 and 14 are left over
+        assert set(draws[:, i]) == {3 * i, 3 * i + 1, 3 * i + 2}
+    for seed in range(9):
+        generator = np.random.default_rng(seed)
+        assert released_training(7, 4, generator).tolist() == [0, 1, 2, 3]
+        assert released_training(2, 4, generator).tolist() == [0, 1, 1, 1]

@@ -6,7 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dataloaders.transforms import CLIP_MEAN, CLIP_STD, normalise, resize_and_crop
+from dataloaders.transforms import CLIP_MEAN, CLIP_STD, centre_crop, normalise, resize_and_crop
 
 v2 = pytest.importorskip("torchvision.transforms.v2")
 
@@ -47,6 +47,15 @@ def test_a_fitting_short_side_is_not_resampled():
     video = resize_and_crop(frames, 32)
     # 9.5 columns to cut off on the left; halves go to the even number
     assert (video.permute(0, 2, 3, 1).numpy() == frames[:, :, 10:42]).all()
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(0, 60), st.integers(0, 60), st.integers(1, 40))
+def test_centre_crop_cuts_and_nothing_else(more_rows, more_columns, size):
+    frames = noise(2, size + more_rows, size + more_columns)
+    video = centre_crop(frames, size)
+    assert video.is_contiguous()
+    assert torch.equal(video, v2.CenterCrop(size)(torch.from_numpy(frames).permute(0, 3, 1, 2)))
 
 
 @pytest.mark.parametrize("shape", [(3, 4, 5), (2, 3, 4, 5), (2, 6, 3, 4, 5)])

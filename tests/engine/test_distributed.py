@@ -7,9 +7,13 @@ from pathlib import Path
 import pytest
 import torch
 import torch.multiprocessing as mp
+from torch.nn.parallel import DistributedDataParallel
 
 from engine.distributed import gather_by_id, gather_with_gradient, process_group
+from engine.train import ContrastiveStep, autocast_for
 from modules.losses import symmetric_info_nce
+from modules.methods import build_method
+from tests.tiny import tiny_clip
 
 
 def free_port() -> int:
@@ -21,6 +25,19 @@ def free_port() -> int:
 def global_pairs() -> tuple[torch.Tensor, torch.Tensor]:
     generator = torch.Generator().manual_seed(0)
     return torch.randn(8, 5, generator=generator), torch.randn(8, 5, generator=generator)
+
+
+def step_gradient(rank: int, world_size: int, gather_gradient: str) -> torch.Tensor:
+    """What the optimiser sees on this process after one training step of a small method on two clips a process."""
+    torch.manual_seed(0)
+    method = build_method("vpt", tiny_clip(), text_prompt_length=2)
+    autocast = autocast_for("fp32", torch.device("cpu"))
+    step = DistributedDataParallel(ContrastiveStep(method, autocast, gather_gradient))
+    videos = torch.randint(256, (2 * world_size, 3, 3, 32, 32), dtype=torch.uint8)
+    tokens = torch.randint(300, 49000, (2 * world_size, 8))
+    tokens[:, -1] = 49407
+    step(videos.chunk(world_size)[rank], torch.ones(2, 3, dtype=torch.bool), tokens.chunk(world_size)[rank]).backward()
+    return torch.cat([parameter.grad.flatten() for _, parameter in method.trainable_parameters()])
 
 
 def worker(rank: int, world_size: int, port: int, folder: Path) -> None:
@@ -40,8 +57,10 @@ def worker(rank: int, world_size: int, port: int, folder: Path) -> None:
         # The second process has nothing to evaluate.
         some = ([torch.ones(2, 2)], [torch.tensor([1, 0])]) if rank == 0 else ([], [])
         assert gather_by_id(*some, 2).shape == (2, 2)
+        steps = {gradient: step_gradient(rank, world_size, gradient) for gradient in ("sum", "own")}
         torch.save(
-            {"loss": loss.detach(), "text": text.grad, "video": video.grad, "features": features}, folder / f"{rank}.pt"
+            {"loss": loss.detach(), "text": text.grad, "video": video.grad, "features": features, "steps": steps},
+            folder / f"{rank}.pt",
         )
 
 
@@ -57,6 +76,10 @@ def test_two_processes_equal_one(tmp_path):
     for name, whole in (("text", text), ("video", video)):
         # Each process has the gradient of the sum over processes; the mean that DDP takes makes it one process's.
         torch.testing.assert_close(torch.cat([result[name] for result in results]) / 2, whole.grad)
+    for result in results:
+        # The lineage's gather loses the other process's half, and nothing else.
+        assert result["steps"]["own"].abs().sum() > 0
+        assert torch.equal(2 * result["steps"]["own"], result["steps"]["sum"])
 
 
 def test_one_process_needs_no_group(monkeypatch):
