@@ -29,8 +29,9 @@ from engine.distributed import Process, process_group
 from engine.evaluate import evaluate, flat_metrics, format_metrics
 from engine.logger import RunLogger, append_row, log, provenance
 from engine.train import autocast_for, train
-from modules.clip_weights import backbone_sha256, load_clip
+from modules.clip_weights import backbone_sha256, load_clip, read_state_dict
 from modules.methods import build_method
+from modules.released_weights import load_released_state_dict
 from modules.tokenizer import Tokenizer
 
 Metrics = dict[str, dict[str, float]]
@@ -65,7 +66,7 @@ class RetrievalRun:
         )  # fmt: skip
         self.epoch, self.selection = 0, "zero-shot"
         if config.model.init_model:
-            self.epoch = load_checkpoint(Path(config.model.init_model), self.method, self.backbone_sha256).epoch
+            self.epoch = self.load_weights(Path(config.model.init_model))
             self.selection = "checkpoint as given"
             log.info("weights from %s, epoch %d", config.model.init_model, self.epoch)
         test_samples = self.read_split("test")
@@ -73,6 +74,23 @@ class RetrievalRun:
         twins_csv = config.data.twins_csv
         self.test_twins = read_twins(Path(twins_csv), test_samples) if twins_csv else None
         log.info("test split: %d videos, %d captions", len(self.test[0]), len(self.test[1]))
+
+    def load_weights(self, path: Path) -> int:
+        """Read a checkpoint of ours, or one of another system's released code; gives its epoch, 0 where unknown."""
+        if path.suffix == ".safetensors":
+            return load_checkpoint(path, self.method, self.backbone_sha256).epoch
+        frozen = {name: p.clone() for name, p in self.method.named_parameters() if not p.requires_grad}
+        try:
+            load_released_state_dict(self.method, read_state_dict(path))
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}") from error
+        replaced = [name for name, p in self.method.named_parameters() if name in frozen and (p != frozen[name]).any()]
+        if replaced and self.config.run.do_train:
+            raise ValueError(
+                f"{path}: was trained on another CLIP than --pretrained_clip_name ({len(replaced)} of its frozen "
+                f"tensors differ, the first is {replaced[0]}); pass the one it was trained on, or evaluate it only"
+            )
+        return 0
 
     def read_split(self, split: str) -> list[Sample]:
         data = self.config.data
@@ -94,19 +112,22 @@ class RetrievalRun:
     def frame_reader(self, training: bool) -> FrameReader:
         data = self.config.data
         return FrameReader(
-            data.max_frames, self.image_size, data.frame_sampling, data.feature_framerate, data.slice_framepos, training
-        )
+            data.max_frames, self.image_size, data.frame_sampling, data.feature_framerate, data.slice_framepos,
+            training, data.frame_transform,
+        )  # fmt: skip
 
     def evaluation_split(self, samples: list[Sample]) -> EvaluationSplit:
         frames = self.frame_reader(training=False)
         return GalleryVideos(samples, frames), QueryCaptions(samples, self.tokenizer)
 
     def evaluate(self, split: EvaluationSplit) -> Metrics:
+        optim = self.config.optim
+        precision = optim.precision if optim.precision_val == "same" else optim.precision_val
         return evaluate(
             self.method,
             *split,
             self.process,
-            autocast_for(self.config.optim.precision, self.process.device),
+            autocast_for(precision, self.process.device),
             self.config.run.batch_size_val,
             self.config.data.num_thread_reader,
             self.test_twins if split is self.test else None,
@@ -142,7 +163,7 @@ class RetrievalRun:
             metrics = self.evaluate(selection_split)
             log.info("epoch %d, %s split\n%s", epoch, run.select_on, format_metrics(metrics))
             self.logger.metrics(epoch, run.select_on, flat_metrics(metrics))
-            if metrics["text_to_video"]["R@1"] > best_recall:
+            if metrics["text_to_video"]["R@1"] >= best_recall:  # of equal epochs the later one
                 best_recall = metrics["text_to_video"]["R@1"]
                 self.save(best)
 

@@ -1,8 +1,8 @@
-"""From command line to `Config`: one flag for each dataclass field and for each option of the chosen method."""
+"""From command line to settings: one flag for each dataclass field and for each option of the chosen method."""
 
 import argparse
 import difflib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from typing import Annotated, Any, Literal, NoReturn, get_args, get_origin, get_type_hints
 
@@ -44,13 +44,23 @@ def parse_config(argv: Sequence[str] | None = None) -> Config:
     Raises:
         ValueError: one sentence about the first unknown flag, wrong value or contradiction.
     """
+    return Config.from_flat(parse_flags(SECTIONS, SECTIONS["model"].method, argv))
+
+
+def parse_flags(sections: Mapping[str, Any], default_method: str, argv: Sequence[str] | None = None) -> dict[str, Any]:
+    """Values by flag name: of the `Annotated` fields of the dataclasses `sections`, by title, and of the options of
+    `--method`.
+
+    Raises:
+        ValueError: one sentence about the first unknown flag or value of a wrong type.
+    """
     first = _Parser(add_help=False, allow_abbrev=False)
-    first.add_argument("--method", default=SECTIONS["model"].method)
+    first.add_argument("--method", default=default_method)
     method = first.parse_known_args(argv)[0].method
 
     parser = _Parser(allow_abbrev=False)
     shared: set[str] = set()
-    for section, cls in SECTIONS.items():
+    for section, cls in sections.items():
         group = parser.add_argument_group(section, cls.__doc__)
         hints = get_type_hints(cls, include_extras=True)
         for item in fields(cls):
@@ -58,7 +68,7 @@ def parse_config(argv: Sequence[str] | None = None) -> Config:
                 type_, help_ = get_args(hints[item.name])
                 _add_flag(group, item.name, type_, item.default, help_)
                 shared.add(item.name)
-    # An unknown method is refused by ModelConfig, which knows the choices; it simply has no options here.
+    # An unknown method is refused by the section that has it, which knows the choices; it simply has no options here.
     options = method_options(METHODS[method]) if method in METHODS else []
     group = parser.add_argument_group(f"method {method}")
     for option in options:
@@ -68,5 +78,4 @@ def parse_config(argv: Sequence[str] | None = None) -> Config:
     namespace, unknown = parser.parse_known_args(argv)
     if unknown:
         _refuse_unknown(unknown, method, parser)
-    values = vars(namespace)
-    return Config.from_flat(values)
+    return vars(namespace)

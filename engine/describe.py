@@ -10,6 +10,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from modules.clip import CLIP
 from modules.clip_weights import architecture_of
 from modules.methods import Method, build_method
+from modules.methods.base import DeadParameters
 
 
 def describe(
@@ -18,13 +19,18 @@ def describe(
     """Counts for a method around a CLIP given by name (no file needed) or by path (its sizes are read).
 
     Returns:
-        A dictionary for JSON: parameters (all, and trained ones by part), `gflops_per_clip` of one clip and one caption
+        A dictionary for JSON: parameters (all, trained ones by part, and those of them that cannot learn, with the
+        reason), `gflops_per_clip` of one clip and one caption
         forward with 2 operations a multiply-add, and the settings these depend on.
     """
     with torch.device("meta"):
         method = build_method(method_name, CLIP(architecture_of(clip_name, pretrained_dir)), **options)
     method.eval()
     trainable = {name: parameter.numel() for name, parameter in method.trainable_parameters()}
+    dead = {
+        part.name: {"parameters": _count_dead(trainable, part), "reason": part.reason}
+        for part in method.dead_parameters()
+    }
     method.requires_grad_(False)  # the operation counter's hooks stumble over leaves that want gradients
     return {
         "method": method_name,
@@ -35,8 +41,13 @@ def describe(
         "trainable_parameters": sum(trainable.values()),
         "total_parameters": sum(parameter.numel() for parameter in method.parameters()),
         "trainable_by_part": _by_part(trainable),
+        **({"dead_parameters": dead} if dead else {}),
         "gflops_per_clip": round(count_operations(method, max_frames, max_words) / 1e9, 3),
     }
+
+
+def _count_dead(trainable: Mapping[str, int], part: DeadParameters) -> int:
+    return round(part.share * sum(n for name, n in trainable.items() if f"{name}.".startswith(f"{part.name}.")))
 
 
 def _by_part(trainable: Mapping[str, int]) -> dict[str, int]:
@@ -50,7 +61,10 @@ def _by_part(trainable: Mapping[str, int]) -> dict[str, int]:
 
 @torch.no_grad()
 def count_operations(method: Method, max_frames: int, max_words: int) -> int:
-    """Floating-point operations of `encode_video` for one clip plus `encode_text` for one caption."""
+    """Floating-point operations of `encode_video` for one clip plus `encode_text` for one caption.
+
+    Those of matrix products and convolutions, as torch counts them; Fourier transforms are not among them.
+    """
     visual = method.clip.visual
     device = next(method.parameters()).device
     video = torch.empty(1, max_frames, 3, visual.image_size, visual.image_size, device=device)

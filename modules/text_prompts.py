@@ -3,10 +3,12 @@
 Shapes: N captions, L words, S prompts a block, D width, E joint embedding.
 """
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 
-from modules.clip import TextTransformer
+from modules.clip import Block, TextTransformer
 
 
 def text_prompts(text: TextTransformer, length: int) -> nn.Parameter | None:
@@ -15,17 +17,46 @@ def text_prompts(text: TextTransformer, length: int) -> nn.Parameter | None:
 
 
 def encode_with_prefix(text: TextTransformer, prompts: Tensor | None, token_ids: Tensor) -> Tensor:
-    """The text tower with prompts after START in every block: `[blocks,S,D]` or None, int64 `[N,L]` -> `[N,E]`.
-
-    Before the words only: behind END a prompt is dead under the causal mask. Every block brings its own, so that what a
-    block makes of them is never used: they are a context, seen by all tokens but START, which stands before them.
-    """
+    """The text tower with prompts after START in every block: `[blocks,S,D]` or None, int64 `[N,L]` -> `[N,E]`."""
     if prompts is None:
         return text(token_ids)
+    return encode_with_context(text, prompts, seen_after_start(token_ids, prompts.shape[1]), token_ids)
+
+
+def seen_after_start(token_ids: Tensor, count: int) -> Tensor:
+    """Which words see `count` prompts that stand after START: all but START itself; bool `[1,1,L,S]`."""
+    places = torch.arange(token_ids.shape[1], device=token_ids.device)
+    return (places > 0)[None, None, :, None].expand(-1, -1, -1, count)
+
+
+def seen_from_end(token_ids: Tensor, count: int) -> Tensor:
+    """Which words see `count` prompts between the last word and END: END does; bool `[N,1,L,S]`."""
+    places = torch.arange(token_ids.shape[1], device=token_ids.device)
+    from_end = places >= TextTransformer.end_positions(token_ids).unsqueeze(-1)
+    return from_end[:, None, :, None].expand(-1, -1, -1, count)
+
+
+def encode_with_context(
+    text: TextTransformer,
+    prompts: Tensor,
+    seen: Tensor,
+    token_ids: Tensor,
+    feed_forward: Callable[[int, Block, Tensor], Tensor] = lambda layer, block, tokens: block.feed_forward(tokens),
+) -> Tensor:
+    """The text tower where every block has prompts of its own: int64 `[N,L]` -> `[N,E]`.
+
+    Every block brings its own, so that what a block makes of them is never used: they are a context.
+
+    Args:
+        prompts: `[blocks,S,D]`. Behind END they would be dead under the causal mask.
+        seen: bool `[N or 1,1,L,S]`, which words see which prompts.
+        feed_forward: the second half of a block, given its number, the block and the tokens.
+    """
     tokens = text.embed(token_ids)
-    length = token_ids.shape[1]
-    mask = torch.ones(length, length + prompts.shape[1], dtype=torch.bool, device=tokens.device)
-    mask[0, length:] = False
-    for block, prompt in zip(text.blocks, prompts, strict=True):
-        tokens = block(tokens, context=prompt.unsqueeze(0), mask=mask, causal=True)
+    words = torch.ones(len(seen), 1, seen.shape[2], seen.shape[2], dtype=torch.bool, device=tokens.device)
+    mask = torch.cat([words, seen], dim=-1)
+    for layer, (block, prompt) in enumerate(zip(text.blocks, prompts, strict=True)):
+        assert isinstance(block, Block)
+        tokens = block.attend(tokens, prompt.unsqueeze(0), mask, causal=True)
+        tokens = feed_forward(layer, block, tokens)
     return text.pool(tokens, text.end_positions(token_ids))

@@ -1,6 +1,7 @@
 """The program from the command line, on real small mp4 files in MSR-VTT's formats."""
 
 import csv
+import functools
 import json
 import os
 import shutil
@@ -12,8 +13,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from engine.checkpoint import CheckpointHeader, save_checkpoint
 from main_task_retrieval import main
-from modules.clip_weights import load_clip
+from modules.clip_weights import backbone_sha256, load_clip
+from modules.methods import build_method
 from tests.small_data import SmallData, write_small_data
 
 ROOT = Path(__file__).parent.parent
@@ -21,6 +24,10 @@ ROOT = Path(__file__).parent.parent
 
 def lines_of(path: Path) -> list[dict]:
     return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def scores(line: dict) -> dict[str, float]:
+    return {name: value for name, value in line.items() if name.startswith(("t2v", "v2t"))}
 
 
 def test_describe_needs_no_files(capsys):
@@ -65,9 +72,56 @@ def test_trains_evaluates_and_leaves_its_traces(small_data, tmp_path, capsys):
     trained = lines_of(out / "metrics.jsonl")[-1]
     assert main(["--do_eval", *flags, "--init_model", str(out / "last.safetensors")]) == 0
     again = lines_of(out / "metrics.jsonl")[-1]
-    names = [name for name in again if name.startswith(("t2v", "v2t"))]
-    assert len(names) == 10
-    assert {name: again[name] for name in names} == {name: trained[name] for name in names}
+    assert len(scores(again)) == 10
+    assert scores(again) == scores(trained)
+
+
+@pytest.mark.parametrize(
+    ("method", "options"),
+    [
+        ("clip4clip", {}),
+        ("dgl", {"shared_latent_space": "linear"}),
+        ("stop_released", {"shared_latent_space": "linear", "inter_frame_norm": "clip"}),
+    ],
+)
+def test_checkpoints_of_released_codes(small_data, tmp_path, method, options, capsys):
+    """Full weights in their key names: evaluated as they are, and trained on where the frozen CLIP is the same."""
+    torch.manual_seed(5)
+    source = build_method(method, load_clip(small_data.clip), **options)
+    with torch.no_grad():
+        for _, parameter in source.trainable_parameters():
+            parameter.add_(0.02 * torch.randn_like(parameter))
+    state = {source.released_name(name): tensor for name, tensor in source.state_dict().items()}
+    ours, theirs = tmp_path / "ours.safetensors", tmp_path / "pytorch_model.bin.4"
+    clip = load_clip(small_data.clip)
+    save_checkpoint(ours, source, CheckpointHeader({}, 0, backbone_sha256(clip)))
+    torch.save(state if method == "clip4clip" else {"epoch": 4, "state_dict": state}, theirs)
+    flags = [
+        *small_data.flags(),
+        "--method",
+        method,
+        "--output_dir",
+        str(tmp_path / "run"),
+        "--frame_sampling",
+        "segment",
+    ]
+    flags += [flag for name, value in options.items() for flag in (f"--{name}", value)]
+    for checkpoint in (ours, theirs):
+        assert main(["--do_eval", *flags, "--init_model", str(checkpoint)]) == 0
+    first, second = lines_of(tmp_path / "run" / "metrics.jsonl")
+    assert scores(first) == scores(second)
+    train = ["--do_train", *flags, "--epochs", "1", "--batch_size", "4", "--init_model", str(theirs)]
+    assert main(train) == 0
+
+    state["clip.visual.conv1.weight"] = state["clip.visual.conv1.weight"] + 1
+    torch.save({"state_dict": state}, theirs)
+    message = error_of(train, capsys)
+    assert "was trained on another CLIP than --pretrained_clip_name (1 of its frozen tensors differ" in message
+    del state["clip.visual.conv1.weight"]
+    torch.save({"state_dict": state}, theirs)
+    message = error_of(train, capsys)
+    assert "pytorch_model.bin.4: the released weights do not fit" in message
+    assert "1 keys missing (clip.visual.conv1.weight)" in message
 
 
 def test_same_seed_same_weights(small_data, tmp_path):
@@ -86,7 +140,7 @@ def test_selection_is_named_and_best_is_kept(small_data, tmp_path, select_on, ca
     lines = lines_of(tmp_path / "metrics.jsonl")
     selected = [line for line in lines if line["kind"] == select_on and "selection" not in line]
     assert len(selected) == 2
-    best = max(selected, key=lambda line: line["t2v R@1"])
+    best = max(selected, key=lambda line: (line["t2v R@1"], line["step"]))
     assert (tmp_path / "best.safetensors").is_file()
     assert lines[-1]["step"] == best["step"]
     assert (
@@ -96,6 +150,38 @@ def test_selection_is_named_and_best_is_kept(small_data, tmp_path, select_on, ca
             "test": "best epoch ON THE TEST SPLIT",
         }[select_on]
     )
+
+
+def test_of_equal_epochs_the_later_is_kept(small_data, tmp_path):
+    flags = [*small_data.flags(), "--epochs", "2", "--batch_size", "4", "--output_dir", str(tmp_path)]
+    assert main(["--do_train", *flags, "--select_on", "test", "--lr", "0"]) == 0
+    assert lines_of(tmp_path / "metrics.jsonl")[-1]["step"] == 2
+
+
+@pytest.mark.filterwarnings("ignore:Detected call of `lr_scheduler:UserWarning")  # the first step is often skipped
+def test_fp16_trains_and_evaluates_in_the_precision_asked_for(small_data, tmp_path):
+    flags = [*small_data.flags(), "--epochs", "1", "--batch_size", "4", "--coef_lr", "1", "--output_dir", str(tmp_path)]
+    assert main(["--do_train", *flags, "--precision", "fp16", "--precision_val", "fp32"]) == 0
+    training = [line for line in lines_of(tmp_path / "metrics.jsonl") if line["kind"] == "train"]
+    assert training[-1]["skipped_steps"] < 5
+    assert training[-1]["loss_scale"] > 0
+    assert "steps skipped" in (tmp_path / "log.txt").read_text()
+
+    trained = lines_of(tmp_path / "metrics.jsonl")[-1]
+    assert main(["--do_eval", *flags, "--init_model", str(tmp_path / "last.safetensors")]) == 0
+    assert scores(lines_of(tmp_path / "metrics.jsonl")[-1]) == scores(trained)
+
+
+@pytest.mark.filterwarnings("ignore:Detected call of `lr_scheduler:UserWarning")
+def test_steps_that_overflow_in_fp16_are_left_out_and_counted(small_data, tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.amp, "GradScaler", functools.partial(torch.amp.GradScaler, init_scale=2.0**60))
+    flags = [*small_data.flags(), "--epochs", "1", "--batch_size", "4", "--coef_lr", "1", "--output_dir", str(tmp_path)]
+    assert main(["--do_train", *flags, "--precision", "fp16"]) == 0
+    last = [line for line in lines_of(tmp_path / "metrics.jsonl") if line["kind"] == "train"][-1]
+    assert (last["skipped_steps"], last["loss_scale"]) == (5, 2.0**55)
+    assert last["lr"] == pytest.approx(0, abs=1e-9)  # the schedule went on
+    weights, start = load_file(tmp_path / "last.safetensors"), dict(load_clip(small_data.clip).named_parameters())
+    assert torch.equal(weights["clip.visual.proj"], start["visual.proj"])
 
 
 def run_in_processes(n: int, arguments: list[str]) -> subprocess.CompletedProcess:
@@ -200,6 +286,13 @@ def test_diverged_loss_names_its_videos(small_data, tmp_path, capsys):
     message = error_of(["--do_train", *flags, "--lr", "1e30", "--coef_lr", "1", "--weight_decay", "0"], capsys)
     assert "the loss is nan in step" in message
     assert "video" in message
+
+
+def test_diverged_loss_stops_fp16_too(small_data, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("engine.train.symmetric_info_nce", lambda logits: logits.sum() * float("inf"))
+    flags = [*small_data.flags(), "--output_dir", str(tmp_path), "--batch_size", "4", "--precision", "fp16"]
+    assert "in step 0 on process 0" in (message := error_of(["--do_train", *flags], capsys))
+    assert "pass --precision fp32" in message
 
 
 def test_batch_that_does_not_divide(small_data, tmp_path):

@@ -5,12 +5,16 @@ from typing import Any
 from modules.clip import CLIP
 from modules.methods.base import Method, method_options
 from modules.methods.clip4clip import CLIP4Clip
+from modules.methods.dgl import DGL
 from modules.methods.stop import STOP
+from modules.methods.stop_released import STOPReleased
 from modules.methods.vpt import VPT
 
 METHODS: dict[str, type[Method]] = {
     "stop": STOP,
+    "stop_released": STOPReleased,
     "clip4clip": CLIP4Clip,
+    "dgl": DGL,
     "vpt": VPT,
 }
 

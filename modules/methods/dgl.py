@@ -1,0 +1,200 @@
+"""DGL (Yang et al., AAAI 2024, arXiv 2401.10588; https://github.com/knightyxp/DGL): learned prompts from a space that
+both towers share, and four global prompts that attend to the whole clip.
+
+The prompts do not depend on the input. CLIP stays frozen.
+
+Shapes: B clips, T frames, P patches, D width, G = 4 global prompts, F = 4 prompts of a frame, M = G + T(1+P) tokens of
+a clip, N captions, L words, E joint embedding.
+"""
+
+from functools import partial
+from typing import Annotated, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from modules.clip import CLIP, Block
+from modules.dynamics import hold_last_frame
+from modules.methods.base import DeadParameters, Method
+from modules.shared_latent import (
+    LatentPrompts,
+    LinearLatentSpace,
+    TransformerLatentSpace,
+    round_to_half,
+    uniform_prompts,
+)
+from modules.text_prompts import encode_with_context, seen_after_start, seen_from_end
+
+GLOBAL_PROMPTS = 4  # G; the first of them becomes the clip's embedding
+RELEASED_NAMES = {  # starts of our tensors' names and of theirs
+    "global_prompts": "clip.visual.prompt_embeddings",
+    "latent.prompts": "clip.unified_prompt_embedding.weight",
+    "latent.prefix.": "clip.prefix_text_prompt_proj_layer.",
+    "latent.postfix.": "clip.postfix_text_prompt_proj_layer.",
+    "latent.block.": "clip.PromptTransformer.resblocks.0.",
+    "latent.to_text.": "clip.unified_prompt_mlp.",
+}
+KEY_BIAS = "a third of it, the keys': the same for all keys of a query, and softmax removes it"
+
+
+class DGL(Method):
+    """Sections 3.2 and 3.3: shared latent space and global-local attention, as released.
+
+    Raises:
+        ValueError: for an option outside its range, and at a clip of other than `max_frames` frames where the shared
+            latent space is `transformer`, which has prompts for each frame.
+    """
+
+    def __init__(
+        self,
+        clip: CLIP,
+        *,
+        shared_latent_space: Annotated[
+            Literal["linear", "transformer"], "how text and frame prompts come from one space"
+        ] = "transformer",
+        max_frames: Annotated[int, "T, frames of a clip"] = 12,
+        text_postfix: Annotated[
+            Literal["dead", "before_end"],
+            "dead: as released, behind the padding, where no word sees them; before_end: between the last word and END",
+        ] = "dead",
+    ) -> None:
+        super().__init__(clip)
+        visual, text = clip.visual, clip.text
+        layers = len(visual.blocks)
+        if shared_latent_space not in ("linear", "transformer"):
+            raise ValueError(f"shared_latent_space={shared_latent_space!r} is not one of: linear, transformer")
+        if text_postfix not in ("dead", "before_end"):
+            raise ValueError(f"text_postfix={text_postfix!r} is not one of: dead, before_end")
+        if max_frames < 1:
+            raise ValueError(f"max_frames={max_frames} is not 1 or more")
+        if len(text.blocks) != layers:
+            raise ValueError(
+                f"a shared latent space needs towers of equal depth; this CLIP has {layers} visual and "
+                f"{len(text.blocks)} text blocks"
+            )
+        clip.requires_grad_(False)
+        self.text_postfix = text_postfix
+        self.global_prompts = uniform_prompts(1, GLOBAL_PROMPTS, visual.width)
+        heads = clip.architecture.vision_heads
+        self.latent: LinearLatentSpace | TransformerLatentSpace = (
+            LinearLatentSpace(layers, visual.width, text.width)
+            if shared_latent_space == "linear"
+            else TransformerLatentSpace(layers, visual.width, heads, text.width, max_frames)
+        )
+        round_to_half(self.latent)
+
+    def forward(self, video: Tensor, frame_mask: Tensor, token_ids: Tensor) -> tuple[Tensor, Tensor]:
+        prompts = self.latent()  # once for all captions and clips
+        return self._encode_text(token_ids, prompts), self._encode_video(video, frame_mask, prompts)
+
+    def encode_video(self, video: Tensor, frame_mask: Tensor) -> Tensor:
+        """`[B,T,3,H,W]` -> `[B,E]`. Padding frames count as the last real frame once more: the release knows no
+        padding, its loader repeats that frame."""
+        return self._encode_video(video, frame_mask, self.latent())
+
+    def encode_text(self, token_ids: Tensor) -> Tensor:
+        return self._encode_text(token_ids, self.latent())
+
+    def _encode_video(self, video: Tensor, frame_mask: Tensor, prompts: LatentPrompts) -> Tensor:
+        video = hold_last_frame(video.flatten(3), frame_mask.bool()).view_as(video)
+        tokens = self.clip.visual.embed(video.flatten(0, 1)).unflatten(0, video.shape[:2])
+        return self._run_visual(tokens, prompts.frames.unsqueeze(1))
+
+    def _run_visual(self, tokens: Tensor, prompts: Tensor) -> Tensor:
+        """The prompted tower: tokens `[B,T,1+P,D]`, frame prompts `[blocks,B or 1,T or 1,F,D]` -> `[B,E]`."""
+        frames = tokens.shape[1]
+        if prompts.shape[2] not in (1, frames):
+            raise ValueError(f"the clip has {frames} frames, and this model was made for max_frames={prompts.shape[2]}")
+        x = torch.cat([self.global_prompts.expand(len(tokens), -1, -1).to(tokens.dtype), tokens.flatten(1, 2)], dim=1)
+        last = len(self.clip.visual.blocks) - 1
+        for layer, block in enumerate(self.clip.visual.blocks):
+            assert isinstance(block, Block)
+            mixed = global_local_attention(block, x, prompts[layer], frames, first_only=layer == last)
+            x = x[:, : mixed.shape[1]] + mixed
+            x = self.feed_forward("visual", layer, block, x)
+        return self.clip.visual.pool(x)
+
+    def _encode_text(self, token_ids: Tensor, prompts: LatentPrompts) -> Tensor:
+        context, seen = prompts.prefix, seen_after_start(token_ids, prompts.prefix.shape[1])
+        if self.text_postfix == "before_end":
+            context = torch.cat([context, prompts.postfix], dim=1)
+            seen_late = seen_from_end(token_ids, prompts.postfix.shape[1])
+            seen = torch.cat([seen.expand(len(seen_late), -1, -1, -1), seen_late], dim=-1)
+        else:
+            # Left out of the tower. Its gradient is zero, not none: weight decay goes on as in the release.
+            context = context + 0 * prompts.postfix.sum()
+        return encode_with_context(self.clip.text, context, seen, token_ids, partial(self.feed_forward, "text"))
+
+    def feed_forward(self, tower: Literal["visual", "text"], layer: int, block: Block, x: Tensor) -> Tensor:
+        """The second half of a block, a seam for adapters: `[...,D]` -> `[...,D]`."""
+        return block.feed_forward(x)
+
+    def decays(self, name: str, parameter: nn.Parameter) -> bool:
+        """The releases exempt what has `bias` in its name and nothing else: learned prompts and norms decay."""
+        return "bias" not in name
+
+    def dead_parameters(self) -> list[DeadParameters]:
+        """The postfix's own projection (a transformer's postfix shares all its tensors with what is alive), and the key
+        biases of the transformer."""
+        if isinstance(self.latent, TransformerLatentSpace):
+            return [DeadParameters("latent.block.attn.in_proj_bias", KEY_BIAS, 1 / 3)]
+        if self.text_postfix == "before_end":
+            return []
+        return [DeadParameters("latent.postfix", "behind the padding, where the causal mask hides it; it only decays")]
+
+    def released_name(self, name: str) -> str:
+        if name == "latent.prompts" and isinstance(self.latent, LinearLatentSpace):
+            return "clip.visual_prompt_embedding"
+        for ours, theirs in RELEASED_NAMES.items():
+            if name.startswith(ours):
+                return theirs + name.removeprefix(ours)
+        return super().released_name(name)
+
+
+def global_local_attention(block: Block, x: Tensor, prompts: Tensor, frames: int, *, first_only: bool) -> Tensor:
+    """What the attention of a frozen block adds to a clip: a global prompt sees everything, a frame's tokens see the
+    global prompts and their own frame (section 3.3).
+
+    Every block brings its own frame prompts, so that what a block makes of them is never used: they are seen, and ask
+    nothing. The two kinds of queries are two attentions without any mask.
+
+    Args:
+        x: `[B,M,D]`, the global prompts, then the T frames' class token and patches, frame by frame.
+        prompts: `[B or 1,T or 1,F,D]`.
+        frames: T.
+        first_only: only for the first global prompt, all that is read behind the last block.
+
+    Returns:
+        `[B,M,D]`, or `[B,1,D]` with `first_only`; without the residual.
+    """
+    attention, batch = block.attn, len(x)
+
+    def by_frame(part: Tensor) -> Tensor:  # [B,heads,M,d] -> [B,heads,T,1+P,d]
+        return part[:, :, GLOBAL_PROMPTS:].unflatten(2, (frames, -1))
+
+    normed = block.ln_1(x)
+    if first_only:
+        q, (k, v) = attention.query(normed[:, :1]), attention.keys_values(normed)
+    else:
+        q, k, v = attention.project(normed)
+    prompt_k, prompt_v = (
+        part.unflatten(0, prompts.shape[:2]).transpose(1, 2).expand(batch, -1, frames, -1, -1)
+        for part in attention.keys_values(block.ln_1(prompts.flatten(0, 1)))
+    )  # [B,heads,T,F,d]
+    mixed = F.scaled_dot_product_attention(
+        q[:, :, :GLOBAL_PROMPTS],
+        torch.cat([k, prompt_k.flatten(2, 3)], dim=2),
+        torch.cat([v, prompt_v.flatten(2, 3)], dim=2),
+    )
+    if not first_only:
+        frame_k, frame_v = (
+            torch.cat(
+                [part[:, :, None, :GLOBAL_PROMPTS].expand(-1, -1, frames, -1, -1), by_frame(part), prompt], dim=3
+            ).flatten(1, 2)
+            for part, prompt in ((k, prompt_k), (v, prompt_v))
+        )  # [B,heads*T,G+1+P+F,d]
+        of_frames = F.scaled_dot_product_attention(by_frame(q).flatten(1, 2), frame_k, frame_v)
+        of_frames = of_frames.unflatten(1, (attention.heads, frames)).flatten(2, 3)
+        mixed = torch.cat([mixed, of_frames], dim=2)
+    return attention.out_proj(mixed.transpose(1, 2).flatten(2))

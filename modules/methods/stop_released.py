@@ -1,0 +1,152 @@
+"""STOP as its authors released it: DGL with a prompter on the pixels, one between the frames, and adapters.
+
+The numbers of the paper came from this model, which differs from the paper's in nearly every line; README.md, "Paper
+against release", says where. What it does wrong it does here too, and each fault has an option that mends it.
+
+Shapes: B clips, T frames, P patches, D width, G = 4 global prompts, F = 4 prompts of a frame.
+
+Source: Liu et al., CVPR 2025 (arXiv 2503.15973); https://github.com/zhoujiahuan1991/CVPR2025-STOP at commit a47eb22.
+"""
+
+from typing import Annotated, Literal
+
+import torch
+from torch import Tensor, nn
+
+from modules.clip import CLIP, Block
+from modules.dynamics import hold_last_frame
+from modules.methods.base import DeadParameters
+from modules.methods.dgl import DGL, KEY_BIAS
+from modules.released_prompts import InterFramePrompt, ParallelAdapter, PixelPrompter
+from modules.released_weights import load_released_state_dict
+from modules.shared_latent import LatentPrompts, round_to_half
+
+__all__ = ["STOPReleased", "load_released_state_dict"]
+
+RELEASED_NAMES = {  # what is new beside DGL; all of it under clip.visual.TemporalPrompt there
+    "pixel.conv1.": "Conv.0.",
+    "pixel.conv2.": "Conv.1.",
+    "pixel.act2.": "Conv.2.",
+    "pixel.conv3.": "Conv.3.",
+    "pixel.act3.": "Conv.4.",
+    "pixel.conv4.": "Conv.5.",
+    "pixel.mlp.": "MLP.",
+    "pixel.scorer.": "Cal_Net.",
+    "inter.attention.": "Attention.",
+    "inter.conv1.": "InterConv.0.",
+    "inter.act1.": "InterConv.1.",
+    "inter.conv2.": "InterConv.2.",
+    "inter.mlp.": "InterMLP.",
+    "inter.scorer.": "Cal_Net_Inter.",
+}
+RELEASED_ADAPTER = {"down": "0", "act": "1", "up": "2"}
+
+
+class STOPReleased(DGL):
+    """The released model.
+
+    Raises:
+        ValueError: for an option outside its range, a clip of other than `max_frames` frames where the shared latent
+            space is `transformer`, and a batch whose frames all score the same (see `InterFramePrompt`).
+    """
+
+    def __init__(
+        self,
+        clip: CLIP,
+        *,
+        shared_latent_space: Annotated[
+            Literal["linear", "transformer"], "how text and frame prompts come from one space"
+        ] = "transformer",
+        max_frames: Annotated[int, "T, frames of a clip"] = 12,
+        adapters: Annotated[bool, "bottlenecks beside the MLPs of all blocks (LoRA in the released code)"] = True,
+        n_regions: Annotated[int, "scores of a frame that enter the region mask (eta in the released code)"] = 6,
+        prompt_dropout: Annotated[float, "dropout of the pixel prompts, applied three times"] = 0.5,
+        inter_frame_norm: Annotated[
+            Literal["batch", "clip"], "where frame scores are stretched to 0..1; batch: as released, over all clips"
+        ] = "batch",
+        region_mask: Annotated[
+            Literal["comb", "patches"], "comb: as released, pixels by remainder modulo the grid; patches: as meant"
+        ] = "comb",
+        hard_region_mask: Annotated[bool, "as released: no gradient through the region mask"] = True,
+        text_postfix: Annotated[
+            Literal["dead", "before_end"],
+            "dead: as released, behind the padding, where no word sees them; before_end: between the last word and END",
+        ] = "dead",
+    ) -> None:
+        super().__init__(
+            clip, shared_latent_space=shared_latent_space, max_frames=max_frames, text_postfix=text_postfix
+        )
+        visual, text = clip.visual, clip.text
+        for name, choice, choices in (
+            ("inter_frame_norm", inter_frame_norm, ("batch", "clip")),
+            ("region_mask", region_mask, ("comb", "patches")),
+        ):
+            if choice not in choices:
+                raise ValueError(f"{name}={choice!r} is not one of: {', '.join(choices)}")
+        for option, value, low, high in (
+            ("n_regions", n_regions, 1, visual.grid**2 - 1),
+            ("prompt_dropout", prompt_dropout, 0, 0.99),
+        ):
+            if not low <= value <= high:
+                raise ValueError(f"{option}={value:g} is outside {low:g}..{high:g}")
+        self.pixel = PixelPrompter(
+            visual.grid,
+            n_regions=n_regions,
+            region_mask=region_mask,
+            hard_region_mask=hard_region_mask,
+            dropout=prompt_dropout,
+        )
+        self.inter = InterFramePrompt(
+            visual.width, clip.architecture.vision_heads, visual.grid**2, norm=inter_frame_norm
+        )
+        depth = len(visual.blocks) if adapters else 0
+        self.visual_adapters = nn.ModuleList(ParallelAdapter(visual.width) for _ in range(depth))
+        self.text_adapters = nn.ModuleList(ParallelAdapter(text.width) for _ in range(depth))
+        for part in (self.pixel, self.inter, self.visual_adapters, self.text_adapters):
+            round_to_half(part)
+
+    def _encode_video(self, video: Tensor, frame_mask: Tensor, prompts: LatentPrompts) -> Tensor:
+        video = hold_last_frame(video.flatten(3), frame_mask.bool()).view_as(video)
+        video, mask = self.pixel(video)
+        tokens = self.clip.visual.embed(video.flatten(0, 1)).unflatten(0, video.shape[:2])
+        between_frames, _ = self.inter(tokens[:, :, 1:], mask)
+        return self._run_visual(tokens, prompts.frames.unsqueeze(1) + between_frames)
+
+    @torch.no_grad()
+    def prompt_maps(self, video: Tensor) -> tuple[Tensor, Tensor]:
+        """The region mask `[B,T,G,G]` and the rates of the inter-frame prompts `[B,T]` of whole clips."""
+        video, mask = self.pixel(video)
+        tokens = self.clip.visual.embed(video.flatten(0, 1)).unflatten(0, video.shape[:2])
+        return mask, self.inter(tokens[:, :, 1:], mask)[1]
+
+    def feed_forward(self, tower: Literal["visual", "text"], layer: int, block: Block, x: Tensor) -> Tensor:
+        """A block's MLP with the adapter beside it, which reads the tokens before their LayerNorm."""
+        adapters = self.visual_adapters if tower == "visual" else self.text_adapters
+        out = block.feed_forward(x)
+        return out + adapters[layer](x) if adapters else out
+
+    def decays(self, name: str, parameter: nn.Parameter) -> bool:
+        """As in DGL; what the released optimiser skips, for want of a gradient, does not decay there either."""
+        skipped = self.pixel.hard_region_mask and name.startswith("pixel.scorer.")
+        return super().decays(name, parameter) and not skipped
+
+    def dead_parameters(self) -> list[DeadParameters]:
+        dead = super().dead_parameters()
+        if self.pixel.hard_region_mask:
+            dead.append(DeadParameters("pixel.scorer", "behind a comparison, which has no gradient; stays as drawn"))
+        return [
+            *dead,
+            DeadParameters("inter.scorer.bias", "the same for all frames, and the stretching to 0..1 removes it"),
+            DeadParameters("inter.mlp.2.bias", "the same for all features of a prompt, and LayerNorm removes it"),
+            DeadParameters("inter.attention.in_proj_bias", KEY_BIAS, 1 / 3),
+        ]
+
+    def released_name(self, name: str) -> str:
+        for ours, theirs in RELEASED_NAMES.items():
+            if name.startswith(ours):
+                return f"clip.visual.TemporalPrompt.{theirs}{name.removeprefix(ours)}"
+        for start, blocks in (("visual_adapters.", "visual.transformer"), ("text_adapters.", "transformer")):
+            if name.startswith(start):
+                layer, part, tensor = name.removeprefix(start).split(".")
+                return f"clip.{blocks}.resblocks.{layer}.LoRA.{RELEASED_ADAPTER[part]}.{tensor}"
+        return super().released_name(name)

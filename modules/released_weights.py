@@ -1,0 +1,50 @@
+"""Checkpoints that other systems released, read into our methods: their key names, and what must fit.
+
+A method that has a released counterpart says how each of its tensors is called there (`Method.released_name`). Here the
+names are turned round, and everything that does not fit is named.
+"""
+
+from collections.abc import Mapping
+
+from torch import Tensor
+
+from modules.methods.base import Method
+
+
+def load_released_state_dict(method: Method, state_dict: Mapping[str, Tensor]) -> None:
+    """Put the full weights of a released model, frozen CLIP included, into `method`.
+
+    Args:
+        state_dict: by the released code's key names, with or without DDP's `module.` before them; any float dtype.
+
+    Raises:
+        ValueError: if the method has no released counterpart, or for keys that are missing, unknown or wrongly shaped;
+            the first of each are named. Nothing is loaded then.
+    """
+    theirs = {key.removeprefix("module."): tensor for key, tensor in state_dict.items()}
+    ours = {method.released_name(name): (name, tensor) for name, tensor in method.state_dict().items()}
+    missing = [key for key in ours if key not in theirs]
+    unknown = [key for key in theirs if key not in ours]
+    unlike = [
+        f"{key} is {list(theirs[key].shape)} instead of {list(tensor.shape)}"
+        for key, (name, tensor) in ours.items()
+        if key in theirs and not _same_shape(name, theirs[key], tensor)
+    ]
+    faults = [
+        f"{len(found)} {what} ({', '.join(found[:5])}{', ...' if len(found) > 5 else ''})"
+        for what, found in (("keys missing", missing), ("keys unknown", unknown), ("of another shape", unlike))
+        if found
+    ]
+    if faults:
+        raise ValueError(
+            f"the released weights do not fit {type(method).__name__} with these options: {'; '.join(faults)}"
+        )
+    method.load_state_dict(
+        {name: theirs[key].reshape(tensor.shape).to(tensor.dtype) for key, (name, tensor) in ours.items()}
+    )
+
+
+def _same_shape(name: str, theirs: Tensor, ours: Tensor) -> bool:
+    if name.endswith("prompts"):  # the prompts of all blocks are one axis there and two here
+        return theirs.numel() == ours.numel()
+    return theirs.shape == ours.shape

@@ -1,0 +1,86 @@
+"""DGL's shared latent space: text prompts and frame prompts from one set of learned tokens, the same for all clips.
+
+Shapes: T frames, F = 4 prompts of a frame, D visual width, D' text width. Every block of both towers has prompts of its
+own; the towers are equally deep.
+
+Source: Yang et al., "DGL: Dynamic Global-Local Prompt Tuning for Text-Video Retrieval", AAAI 2024, arXiv 2401.10588;
+https://github.com/knightyxp/DGL. The STOP release (https://github.com/zhoujiahuan1991/CVPR2025-STOP) builds on it.
+"""
+
+import math
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from modules.clip import MLP, Attention, Block
+
+FRAME_PROMPTS = 4  # F, prompts of a frame
+TEXT_PROMPTS = 4  # before the words, and as many again behind them
+
+
+class LatentPrompts(NamedTuple):
+    """The prompts of all blocks."""
+
+    prefix: Tensor  # [blocks,4,D'], behind START
+    postfix: Tensor  # [blocks,4,D'], behind the padding, where no word sees them
+    frames: Tensor  # [blocks,T,F,D]; [blocks,1,F,D] where all frames have the same
+
+
+def uniform_prompts(*shape: int) -> nn.Parameter:
+    """A learned tensor drawn as VPT and DGL draw prompts for 32x32 patches: uniform within sqrt(6 / (3·32² + D))."""
+    bound = math.sqrt(6 / (3 * 32 * 32 + shape[-1]))
+    return nn.Parameter(torch.empty(shape).uniform_(-bound, bound))
+
+
+class LinearLatentSpace(nn.Module):
+    """`shared_latent_space linear`: the tokens are the frame prompts; two Linears make text prompts of the same."""
+
+    def __init__(self, layers: int, width: int, text_width: int) -> None:
+        super().__init__()
+        self.prompts = uniform_prompts(FRAME_PROMPTS, layers, width)
+        self.prefix = nn.Linear(width, text_width)
+        self.postfix = nn.Linear(width, text_width)
+
+    def forward(self) -> LatentPrompts:
+        prompts = self.prompts.transpose(0, 1)  # [blocks,F,D]
+        return LatentPrompts(self.prefix(prompts), self.postfix(prompts), prompts.unsqueeze(1))
+
+
+class TransformerLatentSpace(nn.Module):
+    """`shared_latent_space transformer`: one transformer block, the same for all blocks of CLIP, over the text prompts
+    and the prompts of T frames together; an MLP narrows the former to the text tower's width."""
+
+    def __init__(self, layers: int, width: int, heads: int, text_width: int, frames: int) -> None:
+        super().__init__()
+        self.frames = frames
+        self.prompts = nn.Parameter(torch.randn(2 * TEXT_PROMPTS + FRAME_PROMPTS * frames, layers, width))
+        self.block = Block(width, heads, "quick_gelu")
+        self.to_text = MLP(width, "quick_gelu", hidden=2 * width, out=text_width)
+        # torch's own initial values where CLIP has others
+        nn.init.xavier_uniform_(self.block.attn.in_proj_weight)
+        self.block.attn.out_proj.reset_parameters()
+        nn.init.zeros_(self.block.attn.out_proj.bias)
+        for layer in (self.block.mlp.c_fc, self.block.mlp.c_proj, self.to_text.c_fc, self.to_text.c_proj):
+            layer.reset_parameters()
+
+    def forward(self) -> LatentPrompts:
+        mixed = self.block(self.prompts.transpose(0, 1))  # [blocks,8+F·T,D]
+        text = self.to_text(mixed[:, : 2 * TEXT_PROMPTS])
+        frames = mixed[:, 2 * TEXT_PROMPTS :].unflatten(1, (self.frames, FRAME_PROMPTS))
+        return LatentPrompts(text[:, :TEXT_PROMPTS], text[:, TEXT_PROMPTS:], frames)
+
+
+@torch.no_grad()
+def round_to_half(module: nn.Module) -> None:
+    """Round kernels and attention projections to fp16 and back: both releases do so once, to what is new too."""
+    for part in module.modules():
+        if isinstance(part, nn.Linear | nn.Conv3d):
+            tensors = [part.weight, part.bias]
+        elif isinstance(part, Attention | nn.MultiheadAttention):
+            tensors = [part.in_proj_weight, part.in_proj_bias]
+        else:
+            continue
+        for tensor in tensors:
+            if tensor is not None:
+                tensor.copy_(tensor.half())

@@ -1,0 +1,198 @@
+"""STOP as released: against the released system's numbers, its counts, its checkpoints, and its switches."""
+
+import pytest
+import torch
+
+from modules.clip import ARCHITECTURES, CLIP
+from modules.losses import symmetric_info_nce
+from modules.methods import build_method
+from modules.methods.stop_released import load_released_state_dict
+from tests.reference_numbers import largest_relative_difference, load_oracle
+from tests.tiny import tiny_batch, tiny_clip
+
+VANISHING = {"inter.scorer.bias", "inter.mlp.2.bias"}  # zero but for rounding, see dead_parameters
+
+
+def released(**options):
+    torch.manual_seed(1)
+    return build_method("stop_released", tiny_clip(), **{"max_frames": 4, **options})
+
+
+@pytest.fixture(scope="module", params=["linear", "transformer"])
+def original(reference, request):
+    """(reference run, our method with its weights, its frame mask)."""
+    oracle = load_oracle(reference, f"stop_released_{request.param}")
+    method = build_method(
+        "stop_released", CLIP(ARCHITECTURES["ViT-B/32"]), shared_latent_space=request.param, prompt_dropout=0.0
+    )
+    load_released_state_dict(method, oracle.weights)
+    return oracle, method, torch.ones(oracle.video.shape[:2])
+
+
+def test_equals_the_original(original):
+    oracle, method, frame_mask = original
+    with torch.no_grad():
+        text, clips = method(oracle.video, frame_mask, oracle.token_ids)
+        similarity = method.similarity(text, clips)
+        region_mask, rates = method.prompt_maps(oracle.video)
+        alone = method.encode_video(oracle.video[:1], frame_mask[:1])
+    assert (region_mask.bool().numpy() == oracle.outputs["region_mask_7x7"]).all()
+    for name, ours in {
+        "visual_output": clips,
+        "sequence_output": text,
+        "similarity": similarity,
+        "inter_frame_weight": rates,
+        "visual_output_first_clip_alone": alone,
+    }.items():
+        assert largest_relative_difference(ours, oracle.outputs[name]) < 2e-5, name
+    assert float(symmetric_info_nce(similarity)) == pytest.approx(oracle.setting["loss"], rel=1e-4)
+
+
+def test_learns_as_the_original(original):
+    """The norm of every gradient, and none (here: exactly zero) where the original has none."""
+    oracle, method, frame_mask = original
+    text, clips = method(oracle.video, frame_mask, oracle.token_ids)
+    symmetric_info_nce(method.similarity(text, clips)).backward()
+    expected = oracle.setting["gradients_norm_sum_first4"]
+    for name, parameter in method.named_parameters():
+        reference = expected.get(method.released_name(name))
+        if reference is None or reference[0] == 0:
+            assert parameter.grad is None or not parameter.grad.any(), name
+        elif name not in VANISHING:
+            assert float(parameter.grad.norm()) == pytest.approx(reference[0], rel=1e-3), name
+    method.zero_grad()
+
+
+@pytest.mark.parametrize(
+    ("space", "adapters", "count"),
+    [
+        ("linear", True, 4_333_752),
+        ("transformer", True, 13_081_528),
+        ("linear", False, 3_334_560),
+        ("transformer", False, 12_082_336),
+    ],
+)
+def test_trainable_count_of_the_released_model(space, adapters, count):
+    with torch.device("meta"):
+        clip = CLIP(ARCHITECTURES["ViT-B/32"])
+        method = build_method("stop_released", clip, shared_latent_space=space, adapters=adapters)
+    assert sum(parameter.numel() for _, parameter in method.trainable_parameters()) == count
+
+
+@pytest.mark.parametrize("space", ["linear", "transformer"])
+def test_dead_parameters_change_no_embedding(space):
+    """Each of them moved in a way that its reason covers, and nothing comes out different."""
+    method = released(shared_latent_space=space).eval()
+    video, frame_mask, token_ids = tiny_batch(frames=4)
+    parameters = dict(method.named_parameters())
+    with torch.no_grad():
+        before = method(video, frame_mask, token_ids)
+        dead = method.dead_parameters()
+        assert len(dead) == 5
+        for part in dead:
+            if part.name == "pixel.scorer":  # what it says matters; that it never learns is another test
+                continue
+            for name, parameter in parameters.items():
+                if f"{name}.".startswith(f"{part.name}."):
+                    third = slice(len(parameter) // 3, 2 * len(parameter) // 3) if part.share < 1 else slice(None)
+                    parameter[third] += 0.3
+        after = method(video, frame_mask, token_ids)
+    for ours, expected in zip(after, before, strict=True):
+        torch.testing.assert_close(ours, expected, atol=1e-5, rtol=1e-5)
+
+
+def test_the_scorer_of_the_pixel_mask_never_changes():
+    method = released()
+    before = method.pixel.scorer.weight.detach().clone()
+    optimizer = torch.optim.AdamW(method.parameter_groups(1e-2, 1.0, 0.2))
+    for seed in range(2):
+        optimizer.zero_grad()
+        text, clips = method(*tiny_batch(seed=seed, frames=4))
+        symmetric_info_nce(method.similarity(text, clips)).backward()
+        optimizer.step()
+    assert torch.equal(method.pixel.scorer.weight, before)
+    assert any(part.name == "pixel.scorer" for part in method.dead_parameters())
+    assert not any(part.name == "pixel.scorer" for part in released(hard_region_mask=False).dead_parameters())
+
+
+def test_a_clip_depends_on_its_batch_as_released_and_its_mend():
+    video, _, _ = tiny_batch(frames=4)
+    frame_mask = torch.ones(3, 4)
+    for norm, depends in (("batch", True), ("clip", False)):
+        method = released(inter_frame_norm=norm).eval()
+        with torch.no_grad():
+            for parameter in method.inter.parameters():  # as drawn, the prompts between frames are next to nothing
+                parameter.mul_(3)
+            together = method.encode_video(video, frame_mask)[:1]
+            alone = method.encode_video(video[:1], frame_mask[:1])
+        assert ((together - alone).abs().max() > 1e-5) == depends
+
+
+def test_one_flat_frame_is_an_error_and_not_nan():
+    with pytest.raises(ValueError, match="all frames of this batch have the same score"):
+        released(shared_latent_space="linear").encode_video(torch.zeros(1, 1, 3, 32, 32), torch.ones(1, 1))
+
+
+def test_adapters_do_not_start_at_zero():
+    """So the first step is not zero-shot CLIP; DGL's first step is not either, its class tokens being unused."""
+    _, _, token_ids = tiny_batch(frames=4)
+    method = released()
+    with torch.no_grad():
+        with_adapters = method.encode_text(token_ids)
+        for adapter in method.text_adapters:
+            adapter.scale = 0.0
+        assert (with_adapters - method.encode_text(token_ids)).abs().max() > 1e-3
+
+
+def their_state(method):
+    return {f"module.{method.released_name(name)}": tensor.clone() for name, tensor in method.state_dict().items()}
+
+
+@pytest.mark.parametrize("space", ["linear", "transformer"])
+def test_released_checkpoints_are_read(space):
+    source, target = released(shared_latent_space=space), released(shared_latent_space=space)
+    with torch.no_grad():
+        for parameter in source.parameters():
+            parameter.add_(torch.randn_like(parameter))
+    state = their_state(source)
+    prompts = "clip.visual_prompt_embedding" if space == "linear" else "clip.unified_prompt_embedding.weight"
+    flat = state[f"module.{prompts}"].flatten(1)  # all blocks side by side, as there
+    state[f"module.{prompts}"] = flat.unsqueeze(0) if space == "linear" else flat
+    load_released_state_dict(target, state)
+    for name, tensor in target.state_dict().items():
+        assert torch.equal(tensor, source.state_dict()[name]), name
+
+
+def test_what_does_not_fit_is_named_and_nothing_is_loaded():
+    method = released()
+    before = {name: tensor.clone() for name, tensor in method.state_dict().items()}
+    state = their_state(method)
+    del state["module.clip.visual.TemporalPrompt.Cal_Net.bias"]
+    state["module.clip.stray"] = torch.zeros(1)
+    state["module.clip.visual.proj"] = torch.zeros(2, 2)
+    with pytest.raises(
+        ValueError,
+        match=r"1 keys missing \(clip.visual.TemporalPrompt.Cal_Net.bias\); 1 keys unknown \(clip.stray\); "
+        r"1 of another shape \(clip.visual.proj is \[2, 2\] instead of \[32, 24\]\)",
+    ):
+        load_released_state_dict(method, state)
+    for name, tensor in method.state_dict().items():
+        assert torch.equal(tensor, before[name]), name
+    with pytest.raises(ValueError, match=r"unknown \(clip.unified_prompt_embedding.weight"):
+        load_released_state_dict(released(shared_latent_space="linear"), their_state(method))
+    with pytest.raises(ValueError, match="VPT follows no released code"):
+        load_released_state_dict(build_method("vpt", tiny_clip()), state)
+
+
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        ({"inter_frame_norm": "video"}, "'video' is not one of: batch, clip"),
+        ({"region_mask": "rows"}, "'rows' is not one of: comb, patches"),
+        ({"n_regions": 16}, r"n_regions=16 is outside 1\.\.15"),
+        ({"prompt_dropout": 1.0}, "prompt_dropout=1 is outside"),
+    ],
+)
+def test_what_it_refuses(option, message):
+    with pytest.raises(ValueError, match=message):
+        released(**option)
