@@ -13,7 +13,9 @@ import json
 import os
 import sys
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,14 +23,14 @@ import torch
 from dataloaders import DATASETS
 from dataloaders.samples import FrameReader, GalleryVideos, QueryCaptions, Sample, TrainingPairs
 from dataloaders.twins import read_twins
-from engine.checkpoint import CheckpointHeader, load_checkpoint, save_checkpoint
+from engine.checkpoint import CheckpointHeader, ResumePoints, load_checkpoint, save_checkpoint
 from engine.cli import parse_config
 from engine.config import Config
 from engine.describe import describe
 from engine.distributed import Process, process_group
 from engine.evaluate import evaluate, flat_metrics, format_metrics
 from engine.logger import RunLogger, append_row, log, provenance
-from engine.train import autocast_for, train
+from engine.train import Interrupted, autocast_for, train
 from modules.clip_weights import backbone_sha256, load_clip, read_state_dict
 from modules.methods import build_method
 from modules.released_weights import load_released_state_dict
@@ -36,6 +38,8 @@ from modules.tokenizer import Tokenizer
 
 Metrics = dict[str, dict[str, float]]
 EvaluationSplit = tuple[GalleryVideos, QueryCaptions]
+
+EXIT_INTERRUPTED = 75  # sysexits.h, "try again later": a signal stopped the run, and --resume auto goes on
 
 SELECTION = {
     "last": "last epoch",
@@ -74,6 +78,11 @@ class RetrievalRun:
         twins_csv = config.data.twins_csv
         self.test_twins = read_twins(Path(twins_csv), test_samples) if twins_csv else None
         log.info("test split: %d videos, %d captions", len(self.test[0]), len(self.test[1]))
+        self.querybank = None
+        if config.run.qb_norm:
+            drawn = draw_captions(self.read_split("train"), config.run.querybank_size, config.run.seed)
+            self.querybank = QueryCaptions(drawn, self.tokenizer)
+            log.info("query bank of QB-Norm: %d captions of the training split", len(self.querybank))
 
     def load_weights(self, path: Path) -> int:
         """Read a checkpoint of ours, or one of another system's released code; gives its epoch, 0 where unknown."""
@@ -120,17 +129,20 @@ class RetrievalRun:
         frames = self.frame_reader(training=False)
         return GalleryVideos(samples, frames), QueryCaptions(samples, self.tokenizer)
 
-    def evaluate(self, split: EvaluationSplit) -> Metrics:
-        optim = self.config.optim
+    def evaluate(self, split: EvaluationSplit, postprocess: bool = False) -> Metrics:
+        """Metrics on a split, with `postprocess` also those that --dsl and --qb_norm ask for."""
+        optim, run = self.config.optim, self.config.run
         precision = optim.precision if optim.precision_val == "same" else optim.precision_val
         return evaluate(
             self.method,
             *split,
             self.process,
             autocast_for(precision, self.process.device),
-            self.config.run.batch_size_val,
+            run.batch_size_val,
             self.config.data.num_thread_reader,
             self.test_twins if split is self.test else None,
+            run.dsl_temperature if postprocess and run.dsl else None,
+            self.querybank if postprocess else None,
         )
 
     def train(self) -> None:
@@ -152,10 +164,10 @@ class RetrievalRun:
             twin_of,
         )
         log.info("training split: %d videos, %d pairs", len(samples), len(pairs))
-        best_recall, best = -1.0, self.logger.output_dir / "best.safetensors"
+        best = self.logger.output_dir / "best.safetensors"
+        notes = {"best_recall": -1.0}  # of the selection, which a resumed run remembers
 
         def after_epoch(epoch: int) -> None:
-            nonlocal best_recall
             self.epoch = epoch
             self.save(self.logger.output_dir / "last.safetensors")
             if selection_split is None:
@@ -163,8 +175,8 @@ class RetrievalRun:
             metrics = self.evaluate(selection_split)
             log.info("epoch %d, %s split\n%s", epoch, run.select_on, format_metrics(metrics))
             self.logger.metrics(epoch, run.select_on, flat_metrics(metrics))
-            if metrics["text_to_video"]["R@1"] >= best_recall:  # of equal epochs the later one
-                best_recall = metrics["text_to_video"]["R@1"]
+            if metrics["text_to_video"]["R@1"] >= notes["best_recall"]:  # of equal epochs the later one
+                notes["best_recall"] = metrics["text_to_video"]["R@1"]
                 self.save(best)
 
         train(
@@ -177,11 +189,34 @@ class RetrievalRun:
             num_workers=self.config.data.num_thread_reader,
             n_display=run.n_display,
             after_epoch=after_epoch,
+            points=ResumePoints(self.logger.output_dir / "resume", self.identity(len(pairs)), run.keep_checkpoints),
+            resume=run.resume,
+            save_every=run.save_every,
+            notes=notes,
         )
+        self.epoch = self.config.optim.epochs
         self.selection = SELECTION[run.select_on]
         if selection_split is not None:
             self.process.barrier()  # the main process may still be writing what all are about to read
             self.epoch = load_checkpoint(best, self.method, self.backbone_sha256).epoch
+
+    def identity(self, n_pairs: int) -> dict[str, Any]:
+        """What a run must have in common with a resume point, see `ResumePoints`."""
+        config = self.config
+        of_the_data = (
+            "expand_msrvtt_sentences", "max_words", "max_frames", "frame_sampling", "frame_transform",
+            "feature_framerate", "slice_framepos",
+        )  # fmt: skip
+        of_memory_alone = ("gradient_accumulation_steps", "activation_checkpointing", "precision_val")
+        return {
+            "method": config.model.method,
+            **config.model.options,
+            "CLIP (sha256)": self.backbone_sha256,
+            **{name: value for name, value in asdict(config.optim).items() if name not in of_memory_alone},
+            **{name: getattr(config.data, name) for name in of_the_data},
+            **{name: getattr(config.run, name) for name in ("seed", "select_on", "holdout_videos")},
+            "training pairs": n_pairs,
+        }
 
     def save(self, path: Path) -> None:
         if self.process.is_main:
@@ -190,7 +225,7 @@ class RetrievalRun:
 
     def report(self) -> Metrics:
         """Evaluate on the test split and write the numbers down, with how these weights were selected."""
-        metrics = self.evaluate(self.test)
+        metrics = self.evaluate(self.test, postprocess=True)
         log.info("test split, selection: %s (epoch %d)\n%s", self.selection, self.epoch, format_metrics(metrics))
         self.logger.metrics(self.epoch, "test", flat_metrics(metrics) | {"selection": self.selection})
         if self.process.is_main and self.config.run.results_csv:
@@ -220,9 +255,15 @@ def hold_out(samples: list[Sample], count: int, seed: int) -> tuple[list[Sample]
     )
 
 
+def draw_captions(samples: list[Sample], count: int, seed: int) -> list[Sample]:
+    """At most `count` captions of all samples, drawn without repetition, each as a sample of its own."""
+    pairs = [Sample(s.video_id, s.path, (caption,)) for s in samples for caption in s.captions]
+    return [pairs[item] for item in np.random.default_rng(seed).permutation(len(pairs))[:count]]
+
+
 def run(config: Config, process: Process) -> Metrics:
     """Train and evaluate as `config` says; gives the metrics on the test split."""
-    logger = RunLogger(Path(config.run.output_dir), process)
+    logger = RunLogger(Path(config.run.output_dir), process, config.run.wandb_project, config.run.row_name)
     try:
         job = RetrievalRun(config, process, logger)
         if config.run.do_train:
@@ -247,6 +288,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         with process_group() as process:
             run(config, process)
         return 0
+    except Interrupted as stopped:
+        print(stopped, file=sys.stderr)
+        return EXIT_INTERRUPTED
     except (ValueError, OSError) as error:
         if os.environ.get("STOP_TRACEBACK"):
             raise

@@ -294,6 +294,7 @@ def make_training_loader(
         collate_fn=collate,
         pin_memory=pin_memory,
         persistent_workers=num_workers > 0,
+        generator=torch.Generator(),  # of workers' seeds; from torch's own, every pass would shift dropout's draws
     )
 
 
@@ -313,4 +314,5 @@ def make_evaluation_loader(
         num_workers=num_workers,
         collate_fn=collate,
         pin_memory=pin_memory,
+        generator=torch.Generator(),
     )

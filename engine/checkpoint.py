@@ -1,11 +1,14 @@
-"""Weights on disk: what training changed, as safetensors, with the run's settings inside.
+"""What a run leaves on disk: trained weights as safetensors, and points from which training goes on.
 
-A checkpoint holds the trainable tensors only (megabytes for a prompt method) and, in its header, the settings and the
-hash of the CLIP they belong to; loading refuses another CLIP.
+A weights file holds the trainable tensors only (megabytes for a prompt method) and, in its header, the settings and the
+hash of the CLIP they belong to; loading refuses another CLIP. A resume point holds everything that the next step
+depends on, in one file: either all of it is there or the file counts as damaged.
 """
 
 import json
 import os
+import zipfile
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,9 +17,11 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
+from engine.logger import log
 from modules.methods import Method
 
 FORMAT = "stop-video checkpoint 1"
+RESUME_FORMAT = "stop-video resume point 1"
 
 
 @dataclass(frozen=True)
@@ -37,12 +42,29 @@ def save_checkpoint(path: Path, method: Method, header: CheckpointHeader) -> Non
         "epoch": str(header.epoch),
         "backbone_sha256": header.backbone_sha256,
     }
+    _write_atomically(path, lambda partial: save_file(tensors, partial, metadata))
+
+
+def _write_atomically(path: Path, write: Callable[[Path], None]) -> None:
+    """Whoever reads `path` sees the old file or the whole new one, also after a crash or on a full disk."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(path.name + ".partial")
-    save_file(tensors, partial, metadata)
-    with open(partial, "rb") as file:
-        os.fsync(file.fileno())
-    os.replace(partial, path)
+    try:
+        write(partial)
+        _flush(partial)
+        os.replace(partial, path)
+        _flush(path.parent)  # the renaming itself
+    except Exception as error:
+        partial.unlink(missing_ok=True)
+        raise OSError(f"{path}: could not be saved ({error}); what was saved before is unharmed") from error
+
+
+def _flush(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def read_header(path: Path) -> CheckpointHeader:
@@ -101,3 +123,90 @@ def _load_exactly(path: Path, method: Method, tensors: dict[str, torch.Tensor], 
         )
     for name, parameter in parameters.items():
         parameter.copy_(tensors[name])
+
+
+@dataclass(frozen=True)
+class ResumePoints:
+    """The resume points of a run, `step_00000250.pt` and so on in one folder; the newest `keep` of them stay.
+
+    `identity` is what a run must have in common with a point to go on from it, by name: its method, its CLIP, and every
+    setting that changes what is learned.
+    """
+
+    folder: Path
+    identity: Mapping[str, Any]
+    keep: int
+
+    def save(self, step: int, state: Mapping[str, Any]) -> None:
+        """Write the point after `step` steps; `state` is of tensors, numbers, strings and plain containers.
+
+        Raises OSError if it cannot be written; the points before it are then still there.
+        """
+        content = {"format": RESUME_FORMAT, "identity": json.dumps(dict(self.identity)), "step": step, **state}
+        _write_atomically(self.folder / f"step_{step:08d}.pt", lambda partial: torch.save(content, partial))
+        for old in self._newest_first()[self.keep :]:
+            old.unlink()
+
+    def find(self, resume: str) -> dict[str, Any] | None:
+        """The state to go on from, or None to begin: with "auto" the newest point that is whole, else the file named.
+
+        Raises:
+            FileNotFoundError: if the named file is not there.
+            ValueError: if it is damaged, or the point belongs to another run; the differences are named.
+        """
+        if resume == "auto":
+            for path in self._newest_first():
+                try:
+                    state = read_resume_point(path)
+                except ValueError as error:
+                    log.warning("%s; going back to the one before", error)
+                    continue
+                self._check(path, state)
+                return state
+            return None
+        state = read_resume_point(Path(resume))
+        self._check(Path(resume), state)
+        return state
+
+    def set_aside(self) -> None:
+        """Before a run that begins anew: move what an earlier run left out of the way, into a folder of its own."""
+        if self._newest_first():
+            number = 1
+            while (other := self.folder.with_name(f"{self.folder.name}_before_{number}")).exists():
+                number += 1
+            os.replace(self.folder, other)
+            log.info("the resume points of an earlier run are now in %s", other)
+
+    def _newest_first(self) -> list[Path]:
+        return sorted(self.folder.glob("step_*.pt"), reverse=True)
+
+    def _check(self, path: Path, state: Mapping[str, Any]) -> None:
+        there, here = json.loads(state["identity"]), json.loads(json.dumps(dict(self.identity)))
+        names = sorted(there.keys() | here.keys())
+        differences = [
+            f"{name} is {there.get(name)!r} there and {here.get(name)!r} here"
+            for name in names
+            if there.get(name) != here.get(name)
+        ]
+        if differences:
+            raise ValueError(
+                f"{path}: is of another run: {'; '.join(differences)}; use its settings, or another --output_dir"
+            )
+
+
+def read_resume_point(path: Path) -> dict[str, Any]:
+    """All that is in a resume point; raises FileNotFoundError, or ValueError if it is damaged or something else."""
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such resume point; --resume takes auto or a step_*.pt that training wrote")
+    try:
+        with zipfile.ZipFile(path) as archive:  # torch's format; its reader does not look at the checksums
+            damaged = archive.testzip()
+        if damaged is None:
+            state = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # damaged bytes can fail in any way
+        raise ValueError(f"{path}: is damaged ({error})") from error
+    if damaged is not None:
+        raise ValueError(f"{path}: is damaged (the checksum of {damaged} is wrong)")
+    if not isinstance(state, dict) or state.get("format") != RESUME_FORMAT:
+        raise ValueError(f"{path}: is no resume point of this project")
+    return state

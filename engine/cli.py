@@ -4,8 +4,10 @@ import argparse
 import difflib
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
+from pathlib import Path
 from typing import Annotated, Any, Literal, NoReturn, get_args, get_origin, get_type_hints
 
+from engine.checkpoint import read_header
 from engine.config import SECTIONS, Config
 from modules.methods import METHODS, method_options
 
@@ -39,17 +41,38 @@ def _refuse_unknown(unknown: Sequence[str], method: str, parser: argparse.Argume
 
 
 def parse_config(argv: Sequence[str] | None = None) -> Config:
-    """Read the command line (`sys.argv` by default).
+    """Read the command line (`sys.argv` by default). To evaluate a checkpoint, its own settings are the defaults.
 
     Raises:
         ValueError: one sentence about the first unknown flag, wrong value or contradiction.
+        FileNotFoundError: if the checkpoint to evaluate is not there.
     """
-    return Config.from_flat(parse_flags(SECTIONS, SECTIONS["model"].method, argv))
+    own = settings_of_checkpoint(argv)
+    return Config.from_flat(parse_flags(SECTIONS, own.get("method", SECTIONS["model"].method), argv, own))
 
 
-def parse_flags(sections: Mapping[str, Any], default_method: str, argv: Sequence[str] | None = None) -> dict[str, Any]:
+def settings_of_checkpoint(argv: Sequence[str] | None) -> dict[str, Any]:
+    """The settings that the checkpoint on the command line was trained with, but those of the run, such as its folder;
+    none where there is no checkpoint of this project, or where it is to be trained on."""
+    first = _Parser(add_help=False, allow_abbrev=False)
+    first.add_argument("--init_model", default="")
+    first.add_argument("--do_train", action=argparse.BooleanOptionalAction)
+    known = first.parse_known_args(argv)[0]
+    if known.do_train or not known.init_model.endswith(".safetensors"):
+        return {}
+    of_the_run = {item.name for item in fields(SECTIONS["run"])} | {"init_model"}
+    settings = read_header(Path(known.init_model)).settings
+    return {name: value for name, value in settings.items() if name not in of_the_run}
+
+
+def parse_flags(
+    sections: Mapping[str, Any],
+    default_method: str,
+    argv: Sequence[str] | None = None,
+    defaults: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
     """Values by flag name: of the `Annotated` fields of the dataclasses `sections`, by title, and of the options of
-    `--method`.
+    `--method`. `defaults` go before the fields' own.
 
     Raises:
         ValueError: one sentence about the first unknown flag or value of a wrong type.
@@ -58,6 +81,7 @@ def parse_flags(sections: Mapping[str, Any], default_method: str, argv: Sequence
     first.add_argument("--method", default=default_method)
     method = first.parse_known_args(argv)[0].method
 
+    defaults = defaults or {}
     parser = _Parser(allow_abbrev=False)
     shared: set[str] = set()
     for section, cls in sections.items():
@@ -66,14 +90,15 @@ def parse_flags(sections: Mapping[str, Any], default_method: str, argv: Sequence
         for item in fields(cls):
             if get_origin(hints[item.name]) is Annotated:
                 type_, help_ = get_args(hints[item.name])
-                _add_flag(group, item.name, type_, item.default, help_)
+                _add_flag(group, item.name, type_, defaults.get(item.name, item.default), help_)
                 shared.add(item.name)
     # An unknown method is refused by the section that has it, which knows the choices; it simply has no options here.
     options = method_options(METHODS[method]) if method in METHODS else []
     group = parser.add_argument_group(f"method {method}")
     for option in options:
         if option.name not in shared:
-            _add_flag(group, option.name, option.type, option.default, option.help)
+            default = defaults.get(option.name, option.default)
+            _add_flag(group, option.name, option.type, default, option.help)
 
     namespace, unknown = parser.parse_known_args(argv)
     if unknown:

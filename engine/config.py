@@ -89,6 +89,14 @@ class OptimConfig:
     lr: Annotated[float, "learning rate of what the method adds to CLIP"] = 1e-4
     coef_lr: Annotated[float, "trained CLIP tensors learn at lr times this"] = 1e-3
     weight_decay: Annotated[float, "AdamW's; never on biases"] = 0.2
+    gradient_accumulation_steps: Annotated[
+        int,
+        "parts in which a process embeds its share of the batch, to save memory at the cost of a second forward pass; "
+        "the negatives stay those of the whole global batch",
+    ] = 1
+    activation_checkpointing: Annotated[
+        bool, "compute the inside of CLIP's blocks again in backward, to save memory at the cost of time"
+    ] = False
     warmup_proportion: Annotated[float, "share of all steps in which the learning rate rises"] = 0.1
     max_grad_norm: Annotated[float, "gradients are scaled down to this norm over all parameters"] = 1.0
     schedule: Annotated[
@@ -113,6 +121,7 @@ class OptimConfig:
     def __post_init__(self) -> None:
         _between("epochs", self.epochs, 1)
         _between("batch_size", self.batch_size, 2)
+        _between("gradient_accumulation_steps", self.gradient_accumulation_steps, 1)
         for name in ("lr", "coef_lr", "weight_decay"):
             _between(name, getattr(self, name), 0)
         _between("warmup_proportion", self.warmup_proportion, 0, 1)
@@ -132,8 +141,16 @@ class RunConfig:
     do_eval: Annotated[bool, "evaluate on the test split: --init_model, or zero-shot without it"] = False
     describe: Annotated[bool, "print parameters and operations of the method as JSON; needs no files"] = False
     output_dir: Annotated[str, "folder for log, metrics, checkpoints and config.json"] = "runs/default"
+    resume: Annotated[
+        str,
+        "go on from where a run stopped: auto, the newest whole point in --output_dir (and from the start if there is "
+        "none), or a step_*.pt",
+    ] = ""
+    save_every: Annotated[int, "steps between two resume points, beside the one after each epoch; 0: only that"] = 0
+    keep_checkpoints: Annotated[int, "resume points that stay, the newest"] = 2
     row_name: Annotated[str, "the name of this run's row in --results_csv; the method's where none is given"] = ""
     results_csv: Annotated[str, "a csv file that gets one row for each evaluation on the test split"] = ""
+    wandb_project: Annotated[str, "a Weights & Biases project to report to as well (pip install wandb)"] = ""
     seed: Annotated[int, "of initialisation, order, frame and caption draws"] = 42
     batch_size_val: Annotated[int, "clips or captions at once in evaluation, in each process"] = 16
     n_display: Annotated[int, "training steps between two log lines"] = 50
@@ -143,6 +160,16 @@ class RunConfig:
         "best on the test split (only to follow papers that do so; the result line says it)",
     ] = "last"
     holdout_videos: Annotated[int, "training videos set aside for --select_on holdout"] = 0
+    dsl: Annotated[bool, "more columns for the test split, with CAMoE's dual softmax; it needs all queries"] = False
+    dsl_temperature: Annotated[
+        float,
+        "what --dsl divides similarities by before the softmax over queries; they are cosines times CLIP's "
+        "exp(logit_scale), so at 1 it is CLIP's own softmax",
+    ] = 1.0
+    qb_norm: Annotated[
+        bool, "more text-to-video columns for the test split, with QB-Norm; it uses captions of the training split"
+    ] = False
+    querybank_size: Annotated[int, "training captions that --qb_norm draws by the seed; all if there are fewer"] = 5000
 
     def __post_init__(self) -> None:
         if not (self.do_train or self.do_eval or self.describe):
@@ -153,6 +180,11 @@ class RunConfig:
         _between("holdout_videos", self.holdout_videos, 2 if self.select_on == "holdout" else 0)
         _between("batch_size_val", self.batch_size_val, 1)
         _between("n_display", self.n_display, 1)
+        if self.dsl_temperature <= 0:
+            raise ValueError(f"--dsl_temperature {self.dsl_temperature:g} is out of range: it takes a number above 0")
+        _between("querybank_size", self.querybank_size, 1)
+        _between("save_every", self.save_every, 0)
+        _between("keep_checkpoints", self.keep_checkpoints, 1)
         _between("seed", self.seed, 0, 2**32 - 1)
 
 
@@ -167,7 +199,9 @@ class Config:
 
     def __post_init__(self) -> None:
         if self.run.do_train or self.run.do_eval:
-            needed = ["val_csv", "features_path"] + (["train_csv", "data_path"] if self.run.do_train else [])
+            needed = ["val_csv", "features_path"]
+            if self.run.do_train or self.run.qb_norm:
+                needed += ["train_csv", "data_path"]
             missing = [f"--{name}" for name in needed if not getattr(self.data, name)]
             if missing:
                 raise ValueError(f"{self.data.datatype} needs {', '.join(missing)}: where its files are")

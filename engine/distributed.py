@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -22,6 +23,7 @@ class Process:
     rank: int
     world_size: int
     device: torch.device
+    control: dist.ProcessGroup | None = None  # on CPUs: to agree on something without waiting for the GPU
 
     @property
     def is_main(self) -> bool:
@@ -31,6 +33,28 @@ class Process:
         """Wait for all processes."""
         if self.world_size > 1:
             dist.barrier()
+
+    def any(self, flag: bool) -> bool:
+        """Whether `flag` is true on any process; all processes ask together."""
+        if self.control is None:
+            return flag
+        flags = torch.tensor(int(flag))
+        dist.all_reduce(flags, dist.ReduceOp.MAX, group=self.control)
+        return bool(flags)
+
+    def fail_together(self, error: Exception | None) -> None:
+        """Raise on all processes if one has an error, so that none waits for it; all processes call this together."""
+        if self.any(error is not None):
+            messages = self.share(None if error is None else str(error))
+            raise error or ValueError(next(message for message in messages if message is not None))
+
+    def share(self, value: Any) -> list[Any]:
+        """The values of all processes, in rank order."""
+        if self.control is None:
+            return [value]
+        values: list[Any] = [None] * self.world_size
+        dist.all_gather_object(values, value, group=self.control)
+        return values
 
 
 @contextmanager
@@ -50,11 +74,29 @@ def process_group() -> Iterator[Process]:
     if "RANK" not in os.environ:
         yield Process(0, 1, device)
         return
-    dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=COLLECTIVE_TIMEOUT)
+    rank, world_size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+    backend = "nccl" if device.type == "cuda" else "gloo"
+    dist.init_process_group(
+        backend, store=_own_store(rank), rank=rank, world_size=world_size, timeout=COLLECTIVE_TIMEOUT
+    )
     try:
-        yield Process(dist.get_rank(), dist.get_world_size(), device)
+        control = dist.new_group(backend="gloo", timeout=COLLECTIVE_TIMEOUT)
+        assert isinstance(control, dist.ProcessGroup)
+        yield Process(rank, world_size, device, control)
     finally:
         dist.destroy_process_group()
+
+
+def _own_store(rank: int) -> dist.Store:
+    """Where the processes find each other. torchrun keeps one store over restarts, with the dead processes' addresses
+    in it: each attempt gets keys of its own."""
+    store = dist.TCPStore(
+        os.environ["MASTER_ADDR"],
+        int(os.environ["MASTER_PORT"]),
+        is_master=rank == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True",
+        timeout=COLLECTIVE_TIMEOUT,
+    )
+    return dist.PrefixStore(f"attempt{os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", store)
 
 
 class _GatherRows(torch.autograd.Function):

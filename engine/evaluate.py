@@ -12,7 +12,8 @@ from tqdm import tqdm
 from dataloaders.samples import GalleryVideos, QueryCaptions, make_evaluation_loader
 from dataloaders.transforms import normalise
 from engine.distributed import Process, gather_by_id
-from engine.metrics import retrieval_metrics, twin_accuracy
+from engine.metrics import retrieval_metrics, text_to_video_metrics, twin_accuracy, video_to_text_metrics
+from engine.postprocessing import QB_NORM_BETA, dual_softmax, qb_norm
 from modules.methods import Method
 
 
@@ -26,6 +27,8 @@ def evaluate(
     batch_size: int,
     num_workers: int,
     twin_of: np.ndarray | None = None,
+    dsl_temperature: float | None = None,
+    querybank: QueryCaptions | None = None,
 ) -> dict[str, dict[str, float]]:
     """Text-to-video and video-to-text retrieval over a whole split; the same numbers on every process.
 
@@ -36,9 +39,12 @@ def evaluate(
         batch_size: clips or captions at once.
         num_workers: decoding processes.
         twin_of: int64 `[V]`, each video's time-reversed twin or -1, if the split has such pairs.
+        dsl_temperature: for numbers with dual softmax beside the plain ones; of the method's logits.
+        querybank: captions of the training split, for text-to-video numbers with QB-Norm beside the plain ones.
 
     Returns:
-        What `engine.metrics.retrieval_metrics` gives; with twins, "twins" among the text-to-video numbers.
+        What `engine.metrics.retrieval_metrics` gives; with twins, "twins" among the text-to-video numbers; those of a
+        post-processing under directions of their own, "text_to_video (DSL)" and so on.
     """
     was_training = method.training
     method.eval()
@@ -49,11 +55,15 @@ def evaluate(
         return tqdm(loader, desc=name, disable=not process.is_main, leave=False, dynamic_ncols=True)
 
     def encode(batches: tqdm, encoder: Callable[[dict], torch.Tensor], total: int) -> torch.Tensor:
-        rows, ids = [], []
-        for batch in batches:
-            with autocast():
-                rows.append(encoder(batch).float().cpu())
-            ids.append(batch["index"])
+        rows, ids, error = [], [], None
+        try:
+            for batch in batches:
+                with autocast():
+                    rows.append(encoder(batch).float().cpu())
+                ids.append(batch["index"])
+        except Exception as caught:  # the others shall not wait for this process
+            error = caught
+        process.fail_together(error)
         return gather_by_id(rows, ids, total).to(process.device)
 
     video_features = encode(
@@ -63,31 +73,52 @@ def evaluate(
         ),
         len(videos),
     )
-    text_features = encode(
-        share_of(captions, "captions", 0),  # tokenising is too quick to start processes for
-        lambda batch: method.encode_text(batch["token_ids"].to(process.device)),
-        len(captions),
-    )
+
+    def encode_captions(dataset: QueryCaptions, name: str) -> torch.Tensor:
+        batches = share_of(dataset, name, 0)  # tokenising is too quick to start processes for
+        return encode(batches, lambda batch: method.encode_text(batch["token_ids"].to(process.device)), len(dataset))
+
+    text_features = encode_captions(captions, "captions")
+    bank_features = encode_captions(querybank, "query bank") if querybank else None
     method.train(was_training)
 
     def similarity(caption_ids: np.ndarray, video_ids: np.ndarray) -> torch.Tensor:
         return method.similarity(text_features[caption_ids], video_features[video_ids])
 
-    metrics = retrieval_metrics(similarity, captions.video_index, len(videos))
+    owner, n_videos = captions.video_index, len(videos)
+    metrics = retrieval_metrics(similarity, owner, n_videos)
     if twin_of is not None:
-        metrics["text_to_video"]["twins"] = twin_accuracy(similarity, captions.video_index, twin_of)
+        metrics["text_to_video"]["twins"] = twin_accuracy(similarity, owner, twin_of)
+    if dsl_temperature is not None:
+        for_captions, for_videos = dual_softmax(similarity, len(captions), n_videos, dsl_temperature)
+        metrics["text_to_video (DSL)"] = text_to_video_metrics(for_captions, owner, n_videos)
+        metrics["video_to_text (DSL)"] = video_to_text_metrics(for_videos, owner, n_videos)
+    if bank_features is not None:
+
+        def bank_similarity(bank_ids: np.ndarray, video_ids: np.ndarray) -> torch.Tensor:
+            return method.similarity(bank_features[bank_ids], video_features[video_ids])
+
+        beta = QB_NORM_BETA / float(method.clip.logit_scale.exp())
+        normalised = qb_norm(similarity, bank_similarity, len(bank_features), n_videos, beta)
+        metrics["text_to_video (QB-Norm)"] = text_to_video_metrics(normalised, owner, n_videos)
     return metrics
 
 
 def format_metrics(metrics: dict[str, dict[str, float]]) -> str:
-    """Two lines for a log."""
-    return "\n".join(
-        f"  {direction.replace('_', '-'):>13}:  " + "  ".join(f"{name} {value:.1f}" for name, value in values.items())
-        for direction, values in metrics.items()
-    )
+    """A line for each direction, for a log."""
+    width = max(map(len, metrics))
+    lines = []
+    for direction, values in metrics.items():
+        numbers = "  ".join(f"{name} {value:.1f}" for name, value in values.items())
+        lines.append(f"  {direction.replace('_', '-'):>{width}}:  {numbers}")
+    return "\n".join(lines)
 
 
 def flat_metrics(metrics: dict[str, dict[str, float]]) -> dict[str, float]:
-    """One level of names, "t2v R@1" and so on, rounded for files."""
+    """One level of names, "t2v R@1", "t2v R@1 (DSL)" and so on, rounded for files."""
     short = {"text_to_video": "t2v", "video_to_text": "v2t"}
-    return {f"{short[way]} {name}": round(x, 3) for way, values in metrics.items() for name, x in values.items()}
+    flat: dict[str, float] = {}
+    for direction, values in metrics.items():
+        way, *extra = direction.split(maxsplit=1)
+        flat |= {" ".join([short[way], name, *extra]): round(value, 3) for name, value in values.items()}
+    return flat

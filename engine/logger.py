@@ -1,4 +1,5 @@
-"""What a run says: a log on the console and in a file, `metrics.jsonl`, TensorBoard, and rows in a results csv.
+"""What a run says: a log on the console and in a file, `metrics.jsonl`, TensorBoard, Weights & Biases where asked for,
+and rows in a results csv.
 
 Only the main process writes.
 """
@@ -22,9 +23,17 @@ log = logging.getLogger("stop")
 
 
 class RunLogger:
-    """Everything a run writes down about its progress, in one folder."""
+    """Everything a run writes down about its progress, in one folder.
 
-    def __init__(self, output_dir: Path, process: Process) -> None:
+    Args:
+        wandb_project: a Weights & Biases project that the run is reported to as well; none if empty.
+        run_name: what the run is called there; the folder's name if empty.
+
+    Raises:
+        ValueError: if Weights & Biases is asked for and not installed, or does not start.
+    """
+
+    def __init__(self, output_dir: Path, process: Process, wandb_project: str = "", run_name: str = "") -> None:
         self.output_dir = output_dir
         self.is_main = process.is_main
         log.handlers.clear()
@@ -33,10 +42,13 @@ class RunLogger:
         form = logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S")
         handlers: list[logging.Handler] = [logging.StreamHandler(sys.stdout)]
         self._tensorboard = None
+        self._wandb: Any = None
         if self.is_main:
             from torch.utils.tensorboard import SummaryWriter  # a second to import, and only here of use
 
             output_dir.mkdir(parents=True, exist_ok=True)
+            if wandb_project:
+                self._wandb = _start_wandb(wandb_project, run_name or output_dir.resolve().name, output_dir)
             handlers.append(logging.FileHandler(output_dir / "log.txt"))
             self._tensorboard = SummaryWriter(str(output_dir / "tensorboard"))
         for handler in handlers:
@@ -47,24 +59,73 @@ class RunLogger:
         """Write all settings, by flag name, to `config.json`."""
         if self.is_main:
             (self.output_dir / "config.json").write_text(json.dumps(settings, indent=2) + "\n")
+        if self._wandb is not None:
+            self._wandb.config.update(settings)
 
     def metrics(self, step: int, kind: str, values: dict[str, Any]) -> None:
-        """Add a line to `metrics.jsonl` and its numbers to TensorBoard under `kind/...`."""
+        """Add a line to `metrics.jsonl`, and its numbers to TensorBoard and Weights & Biases under `kind/...`."""
         if not self.is_main:
             return
         assert self._tensorboard is not None
         with open(self.output_dir / "metrics.jsonl", "a") as file:
             file.write(json.dumps({"time": round(time.time(), 2), "step": step, "kind": kind} | values) + "\n")
-        for name, value in values.items():
-            if isinstance(value, int | float):
-                self._tensorboard.add_scalar(f"{kind}/{name}".replace("@", ""), value, step)
+        scalars = {
+            f"{kind}/{name}".replace("@", "").replace(" ", "_"): value
+            for name, value in values.items()
+            if isinstance(value, int | float)
+        }
+        for tag, value in scalars.items():
+            self._tensorboard.add_scalar(tag, value, step)
+        if self._wandb is not None:
+            self._wandb.log({f"{kind}/step": step} | scalars)
+
+    def rewind(self, step: int, epoch: float) -> None:
+        """Take out of `metrics.jsonl` what a run that goes on after `step` steps will write again.
+
+        Lines of evaluations count in epochs. A last line that was cut short by a crash goes too.
+        """
+        path = self.output_dir / "metrics.jsonl"
+        if not self.is_main or not path.is_file():
+            return
+        kept = []
+        for text in path.read_text().splitlines(keepends=True):
+            try:
+                line = json.loads(text)
+            except json.JSONDecodeError:
+                continue
+            if line["step"] <= (step if line["kind"] == "train" else epoch) and "selection" not in line:
+                kept.append(text)
+        partial = path.with_name(path.name + ".partial")
+        partial.write_text("".join(kept))
+        partial.replace(path)
 
     def close(self) -> None:
         if self._tensorboard is not None:
             self._tensorboard.close()
+        if self._wandb is not None:
+            failed = sys.exc_info()[0] is not None  # closed on an error's way out
+            self._wandb.finish(exit_code=int(failed))
         for handler in list(log.handlers):
             handler.close()
             log.removeHandler(handler)
+
+
+def _start_wandb(project: str, name: str, folder: Path) -> Any:
+    """A run on Weights & Biases, its local files in `folder`."""
+    try:
+        import wandb
+    except ImportError as error:
+        raise ValueError("--wandb_project needs Weights & Biases: pip install wandb") from error
+    try:
+        run = wandb.init(project=project, name=name, dir=str(folder))
+    except wandb.Error as error:
+        raise ValueError(f"--wandb_project {project}: Weights & Biases did not start: {error}") from error
+    # Its own step may never go back, but evaluations count epochs: every kind of line gets an axis of its own.
+    # https://docs.wandb.ai/guides/track/log/customize-logging-axes
+    for kind in ("train", "holdout", "test"):
+        run.define_metric(f"{kind}/step")
+        run.define_metric(f"{kind}/*", step_metric=f"{kind}/step")
+    return run
 
 
 def provenance(process: Process) -> dict[str, str]:

@@ -6,12 +6,20 @@ The rule: tied candidates stand in random order, and every number is its exact e
 that gives every pair the same score gets R@1 = 1/C and not 1, and a video tied with its twin counts half.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import torch
 
 RECALL_AT = (1, 5, 10)
+
+Similarity = Callable[[np.ndarray, np.ndarray], torch.Tensor]
+"""int64 caption numbers `[n]` and video numbers `[m]` -> scores `[n,m]`, higher is better."""
+
+
+def blocks(n: int, size: int) -> Iterator[np.ndarray]:
+    """The numbers 0 to n - 1 in order, at most `size` at once."""
+    return (np.arange(start, min(start + size, n)) for start in range(0, n, size))
 
 
 def count_better(scores: torch.Tensor, right: torch.Tensor) -> tuple[np.ndarray, np.ndarray]:
@@ -47,7 +55,7 @@ def summarise(better: np.ndarray, tied: np.ndarray) -> dict[str, float]:
 
 
 def twin_accuracy(
-    similarity: Callable[[np.ndarray, np.ndarray], torch.Tensor],
+    similarity: Similarity,
     video_of_caption: np.ndarray,
     twin_of: np.ndarray,
     block: int = 256,
@@ -55,7 +63,7 @@ def twin_accuracy(
     """How often, in percent, a caption scores its own video above that video's time-reversed twin; a tie is half.
 
     Args:
-        similarity: as in `retrieval_metrics`.
+        similarity: scores of captions with videos.
         video_of_caption: int64 `[N]`.
         twin_of: int64 `[V]`, each video's twin, -1 where there is none.
         block: captions handled at once.
@@ -77,11 +85,37 @@ def twin_accuracy(
     return 100 * wins / len(captions)
 
 
+def text_to_video_metrics(
+    similarity: Similarity, video_of_caption: np.ndarray, n_videos: int, block: int = 256
+) -> dict[str, float]:
+    """Every caption looks for its own video, `block` captions at once; the rest as in `retrieval_metrics`."""
+    video_of_caption = _checked(video_of_caption, n_videos)
+    videos = np.arange(n_videos)
+    counts = np.empty((2, len(video_of_caption)), dtype=np.int64)  # a list of small arrays would fragment the memory
+    for captions in blocks(len(video_of_caption), block):
+        scores = similarity(captions, videos)
+        right = torch.as_tensor(video_of_caption[captions], device=scores.device)
+        counts[:, captions] = count_better(scores, right)
+    return summarise(*counts)
+
+
+def video_to_text_metrics(
+    similarity: Similarity, video_of_caption: np.ndarray, n_videos: int, block: int = 256
+) -> dict[str, float]:
+    """Every video looks for its own captions, `block` videos at once; the rest as in `retrieval_metrics`."""
+    video_of_caption = _checked(video_of_caption, n_videos)
+    captions = np.arange(len(video_of_caption))
+    counts = np.empty((2, n_videos), dtype=np.int64)
+    for videos in blocks(n_videos, block):
+        scores = similarity(captions, videos)
+        owner = torch.as_tensor(video_of_caption, device=scores.device)[:, None].expand_as(scores)
+        best = scores.new_full((n_videos, len(videos)), -torch.inf).scatter_reduce(0, owner, scores, "amax")
+        counts[:, videos] = count_better(best.T, torch.as_tensor(videos, device=scores.device))
+    return summarise(*counts)
+
+
 def retrieval_metrics(
-    similarity: Callable[[np.ndarray, np.ndarray], torch.Tensor],
-    video_of_caption: np.ndarray,
-    n_videos: int,
-    block: int = 256,
+    similarity: Similarity, video_of_caption: np.ndarray, n_videos: int, block: int = 256
 ) -> dict[str, dict[str, float]]:
     """Text-to-video and video-to-text metrics without ever holding the whole similarity matrix.
 
@@ -89,10 +123,10 @@ def retrieval_metrics(
     best of them, and looks for its own (with one caption a video this is the transposed matrix), as in CLIP4Clip.
 
     Args:
-        similarity: takes int64 caption numbers `[n]` and video numbers `[m]`, gives scores `[n,m]`.
+        similarity: scores of captions with videos; asked for `[block,V]`, then for `[N,block]`.
         video_of_caption: int64 `[N]`, each caption's own video.
         n_videos: V.
-        block: how many videos, with all their captions, are handled at once.
+        block: how many queries are handled at once.
 
     Returns:
         `{"text_to_video": {...}, "video_to_text": {...}}` with the keys of `summarise`.
@@ -100,40 +134,15 @@ def retrieval_metrics(
     Raises:
         ValueError: for a video without caption, a caption without video, or non-finite similarities.
     """
+    return {
+        "text_to_video": text_to_video_metrics(similarity, video_of_caption, n_videos, block),
+        "video_to_text": video_to_text_metrics(similarity, video_of_caption, n_videos, block),
+    }
+
+
+def _checked(video_of_caption: np.ndarray, n_videos: int) -> np.ndarray:
     video_of_caption = np.asarray(video_of_caption, dtype=np.int64)
     counts = np.bincount(video_of_caption, minlength=n_videos)
     if len(counts) != n_videos or (counts == 0).any():
         raise ValueError(f"the captions do not cover the {n_videos} videos: each video needs one caption at least")
-    order = np.argsort(video_of_caption, kind="stable")
-    first = np.concatenate([[0], np.cumsum(counts)])
-    videos = np.arange(n_videos)
-
-    def blocks():
-        for start in range(0, n_videos, block):
-            stop = min(start + block, n_videos)
-            captions = order[first[start] : first[stop]]
-            yield start, stop, captions, similarity(captions, videos)
-
-    def best_caption(scores: torch.Tensor, start: int, stop: int, captions: np.ndarray) -> torch.Tensor:
-        group = torch.as_tensor(video_of_caption[captions] - start, device=scores.device)
-        best = torch.full((stop - start, n_videos), -torch.inf, device=scores.device, dtype=scores.dtype)
-        return best.scatter_reduce(0, group[:, None].expand_as(scores), scores, "amax")
-
-    text_counts, own = [], []
-    for start, stop, captions, scores in blocks():
-        right = torch.as_tensor(video_of_caption[captions], device=scores.device)
-        text_counts.append(count_better(scores, right))
-        own.append(best_caption(scores, start, stop, captions)[:, start:stop].diagonal())
-    own_score = torch.cat(own)
-
-    # The second pass computes the same blocks again, bit for bit, rather than keep V x V scores.
-    better = torch.zeros(n_videos, dtype=torch.int64, device=own_score.device)
-    tied = torch.full_like(better, -1)  # a video ties with itself
-    for start, stop, captions, scores in blocks():
-        best = best_caption(scores, start, stop, captions)
-        better += (best > own_score).sum(dim=0)
-        tied += (best == own_score).sum(dim=0)
-    return {
-        "text_to_video": summarise(*(np.concatenate(part) for part in zip(*text_counts, strict=True))),
-        "video_to_text": summarise(better.cpu().numpy(), tied.cpu().numpy()),
-    }
+    return video_of_caption

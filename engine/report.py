@@ -1,31 +1,33 @@
-"""Rows of a results csv as a Markdown table.
+"""Rows of a results csv as a Markdown table; the metrics of runs as curves.
 
     python -m engine.report results/quickstart.csv                one line a run
     python -m engine.report results/ablation.csv --mean           one line a name: mean and deviation over seeds
     python -m engine.report results/ablation.csv --has NAME SEED  exit status 0 if that run is there, else 1
+    python -m engine.report runs/*/metrics.jsonl --curves curves.png   loss, learning rate and R@1, a line a run
 
 Recall is in percent, mean rank (MnR) counts from 1; T2V is text to video, V2T video to text. "Reversed pairs" is how
 often, in percent, a caption scores its own clip above the same clip played backwards; chance is 50.
+"(DSL)" and "(QB-Norm)" mark columns with post-processing, if the runs asked for it (`engine.postprocessing`).
 """
 
 import argparse
+import json
+import math
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import pandas as pd
 
-METRICS = {
-    "t2v twins": "reversed pairs",
-    "t2v R@1": "T2V R@1",
-    "t2v R@5": "R@5",
-    "t2v R@10": "R@10",
-    "t2v MnR": "MnR",
-    "v2t R@1": "V2T R@1",
-    "v2t R@5": "R@5",
-    "v2t R@10": "R@10",
-    "v2t MnR": "MnR",
+METRICS = {"t2v twins": "reversed pairs"} | {
+    f"{way} {name}{extra}": f"{way.upper()} {name}{extra}" if name == "R@1" else name
+    for extra in ("", " (DSL)", " (QB-Norm)")
+    for way in ("t2v", "v2t")
+    for name in ("R@1", "R@5", "R@10", "MnR")
 }
+CURVES = {"loss": "training loss", "lr": "learning rate", "t2v R@1": "T2V R@1, percent (● test, ■ holdout)"}
+LINES = {"train": "-", "test": "o-", "holdout": "s--"}
+LEGEND_COLUMNS = 4
 
 
 def table_of_runs(rows: pd.DataFrame) -> str:
@@ -64,17 +66,94 @@ def _markdown(header: list[str], body: list[list[str]]) -> str:
     return "\n".join([line(header), "|-" + "-|-".join("-" * width for width in widths) + "-|", *map(line, body)])
 
 
+def read_metrics(path: Path) -> pd.DataFrame:
+    """A `metrics.jsonl` on one axis: columns kind, epoch and those of CURVES, NaN where a line does not have one.
+
+    A run that was started again in its folder, anew or from a checkpoint, repeats epochs; its last word counts.
+
+    Raises:
+        ValueError: if the file is empty or has a line that no run writes.
+    """
+    lines: list[dict] = []
+    trained = 0.0
+    for number, text in enumerate(path.read_bytes().splitlines(), start=1):
+        try:
+            values = json.loads(text)
+            kind = values["kind"]
+            if kind not in LINES:
+                raise ValueError(kind)
+            epoch = float(values["epoch" if kind == "train" else "step"])  # evaluations count epochs, not steps
+            line = {"kind": kind, "epoch": epoch} | {name: float(values.get(name, "nan")) for name in CURVES}
+        except (ValueError, KeyError, TypeError) as error:
+            raise ValueError(f"{path}: line {number} is damaged: no run writes such a line") from error
+        if kind == "train":
+            if epoch <= trained:  # started again
+                lines = [earlier for earlier in lines if earlier["epoch"] < epoch]
+            trained = epoch
+        lines.append(line)
+    if not lines:
+        raise ValueError(f"{path}: is empty; a run writes its first line after --n_display steps")
+    return pd.DataFrame(lines).drop_duplicates(["kind", "epoch"], keep="last").sort_values("epoch")
+
+
+def read_runs(paths: Sequence[Path]) -> dict[str, pd.DataFrame]:
+    """What `read_metrics` gives of each file, by its folder's name, or by the whole folder where two have one name."""
+    names = [path.resolve().parent.name for path in paths]
+    if len(set(names)) < len(names):
+        names = [str(path.parent) for path in paths]
+    return {name: read_metrics(path) for name, path in zip(names, paths, strict=True)}
+
+
+def draw_curves(runs: Mapping[str, pd.DataFrame], output: Path) -> None:
+    """A picture of what `read_metrics` gave, by name; ValueError without matplotlib or for a wrong ending."""
+    if output.suffix not in (".png", ".pdf", ".svg"):
+        raise ValueError(f"--curves {output} could not be written: give a name that ends in .png, .pdf or .svg")
+    try:
+        from matplotlib import colormaps
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise ValueError("--curves needs matplotlib: pip install matplotlib") from error
+    colour = colormaps["tab10"] if len(runs) <= 10 else colormaps["turbo"].resampled(len(runs))
+    figure = Figure(figsize=(13, 4 + 0.25 * math.ceil(len(runs) / LEGEND_COLUMNS)), layout="constrained")
+    panels = figure.subplots(1, len(CURVES), sharex=True)
+    for number, (name, rows) in enumerate(runs.items()):
+        panels[0].plot([], [], color=colour(number), label=name)  # one line of the legend, whatever the run has
+        for panel, metric in zip(panels, CURVES, strict=True):
+            for kind, line in rows.dropna(subset=metric).groupby("kind"):
+                panel.plot(line["epoch"], line[metric], LINES[kind], color=colour(number))
+    for panel, title in zip(panels, CURVES.values(), strict=True):
+        panel.set(title=title, xlabel="epoch")
+        panel.ticklabel_format(axis="y", scilimits=(-2, 3))
+        panel.grid(alpha=0.3)
+    figure.legend(loc="outside lower center", ncols=LEGEND_COLUMNS, frameon=False)
+    output.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(output, dpi=120)
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("results_csv", type=Path)
+    parser.add_argument("files", type=Path, nargs="+", help="a results csv; for --curves metrics.jsonl of runs")
     what = parser.add_mutually_exclusive_group()
     what.add_argument("--mean", action="store_true", help="one line a name: mean and deviation over seeds")
     what.add_argument("--has", nargs=2, metavar=("NAME", "SEED"), help="is that run there?")
+    what.add_argument("--curves", type=Path, metavar="PICTURE", help="draw runs' metrics.jsonl into this file")
     arguments = parser.parse_args(argv)
-    if not arguments.results_csv.is_file():
-        print(f"error: {arguments.results_csv}: no such file; --results_csv of a run writes one", file=sys.stderr)
+    if arguments.curves:
+        try:
+            draw_curves(read_runs(arguments.files), arguments.curves)
+        except (ValueError, OSError) as error:
+            print(f"error: {error}", file=sys.stderr)
+            return 2
+        print(arguments.curves)
+        return 0
+    results_csv, *others = arguments.files
+    if others:
+        print(f"error: {others[0]}: a table is of one results csv; several files are for --curves", file=sys.stderr)
         return 2
-    rows = pd.read_csv(arguments.results_csv)
+    if not results_csv.is_file():
+        print(f"error: {results_csv}: no such file; --results_csv of a run writes one", file=sys.stderr)
+        return 2
+    rows = pd.read_csv(results_csv)
     if arguments.has:
         name, seed = arguments.has
         return 0 if ((rows["name"] == name) & (rows["seed"].astype(str) == seed)).any() else 1

@@ -1,11 +1,14 @@
 """The one training loop, for every method and data set.
 
-Shapes: B pairs of the global batch, b = B/W pairs of this process.
+Shapes: B pairs of the global batch, b = B/W pairs of this process, E joint embedding.
 """
 
 import math
+import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -13,16 +16,26 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
-from dataloaders.samples import EpochSampler, TrainingPairs, make_training_loader
+from dataloaders.samples import Batch, EpochSampler, TrainingPairs, make_training_loader
 from dataloaders.transforms import normalise
+from engine.checkpoint import ResumePoints
 from engine.config import OptimConfig
 from engine.distributed import Process, gather_with_gradient
 from engine.logger import RunLogger, log
 from engine.optim import build_optimizer, build_schedule
+from modules.clip import Block
 from modules.losses import symmetric_info_nce
 from modules.methods import Method
 
 AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1)  # what clusters send before they take a machine away
+PHASES = ("data", "forward", "backward", "optimiser")
+
+Inputs = tuple[torch.Tensor, torch.Tensor, torch.Tensor]  # uint8 [b,T,3,H,W], bool [b,T], int64 [b,L]
+
+
+class Interrupted(Exception):
+    """A signal asked the run to stop; its resume point is written."""
 
 
 def autocast_for(precision: str, device: torch.device) -> Callable[[], torch.autocast]:
@@ -31,6 +44,15 @@ def autocast_for(precision: str, device: torch.device) -> Callable[[], torch.aut
     if precision == "auto":
         precision = "bf16" if device.type == "cuda" and torch.cuda.is_bf16_supported() else "fp32"
     return lambda: torch.autocast(device.type, AUTOCAST.get(precision), enabled=precision in AUTOCAST)
+
+
+@dataclass(frozen=True)
+class CachedGradient:
+    """What a part of a batch needs to go backward alone: the loss's gradient at its embeddings, `[n,E]` each."""
+
+    text: torch.Tensor
+    clips: torch.Tensor
+    everything: tuple[torch.Tensor, torch.Tensor] | None  # `[B,E]` each, once a step: for the similarity's own weights
 
 
 class ContrastiveStep(nn.Module):
@@ -45,12 +67,295 @@ class ContrastiveStep(nn.Module):
         self.autocast = autocast
         self.gather_gradient = gather_gradient
 
-    def forward(self, video: torch.Tensor, frame_mask: torch.Tensor, token_ids: torch.Tensor) -> torch.Tensor:
-        """uint8 `[b,T,3,H,W]`, bool `[b,T]`, int64 `[b,L]` -> the scalar loss over all B pairs."""
+    def embed(
+        self, video: torch.Tensor, frame_mask: torch.Tensor, token_ids: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """uint8 `[n,T,3,H,W]`, bool `[n,T]`, int64 `[n,L]` -> fp32 text and clips, `[n,E]` each."""
         with self.autocast():
             text, clips = self.method(normalise(video), frame_mask, token_ids)
-        text, clips = (gather_with_gradient(rows.float(), self.gather_gradient) for rows in (text, clips))
+        return text.float(), clips.float()
+
+    def loss(self, text: torch.Tensor, clips: torch.Tensor) -> torch.Tensor:
         return symmetric_info_nce(self.method.similarity(text, clips))
+
+    def forward(
+        self,
+        video: torch.Tensor,
+        frame_mask: torch.Tensor,
+        token_ids: torch.Tensor,
+        cached: CachedGradient | None = None,
+    ) -> torch.Tensor:
+        """The scalar loss over all B pairs, of inputs as in `embed`; with `cached`, a scalar with the same gradient."""
+        text, clips = self.embed(video, frame_mask, token_ids)
+        if cached is None:
+            return self.loss(*(gather_with_gradient(rows, self.gather_gradient) for rows in (text, clips)))
+        surrogate = (text * cached.text).sum() + (clips * cached.clips).sum()
+        return surrogate if cached.everything is None else surrogate + self.loss(*cached.everything)
+
+    def cache_gradients(self, parts: list[Inputs]) -> tuple[torch.Tensor, list[CachedGradient], list[torch.Tensor]]:
+        """Embed the parts of a batch without keeping what is inside, and take the loss's gradient at the embeddings.
+
+        GradCache (Gao et al., 2021, arXiv 2101.06983): exact, since the loss sees the parts through these alone.
+
+        Returns:
+            The loss, the gradients of each part, and the random state before each part, under which its second pass
+            draws the same dropout.
+        """
+        embeddings, states = [], []
+        with torch.no_grad():
+            for part in parts:
+                states.append(random_state(part[0].device))
+                embeddings.append(self.embed(*part))
+            local = [torch.cat(rows) for rows in zip(*embeddings, strict=True)]
+            gathered = [gather_with_gradient(rows) for rows in local]
+        leaves = [rows.requires_grad_() for rows in gathered]
+        loss = self.loss(*leaves)
+        world_size, rank = 1, 0
+        if torch.distributed.is_initialized():
+            world_size, rank = torch.distributed.get_world_size(), torch.distributed.get_rank()
+        own = slice(rank * len(local[0]), (rank + 1) * len(local[0]))
+        # DistributedDataParallel takes the mean over processes of what must be a sum.
+        scale = world_size if self.gather_gradient == "sum" else 1
+        text, clips = (scale * gradient[own] for gradient in torch.autograd.grad(loss, leaves))
+        sizes = [len(part[0]) for part in parts]
+        cached = [CachedGradient(t, c, None) for t, c in zip(text.split(sizes), clips.split(sizes), strict=True)]
+        cached[-1] = CachedGradient(cached[-1].text, cached[-1].clips, (leaves[0].detach(), leaves[1].detach()))
+        return loss.detach(), cached, states
+
+
+def random_state(device: torch.device) -> torch.Tensor:
+    """The state of the generator that dropout on `device` draws from."""
+    return torch.cuda.get_rng_state(device) if device.type == "cuda" else torch.get_rng_state()
+
+
+def set_random_state(state: torch.Tensor, device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.set_rng_state(state, device)
+    else:
+        torch.set_rng_state(state)
+
+
+class StepClock:
+    """Where the time of the steps goes, in seconds a phase, without making a GPU wait."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.on_gpu = device.type == "cuda"
+        self.restart()
+
+    def restart(self) -> None:
+        self.marks: list[tuple[str, Any]] = [("start", self._now())]
+        self.began = time.perf_counter()
+
+    def mark(self, phase: str) -> None:
+        """The phase that has just ended."""
+        self.marks.append((phase, self._now()))
+
+    def _now(self) -> Any:
+        if not self.on_gpu:
+            return time.perf_counter()
+        event = torch.cuda.Event(enable_timing=True)
+        event.record()
+        return event
+
+    def shares(self) -> dict[str, float]:
+        """Each phase's share of the time since the start, 0 to 1."""
+        spent = dict.fromkeys(PHASES, 0.0)
+        if self.on_gpu:
+            torch.cuda.synchronize()
+        for (_, before), (phase, now) in zip(self.marks, self.marks[1:], strict=False):
+            spent[phase] += before.elapsed_time(now) if self.on_gpu else now - before
+        total = sum(spent.values()) or 1.0
+        return {phase: seconds / total for phase, seconds in spent.items()}
+
+
+@contextmanager
+def stop_requested() -> Iterator[Callable[[], bool]]:
+    """Whether one of STOP_SIGNALS has come, as long as the context lasts."""
+    came = []
+    before = {number: signal.signal(number, lambda number, _: came.append(number)) for number in STOP_SIGNALS}
+    try:
+        yield lambda: bool(came)
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+class Training:
+    """A method in training: its optimiser, where it stands, and how that is saved and restored."""
+
+    def __init__(
+        self,
+        method: Method,
+        pairs: TrainingPairs,
+        settings: OptimConfig,
+        process: Process,
+        logger: RunLogger,
+        *,
+        seed: int,
+        num_workers: int,
+    ) -> None:
+        """Raises ValueError if the batch does not divide by the processes and their parts, or exceeds the pairs."""
+        self.method, self.pairs, self.settings, self.process, self.logger = method, pairs, settings, process, logger
+        parts = settings.gradient_accumulation_steps
+        if settings.batch_size % (process.world_size * parts):
+            shares = f"{process.world_size} processes" + (f" times {parts} parts" if parts > 1 else "")
+            raise ValueError(f"--batch_size {settings.batch_size} is global and does not divide by the {shares}")
+        per_rank = settings.batch_size // process.world_size
+        self.sampler = EpochSampler(len(pairs), per_rank, process.rank, process.world_size, seed, partner=pairs.partner)
+        pin_memory = process.device.type == "cuda"
+        self.loader = make_training_loader(pairs, self.sampler, num_workers, pin_memory=pin_memory)
+        self.total_steps = settings.epochs * len(self.sampler)
+        self.step = 0
+        self.skipped = 0
+
+        for block in method.modules():
+            if isinstance(block, Block):
+                block.recompute = settings.activation_checkpointing
+        groups = method.parameter_groups(settings.lr, settings.coef_lr, settings.weight_decay)
+        self.parameters = dict(method.trainable_parameters())
+        self.optimizer = build_optimizer(groups, process.device)
+        self.schedule = build_schedule(self.optimizer, self.total_steps, settings.warmup_proportion, settings.schedule)
+        self.scaler = torch.amp.GradScaler(process.device.type, enabled=settings.precision == "fp16")
+        self.contrastive = ContrastiveStep(
+            method, autocast_for(settings.precision, process.device), settings.gather_gradient
+        )
+        self.distributed: DistributedDataParallel | None = None
+        if process.world_size > 1:
+            devices = [process.device] if process.device.type == "cuda" else None
+            self.distributed = DistributedDataParallel(self.contrastive, device_ids=devices)
+        self.clock = StepClock(process.device)
+        log.info(
+            "training pairs %d, steps %d in %d epochs, global batch %d = %d x %d a process%s, negatives a query %d",
+            len(pairs), self.total_steps, settings.epochs, settings.batch_size, process.world_size, per_rank,
+            f" in {parts} parts, each embedded twice" if parts > 1 else "", settings.batch_size - 1,
+        )  # fmt: skip
+        for group in groups:
+            log.info(
+                "  group %-14s %3d tensors, %11d values, lr %.2e, weight decay %g",
+                group["name"], len(group["params"]), sum(p.numel() for p in group["params"]), group["initial_lr"],
+                group["weight_decay"],
+            )  # fmt: skip
+        torch.manual_seed(seed + process.rank)  # dropout differs between processes, initialisation did not
+
+    def state(self, notes: dict[str, Any]) -> dict[str, Any]:
+        """Everything that the next step depends on; all processes ask for it together."""
+        return {
+            "tensors": {name: parameter.detach().cpu() for name, parameter in self.parameters.items()},
+            "optimizer": self.optimizer.state_dict(),
+            "schedule": self.schedule.state_dict(),
+            "scaler": self.scaler.state_dict(),
+            "skipped": self.skipped,
+            "random": self.process.share(random_state(self.process.device)),
+            "notes": notes,
+        }
+
+    @torch.no_grad()
+    def restore(self, state: dict[str, Any], notes: dict[str, Any]) -> None:
+        """Go back to a `state`, whose notes go into `notes`."""
+        for name, parameter in self.parameters.items():
+            parameter.copy_(state["tensors"][name])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.schedule.load_state_dict(state["schedule"])
+        self.scaler.load_state_dict(state["scaler"])
+        self.step, self.skipped = state["step"], state["skipped"]
+        notes.update(state["notes"])
+        random = state["random"]
+        if len(random) == self.process.world_size:
+            set_random_state(random[self.process.rank], self.process.device)
+        else:
+            log.warning("the run had %d processes before: dropout is drawn anew", len(random))
+            torch.manual_seed(hash((self.step, self.process.rank)) % 2**63)
+
+    def batches(self, epoch: int) -> Iterator[Batch]:
+        """This process's batches of an epoch, from where it stands; what one process cannot read stops all."""
+        self.sampler.set_epoch(epoch, self.step - epoch * len(self.sampler))
+        batches = iter(self.loader)
+        for _ in range(len(self.sampler) - self.sampler.start_batch):
+            batch, error = None, None
+            try:
+                batch = next(batches)
+            except Exception as caught:
+                error = caught
+            self.process.fail_together(error)
+            assert batch is not None
+            yield batch
+
+    def backward(self, inputs: Inputs) -> torch.Tensor:
+        """The loss of the global batch, `[]`; its gradient, not yet clipped, is left in the parameters."""
+        model = self.distributed or self.contrastive
+        count = self.settings.gradient_accumulation_steps
+        if count == 1:
+            loss = model(*inputs)
+            self.clock.mark("forward")
+            self.scaler.scale(loss).backward()
+            return loss.detach()
+        parts: list[Inputs] = list(zip(*(tensor.chunk(count) for tensor in inputs), strict=True))
+        loss, cached, states = self.contrastive.cache_gradients(parts)
+        self.clock.mark("forward")
+        for number, (part, gradient, state) in enumerate(zip(parts, cached, states, strict=True)):
+            waits = self.distributed is not None and number < count - 1
+            with self.distributed.no_sync() if waits and self.distributed else nullcontext():
+                set_random_state(state, self.process.device)
+                self.scaler.scale(model(*part, gradient)).backward()
+        return loss
+
+    def take_step(self, batch: Batch) -> dict[str, float]:
+        """One step of the optimiser.
+
+        Raises:
+            ValueError: for a loss, or without fp16 a gradient, that is not finite; with the step and the video ids.
+        """
+        self.clock.mark("data")
+        video, frame_mask, token_ids = (
+            batch[name].to(self.process.device, non_blocking=True) for name in ("video", "frame_mask", "token_ids")
+        )
+        self.optimizer.zero_grad(set_to_none=True)
+        loss = self.backward((video, frame_mask, token_ids))
+        self.scaler.unscale_(self.optimizer)
+        norm = nn.utils.clip_grad_norm_(self.parameters.values(), self.settings.max_grad_norm)
+        loss_value, norm_value = torch.stack([loss, norm]).tolist()
+        self.clock.mark("backward")
+        if not math.isfinite(loss_value):
+            raise self._not_finite("loss", loss_value, batch)
+        if not math.isfinite(norm_value) and not self.scaler.is_enabled():
+            raise self._not_finite("norm of the gradient", norm_value, batch)
+        scale = self.scaler.get_scale()
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        self.skipped += self.scaler.get_scale() < scale  # the scaler lowers the scale when it leaves a step out
+        self.schedule.step()
+        self.method.after_step()
+        self.step += 1
+        self.clock.mark("optimiser")
+        return {"loss": loss_value, "gradient_norm": norm_value}
+
+    def _not_finite(self, what: str, value: float, batch: Batch) -> ValueError:
+        videos = ", ".join(self.pairs.video_id(int(index)) for index in batch["index"][:8])
+        return ValueError(
+            f"the {what} is {value} in step {self.step} on process {self.process.rank}, with the videos {videos} ...; "
+            f"lower --lr{', pass --precision fp32' if self.scaler.is_enabled() else ''} or look at these files"
+        )
+
+    def report(self, values: dict[str, float], steps: int, progress: tqdm) -> None:
+        """A line about the last `steps` steps."""
+        elapsed = time.perf_counter() - self.clock.began
+        values |= {
+            "epoch": round(self.step / len(self.sampler), 4),
+            "lr": max(group["lr"] for group in self.optimizer.param_groups),
+            "logit_scale": self.method.clip.logit_scale.detach().exp().item(),
+            "clips_per_second": steps * self.settings.batch_size / elapsed,
+            **{f"{phase}_share": round(share, 4) for phase, share in self.clock.shares().items()},
+        }
+        if self.process.device.type == "cuda":
+            values["gpu_memory_gib"] = round(torch.cuda.max_memory_allocated(self.process.device) / 2**30, 3)
+        if self.scaler.is_enabled():
+            values |= {"loss_scale": self.scaler.get_scale(), "skipped_steps": self.skipped}
+        self.logger.metrics(self.step, "train", values)
+        progress.set_postfix_str(
+            f"loss {values['loss']:.3f}, lr {values['lr']:.1e}, {values['clips_per_second']:.0f} clips/s, "
+            f"{values['data_share']:.0%} waiting for data"
+        )
+        self.clock.restart()
 
 
 def train(
@@ -64,8 +369,12 @@ def train(
     num_workers: int,
     n_display: int,
     after_epoch: Callable[[int], Any],
+    points: ResumePoints,
+    resume: str = "",
+    save_every: int = 0,
+    notes: dict[str, Any] | None = None,
 ) -> None:
-    """Train `method` in place.
+    """Train `method` in place, from the start or from where a run stopped.
 
     With fp16 the loss is scaled; a step whose gradient overflows is left out, while the schedule goes on, and counted
     as `skipped_steps` in the log and in `metrics.jsonl`.
@@ -76,88 +385,64 @@ def train(
         num_workers: decoding processes.
         n_display: steps between two lines in the log and in `metrics.jsonl`.
         after_epoch: called with the epoch's number (from 1), on every process.
+        points: where resume points are written: after every epoch, every `save_every` steps, and on STOP_SIGNALS.
+        resume: "auto", a resume point's path, or nothing, see `ResumePoints.find`.
+        notes: of the caller, saved and restored with the rest.
 
     Raises:
-        ValueError: if the batch does not divide by the processes, exceeds the pairs, or the loss is not finite.
+        ValueError: if the batch does not divide by the processes, exceeds the pairs, or the loss or the gradient is
+            not finite; if a video cannot be read, on all processes; if the point to resume from is another run's.
+        Interrupted: after a signal, once the resume point is written.
     """
-    if settings.batch_size % process.world_size:
-        raise ValueError(
-            f"--batch_size {settings.batch_size} is global and does not divide by the {process.world_size} processes"
-        )
-    per_rank = settings.batch_size // process.world_size
-    sampler = EpochSampler(len(pairs), per_rank, process.rank, process.world_size, seed, partner=pairs.partner)
-    loader = make_training_loader(pairs, sampler, num_workers, pin_memory=process.device.type == "cuda")
-    total_steps = settings.epochs * len(sampler)
+    notes = {} if notes is None else notes
+    run = Training(method, pairs, settings, process, logger, seed=seed, num_workers=num_workers)
+    state = points.find(resume) if resume else None
+    process.barrier()  # all have looked before one writes
+    if state is None and process.is_main:
+        points.set_aside()
+    if state is not None:
+        run.restore(state, notes)
+        logger.rewind(run.step, run.step / len(run.sampler))
+        log.info("resumed after step %d of %d", run.step, run.total_steps)
 
-    groups = method.parameter_groups(settings.lr, settings.coef_lr, settings.weight_decay)
-    parameters = [parameter for _, parameter in method.trainable_parameters()]
-    optimizer = build_optimizer(groups, process.device)
-    schedule = build_schedule(optimizer, total_steps, settings.warmup_proportion, settings.schedule)
-    scaler = torch.amp.GradScaler(process.device.type, enabled=settings.precision == "fp16")
-    autocast = autocast_for(settings.precision, process.device)
-    step_module: nn.Module = ContrastiveStep(method, autocast, settings.gather_gradient)
-    if process.world_size > 1:
-        devices = [process.device] if process.device.type == "cuda" else None
-        step_module = DistributedDataParallel(step_module, device_ids=devices)
-    log.info(
-        "training pairs %d, steps %d in %d epochs, global batch %d = %d x %d a process, negatives a query %d",
-        len(pairs), total_steps, settings.epochs, settings.batch_size, process.world_size, per_rank,
-        settings.batch_size - 1,
-    )  # fmt: skip
-    for group in groups:
-        log.info(
-            "  group %-14s %3d tensors, %11d values, lr %.2e, weight decay %g",
-            group["name"], len(group["params"]), sum(p.numel() for p in group["params"]), group["initial_lr"],
-            group["weight_decay"],
-        )  # fmt: skip
+    def save() -> None:
+        state = run.state(notes)
+        error = None
+        if process.is_main:
+            try:
+                points.save(run.step, state)
+            except OSError as caught:
+                error = caught
+        process.fail_together(error)
 
-    torch.manual_seed(seed + process.rank)  # dropout differs between processes, initialisation did not
-    step = skipped = 0
-    with tqdm(total=total_steps, unit="step", disable=not process.is_main, dynamic_ncols=True) as progress:
-        for epoch in range(settings.epochs):
+    displayed = run.step
+    with (
+        stop_requested() as stopping,
+        tqdm(
+            total=run.total_steps, initial=run.step, unit="step", disable=not process.is_main, dynamic_ncols=True
+        ) as progress,
+    ):
+        for epoch in range(run.step // len(run.sampler), settings.epochs):
             method.train()
-            sampler.set_epoch(epoch)
-            since, clips_since = time.perf_counter(), 0
-            for batch in loader:
-                inputs = (batch[k].to(process.device, non_blocking=True) for k in ("video", "frame_mask", "token_ids"))
-                loss = step_module(*inputs)
-                loss_value = loss.item()
-                if not math.isfinite(loss_value):
-                    videos = ", ".join(pairs.video_id(int(index)) for index in batch["index"][:8])
-                    raise ValueError(
-                        f"the loss is {loss_value} in step {step} on process {process.rank}, with the videos "
-                        f"{videos} ...; lower --lr{', pass --precision fp32' if scaler.is_enabled() else ''} or look "
-                        "at these files"
-                    )
-                optimizer.zero_grad(set_to_none=True)
-                scaler.scale(loss).backward()
-                scaler.unscale_(optimizer)
-                gradient_norm = nn.utils.clip_grad_norm_(parameters, settings.max_grad_norm)
-                scale = scaler.get_scale()
-                scaler.step(optimizer)
-                scaler.update()
-                skipped += scaler.get_scale() < scale  # the scaler lowers the scale when it leaves a step out
-                schedule.step()
-                method.after_step()
-                step += 1
-                clips_since += settings.batch_size
-                if step % n_display == 0 or step == total_steps:
-                    values = {
-                        "epoch": round(step / len(sampler), 4),
-                        "loss": loss_value,
-                        "lr": max(group["lr"] for group in optimizer.param_groups),
-                        "gradient_norm": gradient_norm.item(),
-                        "logit_scale": method.clip.logit_scale.detach().exp().item(),
-                        "clips_per_second": clips_since / (time.perf_counter() - since),
-                    }
-                    if scaler.is_enabled():
-                        values |= {"loss_scale": scaler.get_scale(), "skipped_steps": skipped}
-                    logger.metrics(step, "train", values)
-                    progress.set_postfix_str(
-                        f"loss {loss_value:.3f}, lr {values['lr']:.1e}, {values['clips_per_second']:.0f} clips/s"
-                    )
-                    since, clips_since = time.perf_counter(), 0
+            run.clock.restart()
+            for batch in run.batches(epoch):
+                values = run.take_step(batch)
+                if run.step % n_display == 0 or run.step == run.total_steps:
+                    run.report(values, run.step - displayed, progress)
+                    displayed = run.step
                 progress.update()
-            if scaler.is_enabled():
-                log.info("epoch %d, %d of %d steps skipped: their gradients overflowed fp16", epoch + 1, skipped, step)
+                at_epoch_end = run.step % len(run.sampler) == 0
+                if process.any(stopping()) and not at_epoch_end:
+                    save()
+                    raise Interrupted(f"stopped by a signal after step {run.step}; --resume auto goes on from there")
+                if save_every and run.step % save_every == 0 and not at_epoch_end:
+                    save()
+            if run.scaler.is_enabled():
+                log.info(
+                    "epoch %d, %d of %d steps skipped: their gradients overflowed fp16",
+                    epoch + 1, run.skipped, run.step,
+                )  # fmt: skip
             after_epoch(epoch + 1)
+            save()
+            if process.any(stopping()):
+                raise Interrupted(f"stopped by a signal after epoch {epoch + 1}; --resume auto goes on from there")

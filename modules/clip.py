@@ -16,10 +16,12 @@ draws is given for the text tower; here it serves both.
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 # f and s of f(s z) / s. quick_gelu, z · sigmoid(1.702 z), is what OpenAI's CLIP weights were trained with.
 ACTIVATIONS: dict[str, tuple[Callable[[Tensor], Tensor], float]] = {
@@ -159,17 +161,29 @@ class Block(nn.Module):
         self.attn = Attention(width, heads)
         self.ln_2 = nn.LayerNorm(width)
         self.mlp = MLP(width, activation)
+        self.recompute = False  # in backward, instead of keeping what is inside: less memory, a forward pass more
 
     def attend(
         self, x: Tensor, context: Tensor | None = None, mask: Tensor | None = None, causal: bool = False
     ) -> Tensor:
         """First half, residual included: [N, L, D] -> [N, L, D]; the arguments are those of `Attention.forward`."""
+        return self._run(self._attend, x, context, mask, causal)
+
+    def _attend(self, x: Tensor, context: Tensor | None, mask: Tensor | None, causal: bool) -> Tensor:
         context = None if context is None else self.ln_1(context)
         return x + self.attn(self.ln_1(x), context, mask, causal)
 
     def feed_forward(self, x: Tensor) -> Tensor:
         """Second half, residual included: [N, L, D] -> [N, L, D]."""
+        return self._run(self._feed_forward, x)
+
+    def _feed_forward(self, x: Tensor) -> Tensor:
         return x + self.mlp(self.ln_2(x))
+
+    def _run(self, half: Callable[..., Tensor], *arguments: Any) -> Tensor:
+        if self.recompute and torch.is_grad_enabled():
+            return checkpoint(half, *arguments, use_reentrant=False)
+        return half(*arguments)
 
     def forward(
         self, x: Tensor, context: Tensor | None = None, mask: Tensor | None = None, causal: bool = False

@@ -31,7 +31,7 @@ select_on=${select_on:-last}
 seed=${seed:-42}
 output_dir=${output_dir:-runs/msrvtt_$method}
 
-launch main_task_retrieval.py --do_train \
+EXEC=exec launch main_task_retrieval.py --do_train \
     --datatype msrvtt --expand_msrvtt_sentences \
     --train_csv "$train_csv" --val_csv "$val_csv" --data_path "$data_path" --features_path "$features_path" \
     --method "$method" --pretrained_clip_name "$pretrained_clip_name" --pretrained_dir "$pretrained_dir" \

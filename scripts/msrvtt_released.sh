@@ -47,7 +47,7 @@ select_on=${select_on:-test}
 seed=${seed:-42}
 output_dir=${output_dir:-runs/msrvtt_released_$method}
 
-launch main_task_retrieval.py --do_train \
+EXEC=exec launch main_task_retrieval.py --do_train \
     --datatype msrvtt --expand_msrvtt_sentences \
     --train_csv "$train_csv" --val_csv "$val_csv" --data_path "$data_path" --features_path "$features_path" \
     --method "$method" $method_flags \

@@ -13,8 +13,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from dataloaders.samples import Sample
 from engine.checkpoint import CheckpointHeader, save_checkpoint
-from main_task_retrieval import main
+from engine.report import main as report
+from main_task_retrieval import draw_captions, main
 from modules.clip_weights import backbone_sha256, load_clip
 from modules.methods import build_method
 from tests.small_data import SmallData, write_small_data
@@ -74,6 +76,12 @@ def test_trains_evaluates_and_leaves_its_traces(small_data, tmp_path, capsys):
     again = lines_of(out / "metrics.jsonl")[-1]
     assert len(scores(again)) == 10
     assert scores(again) == scores(trained)
+    # And it knows the settings of its run; what is said on the command line goes before.
+    assert main(["--do_eval", "--init_model", str(out / "last.safetensors"), "--output_dir", str(tmp_path / "b")]) == 0
+    assert scores(lines_of(tmp_path / "b" / "metrics.jsonl")[-1]) == scores(trained)
+    settings = json.loads((tmp_path / "b" / "config.json").read_text())
+    assert (settings["max_frames"], settings["do_train"]) == (3, False)
+    assert settings["row_name"] == settings["results_csv"] == ""
 
 
 @pytest.mark.parametrize(
@@ -193,8 +201,18 @@ def run_in_processes(n: int, arguments: list[str]) -> subprocess.CompletedProces
     )  # fmt: skip
 
 
+def test_three_processes_evaluate_as_one(small_data, tmp_path):
+    """Seven videos do not divide by three; none is counted twice."""
+    evaluation = ["--do_eval", *small_data.flags()]
+    assert main([*evaluation, "--output_dir", str(tmp_path / "one")]) == 0
+    done = run_in_processes(3, [*evaluation, "--output_dir", str(tmp_path / "three")])
+    assert done.returncode == 0, done.stderr[-2000:]
+    one, three = (lines_of(tmp_path / name / "metrics.jsonl")[-1] for name in ("one", "three"))
+    assert scores(one) == scores(three)
+
+
 def test_two_processes_give_the_numbers_of_one(small_data, tmp_path):
-    """Training on the same global batches and evaluating an odd number of videos."""
+    """Training on the same global batches and evaluating an odd number of videos, also with post-processing."""
     training = [
         "--do_train",
         *small_data.flags(),
@@ -206,6 +224,10 @@ def test_two_processes_give_the_numbers_of_one(small_data, tmp_path):
         "1e-3",
         "--coef_lr",
         "1",
+        "--dsl",
+        "--qb_norm",
+        "--querybank_size",
+        "9",
     ]
     assert main([*training, "--output_dir", str(tmp_path / "one")]) == 0
     done = run_in_processes(2, [*training, "--output_dir", str(tmp_path / "two")])
@@ -213,11 +235,41 @@ def test_two_processes_give_the_numbers_of_one(small_data, tmp_path):
     one, two = (lines_of(tmp_path / name / "metrics.jsonl") for name in ("one", "two"))
     assert len(one) == len(two)
     for ours, theirs in zip(one, two, strict=True):
-        for name in ours.keys() - {"time", "clips_per_second", "selection"}:
-            assert ours[name] == pytest.approx(theirs[name], rel=1e-4) if name != "kind" else True, name
+        for name in ours.keys() - {"time", "clips_per_second", "selection", "kind"}:
+            assert name.endswith("_share") or ours[name] == pytest.approx(theirs[name], rel=1e-4), name
     first, second = (load_file(tmp_path / name / "last.safetensors") for name in ("one", "two"))
     for name in first:
         torch.testing.assert_close(first[name], second[name], atol=1e-5, rtol=1e-4)
+
+
+def test_post_processing_adds_columns_and_changes_none(small_data, tmp_path, capsys):
+    flags = ["--do_eval", *small_data.flags(), "--output_dir", str(tmp_path / "run"), "--results_csv"]
+    plain_csv, extra_csv = tmp_path / "plain.csv", tmp_path / "extra.csv"
+    asked = ["--dsl", "--qb_norm", "--querybank_size", "9"]
+    assert main([*flags, str(plain_csv)]) == 0
+    assert main([*flags, str(extra_csv), *asked]) == 0
+    plain, extra = (scores(line) for line in lines_of(tmp_path / "run" / "metrics.jsonl"))
+    assert {name: extra[name] for name in plain} == plain
+    suffixes = [("t2v", "(DSL)"), ("v2t", "(DSL)"), ("t2v", "(QB-Norm)")]
+    names = {f"{way} {name} {suffix}" for way, suffix in suffixes for name in ("R@1", "R@5", "R@10", "MdR", "MnR")}
+    assert extra.keys() - plain.keys() == names
+    assert "text-to-video (QB-Norm):  R@1" in (tmp_path / "run" / "log.txt").read_text()
+    assert "query bank of QB-Norm: 9 captions" in (tmp_path / "run" / "log.txt").read_text()
+
+    capsys.readouterr()
+    assert report([str(extra_csv)]) == 0
+    assert "T2V R@1 (DSL)" in capsys.readouterr().out
+    assert "pass another --results_csv" in error_of([*flags, str(plain_csv), *asked], capsys)
+    assert "needs --train_csv" in error_of(["--do_eval", "--qb_norm", "--val_csv", "a", "--features_path", "b"], capsys)
+    assert "--dsl_temperature 0" in error_of(["--do_eval", "--dsl_temperature", "0"], capsys)
+
+
+def test_a_query_bank_is_drawn_without_repetition():
+    samples = [Sample("a", Path("a.mp4"), ("one", "two")), Sample("b", Path("b.mp4"), ("three",))]
+    drawn = draw_captions(samples, 2, seed=0)
+    assert [s.captions for s in drawn] == [s.captions for s in draw_captions(samples, 2, seed=0)]
+    assert len({s.captions for s in drawn}) == 2
+    assert {s.captions for s in draw_captions(samples, 5000, seed=0)} == {("one",), ("two",), ("three",)}
 
 
 def error_of(arguments: list[str], capsys) -> str:

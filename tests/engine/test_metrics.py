@@ -1,6 +1,10 @@
 """Metrics against plain loops: over orders for ties, over the full matrix for many captions a video."""
 
 import itertools
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -9,6 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from engine.metrics import RECALL_AT, count_better, retrieval_metrics, summarise, twin_accuracy
+
+ROOT = Path(__file__).parent.parent.parent
 
 
 def naive_summary(scores: np.ndarray, right: list[int]) -> dict[str, float]:
@@ -72,6 +78,61 @@ def test_a_score_that_is_no_number_is_an_error(bad):
 def test_a_video_without_caption_is_an_error():
     with pytest.raises(ValueError, match="one caption at least"):
         retrieval_metrics(lambda c, v: torch.zeros(len(c), len(v)), np.array([0, 0, 2]), 3)
+
+
+def test_never_asks_for_the_whole_matrix():
+    shapes = set()
+
+    def similarity(captions, videos):
+        shapes.add((len(captions), len(videos)))
+        return torch.zeros(len(captions), len(videos))
+
+    retrieval_metrics(similarity, np.repeat(np.arange(10), 5), 10, block=4)
+    assert shapes == {(4, 10), (2, 10), (50, 4), (50, 2)}
+
+
+LARGE_GALLERY = """
+import resource
+
+import numpy as np
+import torch
+
+from engine.metrics import retrieval_metrics, text_to_video_metrics, video_to_text_metrics
+from engine.postprocessing import dual_softmax, qb_norm
+from modules.similarity import cosine_similarity
+
+n_captions, n_videos, n_bank, scale = 50_000, 10_000, 5000, torch.tensor(100.0).log()
+owner = np.repeat(np.arange(n_videos), n_captions // n_videos)
+generator = torch.Generator().manual_seed(0)
+videos = torch.randn(n_videos, 512, generator=generator)
+captions = videos[owner] + 8 * torch.randn(n_captions, 512, generator=generator)
+bank = torch.randn(n_bank, 512, generator=generator)
+
+def similarity(c, v):
+    return cosine_similarity(captions[c], videos[v], scale)
+
+for_captions, for_videos = dual_softmax(similarity, n_captions, n_videos, 1.0)
+banked = qb_norm(similarity, lambda b, v: cosine_similarity(bank[b], videos[v], scale), n_bank, n_videos, 0.2)
+metrics = [
+    *retrieval_metrics(similarity, owner, n_videos).values(),
+    text_to_video_metrics(for_captions, owner, n_videos),
+    video_to_text_metrics(for_videos, owner, n_videos),
+    text_to_video_metrics(banked, owner, n_videos),
+]
+assert all(5 < each["R@1"] < 95 for each in metrics), metrics
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+"""
+
+
+@pytest.mark.slow
+def test_a_large_gallery_in_two_gigabytes():
+    """50,000 captions and 10,000 videos, whose whole matrix alone is 2 GB, with all post-processing and the imports."""
+    done = subprocess.run(
+        [sys.executable, "-c", LARGE_GALLERY],
+        cwd=ROOT, env=os.environ | {"CUDA_VISIBLE_DEVICES": ""}, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert int(done.stdout) * 1024 < 2e9
 
 
 def test_no_queries_is_an_error():

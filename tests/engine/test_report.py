@@ -1,9 +1,13 @@
-"""Tables from result rows."""
+"""Tables from result rows, and curves from what runs write while they train."""
 
+import json
+import sys
+
+import cv2
 import pandas as pd
 import pytest
 
-from engine.report import main, table_of_means, table_of_runs
+from engine.report import main, read_metrics, read_runs, table_of_means, table_of_runs
 
 ROWS = pd.DataFrame(
     {
@@ -33,6 +37,14 @@ def test_mean_and_deviation_over_seeds():
     assert cells[1] == ["STOP", "7.48 M", "42.0 ± 2.8", "4.0 ± 1.4", "2"]
 
 
+def test_columns_with_post_processing_stand_behind_the_plain_ones():
+    rows = ROWS.assign(**{"t2v R@1 (DSL)": [11.0, 41.0, 45.0], "t2v R@1 (QB-Norm)": [12.0, 42.0, 46.0]})
+    header, _, line, *_ = table_of_runs(rows).splitlines()
+    names = [cell.strip() for cell in header.split("|")[1:-1]]
+    assert names[3:] == ["T2V R@1", "MnR", "T2V R@1 (DSL)", "T2V R@1 (QB-Norm)", "seed"]
+    assert [cell.strip() for cell in line.split("|")[1:-1]][3:] == ["10.0", "20.0", "11.0", "12.0", "0"]
+
+
 @pytest.mark.parametrize(("name", "seed", "status"), [("STOP", "1", 0), ("STOP", "2", 1), ("ST", "1", 1)])
 def test_is_a_run_there(tmp_path, name, seed, status):
     path = tmp_path / "results.csv"
@@ -43,3 +55,112 @@ def test_is_a_run_there(tmp_path, name, seed, status):
 def test_missing_file(tmp_path, capsys):
     assert main([str(tmp_path / "none.csv")]) == 2
     assert "none.csv: no such file" in capsys.readouterr().err
+
+
+def test_a_table_is_of_one_file(capsys):
+    assert main(["a/metrics.jsonl", "b/metrics.jsonl"]) == 2
+    assert "b/metrics.jsonl: a table is of one results csv" in capsys.readouterr().err
+
+
+def training(epoch, loss):
+    return {"time": 0.0, "step": round(100 * epoch), "kind": "train", "epoch": epoch, "loss": loss, "lr": 0.1}
+
+
+def evaluation(epoch, recall, kind="test"):
+    return {"time": 0.0, "step": epoch, "kind": kind, "t2v R@1": recall, "t2v R@5": 90.0}
+
+
+def written(folder, *lines):
+    """A `metrics.jsonl` with these lines."""
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / "metrics.jsonl"
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return path
+
+
+def curve(rows, metric, kind):
+    rows = rows[rows["kind"] == kind].dropna(subset=metric)
+    return list(zip(rows["epoch"], rows[metric], strict=True))
+
+
+def test_training_and_evaluation_lie_on_one_axis_of_epochs(tmp_path):
+    epochs = [
+        training(0.5, 3),
+        training(1, 2),
+        evaluation(1, 40, "holdout"),
+        training(2, 1),
+        evaluation(2, 50, "holdout"),
+    ]
+    rows = read_metrics(written(tmp_path, *epochs, evaluation(1, 30)))
+    assert curve(rows, "loss", "train") == [(0.5, 3), (1, 2), (2, 1)]
+    assert curve(rows, "t2v R@1", "holdout") == [(1, 40), (2, 50)]
+    assert curve(rows, "t2v R@1", "test") == [(1, 30)]
+    assert curve(rows, "loss", "test") == []
+
+
+@pytest.mark.parametrize(
+    ("again", "losses", "recalls"),
+    [
+        ([training(0.5, 9)], [(0.5, 9)], []),  # anew
+        ([training(1.5, 9), evaluation(2, 60)], [(0.5, 3), (1, 2), (1.5, 9)], [(1, 40), (2, 60)]),  # from epoch 1
+        ([evaluation(1, 70)], [(0.5, 3), (1, 2), (2, 1)], [(1, 70), (2, 50)]),  # the best epoch, once more
+    ],
+)
+def test_a_run_that_was_started_again_says_its_last_word(tmp_path, again, losses, recalls):
+    before = [training(0.5, 3), training(1, 2), evaluation(1, 40), training(2, 1), evaluation(2, 50)]
+    rows = read_metrics(written(tmp_path, *before, *again))
+    assert curve(rows, "loss", "train") == losses
+    assert curve(rows, "t2v R@1", "test") == recalls
+
+
+def test_runs_have_their_folders_names(tmp_path):
+    one, two, other_one = (written(tmp_path / name, training(1, 1)) for name in ("a/one", "a/two", "b/one"))
+    assert list(read_runs([one, two])) == ["one", "two"]
+    assert list(read_runs([one, other_one])) == [str(tmp_path / "a/one"), str(tmp_path / "b/one")]
+
+
+def test_picture_of_curves(tmp_path):
+    pytest.importorskip("matplotlib")
+    runs = [written(tmp_path / f"run_{n}", training(1, 2), evaluation(1, 40 + n), training(2, 1)) for n in range(11)]
+    picture = tmp_path / "figs" / "curves.png"
+    assert main([*map(str, runs), "--curves", str(picture)]) == 0
+    pixels = cv2.imread(str(picture)).reshape(-1, 3)
+    colourful = pixels[pixels.max(1) - pixels.min(1) > 100]
+    assert len({tuple(pixel) for pixel in colourful.tolist()}) >= len(runs)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "metrics.jsonl: is empty"),
+        (b'{"kind": "train", "epoch": 1.0}\n{"kind": "tr', "metrics.jsonl: line 2 is damaged"),
+        (b'{"kind": "train", "step": 50, "loss": 1.0}\n', "line 1 is damaged"),
+        (b'{"kind": "trial", "step": 50, "loss": 1.0}\n', "line 1 is damaged"),
+        (b'{"kind": "train", "epoch": 1.0, "loss": "low"}\n', "line 1 is damaged"),
+        (b"[1, 2]\n", "line 1 is damaged"),
+        (b"\x89PNG\xff\n", "line 1 is damaged"),
+        (None, "No such file"),
+    ],
+)
+def test_files_that_are_no_metrics(tmp_path, capsys, content, message):
+    path = tmp_path / "metrics.jsonl"
+    if content is not None:
+        path.write_bytes(content)
+    assert main([str(path), "--curves", str(tmp_path / "curves.png")]) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("picture", "message"),
+    [
+        ("curves.txt", "give a name that ends in .png"),
+        ("curves.png", "--curves needs matplotlib: pip install matplotlib"),
+    ],
+)
+def test_no_picture(tmp_path, capsys, monkeypatch, picture, message):
+    monkeypatch.setitem(sys.modules, "matplotlib", None)  # an import raises ImportError
+    path = written(tmp_path, training(1, 1))
+    assert main([str(path), "--curves", str(tmp_path / picture)]) == 2
+    assert message in capsys.readouterr().err

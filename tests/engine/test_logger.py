@@ -1,0 +1,149 @@
+"""What a run writes, Weights & Biases (a stand-in) included, and the commit that provenance names."""
+
+import json
+import subprocess
+import sys
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from engine import logger
+from engine.distributed import Process
+from engine.logger import RunLogger, provenance
+from main_task_retrieval import main
+
+MAIN, OTHER = (Process(rank, 2, torch.device("cpu")) for rank in (0, 1))
+
+
+class FakeWandb:
+    """The part of the module `wandb` that a run uses; writes down what it is told."""
+
+    class Error(Exception):
+        pass
+
+    def __init__(self):
+        self.started, self.settings, self.lines, self.axes, self.exit_codes = [], {}, [], {}, []
+        self.config = SimpleNamespace(update=self.settings.update)
+
+    def init(self, **arguments):
+        self.started.append(arguments)
+        return self
+
+    def define_metric(self, name, step_metric=None):
+        self.axes[name] = step_metric
+
+    def log(self, values):
+        self.lines.append(values)
+
+    def finish(self, exit_code):
+        self.exit_codes.append(exit_code)
+
+
+@pytest.fixture
+def wandb(monkeypatch):
+    fake = FakeWandb()
+    monkeypatch.setitem(sys.modules, "wandb", fake)
+    return fake
+
+
+@pytest.fixture
+def tensorboard(monkeypatch):
+    """What is added to TensorBoard: (tag, value, step)."""
+    added = []
+    writer = SimpleNamespace(add_scalar=lambda *scalar: added.append(scalar), close=lambda: None)
+    monkeypatch.setattr("torch.utils.tensorboard.SummaryWriter", lambda folder: writer)
+    return added
+
+
+def test_weights_and_biases_hears_what_tensorboard_hears(tmp_path, wandb, tensorboard):
+    run = RunLogger(tmp_path / "mine", MAIN, "videos")
+    run.config({"lr": 0.1})
+    run.metrics(50, "train", {"epoch": 0.5, "loss": 2.0})
+    run.metrics(1, "test", {"t2v R@1": 40.0, "selection": "last epoch"})
+    run.close()
+    assert wandb.started == [{"project": "videos", "name": "mine", "dir": str(tmp_path / "mine")}]
+    assert wandb.settings == json.loads((tmp_path / "mine/config.json").read_text()) == {"lr": 0.1}
+    assert wandb.lines == [
+        {"train/step": 50, "train/epoch": 0.5, "train/loss": 2.0},
+        {"test/step": 1, "test/t2v_R1": 40.0},
+    ]
+    assert tensorboard == [("train/epoch", 0.5, 50), ("train/loss", 2.0, 50), ("test/t2v_R1", 40.0, 1)]
+    assert wandb.axes["test/*"] == "test/step"  # epochs, which must not fall behind the training steps
+    assert wandb.exit_codes == [0]
+
+
+def test_a_run_that_breaks_off_is_there_with_name_and_settings_and_marked_as_failed(tmp_path, wandb):
+    flags = ["--do_eval", "--val_csv", "v.csv", "--features_path", "videos", "--output_dir", str(tmp_path)]
+    flags += [
+        "--pretrained_clip_name",
+        str(tmp_path / "none.pt"),
+        "--wandb_project",
+        "videos",
+        "--row_name",
+        "STOP, 12",
+    ]
+    assert main(flags) == 2
+    assert wandb.started[0]["name"] == wandb.settings["row_name"] == "STOP, 12"
+    assert wandb.exit_codes == [1]
+
+
+@pytest.mark.parametrize(("process", "project"), [(OTHER, "videos"), (MAIN, "")])
+def test_only_the_main_process_starts_it_and_only_when_asked(tmp_path, wandb, process, project):
+    run = RunLogger(tmp_path, process, project)
+    run.metrics(1, "train", {"loss": 1.0})
+    run.close()
+    assert not wandb.started
+    assert (tmp_path / "metrics.jsonl").exists() == process.is_main
+
+
+def test_nothing_imports_it_unasked(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "wandb", None)  # an import raises ImportError
+    RunLogger(tmp_path, MAIN).close()
+
+
+def test_not_installed(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    with pytest.raises(ValueError, match=r"^--wandb_project needs Weights & Biases: pip install wandb$"):
+        RunLogger(tmp_path, MAIN, "videos")
+
+
+def test_does_not_start(tmp_path, wandb, monkeypatch):
+    def init(**_):
+        raise wandb.Error("no API key")
+
+    monkeypatch.setattr(wandb, "init", init)
+    with pytest.raises(ValueError, match=r"--wandb_project videos: .* did not start: no API key"):
+        RunLogger(tmp_path, MAIN, "videos")
+
+
+@pytest.fixture
+def repository(tmp_path, monkeypatch):
+    """A git repository with one commit, and `provenance` in it."""
+    for name in ("engine/logger.py", "results/runs.csv"):
+        (tmp_path / name).parent.mkdir()
+        (tmp_path / name).write_text("1\n")
+    git = ["git", "-c", "user.name=A", "-c", "user.email=a@b.c", "-c", "commit.gpgsign=false"]
+    for command in (["init", "-q"], ["add", "."], ["commit", "-q", "-m", "first"]):
+        subprocess.run([*git, *command], cwd=tmp_path, check=True)
+    monkeypatch.setattr(logger, "__file__", str(tmp_path / "engine/logger.py"))
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("changed", "mark"),
+    [
+        ([], ""),
+        (["results/runs.csv"], ""),
+        (["engine/logger.py"], "+changes"),
+        (["engine/logger.py", "results/runs.csv"], "+changes"),
+        (["engine/untracked.py"], ""),
+    ],
+)
+def test_changed_code_is_marked_and_changed_results_are_not(repository, changed, mark):
+    for name in changed:
+        (repository / name).write_text("2\n")
+    head = subprocess.run(
+        ["git", "rev-parse", "--short", "HEAD"], cwd=repository, capture_output=True, text=True, check=True
+    )
+    assert provenance(MAIN)["commit"] == head.stdout.strip() + mark

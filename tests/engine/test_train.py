@@ -1,0 +1,365 @@
+"""The training loop: the same numbers however the batch is divided and wherever the run is interrupted."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from engine.checkpoint import read_resume_point
+from engine.train import ContrastiveStep, Training, autocast_for
+from main_task_retrieval import EXIT_INTERRUPTED, main
+from modules.clip import Block
+from modules.methods import build_method
+from tests.engine.test_distributed import free_port
+from tests.tiny import tiny_batch, tiny_clip
+
+ROOT = Path(__file__).parent.parent.parent
+METHODS = {
+    "clip4clip": ["--method", "clip4clip", "--lr", "1e-3", "--coef_lr", "1"],
+    "stop": ["--method", "stop", "--lr", "1e-3", "--prompt_dropout", "0", "--frame_sampling", "segment"],
+}
+
+
+def training(small_data, output: Path, *flags: str) -> list[str]:
+    """20 pairs, 5 steps an epoch."""
+    few = ["--epochs", "2", "--batch_size", "4", "--n_display", "1", "--output_dir", str(output)]
+    return ["--do_train", *small_data.flags(), *few, *flags]
+
+
+def launch(processes: int, flags: list[str], *torchrun: str) -> list[str]:
+    launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}", *torchrun]
+    return [sys.executable, *launcher, str(ROOT / "main_task_retrieval.py"), *flags]
+
+
+def lines_of(output: Path, kind: str) -> list[dict]:
+    lines = [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
+    measured = re.compile("time|clips_per_second|.*_share")
+    return [
+        {name: value for name, value in line.items() if not measured.fullmatch(name)}
+        for line in lines
+        if line["kind"] == kind
+    ]
+
+
+def assert_same_weights(first: Path, second: Path, **tolerance: float) -> None:
+    ours, theirs = load_file(first / "last.safetensors"), load_file(second / "last.safetensors")
+    assert ours.keys() == theirs.keys()
+    for name in ours:
+        if tolerance:
+            torch.testing.assert_close(ours[name], theirs[name], **tolerance)
+        else:
+            assert torch.equal(ours[name], theirs[name]), name
+
+
+@pytest.mark.parametrize("method", list(METHODS))
+def test_processes_and_parts_change_nothing(small_data, tmp_path, method):
+    """1, 2 and 4 processes, the batch in 1, 2 and 4 parts: one loss curve, one set of weights."""
+    runs = {"1 x 1": (1, 1), "1 x 2": (1, 2), "1 x 4": (1, 4), "2 x 2": (2, 2), "4 x 1": (4, 1)}
+    for name, (processes, parts) in runs.items():
+        flags = training(small_data, tmp_path / name, *METHODS[method], "--gradient_accumulation_steps", str(parts))
+        if processes == 1:
+            assert main(flags) == 0
+        else:
+            environment = os.environ | {"OMP_NUM_THREADS": "1"}
+            done = subprocess.run(
+                launch(processes, flags), capture_output=True, text=True, env=environment, timeout=300, check=False
+            )
+            assert done.returncode == 0, done.stderr[-2000:]
+    curve = [line["loss"] for line in lines_of(tmp_path / "1 x 1", "train")]
+    assert len(set(curve)) == 10
+    for name in runs:
+        assert [line["loss"] for line in lines_of(tmp_path / name, "train")] == pytest.approx(curve, abs=1e-5)
+        assert_same_weights(tmp_path / name, tmp_path / "1 x 1", atol=1e-5, rtol=0)
+        assert lines_of(tmp_path / name, "test")[-1]["t2v R@1"] == lines_of(tmp_path / "1 x 1", "test")[-1]["t2v R@1"]
+
+
+def test_two_machines_equal_one(small_data, tmp_path):
+    """Two torchruns that find each other, with a process each, as scripts/slurm.sh starts them."""
+    assert main(training(small_data, tmp_path / "one", *METHODS["stop"])) == 0
+    flags = training(small_data, tmp_path / "two", *METHODS["stop"])
+    rendezvous = ["--nnodes=2", "--nproc_per_node=1", "--rdzv_id=7", "--rdzv_backend=c10d"]
+    rendezvous.append(f"--rdzv_endpoint=127.0.0.1:{free_port()}")
+    command = [sys.executable, "-m", "torch.distributed.run", *rendezvous, str(ROOT / "main_task_retrieval.py"), *flags]
+    machines = [subprocess.Popen(command, env=os.environ | {"OMP_NUM_THREADS": "1"}) for _ in range(2)]
+    assert [machine.wait(timeout=240) for machine in machines] == [0, 0]
+    assert_same_weights(tmp_path / "two", tmp_path / "one", atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.5])
+def test_cached_gradients_are_exact(dropout):
+    """In parts as in one, the temperature's gradient included; with dropout, both passes of a part draw the same."""
+    method = build_method("stop", tiny_clip(), prompt_dropout=dropout).train()
+    method.clip.logit_scale.requires_grad_(True)
+    step = ContrastiveStep(method, autocast_for("fp32", torch.device("cpu")))
+    video, frame_mask, token_ids = tiny_batch(batch=4)
+    inputs = (video.clamp(0, 1).mul(255).to(torch.uint8), frame_mask, token_ids)
+    parts = list(zip(*(tensor.chunk(4) for tensor in inputs), strict=True))
+    torch.manual_seed(3)
+    loss, cached, states = step.cache_gradients(parts)
+    for part, gradient, state in zip(parts, cached, states, strict=True):
+        torch.set_rng_state(state)
+        step(*part, gradient).backward()
+    ours = {name: p.grad.clone() for name, p in method.trainable_parameters()}
+    method.zero_grad()
+    torch.manual_seed(3)
+    text, clips = (torch.cat(rows) for rows in zip(*(step.embed(*part) for part in parts), strict=True))
+    whole = step.loss(text, clips)
+    whole.backward()
+    torch.testing.assert_close(loss, whole.detach())
+    for name, parameter in method.trainable_parameters():
+        torch.testing.assert_close(ours[name], parameter.grad, atol=1e-6, rtol=1e-4, msg=name)
+
+
+@pytest.mark.parametrize("name", ["stop", "clip4clip", "dgl"])
+def test_activation_checkpointing_changes_no_gradient(name):
+    gradients = []
+    for recompute in (False, True):
+        torch.manual_seed(0)
+        method = build_method(name, tiny_clip(), **({"max_frames": 4} if name == "dgl" else {}))
+        for block in method.modules():
+            if isinstance(block, Block):
+                block.recompute = recompute
+        torch.manual_seed(0)
+        text, clips = method(*tiny_batch())
+        method.similarity(text, clips).square().sum().backward()
+        gradients.append({n: p.grad for n, p in method.trainable_parameters()})
+    for n, gradient in gradients[0].items():
+        torch.testing.assert_close(gradients[1][n], gradient, atol=1e-6, rtol=1e-5)
+
+
+def interrupt_after(monkeypatch, step: int, number: signal.Signals = signal.SIGTERM) -> None:
+    """Have the run's own process get a signal once it has taken so many steps."""
+    take_step = Training.take_step
+
+    def and_then(self, batch):
+        values = take_step(self, batch)
+        if self.step == step:
+            os.kill(os.getpid(), number)
+        return values
+
+    monkeypatch.setattr(Training, "take_step", and_then)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+@pytest.mark.parametrize("step", [3, 5, 7])  # an epoch has 5
+def test_interrupted_and_resumed_is_never_interrupted(small_data, tmp_path, monkeypatch, step, number, capsys):
+    """Bit for bit, with dropout, frames drawn at random, a schedule and a selection under way."""
+    flags = ["--method", "stop", "--lr", "1e-3", "--frame_sampling", "segment", "--select_on", "test"]
+    assert main(training(small_data, tmp_path / "whole", *flags)) == 0
+    with monkeypatch.context() as patched:
+        interrupt_after(patched, step, number)
+        assert main(training(small_data, tmp_path / "cut", *flags, "--resume", "auto")) == EXIT_INTERRUPTED
+    assert "--resume auto goes on from there" in capsys.readouterr().err
+    assert signal.getsignal(number) is signal.SIG_DFL
+    assert main(training(small_data, tmp_path / "cut", *flags, "--resume", "auto")) == 0
+    assert f"resumed after step {step} of 10" in (tmp_path / "cut" / "log.txt").read_text()
+    assert_same_weights(tmp_path / "cut", tmp_path / "whole")
+    for kind in ("train", "test"):
+        assert lines_of(tmp_path / "cut", kind) == lines_of(tmp_path / "whole", kind)
+
+
+def test_resuming_a_finished_run_only_evaluates(small_data, tmp_path):
+    flags = training(small_data, tmp_path, *METHODS["clip4clip"], "--resume", "auto")
+    assert main(flags) == 0
+    weights, result = load_file(tmp_path / "last.safetensors"), lines_of(tmp_path, "test")[-1]
+    assert main(flags) == 0
+    assert all(torch.equal(tensor, weights[n]) for n, tensor in load_file(tmp_path / "last.safetensors").items())
+    assert lines_of(tmp_path, "test")[-1] == result
+    assert len(lines_of(tmp_path, "train")) == 10
+
+
+def test_points_that_stay_and_damaged_ones(small_data, tmp_path, caplog):
+    flags = training(small_data, tmp_path, *METHODS["clip4clip"], "--save_every", "2", "--keep_checkpoints", "3")
+    assert main(flags) == 0
+    points = sorted((tmp_path / "resume").iterdir())
+    assert [point.name for point in points] == ["step_00000006.pt", "step_00000008.pt", "step_00000010.pt"]
+    assert read_resume_point(points[1])["step"] == 8
+    weights = load_file(tmp_path / "last.safetensors")
+    points[2].write_bytes(points[2].read_bytes()[:-1000])  # cut short
+    damaged = bytearray(points[1].read_bytes())
+    damaged[len(damaged) // 2] ^= 255  # one byte is wrong
+    points[1].write_bytes(damaged)
+    assert main([*flags, "--resume", "auto"]) == 0
+    written = (tmp_path / "log.txt").read_text()
+    assert "step_00000010.pt: is damaged" in written
+    assert "step_00000008.pt: is damaged" in written
+    assert "resumed after step 6 of 10" in written
+    assert all(torch.equal(tensor, weights[n]) for n, tensor in load_file(tmp_path / "last.safetensors").items())
+
+
+def test_wrong_resume_names_the_difference(small_data, tmp_path, capsys):
+    flags = training(small_data, tmp_path, *METHODS["stop"])
+    assert main([*flags, "--epochs", "1"]) == 0
+    point = str(tmp_path / "resume" / "step_00000005.pt")
+    for more, message in (
+        (["--intra_width", "16"], "intra_width is 88 there and 16 here"),
+        (["--batch_size", "5"], "batch_size is 4 there and 5 here"),
+    ):
+        for resume in ("auto", point):
+            assert main([*flags, "--epochs", "1", *more, "--resume", resume]) == 2
+            assert message in capsys.readouterr().err
+    other = training(small_data, tmp_path, *METHODS["clip4clip"], "--epochs", "1")
+    assert main([*other, "--resume", "auto"]) == 2
+    assert "method is 'stop' there and 'clip4clip' here" in capsys.readouterr().err
+    assert main([*flags, "--resume", str(tmp_path / "none.pt")]) == 2
+    assert "none.pt: no such resume point" in capsys.readouterr().err
+    (tmp_path / "other.pt").write_bytes(b"no point")
+    assert main([*flags, "--resume", str(tmp_path / "other.pt")]) == 2
+    assert "other.pt: is damaged" in capsys.readouterr().err
+
+
+def test_another_backbone_is_refused(small_data, own_clip, tmp_path, capsys):
+    flags = training(small_data, tmp_path, *METHODS["clip4clip"], "--epochs", "1")
+    assert main(flags) == 0
+    assert main([*flags, "--pretrained_clip_name", str(own_clip), "--resume", "auto"]) == 2
+    assert "CLIP (sha256) is" in capsys.readouterr().err
+
+
+@pytest.fixture
+def own_clip(small_data, tmp_path) -> Path:
+    from safetensors.torch import save_file
+
+    path = tmp_path / "other_clip.safetensors"
+    save_file({name: tensor * 1.01 for name, tensor in load_file(small_data.clip).items()}, path)
+    return path
+
+
+def test_a_run_that_begins_anew_sets_old_points_aside(small_data, tmp_path):
+    flags = training(small_data, tmp_path, *METHODS["clip4clip"], "--epochs", "1")
+    for _ in range(3):
+        assert main(flags) == 0
+    for folder in ("resume", "resume_before_1", "resume_before_2"):
+        assert (tmp_path / folder / "step_00000005.pt").is_file()
+
+
+def test_a_full_disk_loses_nothing(small_data, tmp_path, monkeypatch, capsys):
+    flags = training(small_data, tmp_path, *METHODS["clip4clip"], "--save_every", "2")
+    save, written = torch.save, []
+
+    def until_full(content, path):
+        save(content, path)
+        written.append(path)
+        if len(written) == 3:
+            Path(path).write_bytes(Path(path).read_bytes()[:100])
+            raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(torch, "save", until_full)
+        assert main(flags) == 2
+    message = capsys.readouterr().err
+    assert "step_00000005.pt: could not be saved" in message
+    assert "No space left on device" in message
+    assert [p.name for p in sorted((tmp_path / "resume").iterdir())] == ["step_00000002.pt", "step_00000004.pt"]
+    assert main([*flags, "--resume", "auto"]) == 0
+    assert "resumed after step 4 of 10" in (tmp_path / "log.txt").read_text()
+
+
+def test_a_gradient_that_is_not_finite_stops_the_run(small_data, tmp_path, monkeypatch, capsys):
+    backward = Training.backward
+
+    def poisoned(self, inputs):
+        loss = backward(self, inputs)
+        if self.step == 2:
+            next(iter(self.parameters.values())).grad.fill_(np.nan)
+        return loss
+
+    monkeypatch.setattr(Training, "backward", poisoned)
+    assert main(training(small_data, tmp_path, *METHODS["clip4clip"])) == 2
+    message = capsys.readouterr().err
+    assert "the norm of the gradient is nan in step 2 on process 0, with the videos video" in message
+
+
+@pytest.mark.parametrize(("what", "video"), [("--do_train", "video3.mp4"), ("--do_eval", "video12.mp4")])
+def test_a_broken_video_on_one_process_stops_all(small_data, tmp_path, what, video):
+    """The other process does not wait for it, and both name the file."""
+    videos = tmp_path / "videos"
+    videos.mkdir()
+    for path in small_data.videos.iterdir():
+        if path.name != video:
+            (videos / path.name).symlink_to(path)
+    (videos / video).write_bytes(b"this is no video")
+    flags = training(small_data, tmp_path / "run", *METHODS["clip4clip"], "--features_path", str(videos))
+    command = launch(2, [what, *flags[1:]])
+    done = subprocess.run(command, capture_output=True, text=True, timeout=200, check=False)
+    assert done.returncode != 0
+    assert len(re.findall(rf"error: .*{re.escape(video)}", done.stderr)) == 2, done.stderr[-3000:]
+
+
+def children_of(pid: int) -> list[int]:
+    listed = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    return [int(child) for child in listed]
+
+
+def wait_for_step(output: Path, step: int, process: subprocess.Popen) -> None:
+    for _ in range(2000):
+        assert process.poll() is None, "the run ended before it could be killed"
+        if (output / "metrics.jsonl").is_file() and f'"step": {step}, "kind": "train"' in (
+            output / "metrics.jsonl"
+        ).read_text():
+            return
+        time.sleep(0.05)
+    pytest.fail(f"step {step} never came")
+
+
+@pytest.mark.skipif(not Path("/proc").is_dir(), reason="finds the processes in /proc")
+@pytest.mark.parametrize("restarts", [0, 2])
+def test_one_process_is_killed(small_data, tmp_path, restarts):
+    """torchrun ends the job, or starts it again and it goes on from its resume point; it never hangs."""
+    more = [*METHODS["clip4clip"], "--save_every", "1", "--resume", "auto", "--epochs", "20"]
+    flags = training(small_data, tmp_path / "killed", *more)
+    command = launch(2, flags, f"--max_restarts={restarts}")
+    with open(tmp_path / "output.txt", "w") as output:
+        process = subprocess.Popen(command, stdout=output, stderr=output, env=os.environ | {"OMP_NUM_THREADS": "1"})
+    wait_for_step(tmp_path / "killed", 6, process)
+    os.kill(children_of(process.pid)[-1], signal.SIGKILL)
+    code = process.wait(timeout=300)
+    written = (tmp_path / "output.txt").read_text()
+    if not restarts:
+        assert code != 0
+        assert "SIGKILL" in written
+        return
+    assert code == 0, written[-3000:]
+    assert "resumed after step" in (tmp_path / "killed" / "log.txt").read_text()
+    steps = [line["step"] for line in lines_of(tmp_path / "killed", "train")]
+    assert steps == list(range(1, 101))
+
+
+@pytest.mark.slow
+def test_killed_at_twenty_random_moments(small_data, tmp_path):
+    """SIGKILL anywhere, also during a save: it always goes on, and ends with the undisturbed run's numbers."""
+    more = ["--method", "stop", "--lr", "1e-3", "--frame_sampling", "segment", "--epochs", "12", "--save_every", "1"]
+    assert main(training(small_data, tmp_path / "whole", *more)) == 0
+    flags = training(small_data, tmp_path / "killed", *more, "--resume", "auto")
+    command = [sys.executable, str(ROOT / "main_task_retrieval.py"), *flags]
+    rng = np.random.default_rng(0)
+    points = tmp_path / "killed" / "resume"
+    kills = 0
+    while kills < 20:
+        with open(tmp_path / "output.txt", "a") as output:
+            process = subprocess.Popen(command, stdout=output, stderr=output, env=os.environ | {"OMP_NUM_THREADS": "1"})
+        before = {path.name for path in points.glob("step_*.pt")}
+        while process.poll() is None and {path.name for path in points.glob("step_*.pt")} == before:
+            time.sleep(0.01)  # until the first new point: every try gets further
+        time.sleep(rng.uniform(0, 0.5))
+        if process.poll() is not None:
+            break
+        process.kill()
+        process.wait()
+        kills += 1
+        for path in points.glob("step_*.pt"):
+            read_resume_point(path)  # raises if one is damaged
+    if kills == 20:
+        assert subprocess.run(command, check=False).returncode == 0
+    assert kills >= 10
+    assert_same_weights(tmp_path / "killed", tmp_path / "whole")
+    assert lines_of(tmp_path / "killed", "train") == lines_of(tmp_path / "whole", "train")
+    assert lines_of(tmp_path / "killed", "test")[-1] == lines_of(tmp_path / "whole", "test")[-1]
