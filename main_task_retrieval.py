@@ -220,8 +220,10 @@ class RetrievalRun:
 
     def save(self, path: Path) -> None:
         if self.process.is_main:
-            header = CheckpointHeader(self.config.flat(), self.epoch, self.backbone_sha256)
-            save_checkpoint(path, self.method, header)
+            full = self.config.run.save_full
+            save_checkpoint(
+                path, self.method, CheckpointHeader(self.config.flat(), self.epoch, self.backbone_sha256, full)
+            )
 
     def report(self) -> Metrics:
         """Evaluate on the test split and write the numbers down, with how these weights were selected."""

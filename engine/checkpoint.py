@@ -26,21 +26,25 @@ RESUME_FORMAT = "stop-video resume point 1"
 
 @dataclass(frozen=True)
 class CheckpointHeader:
-    """What a checkpoint says about itself: its settings by flag name, its epoch, and the hash of its CLIP."""
+    """What a checkpoint says about itself: its settings by flag name, its epoch, the hash of its CLIP, and whether it
+    is full: holds that CLIP too, and can be loaded over any other of its sizes."""
 
     settings: dict[str, Any]
     epoch: int
     backbone_sha256: str
+    full: bool = False
 
 
 def save_checkpoint(path: Path, method: Method, header: CheckpointHeader) -> None:
-    """Write the trainable tensors of `method`; a reader sees the old file or the whole new one, never a part."""
-    tensors = {name: parameter.detach().cpu().contiguous() for name, parameter in method.trainable_parameters()}
+    """Write the trainable tensors of `method`, or all of a `full` one; a reader sees the old file or the whole new one,
+    never a part."""
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in _tensors_of(method, header).items()}
     metadata = {
         "format": FORMAT,
         "settings": json.dumps(header.settings),
         "epoch": str(header.epoch),
         "backbone_sha256": header.backbone_sha256,
+        "full": str(header.full),
     }
     _write_atomically(path, lambda partial: save_file(tensors, partial, metadata))
 
@@ -77,10 +81,11 @@ def load_checkpoint(path: Path, method: Method, backbone_sha256: str) -> Checkpo
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: not a checkpoint of ours, made on another CLIP, or with other tensors than the method trains.
+        ValueError: not a checkpoint of ours, made on another CLIP that is not inside, or with other tensors than the
+            method has.
     """
     header, tensors = _read(path)
-    if header.backbone_sha256 != backbone_sha256:
+    if not header.full and header.backbone_sha256 != backbone_sha256:
         raise ValueError(
             f"{path}: was trained on another CLIP ({header.settings.get('pretrained_clip_name')}, sha256 "
             f"{header.backbone_sha256[:12]}) than the one given (sha256 {backbone_sha256[:12]}); pass its "
@@ -101,19 +106,28 @@ def _read(path: Path) -> tuple[CheckpointHeader, dict[str, torch.Tensor]]:
         raise ValueError(f"{path}: not a readable safetensors file ({error}); was it cut short?") from error
     if metadata.get("format") != FORMAT:
         raise ValueError(f"{path}: not a checkpoint of this project (its header says {metadata.get('format')!r})")
-    header = CheckpointHeader(json.loads(metadata["settings"]), int(metadata["epoch"]), metadata["backbone_sha256"])
+    settings, epoch = json.loads(metadata["settings"]), int(metadata["epoch"])
+    header = CheckpointHeader(settings, epoch, metadata["backbone_sha256"], metadata.get("full") == "True")
     return header, tensors
+
+
+def _tensors_of(method: Method, header: CheckpointHeader) -> dict[str, torch.Tensor]:
+    return method.state_dict() if header.full else dict(method.trainable_parameters())
 
 
 @torch.no_grad()
 def _load_exactly(path: Path, method: Method, tensors: dict[str, torch.Tensor], header: CheckpointHeader) -> None:
-    parameters = dict(method.trainable_parameters())
-    wrong = [f"{name} is missing" for name in parameters if name not in tensors]
-    wrong += [f"{name} is not a trained tensor of this method" for name in tensors if name not in parameters]
+    own = _tensors_of(method, header)
+    wrong = [f"{name} is missing" for name in own if name not in tensors]
     wrong += [
-        f"{name} has shape {tuple(tensors[name].shape)} and not {tuple(parameter.shape)}"
-        for name, parameter in parameters.items()
-        if name in tensors and tensors[name].shape != parameter.shape
+        f"{name} is not a {'' if header.full else 'trained '}tensor of this method"
+        for name in tensors
+        if name not in own
+    ]
+    wrong += [
+        f"{name} has shape {tuple(tensors[name].shape)} and not {tuple(tensor.shape)}"
+        for name, tensor in own.items()
+        if name in tensors and tensors[name].shape != tensor.shape
     ]
     if wrong:
         more = f" and {len(wrong) - 5} more" if len(wrong) > 5 else ""
@@ -121,8 +135,8 @@ def _load_exactly(path: Path, method: Method, tensors: dict[str, torch.Tensor], 
             f"{path}: does not fit the method {type(method).__name__}: {'; '.join(wrong[:5])}{more}; it was "
             f"trained with --method {header.settings.get('method')}"
         )
-    for name, parameter in parameters.items():
-        parameter.copy_(tensors[name])
+    for name, tensor in tensors.items():
+        own[name].copy_(tensor)
 
 
 @dataclass(frozen=True)

@@ -147,6 +147,7 @@ class RunConfig:
         "none), or a step_*.pt",
     ] = ""
     save_every: Annotated[int, "steps between two resume points, beside the one after each epoch; 0: only that"] = 0
+    save_full: Annotated[bool, "checkpoints hold all weights, the frozen CLIP's too, not only the trained"] = False
     keep_checkpoints: Annotated[int, "resume points that stay, the newest"] = 2
     row_name: Annotated[str, "the name of this run's row in --results_csv; the method's where none is given"] = ""
     results_csv: Annotated[str, "a csv file that gets one row for each evaluation on the test split"] = ""

@@ -44,6 +44,17 @@ def test_other_method_is_refused(saved):
         load_checkpoint(path, other, HEADER.backbone_sha256)
 
 
+def test_a_full_one_brings_its_clip(tmp_path):
+    method, other = (build_method("stop", tiny_clip(seed=seed)) for seed in (1, 2))
+    path = tmp_path / "full.safetensors"
+    save_checkpoint(path, method, CheckpointHeader({"method": "stop"}, 3, "a" * 64, full=True))
+    load_checkpoint(path, other, "b" * 64)
+    for name, tensor in other.state_dict().items():
+        assert torch.equal(tensor, method.state_dict()[name]), name
+    with pytest.raises(ValueError, match=r"does not fit the method VPT: prompts is missing; inter\S+ is not a tensor"):
+        load_checkpoint(path, build_method("vpt", tiny_clip()), "a" * 64)
+
+
 def test_wrong_shape_is_named(saved):
     path, method = saved
     tensors = load_file(path)
