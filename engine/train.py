@@ -237,15 +237,15 @@ class Training:
             )  # fmt: skip
         torch.manual_seed(seed + process.rank)  # dropout differs between processes, initialisation did not
 
-    def state(self, notes: dict[str, Any]) -> dict[str, Any]:
-        """Everything that the next step depends on; all processes ask for it together."""
+    def state(self, notes: dict[str, Any], random: list[torch.Tensor]) -> dict[str, Any]:
+        """Everything that the next step depends on; `random` are the random states of all processes."""
         return {
             "tensors": {name: parameter.detach().cpu() for name, parameter in self.parameters.items()},
             "optimizer": self.optimizer.state_dict(),
             "schedule": self.schedule.state_dict(),
             "scaler": self.scaler.state_dict(),
             "skipped": self.skipped,
-            "random": self.process.share(random_state(self.process.device)),
+            "random": random,
             "notes": notes,
         }
 
@@ -406,16 +406,15 @@ def train(
         log.info("resumed after step %d of %d", run.step, run.total_steps)
 
     def save() -> None:
-        state = run.state(notes)
+        random = process.share(random_state(process.device))
         error = None
         if process.is_main:
             try:
-                points.save(run.step, state)
+                points.save(run.step, run.state(notes, random))
             except OSError as caught:
                 error = caught
         process.fail_together(error)
 
-    displayed = run.step
     with (
         stop_requested() as stopping,
         tqdm(
@@ -425,6 +424,7 @@ def train(
         for epoch in range(run.step // len(run.sampler), settings.epochs):
             method.train()
             run.clock.restart()
+            displayed = run.step
             for batch in run.batches(epoch):
                 values = run.take_step(batch)
                 if run.step % n_display == 0 or run.step == run.total_steps:

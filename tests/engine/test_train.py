@@ -167,6 +167,16 @@ def test_interrupted_and_resumed_is_never_interrupted(small_data, tmp_path, monk
         assert lines_of(tmp_path / "cut", kind) == lines_of(tmp_path / "whole", kind)
 
 
+def test_where_the_time_goes(small_data, tmp_path):
+    assert main(training(small_data, tmp_path, *METHODS["clip4clip"], "--epochs", "1")) == 0
+    for line in map(json.loads, (tmp_path / "metrics.jsonl").read_text().splitlines()):
+        if line["kind"] == "train":
+            shares = [line[f"{phase}_share"] for phase in ("data", "forward", "backward", "optimiser")]
+            assert all(share > 0 for share in shares)
+            assert sum(shares) == pytest.approx(1, abs=1e-3)
+            assert line["clips_per_second"] > 0
+
+
 def test_resuming_a_finished_run_only_evaluates(small_data, tmp_path):
     flags = training(small_data, tmp_path, *METHODS["clip4clip"], "--resume", "auto")
     assert main(flags) == 0
