@@ -49,7 +49,7 @@ def read_split(split: str, *, data_path: Path, features_path: Path, train_csv: P
 def _training_captions(train_csv: Path, data_path: Path) -> dict[str, list[str]]:
     rows = _read_csv(train_csv, "--train_csv", columns=("video_id",))
     captions: dict[str, list[str]] = {row["video_id"]: [] for row in rows}
-    for video_id, caption in _read_sentences(data_path):
+    for video_id, caption in read_sentences(data_path):
         if video_id in captions:
             captions[video_id].append(caption)
     without = [video_id for video_id, texts in captions.items() if not texts]
@@ -89,7 +89,7 @@ def _read_csv(path: Path, flag: str, columns: Sequence[str]) -> list[dict[str, s
     return rows
 
 
-def _read_sentences(path: Path) -> list[tuple[str, str]]:
+def read_sentences(path: Path) -> list[tuple[str, str]]:
     """(video_id, caption) of every sentence of MSRVTT_data.json."""
     mend = "pass MSRVTT_data.json"
     data = read_json(path, "--data_path", mend)
