@@ -64,7 +64,7 @@ def _sample(video_id: str, path: Path, entry: Any, captions_path: Path) -> Sampl
     try:
         caption = " ".join(sentence.strip() for sentence in entry["sentences"]).strip()
         end = float(math.ceil(entry["duration"]))
-    except (KeyError, TypeError, AttributeError) as error:
+    except (KeyError, TypeError, AttributeError, ValueError, OverflowError) as error:  # ceil of nan and of infinity
         raise ValueError(
             f"--data_path {captions_path}: {video_id} has no `duration` or no list of `sentences`; download it again."
         ) from error

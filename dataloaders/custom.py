@@ -49,6 +49,9 @@ def read_split(split: str, *, features_path: Path, train_csv: Path, val_csv: Pat
 
 def _csv_rows(name: str, text: str) -> Iterator[tuple[int, Mapping[str, Any]]]:
     reader = csv.DictReader(io.StringIO(text, newline=""))
+    if not {"path", "caption"} <= set(reader.fieldnames or ()):
+        found = ", ".join(reader.fieldnames or ()) or "nothing"
+        raise ValueError(f"{name} has no header with `path` and `caption` (its first line: {found}): add it.")
     try:
         for row in reader:
             if None in row:
@@ -107,4 +110,4 @@ def _seconds(row: Mapping[str, Any], name: str) -> float | None:
 def _video_id(name: str, start: float | None, end: float | None) -> str:
     if start is None and end is None:
         return name
-    return f"{name} [{start or 0:g} s, {'end' if end is None else f'{end:g} s'}]"
+    return f"{name} [{start or 0:.10g} s, {'end' if end is None else f'{end:.10g} s'}]"

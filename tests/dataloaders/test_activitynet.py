@@ -49,6 +49,7 @@ def test_a_map_of_files_says_which_and_where(read, tmp_path, key):
         ("val_1.json", [], "not a JSON object"),
         ("val_1.json", {"v_c": {"duration": 3}}, "v_c has no `duration` or no list of `sentences`"),
         ("val_1.json", {"v_c": {"sentences": ["a"], "duration": "3"}}, "v_c has no `duration`"),
+        ("val_1.json", {"v_c": {"sentences": ["a"], "duration": float("inf")}}, "v_c has no `duration`"),
         ("val_1.json", {"v_c": {"sentences": [" "], "duration": 3}}, "v_c has only empty sentences"),
     ],
 )
