@@ -49,10 +49,11 @@ def read_split(split: str, *, features_path: Path, train_csv: Path, val_csv: Pat
 
 def _csv_rows(name: str, text: str) -> Iterator[tuple[int, Mapping[str, Any]]]:
     reader = csv.DictReader(io.StringIO(text, newline=""))
-    if not {"path", "caption"} <= set(reader.fieldnames or ()):
-        found = ", ".join(reader.fieldnames or ()) or "nothing"
-        raise ValueError(f"{name} has no header with `path` and `caption` (its first line: {found}): add it.")
     try:
+        header = reader.fieldnames or ()
+        if not {"path", "caption"} <= set(header):
+            found = ", ".join(header) or "nothing"
+            raise ValueError(f"{name} has no header with `path` and `caption` (its first line: {found}): add it.")
         for row in reader:
             if None in row:
                 raise ValueError(f"{name}, line {reader.line_num}: more fields than columns; quote a comma's sentence.")

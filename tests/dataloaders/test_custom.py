@@ -94,6 +94,8 @@ def test_broken_lists(read, tmp_path):
     assert_one_sentence(read_it, ValueError, "line 2: more fields than columns")
     write_lines(path, ["path,caption,split", "a.mp4,x,train"])
     assert_one_sentence(read_it, ValueError, "lists no video of the split 'test'")
+    write_lines(path, ['"path,caption', *["b"] * 100_000])
+    assert_one_sentence(read_it, ValueError, "field larger than field limit")
     write_lines(path, ["path,caption", '"a.mp4,x', *["b"] * 100_000])
     assert_one_sentence(read_it, ValueError, "field larger than field limit")
     write_lines(path, ["path,caption", "c.mp4,x"])
