@@ -13,7 +13,7 @@ import json
 import os
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -253,13 +253,13 @@ def hold_out(samples: list[Sample], count: int, seed: int) -> tuple[list[Sample]
     held = set(np.random.default_rng(seed).permutation(len(samples))[:count].tolist())
     return (
         [sample for row, sample in enumerate(samples) if row not in held],
-        [Sample(s.video_id, s.path, s.captions[:1]) for row, s in enumerate(samples) if row in held],
+        [replace(s, captions=s.captions[:1]) for row, s in enumerate(samples) if row in held],
     )
 
 
 def draw_captions(samples: list[Sample], count: int, seed: int) -> list[Sample]:
     """At most `count` captions of all samples, drawn without repetition, each as a sample of its own."""
-    pairs = [Sample(s.video_id, s.path, (caption,)) for s in samples for caption in s.captions]
+    pairs = [replace(s, captions=(caption,)) for s in samples for caption in s.captions]
     return [pairs[item] for item in np.random.default_rng(seed).permutation(len(pairs))[:count]]
 
 

@@ -2,16 +2,16 @@
 
 Training: a csv with the column `video_id`, and the json `MSRVTT_data.json` whose `sentences` hold `video_id` and
 `caption`. Test: the csv of the "1k-A" split with the columns `video_id` and `sentence`. Videos:
-`<features_path>/<video_id>.mp4`. Any data in these formats is read alike; the published numbers of videos and
-captions are in `EXPECTED`.
+`<features_path>/<video_id>.mp4`, or with another extension. Any data in these formats is read alike; the published
+numbers of videos and captions are in `EXPECTED`.
 """
 
 import csv
 import io
-import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
+from dataloaders.files import check_split, find_videos, read_json, read_text, report_count
 from dataloaders.samples import Sample
 
 # csv file as published -> (videos, captions)
@@ -21,8 +21,6 @@ EXPECTED = {
     "MSRVTT_JSFUSION_test.csv": (1000, 1000),
 }
 
-VIDEO_EXTENSIONS = (".mp4", ".avi", ".mkv", ".webm", ".mov")  # in this order of preference
-
 
 def read_split(split: str, *, data_path: Path, features_path: Path, train_csv: Path, val_csv: Path) -> list[Sample]:
     """The samples of "train" or "test", in the order of the csv, one for each video.
@@ -30,41 +28,28 @@ def read_split(split: str, *, data_path: Path, features_path: Path, train_csv: P
     `data_path` is the json and only read for "train". Raises ValueError for a file with the wrong content and
     FileNotFoundError for a missing file, one of the videos included.
     """
+    check_split("MSR-VTT", split, ("train", "test"))
     if split == "train":
         csv_path, flag = train_csv, "--train_csv"
         captions = _training_captions(train_csv, data_path)
-    elif split == "test":
+    else:
         csv_path, flag = val_csv, "--val_csv"
         captions = _test_captions(val_csv)
-    else:
-        raise ValueError(f"MSR-VTT has no split {split!r}: pass train or test.")
     if not captions:
         raise ValueError(f"{flag} {csv_path} lists no video: download it again.")
 
-    if not features_path.is_dir():
-        raise FileNotFoundError(f"--features_path {features_path} is not a directory: pass the one with the videos.")
-    files = {path.name for path in features_path.iterdir()}
-    samples = [
-        Sample(video_id, features_path / _file_name(video_id, files), tuple(texts))
-        for video_id, texts in captions.items()
+    paths = find_videos(list(captions), features_path, csv_path)
+    expected = EXPECTED.get(csv_path.name)
+    report_count(csv_path, len(captions), expected[0] if expected else None)
+    return [
+        Sample(video_id, path, tuple(texts)) for (video_id, texts), path in zip(captions.items(), paths, strict=True)
     ]
-    if missing := missing_videos(samples):
-        raise FileNotFoundError(
-            f"{missing[0].path} is missing, the first of {len(missing)} missing among the {len(samples)} videos of "
-            f"{csv_path.name}: download them, or correct --features_path."
-        )
-    return samples
-
-
-def missing_videos(samples: Iterable[Sample]) -> list[Sample]:
-    """The samples whose video file does not exist."""
-    return [sample for sample in samples if not sample.path.is_file()]
 
 
 def _training_captions(train_csv: Path, data_path: Path) -> dict[str, list[str]]:
     rows = _read_csv(train_csv, "--train_csv", columns=("video_id",))
     captions: dict[str, list[str]] = {row["video_id"]: [] for row in rows}
-    for video_id, caption in _read_sentences(data_path):
+    for video_id, caption in read_sentences(data_path):
         if video_id in captions:
             captions[video_id].append(caption)
     without = [video_id for video_id, texts in captions.items() if not texts]
@@ -84,7 +69,7 @@ def _test_captions(val_csv: Path) -> dict[str, list[str]]:
 
 
 def _read_csv(path: Path, flag: str, columns: Sequence[str]) -> list[dict[str, str]]:
-    reader = csv.DictReader(io.StringIO(_read_text(path, flag)))
+    reader = csv.DictReader(io.StringIO(read_text(path, flag)))
     header = reader.fieldnames or ()
     for column in columns:
         if column not in header:
@@ -104,31 +89,13 @@ def _read_csv(path: Path, flag: str, columns: Sequence[str]) -> list[dict[str, s
     return rows
 
 
-def _read_sentences(path: Path) -> list[tuple[str, str]]:
+def read_sentences(path: Path) -> list[tuple[str, str]]:
     """(video_id, caption) of every sentence of MSRVTT_data.json."""
-    text = _read_text(path, "--data_path")
     mend = "pass MSRVTT_data.json"
-    try:
-        data = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise ValueError(f"--data_path {path} is not valid JSON ({error}): {mend}.") from error
+    data = read_json(path, "--data_path", mend)
     try:
         return [(str(sentence["video_id"]), str(sentence["caption"])) for sentence in data["sentences"]]
     except (KeyError, TypeError) as error:
         raise ValueError(
             f"--data_path {path} does not hold a list `sentences` of objects with `video_id` and `caption`: {mend}."
         ) from error
-
-
-def _read_text(path: Path, flag: str) -> str:
-    if not path.is_file():
-        raise FileNotFoundError(f"{flag} {path} is not a file: correct the path, or download it.")
-    try:
-        return path.read_text(encoding="utf-8-sig")  # spreadsheet programs put a byte order mark first
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{flag} {path} is not a text file in UTF-8: download it again.") from error
-
-
-def _file_name(video_id: str, files: set[str]) -> str:
-    names = [video_id + extension for extension in VIDEO_EXTENSIONS]
-    return next((name for name in names if name in files), names[0])

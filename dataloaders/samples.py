@@ -31,11 +31,14 @@ Batch = dict[str, torch.Tensor]
 
 @dataclass(frozen=True)
 class Sample:
-    """One video of a data set with all its captions."""
+    """One video of a data set with all its captions; `start` and `end`, in seconds, where only a part of the file
+    belongs to it (None: from the file's start, to its end)."""
 
     video_id: str
     path: Path
     captions: tuple[str, ...]
+    start: float | None = None
+    end: float | None = None
 
 
 @dataclass(frozen=True)
@@ -71,17 +74,25 @@ class FrameReader:
             raise ValueError(f"--feature_framerate is {self.feature_framerate}: pass 0 (every frame) or more.")
         sampling.uniform(1, 1, self.slice_framepos)  # refuses an unknown slice_framepos now, not at the first video
 
-    def __call__(self, path: Path, generator: np.random.Generator | None = None) -> tuple[torch.Tensor, torch.Tensor]:
+    def __call__(
+        self,
+        path: Path,
+        generator: np.random.Generator | None = None,
+        start: float | None = None,
+        end: float | None = None,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         """-> video uint8 [T, 3, S, S] and frame_mask bool [T], True for real frames.
 
-        `generator` is needed for "segment" and "released" in training and is not touched otherwise. Raises VideoError,
-        also for a video that is too small to crop.
+        With `start` or `end` the frames of that window of time are the whole video. `generator` is needed for
+        "segment" and "released" in training and is not touched otherwise. Raises VideoError, also for a video that is
+        too small to crop and for a window without a frame.
         """
 
         def choose(n_frames: int, fps: float) -> np.ndarray:
             if self.feature_framerate > 0 and fps == 0:
                 raise VideoError(f"{path} states no frame rate: re-encode it, or pass --feature_framerate 0.")
-            candidates = sampling.at_frame_rate(n_frames, fps, self.feature_framerate)
+            first, stop = _window(path, n_frames, fps, start, end)
+            candidates = first + sampling.at_frame_rate(stop - first, fps, self.feature_framerate)
             return candidates[self._positions(len(candidates), generator)]
 
         frames = self._squares(read_frames(path, choose).frames, path)
@@ -110,6 +121,22 @@ class FrameReader:
                 f"it with a short side of {self.image_size}, or pass --frame_transform resize."
             )
         return centre_crop(frames, self.image_size)
+
+
+def _window(path: Path, n_frames: int, fps: float, start: float | None, end: float | None) -> tuple[int, int]:
+    """First frame number of the window and the one after its last; VideoError if there is none in between."""
+    if start is None and end is None:
+        return 0, n_frames
+    if fps == 0:
+        raise VideoError(f"{path} states no frame rate, so that seconds cannot be found in it: re-encode it.")
+    first, stop = sampling.in_window(n_frames, fps, start, end)
+    if first >= stop:
+        until = "its end" if end is None else f"{end:g} s"
+        raise VideoError(
+            f"{path} has no frame from {start or 0:g} s until {until}, it lasts {n_frames / fps:g} s: correct the "
+            "times, or download it again."
+        )
+    return first, stop
 
 
 class TrainingPairs(Dataset[Item]):
@@ -158,7 +185,7 @@ class TrainingPairs(Dataset[Item]):
         sample = self.samples[row]
         if caption < 0:
             caption = generator.integers(len(sample.captions))
-        video, frame_mask = self.frames(sample.path, generator)
+        video, frame_mask = self.frames(sample.path, generator, sample.start, sample.end)
         token_ids = self.tokenize(sample.captions[caption])[0]
         return {"video": video, "frame_mask": frame_mask, "token_ids": token_ids, "index": index}
 
@@ -179,7 +206,8 @@ class GalleryVideos(Dataset[Item]):
         return len(self.samples)
 
     def __getitem__(self, index: int) -> Item:
-        video, frame_mask = self.frames(self.samples[index].path)
+        sample = self.samples[index]
+        video, frame_mask = self.frames(sample.path, start=sample.start, end=sample.end)
         return {"video": video, "frame_mask": frame_mask, "index": index}
 
     def video_id(self, index: int) -> str:

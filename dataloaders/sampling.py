@@ -1,16 +1,31 @@
 """Which frames of a video a model sees: pure functions from counts to frame numbers, no files and no pixels.
 
-`at_frame_rate` thins a video out to its candidates; the others then pick positions among the n candidates: `uniform`
-as CLIP4Clip, `segment_random` and `segment_centres` (training and evaluation) over the whole clip, `released_training`
-and `released_evaluation` as the authors' released code of STOP. `uniform` gives fewer than T positions for a short
-video (the caller pads); the rest always give T and repeat frames where they must.
+`in_window` finds the part of a video that is given in seconds, `at_frame_rate` thins it out to its candidates; the
+others then pick positions among the n candidates: `uniform` as CLIP4Clip, `segment_random` and `segment_centres`
+(training and evaluation) over the whole clip, `released_training` and `released_evaluation` as the authors' released
+code of STOP. `uniform` gives fewer than T positions for a short video (the caller pads); the rest always give T and
+repeat frames where they must.
 
 Shapes: n candidate frames, T = `max_frames`. Everything returned is int64, sorted, and counts from 0.
 """
 
+import math
+
 import numpy as np
 
 HEAD, TAIL, SPREAD = 0, 1, 2  # the values of --slice_framepos, as in CLIP4Clip
+
+
+def in_window(n_frames: int, fps: float, start: float | None, end: float | None) -> tuple[int, int]:
+    """The frames on screen at some moment of [start, end) seconds -> (first, one after the last), within 0..n_frames.
+
+    Frame f is on screen during [f / fps, (f + 1) / fps). None is the video's own start or end. A window that holds no
+    frame gives first >= stop.
+    """
+    rounding = 1e-6  # in frames: 0.7 s at 10 fps come out as 7.000000000000001
+    first = 0 if start is None else max(0, math.floor(start * fps + rounding))
+    stop = n_frames if end is None else min(n_frames, math.ceil(end * fps - rounding))
+    return first, stop
 
 
 def at_frame_rate(n_frames: int, fps: float, feature_framerate: float) -> np.ndarray:

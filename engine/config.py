@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from typing import Annotated, Any, Literal
 
-from dataloaders import DATASETS
+from dataloaders import DATASETS, NEEDED_FLAGS
 from modules.methods import METHODS, method_options
 
 
@@ -46,10 +46,10 @@ class DataConfig:
     """Which clips and captions, and which frames and words of them."""
 
     datatype: Annotated[str, "one of dataloaders.DATASETS"] = "msrvtt"
-    data_path: Annotated[str, "the annotation file (MSRVTT_data.json)"] = ""
+    data_path: Annotated[str, "the annotation file (MSRVTT_data.json), or the folder with a data set's files"] = ""
     features_path: Annotated[str, "the folder with the video files"] = ""
-    train_csv: Annotated[str, "csv with the training videos' ids"] = ""
-    val_csv: Annotated[str, "csv with the test pairs (the lineage's name for it)"] = ""
+    train_csv: Annotated[str, "csv with the training videos' ids; custom: csv or jsonl"] = ""
+    val_csv: Annotated[str, "csv with the test pairs (the lineage's name for it); custom: csv or jsonl"] = ""
     train_twins_csv: Annotated[str, "csv with pairs of training clips that shall meet in a batch, as twins_csv"] = ""
     twins_csv: Annotated[str, "csv with pairs of test clips that are each other backwards; adds the column twins"] = ""
     expand_msrvtt_sentences: Annotated[bool, "every caption is a training pair, not one at random a video"] = False
@@ -200,9 +200,9 @@ class Config:
 
     def __post_init__(self) -> None:
         if self.run.do_train or self.run.do_eval:
-            needed = ["val_csv", "features_path"]
+            needed, for_training = NEEDED_FLAGS[self.data.datatype]
             if self.run.do_train or self.run.qb_norm:
-                needed += ["train_csv", "data_path"]
+                needed += for_training
             missing = [f"--{name}" for name in needed if not getattr(self.data, name)]
             if missing:
                 raise ValueError(f"{self.data.datatype} needs {', '.join(missing)}: where its files are")

@@ -131,3 +131,27 @@ def test_the_released_protocol_trains(small_data, tmp_path):
     lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert [line["kind"] for line in lines] == ["train", "test", "test"]
     assert lines[-1]["selection"] == "best epoch ON THE TEST SPLIT"
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [  # epochs, global batch size, learning rate, words, frames, every caption a pair
+        ("msvd", (5, 128, 1e-3, 32, 12, True)),
+        ("vatex", (10, 512, 5e-3, 32, 12, True)),
+        ("didemo", (10, 128, 1e-3, 64, 64, False)),
+        ("activitynet", (10, 128, 1e-3, 64, 64, False)),
+        ("lsmdc", (10, 512, 1e-2, 32, 12, True)),
+        ("custom", (5, 128, 1e-3, 32, 12, True)),
+    ],
+)
+def test_the_settings_of_each_data_set(recorder, name, expected):
+    names = ("epochs", "batch_size", "lr", "max_words", "max_frames", "expand_msrvtt_sentences")
+    prompts, fine_tuning = (
+        settings_of(command)
+        for method in ("stop", "clip4clip")
+        for command in commands_of(ROOT / "scripts" / f"{name}.sh", recorder, method=method)[-1:]
+    )
+    assert prompts["datatype"] == name
+    assert tuple(prompts[setting] for setting in names) == expected
+    assert tuple(fine_tuning[setting] for setting in names) == (5, 128, 1e-4, *expected[3:])
+    assert (fine_tuning["frame_sampling"], fine_tuning["feature_framerate"]) == ("uniform", 1)

@@ -1,6 +1,7 @@
 """Items, batches and their order: what is trained on depends on seed and epoch, never on workers or processes."""
 
 import pickle
+from dataclasses import replace
 from itertools import chain
 
 import numpy as np
@@ -156,6 +157,53 @@ def test_a_video_without_frame_rate_cannot_be_thinned_out(data, monkeypatch):
     with pytest.raises(VideoError, match=r"video0\.mp4 states no frame rate"):
         FrameReader(4, 32, feature_framerate=1.0)(data[0].path)
     assert FrameReader(4, 32)(data[0].path)[1].all()
+    with pytest.raises(VideoError, match="states no frame rate, so that seconds"):
+        FrameReader(4, 32)(data[0].path, start=1.0)
+
+
+# --- a window of time ---
+
+
+@pytest.mark.parametrize(
+    ("start", "end", "expected"),
+    [
+        (None, None, [0, 6, 12, 19]),
+        (0.0, 31.0, [0, 6, 12, 19]),
+        (1.0, 3.0, [5, 8, 11, 14]),
+        (2.0, None, [10, 13, 16, 19]),
+        (None, 0.8, [0, 1, 2, 3]),
+        (1.3, 1.5, [6, 7]),  # frame 6 is on screen from 1.2 s to 1.4 s
+        (3.9, 99.0, [19]),
+    ],
+)
+def test_frames_come_from_the_window_alone(data, start, end, expected):
+    # 20 frames at 5 fps are 4 seconds
+    video, frame_mask = FrameReader(4, 32)(data[0].path, start=start, end=end)
+    assert numbers(video[frame_mask]) == expected
+
+
+def test_windows_with_every_sampling(data):
+    for sampling, expected in (("segment", [7, 12]), ("released", [7, 12])):
+        assert numbers(FrameReader(2, 32, sampling)(data[0].path, start=1.0, end=3.0)[0]) == expected
+        random = FrameReader(2, 32, sampling, training=True)
+        for seed in range(5):
+            first, second = numbers(random(data[0].path, np.random.default_rng(seed), 1.0, 3.0)[0])
+            assert 5 <= first < 10 <= second < 15
+    thinned = FrameReader(4, 32, feature_framerate=1.0)(data[0].path, start=1.0, end=3.0)
+    assert numbers(thinned[0][thinned[1]]) == [5, 10]
+
+
+@pytest.mark.parametrize(("start", "end"), [(4.0, None), (9.0, 12.0), (2.0, 2.0), (3.0, 1.0), (0.0, 0.0)])
+def test_a_window_without_a_frame_is_refused(data, start, end):
+    with pytest.raises(VideoError, match=f"{data[0].path.name} has no frame from {start:g} s until .* it lasts 4 s"):
+        FrameReader(4, 32)(data[0].path, start=start, end=end)
+
+
+def test_items_follow_the_window_of_their_sample(data):
+    windowed = [replace(data[0], start=1.0, end=2.0)]
+    assert numbers(GalleryVideos(windowed, FrameReader(5, 32))[0]["video"]) == [5, 6, 7, 8, 9]
+    frames = FrameReader(5, 32, "segment", training=True)
+    assert numbers(TrainingPairs(windowed, tokenize, frames, False, 0)[0, 0]["video"]) == [5, 6, 7, 8, 9]
 
 
 # --- training items ---

@@ -60,6 +60,8 @@ def test_no_name_means_two_things(method):
         (["--describe", "--seed", "-1"], "--seed -1 is out of range"),
         (["--do_train"], "needs --val_csv, --features_path, --train_csv, --data_path"),
         (["--do_eval"], "needs --val_csv, --features_path"),
+        (["--do_train", "--datatype", "vatex"], "vatex needs --data_path, --features_path:"),
+        (["--do_train", "--datatype", "custom"], "custom needs --val_csv, --features_path, --train_csv:"),
         (["--describe", "--lr", "nan"], "--lr nan is out of range"),
     ],
 )

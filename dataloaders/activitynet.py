@@ -1,0 +1,73 @@
+"""ActivityNet Captions (Krishna et al., ICCV 2017) as paragraph-to-video retrieval, evaluated on "val_1".
+
+--data_path is a folder with the files that CLIP4Clip and STOP use: `train_ids.json` and `val_ids.json`, lists of ids
+`v_...`; `train.json` and `val_1.json`, id -> `duration`, `timestamps`, `sentences`. --features_path is the folder with
+the videos, `v_....mp4`, or with another extension, or without the `v_`.
+
+A `video_path.json` in --data_path, id -> file in --features_path, as STOP has it, says where each video is, and videos
+without an entry are left out: with it a part of the data set can be used. Its authors also leave out
+v_NHznDFD3V3k, which is broken, and come to 9,933 and 4,869 videos.
+
+All sentences of a video, joined, are its one caption; the video is its first ceil(duration) seconds.
+"""
+
+import math
+from pathlib import Path
+from typing import Any
+
+from dataloaders.files import check_present, check_split, find_videos, read_json, read_json_object, report_count
+from dataloaders.samples import Sample
+
+EXPECTED = {"train": 10_009, "test": 4917}  # videos with a caption, of 10,024 and 4,926 ids
+FILES = {"train": ("train_ids.json", "train.json"), "test": ("val_ids.json", "val_1.json")}
+
+
+def read_split(split: str, *, data_path: Path, features_path: Path, **other_flags: Path) -> list[Sample]:
+    """The samples of "train" or "test", in the order of the list of ids, without those that have no caption.
+
+    Raises ValueError for a file with the wrong content and FileNotFoundError for a missing one, videos included.
+    """
+    check_split("ActivityNet", split, EXPECTED)
+    ids_path, captions_path = (data_path / name for name in FILES[split])
+    video_ids = read_json(ids_path, "--data_path")
+    if not isinstance(video_ids, list) or not all(isinstance(video_id, str) for video_id in video_ids):
+        raise ValueError(f"--data_path {ids_path} is not a list of ids: download it again.")
+    entries = read_json_object(captions_path, "--data_path")
+    captioned = [video_id for video_id in dict.fromkeys(video_ids) if video_id in entries]
+    if not captioned:
+        raise ValueError(f"--data_path {captions_path} has no caption for a video of {ids_path.name}: pass its own.")
+
+    map_path = data_path / "video_path.json"
+    if map_path.is_file():
+        files = _by_id(read_json_object(map_path, "--data_path"), captioned)
+        captioned = list(files)
+        if not captioned:
+            raise ValueError(f"--data_path {map_path} has no entry for a video of {ids_path.name}: complete it.")
+        paths = [features_path / str(file) for file in files.values()]
+        check_present(paths, map_path)
+    else:
+        paths = find_videos(captioned, features_path, ids_path)
+    report_count(ids_path, len(captioned), EXPECTED[split])
+    return [
+        _sample(video_id, path, entries[video_id], captions_path)
+        for video_id, path in zip(captioned, paths, strict=True)
+    ]
+
+
+def _by_id(files: dict[str, Any], video_ids: list[str]) -> dict[str, Any]:
+    """The entries of these videos, whether or not the ids in `files` have their `v_`."""
+    keys = {video_id: video_id if video_id in files else video_id.removeprefix("v_") for video_id in video_ids}
+    return {video_id: files[key] for video_id, key in keys.items() if key in files}
+
+
+def _sample(video_id: str, path: Path, entry: Any, captions_path: Path) -> Sample:
+    try:
+        caption = " ".join(sentence.strip() for sentence in entry["sentences"]).strip()
+        end = float(math.ceil(entry["duration"]))
+    except (KeyError, TypeError, AttributeError, ValueError, OverflowError) as error:  # ceil of nan and of infinity
+        raise ValueError(
+            f"--data_path {captions_path}: {video_id} has no `duration` or no list of `sentences`; download it again."
+        ) from error
+    if not caption:
+        raise ValueError(f"--data_path {captions_path}: {video_id} has only empty sentences; take it out of the list.")
+    return Sample(video_id, path, (caption,), start=0.0, end=end)

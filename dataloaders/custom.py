@@ -1,0 +1,114 @@
+"""Your own videos: a list of `path`, `caption`, and where wanted `start`, `end` and `split`.
+
+--train_csv and --val_csv name the lists for training and for the test, csv files with a header or `.jsonl` files with
+an object a line. `path` is a file within --features_path. `start` and `end`, in seconds, say that only this part of
+the file is the video; left out they are the file's own start and end. `split` is train, val or test: with it both
+flags may name the same file, since each takes the lines of its split and those that name none; lines of val are not
+used. Lines with the same path, start and end are several captions of one video.
+"""
+
+import csv
+import io
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from dataloaders.files import check_present, check_split, read_text
+from dataloaders.samples import Sample
+
+SPLITS = ("train", "val", "test")  # what the field `split` may say
+
+
+def read_split(split: str, *, features_path: Path, train_csv: Path, val_csv: Path, **other_flags: Path) -> list[Sample]:
+    """The samples of "train" or "test", in the order of the list, one for each video or part of one.
+
+    Raises ValueError for a list with the wrong content and FileNotFoundError for a missing file, videos included.
+    """
+    check_split("custom", split, ("train", "test"))
+    path, flag = (train_csv, "--train_csv") if split == "train" else (val_csv, "--val_csv")
+    rows = _jsonl_rows if path.suffix == ".jsonl" else _csv_rows
+    captions: dict[tuple[str, float | None, float | None], list[str]] = {}
+    for line, row in rows(f"{flag} {path}", read_text(path, flag)):
+        try:
+            if row.get("split") and _split(row) != split:
+                continue
+            clip = _text(row, "path"), *_window(row)
+            captions.setdefault(clip, []).append(_text(row, "caption"))
+        except ValueError as error:
+            raise ValueError(f"{flag} {path}, line {line}: {error}; correct the line.") from error
+    if not captions:
+        raise ValueError(f"{flag} {path} lists no video of the split {split!r}: add some, or pass another file.")
+    samples = [
+        Sample(_video_id(name, start, end), features_path / name, tuple(texts), start, end)
+        for (name, start, end), texts in captions.items()
+    ]
+    check_present([sample.path for sample in samples], path)
+    return samples
+
+
+def _csv_rows(name: str, text: str) -> Iterator[tuple[int, Mapping[str, Any]]]:
+    reader = csv.DictReader(io.StringIO(text, newline=""))
+    try:
+        header = reader.fieldnames or ()
+        if not {"path", "caption"} <= set(header):
+            found = ", ".join(header) or "nothing"
+            raise ValueError(f"{name} has no header with `path` and `caption` (its first line: {found}): add it.")
+        for row in reader:
+            if None in row:
+                raise ValueError(f"{name}, line {reader.line_num}: more fields than columns; quote a comma's sentence.")
+            yield reader.line_num, row
+    except csv.Error as error:
+        raise ValueError(f"{name}, line {reader.line_num}: {error}; correct the line.") from error
+
+
+def _jsonl_rows(name: str, text: str) -> Iterator[tuple[int, Mapping[str, Any]]]:
+    for number, line in enumerate(text.split("\n"), start=1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise ValueError(f"{name}, line {number}: not valid JSON ({error}); correct the line.") from error
+        if not isinstance(row, dict):
+            raise ValueError(f"{name}, line {number}: not a JSON object; correct the line.")
+        yield number, row
+
+
+def _text(row: Mapping[str, Any], name: str) -> str:
+    text = row.get(name)
+    if not isinstance(text, str) or not text.strip():
+        raise ValueError(f"{name!r} is missing or empty")
+    return text.strip()
+
+
+def _split(row: Mapping[str, Any]) -> str:
+    if _text(row, "split") not in SPLITS:
+        raise ValueError(f"'split' is {row['split']!r}, not one of {', '.join(SPLITS)}")
+    return _text(row, "split")
+
+
+def _window(row: Mapping[str, Any]) -> tuple[float | None, float | None]:
+    start, end = _seconds(row, "start"), _seconds(row, "end")
+    if end is not None and end <= (start or 0):
+        raise ValueError(f"'end' is {end:g}, not after the start")
+    return start, end
+
+
+def _seconds(row: Mapping[str, Any], name: str) -> float | None:
+    value = row.get(name)
+    if value is None or value == "":
+        return None
+    try:
+        seconds = float(value)
+    except (TypeError, ValueError):
+        seconds = -1.0
+    if not 0 <= seconds < float("inf"):
+        raise ValueError(f"{name!r} is {value!r}, not a number of seconds")
+    return seconds
+
+
+def _video_id(name: str, start: float | None, end: float | None) -> str:
+    if start is None and end is None:
+        return name
+    return f"{name} [{start or 0:.10g} s, {'end' if end is None else f'{end:.10g} s'}]"

@@ -1,0 +1,119 @@
+"""The files of a data set on disk: lists, json, and where its videos are. What every `read_split` is written with.
+
+Every mistake is one sentence that names the flag, the file, what is wrong and the mend: FileNotFoundError for what is
+not there, ValueError for what has the wrong content.
+"""
+
+import json
+import logging
+import os
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+log = logging.getLogger("stop")
+
+VIDEO_EXTENSIONS = (
+    ".mp4", ".avi", ".mkv", ".webm", ".mov", ".m4v", ".mpg", ".mpeg", ".wmv", ".3gp", ".mts", ".flv",
+)  # fmt: skip  # in this order of preference
+
+
+def check_split(data_set: str, split: str, splits: Collection[str]) -> None:
+    """Refuse a split that the data set does not have."""
+    if split not in splits:
+        raise ValueError(f"{data_set} has no split {split!r}: pass {' or '.join(splits)}.")
+
+
+def read_text(path: Path, flag: str) -> str:
+    """The text of a file in UTF-8, with or without a byte order mark; `flag` is the one that led to it."""
+    if not path.is_file():
+        raise FileNotFoundError(f"{flag} {path} is not a file: correct the path, or download it.")
+    try:
+        return path.read_text(encoding="utf-8-sig")  # spreadsheet programs put a byte order mark first
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{flag} {path} is not a text file in UTF-8: download it again.") from error
+
+
+def read_json(path: Path, flag: str, mend: str = "download it again") -> Any:
+    """What a json file holds."""
+    text = read_text(path, flag)
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{flag} {path} is not valid JSON ({error}): {mend}.") from error
+
+
+def read_json_object(path: Path, flag: str) -> dict[str, Any]:
+    """What a json file holds that must be an object."""
+    content = read_json(path, flag)
+    if not isinstance(content, dict):
+        raise ValueError(f"{flag} {path} is not a JSON object with an entry for each video: download it again.")
+    return content
+
+
+def read_lines(path: Path, flag: str) -> list[str]:
+    """The lines of a list, each once, without surrounding or empty space."""
+    # Not splitlines(), which also cuts at characters that stand within sentences.
+    lines = list(dict.fromkeys(line.strip() for line in read_text(path, flag).split("\n") if line.strip()))
+    if not lines:
+        raise ValueError(f"{flag} {path} lists no video: download it again.")
+    return lines
+
+
+def captions_for(
+    video_ids: Iterable[str], captions: Mapping[str, Sequence[str]], listed_in: Path, captioned_in: Path
+) -> dict[str, tuple[str, ...]]:
+    """The captions of each listed video, without surrounding or empty space; ValueError if a video has none."""
+    chosen = {
+        video_id: tuple(caption.strip() for caption in captions.get(video_id, ()) if caption.strip())
+        for video_id in video_ids
+    }
+    if without := [video_id for video_id, texts in chosen.items() if not texts]:
+        raise ValueError(
+            f"--data_path {captioned_in} has no caption for {without[0]}, the first of {len(without)} such videos of "
+            f"{listed_in.name}: pass the file that belongs to this list."
+        )
+    return chosen
+
+
+def find_videos(video_ids: Sequence[str], features_path: Path, listed_in: Path) -> list[Path]:
+    """The file of each video, in `features_path` or a folder below it, which is looked through once.
+
+    The file of an id is called so with one of VIDEO_EXTENSIONS behind it. An id that ends in an extension itself may
+    also be the name as it is, or stand with another one, as re-encoded videos do.
+    """
+    if not features_path.is_dir():
+        raise FileNotFoundError(f"--features_path {features_path} is not a directory: pass the one with the videos.")
+    files: dict[str, Path] = {}  # by name, the extension in small letters
+    for folder, folders, names in os.walk(features_path):
+        folders.sort()
+        for name in names:
+            stem, extension = os.path.splitext(name)
+            files.setdefault(stem + extension.lower(), Path(folder, name))
+
+    def file_of(video_id: str) -> Path:
+        names = [video_id + extension for extension in VIDEO_EXTENSIONS]
+        stem, own = os.path.splitext(video_id)
+        if own.lower() in VIDEO_EXTENSIONS:
+            names = [stem + own.lower(), *names, *(stem + extension for extension in VIDEO_EXTENSIONS)]
+        return next((files[name] for name in names if name in files), features_path / names[0])
+
+    paths = [file_of(video_id) for video_id in video_ids]
+    check_present(paths, listed_in)
+    return paths
+
+
+def check_present(paths: Sequence[Path], listed_in: Path) -> None:
+    """FileNotFoundError if a video file does not exist."""
+    if missing := [path for path in paths if not path.is_file()]:
+        raise FileNotFoundError(
+            f"{missing[0]} is missing, the first of {len(missing)} missing among the {len(paths)} videos of "
+            f"{listed_in.name}: download them, or correct --features_path."
+        )
+
+
+def report_count(listed_in: Path, n_videos: int, published: int | None) -> None:
+    """Note in the log when a split has another number of videos than the published one."""
+    if published is not None and n_videos != published:
+        # Not a warning, which the log repeats for every process.
+        log.info("attention: %s gives %d videos, the published split has %d", listed_in, n_videos, published)

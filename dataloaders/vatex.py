@@ -1,0 +1,30 @@
+"""VATEX (Wang et al., ICCV 2019) in English: 10 captions a video, all of them asked for in evaluation.
+
+--data_path is a folder with the files that STOP and DGL use: `train_list.txt` and `test_list.txt`, an id a line, and
+`ref_captions.json`, id -> list of captions. --features_path is the folder with the videos, `<id>.mp4`.
+"""
+
+from pathlib import Path
+
+from dataloaders.files import captions_for, check_split, find_videos, read_json_object, read_lines, report_count
+from dataloaders.samples import Sample
+
+EXPECTED = {"train": 25_991, "test": 1500}  # videos, of the split by Chen et al. (HGR, CVPR 2020)
+
+
+def read_split(split: str, *, data_path: Path, features_path: Path, **other_flags: Path) -> list[Sample]:
+    """The samples of "train" or "test", in the order of the list.
+
+    Raises ValueError for a file with the wrong content and FileNotFoundError for a missing one, videos included.
+    """
+    check_split("VATEX", split, EXPECTED)
+    list_path, json_path = data_path / f"{split}_list.txt", data_path / "ref_captions.json"
+    video_ids = read_lines(list_path, "--data_path")
+    listed = read_json_object(json_path, "--data_path")
+    for video_id, texts in listed.items():
+        if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
+            raise ValueError(f"--data_path {json_path}: {video_id} has no list of captions; download it again.")
+    captions = captions_for(video_ids, listed, list_path, json_path)
+    report_count(list_path, len(video_ids), EXPECTED[split])
+    paths = find_videos(video_ids, features_path, list_path)
+    return [Sample(video_id, path, captions[video_id]) for video_id, path in zip(video_ids, paths, strict=True)]

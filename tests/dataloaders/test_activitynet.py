@@ -1,0 +1,65 @@
+"""ActivityNet's files: sentences joined, videos without captions or without an entry left out."""
+
+import functools
+
+import pytest
+
+from dataloaders.activitynet import read_split
+from tests.dataloaders.folders import assert_one_sentence, summary, touch_videos, write_json
+
+
+@pytest.fixture
+def read(tmp_path):
+    write_json(tmp_path / "train_ids.json", ["v_b", "v_a", "v_uncaptioned"])
+    write_json(tmp_path / "val_ids.json", ["v_c"])
+    entry = {"timestamps": [[0, 1], [1, 2]], "duration": 82.73}
+    write_json(
+        tmp_path / "train.json",
+        {"v_a": entry | {"sentences": [" One.", "Two. "]}, "v_b": entry | {"sentences": ["B."]}},
+    )
+    write_json(tmp_path / "val_1.json", {"v_c": entry | {"sentences": ["C."], "duration": 30}, "v_d": {}})
+    videos = touch_videos(tmp_path / "videos", "v_a.mp4", "v_b.mkv", "v_c.webm")
+    return functools.partial(read_split, data_path=tmp_path, features_path=videos)
+
+
+def test_samples(read):
+    samples = read("train")
+    assert summary(samples) == [("v_b", "v_b.mkv", ("B.",)), ("v_a", "v_a.mp4", ("One. Two.",))]
+    assert all((sample.start, sample.end) == (0, 83) for sample in samples)
+    (sample,) = read("test")
+    assert (sample.video_id, sample.end) == ("v_c", 30)
+
+
+@pytest.mark.parametrize("key", ["v_a", "a"])
+def test_a_map_of_files_says_which_and_where(read, tmp_path, key):
+    write_json(tmp_path / "video_path.json", {key: "sub/other.mp4"})
+    touch_videos(tmp_path / "videos", "sub/other.mp4")
+    assert summary(read("train")) == [("v_a", "other.mp4", ("One. Two.",))]
+    (tmp_path / "videos/sub/other.mp4").unlink()
+    assert_one_sentence(lambda: read("train"), FileNotFoundError, "other.mp4 is missing", "video_path.json")
+    assert_one_sentence(lambda: read("test"), ValueError, "video_path.json has no entry", "val_ids.json")
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("val_ids.json", {}, "not a list of ids"),
+        ("val_ids.json", [], "no caption for a video of val_ids.json"),
+        ("val_ids.json", [["v_c"]], "not a list of ids"),
+        ("val_1.json", [], "not a JSON object"),
+        ("val_1.json", {"v_c": {"duration": 3}}, "v_c has no `duration` or no list of `sentences`"),
+        ("val_1.json", {"v_c": {"sentences": ["a"], "duration": "3"}}, "v_c has no `duration`"),
+        ("val_1.json", {"v_c": {"sentences": ["a"], "duration": float("inf")}}, "v_c has no `duration`"),
+        ("val_1.json", {"v_c": {"sentences": [" "], "duration": 3}}, "v_c has only empty sentences"),
+    ],
+)
+def test_json_of_another_kind(read, tmp_path, name, content, message):
+    write_json(tmp_path / name, content)
+    assert_one_sentence(lambda: read("test"), ValueError, "--data_path", name, message)
+
+
+def test_what_can_be_missing(read, tmp_path):
+    (tmp_path / "videos" / "v_c.webm").unlink()
+    assert_one_sentence(lambda: read("test"), FileNotFoundError, "v_c", str(tmp_path / "videos"))
+    (tmp_path / "val_1.json").unlink()
+    assert_one_sentence(lambda: read("test"), FileNotFoundError, "val_1.json")

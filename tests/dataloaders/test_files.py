@@ -1,0 +1,42 @@
+"""Videos found by their ids, whatever their extension and folder."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+from dataloaders.files import find_videos, read_lines
+from tests.dataloaders.folders import touch_videos
+
+
+@pytest.mark.parametrize(
+    ("video_id", "files", "expected"),
+    [
+        ("a", ["a.webm", "a.mp4", "a.avi"], "a.mp4"),
+        ("a", ["sub/a.mp4", "a.avi"], "sub/a.mp4"),
+        ("a", ["sub/a.mp4", "a.mp4"], "a.mp4"),
+        ("a", ["y/a.mkv", "x/deep/a.mkv"], "x/deep/a.mkv"),
+        ("a", ["A.mp4", "a.txt", "a.MKV"], "a.MKV"),
+        ("a_0.5-0.9", ["a_0.5-0.9.avi", "a_0.5-0.mp4"], "a_0.5-0.9.avi"),
+        ("a.mov", ["a.mov", "a.mov.mp4", "a.mp4"], "a.mov"),
+        ("a.mov", ["a.mov.mp4", "a.mp4"], "a.mov.mp4"),
+        ("a.MOV", ["b.mov", "a.mp4"], "a.mp4"),
+    ],
+)
+def test_the_file_of_an_id(tmp_path, video_id, files, expected):
+    assert find_videos([video_id], touch_videos(tmp_path, *files), Path("list")) == [tmp_path / expected]
+
+
+def test_the_folder_is_looked_through_once(tmp_path, monkeypatch):
+    ids = [f"video{n}" for n in range(50)]
+    touch_videos(tmp_path, *(f"{name}.mp4" for name in ids))
+    listed = []
+    scandir = os.scandir
+    monkeypatch.setattr(os, "scandir", lambda path: listed.append(path) or scandir(path))
+    assert len(find_videos(ids, tmp_path, Path("list"))) == 50
+    assert len(listed) == 1
+
+
+def test_sentences_are_cut_at_line_ends_alone(tmp_path):
+    (tmp_path / "list").write_bytes("one\u2028two\r\nthree\x85\n\nthree\x85\n".encode())
+    assert read_lines(tmp_path / "list", "--data_path") == ["one\u2028two", "three"]
