@@ -29,6 +29,7 @@ import uuid
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import asdict, dataclass
+from datetime import timedelta
 from pathlib import Path
 
 import av
@@ -221,6 +222,8 @@ def _claim(output_root: Path, encoding: Encoding) -> None:
     """Note the settings in the output folder; ValueError where files made otherwise lie there."""
     path = output_root / "settings.json"
     settings = asdict(encoding)
+    # Looked for before the settings: another shard that has made a video by now has written them before it.
+    video = next(output_root.rglob("*.mp4"), None)
     if path.exists():
         try:
             found = json.loads(path.read_text(encoding="utf-8"))
@@ -231,7 +234,7 @@ def _claim(output_root: Path, encoding: Encoding) -> None:
                 f"{path} says that the videos there were made with {found}: pass that, or name another --output_root."
             )
         return
-    if next(output_root.rglob("*.mp4"), None):
+    if video:
         raise ValueError(f"--output_root {output_root} holds videos that this command has not made: name a new folder.")
     output_root.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}{PARTIAL}")  # other shards may be doing the same
@@ -267,6 +270,16 @@ def compress_all(work: dict[Path, Path], compressor: Compressor, jobs: int) -> t
     return made, skipped, dict(sorted(failed.items()))
 
 
+def _wait_for_other_ranks() -> None:
+    """Under torchrun wait until all processes have come here: it stops them all when one ends with a failure."""
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        import torch.distributed as dist  # takes seconds, which only this case needs
+
+        dist.init_process_group("gloo", timeout=timedelta(days=7))
+        dist.barrier()
+        dist.destroy_process_group()
+
+
 def run(options: argparse.Namespace) -> int:
     """The whole command; returns the exit code 0 or 1. ValueError or OSError where it cannot start."""
     encoding = Encoding(options.fps, options.short_side, options.rate_control, options.fast_decode)
@@ -288,14 +301,15 @@ def run(options: argparse.Namespace) -> int:
     made, skipped, failed = compress_all(work, compressor, jobs)
     shard = "" if count == 1 else f" (shard {number}/{count})"
     print(f"{output_root}{shard}: {made} videos made, {skipped} already there, {len(failed)} failed.")
-    if not failed:
-        return 0
-    lines = [f"{source}\t{reason}\n" for source, reason in failed.items()]
-    failures.write_text("".join(lines), encoding="utf-8", errors="surrogateescape")
-    for reason in list(failed.values())[:SHOWN_FAILURES]:
-        print(f"failed: {reason}", file=sys.stderr)
-    print(f"All that failed is in {failures}.", file=sys.stderr)
-    return 1
+    if failed:
+        lines = [f"{source}\t{reason}\n" for source, reason in failed.items()]
+        failures.write_text("".join(lines), encoding="utf-8", errors="surrogateescape")
+        for reason in list(failed.values())[:SHOWN_FAILURES]:
+            print(f"failed: {reason}", file=sys.stderr)
+        print(f"All that failed is in {failures}.", file=sys.stderr)
+    if options.shard is None:
+        _wait_for_other_ranks()
+    return int(bool(failed))
 
 
 def main(argv: Sequence[str] | None = None) -> int:

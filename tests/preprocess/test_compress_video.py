@@ -240,6 +240,18 @@ def test_shards_are_disjoint_and_complete(source, output, monkeypatch):
     assert set(content(output)) == expected
 
 
+def test_under_torchrun_a_failure_of_one_process_does_not_stop_the_others(source, output):
+    (source / "video0.mp4").touch()
+    write_video(source / "video1.mp4", noise(40, 120, 160))
+    (source / "video2.mp4").touch()
+    write_video(source / "video3.mp4", noise(40, 120, 160))
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    command += ["preprocess/compress_video.py", "--input_root", source, "--output_root", output]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, check=False, timeout=120)
+    assert done.returncode == 1
+    assert set(content(output)) == {"video1.mp4", "video3.mp4", "settings.json", "failed_0_of_2.txt"}
+
+
 @pytest.mark.parametrize("text", ["3/3", "-1/3", "1", "a/b", "1/", "0/0"])
 def test_shards_of_another_form_are_refused(text):
     with pytest.raises(ValueError, match="form i/n"):
