@@ -20,6 +20,7 @@ Exit code: 0 if all videos are there, 1 if some failed, 2 for a wrong command, 1
 import argparse
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -155,6 +156,8 @@ def video_seconds(path: Path) -> float | None:
             stream = container.streams.video[0]
             lengths = [float(stream.duration * stream.time_base)] if stream.duration and stream.time_base else []
             lengths += [container.duration / av.time_base] if container.duration else []
+            if clock := re.fullmatch(r"(\d+):(\d+):(\d+\.?\d*)", stream.metadata.get("DURATION", "")):  # Matroska's way
+                lengths.append(3600 * int(clock[1]) + 60 * int(clock[2]) + float(clock[3]))
     except (av.FFmpegError, OSError) as error:
         raise VideoError(f"{path} cannot be opened as a video ({error.strerror}): download it again.") from error
     # The container's length may be that of a longer sound, the stream's that of frames which an edit list leaves out.

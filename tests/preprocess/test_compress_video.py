@@ -94,8 +94,9 @@ def test_rates_and_frame_counts(source, output, flags, frames):
     assert made.rate == (1 if "--fps" in flags else 3)
 
 
-def test_sound_is_dropped_and_its_length_does_not_count(source, output):
-    path = write_video(source / "a.mp4", grey_ramp(6), sound_seconds=5)
+@pytest.mark.parametrize("suffix", [".mp4", ".mov", ".mkv"])
+def test_sound_is_dropped_and_its_length_does_not_count(source, output, suffix):
+    path = write_video(source / f"a{suffix}", grey_ramp(6), sound_seconds=5)
     assert probe(path).streams == ["video", "audio"]
     assert compress(source, output) == 0
     assert probe(output / "a.mp4").streams == ["video"]
