@@ -127,7 +127,9 @@ class Compressor:
                         raise Interrupted from None
         if process.returncode:
             lines = errors.decode(errors="replace").strip().splitlines() or [f"exit code {process.returncode}"]
-            raise VideoError(f"{source} cannot be re-encoded; download it again (ffmpeg: {lines[0]}).")
+            raise VideoError(
+                f"{source} cannot be re-encoded (ffmpeg: {lines[0]}): if the file is damaged, download it again."
+            )
 
     def _shortfall(self, seconds: float | None, made: Path) -> str | None:
         """What `made` lacks of a video of that length, as the end of a sentence; None if nothing."""
@@ -147,8 +149,11 @@ class Compressor:
 
 
 def video_seconds(path: Path) -> float | None:
-    """The length of a file's picture as its header states it, None where it states none. VideoError where `path`
-    cannot be opened as a video."""
+    """The length of a file's picture as its header states it, None where it states none.
+
+    In containers that state one length for all (flv) it is that of the sound if that is longer. VideoError where `path`
+    cannot be opened as a video.
+    """
     try:
         with av.open(str(path.absolute())) as container:
             if not container.streams.video:

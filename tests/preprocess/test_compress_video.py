@@ -1,8 +1,11 @@
 """Re-encoding: sizes, rates and lengths; what cannot be done is named; a killed run goes on to the same files."""
 
+import os
+import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 from types import SimpleNamespace
@@ -11,9 +14,9 @@ import av
 import numpy as np
 import pytest
 
-from dataloaders.decode import read_frames
+from dataloaders.decode import VideoError, read_frames
 from preprocess import compress_video
-from preprocess.compress_video import find_ffmpeg, main, parse_shard, plan
+from preprocess.compress_video import Compressor, Encoding, find_ffmpeg, main, parse_shard, plan
 from tests.videos import flag_rotation, grey_ramp, write_video
 
 try:
@@ -156,6 +159,29 @@ def test_failures_are_named_and_the_rest_is_done(source, output, capsys):
     assert compress(source, output, "--max_shortfall", "0.7") == 0
     assert set(content(output)) == {"good.mp4", "cut.mp4", "settings.json"}
     assert "1 videos made, 1 already there, 0 failed." in capsys.readouterr().out
+
+
+def program(path: Path, script: str) -> str:
+    path.write_text(f"#!/bin/sh\n{script}\n")
+    path.chmod(0o755)
+    return str(path)
+
+
+def test_what_ffmpeg_says_is_passed_on_and_nothing_stays(source, output, tmp_path):
+    script = 'for last; do :; done; echo half >"$last"; echo "No space left on device" >&2; exit 1'
+    encoding = Encoding(fps=3, short_side=32, rate_control="r", fast_decode=False)
+    compressor = Compressor(program(tmp_path / "fake", script), encoding, 0.05, threading.Event())
+    with pytest.raises(VideoError, match=r"a\.mp4 cannot be re-encoded \(ffmpeg: No space left on device\)"):
+        compressor(write_video(source / "a.mp4", grey_ramp(3)), output / "a.mp4")
+    assert content(output) == {}
+
+
+def test_an_ffmpeg_without_x264_is_passed_over(tmp_path, monkeypatch):
+    pytest.importorskip("imageio_ffmpeg")
+    useless = program(tmp_path / "ffmpeg", "echo V..... mpeg4")
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    assert shutil.which("ffmpeg") == useless
+    assert find_ffmpeg() != useless
 
 
 def test_a_clip_too_short_for_a_frame_of_the_filter_is_named(source, output):
