@@ -103,12 +103,21 @@ def find_videos(video_ids: Sequence[str], features_path: Path, listed_in: Path) 
     return paths
 
 
+class MissingVideos(FileNotFoundError):
+    """Some of a split's video files do not exist; `paths` are those of all its videos."""
+
+    def __init__(self, message: str, paths: Sequence[Path]) -> None:
+        super().__init__(message)
+        self.paths = list(paths)
+
+
 def check_present(paths: Sequence[Path], listed_in: Path) -> None:
-    """FileNotFoundError if a video file does not exist."""
+    """MissingVideos if a video file does not exist."""
     if missing := [path for path in paths if not path.is_file()]:
-        raise FileNotFoundError(
+        raise MissingVideos(
             f"{missing[0]} is missing, the first of {len(missing)} missing among the {len(paths)} videos of "
-            f"{listed_in.name}: download them, or correct --features_path."
+            f"{listed_in.name}: download them, or correct --features_path.",
+            paths,
         )
 
 

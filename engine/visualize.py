@@ -150,7 +150,7 @@ def draw_maps(restored: Restored, videos: Sequence[str], layer: int) -> list[np.
         raise ValueError(f"{type(method).__name__} has no maps to draw; give a checkpoint of --method stop")
     pictures = []
     for sample in restored.chosen(videos, 3):
-        video, frame_mask = restored.reader(sample.path)
+        video, frame_mask = restored.reader(sample.path, start=sample.start, end=sample.end)
         video, frame_mask = video[frame_mask], frame_mask[frame_mask]  # padding changes nothing and shows nothing
         maps = method.prompt_maps(normalise(video[None]), frame_mask[None])
         if not -len(maps) <= layer < len(maps):
@@ -163,7 +163,7 @@ def draw_maps(restored: Restored, videos: Sequence[str], layer: int) -> list[np.
 def draw_retrieval(restored: Restored, videos: Sequence[str], best: int = 3) -> list[np.ndarray]:
     """A picture a caption: the clips that score highest for it among the whole test split."""
     method, samples = restored.method, restored.samples
-    clips = [restored.reader(sample.path) for sample in samples]
+    clips = [restored.reader(sample.path, start=sample.start, end=sample.end) for sample in samples]
     features = torch.cat([method.encode_video(normalise(video[None]), frame_mask[None]) for video, frame_mask in clips])
     tokenizer = Tokenizer(restored.max_words)
     pictures = []

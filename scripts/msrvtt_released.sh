@@ -2,7 +2,7 @@
 # STOP as its authors released it (https://github.com/zhoujiahuan1991/CVPR2025-STOP), trained on MSR-VTT by the protocol
 # of their code. Values change as in msrvtt.sh, method=dgl included. What to know:
 #   - Videos are re-encoded to 3 frames a second and a short side of 224 pixels beforehand, and only cropped here:
-#       ffmpeg -i IN.mp4 -vf "fps=3,scale=224:224:force_original_aspect_ratio=increase:force_divisible_by=2" OUT.mp4
+#       python preprocess/compress_video.py --input_root $DATA_PATH/videos --output_root $DATA_PATH/videos_3fps_224
 #   - Theirs is a batch of 32 on each of 4 GPUs. The model normalises frame weights over the batch of a GPU, so 128 on
 #     another number of GPUs is another model: NGPU=4 follows them.
 #   - Without a GPU set precision=fp32: the backward pass of fp16 convolutions takes 40 times as long on a CPU.

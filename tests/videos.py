@@ -3,6 +3,7 @@
 Shapes: T frames, H x W pixels.
 """
 
+import struct
 from fractions import Fraction
 from pathlib import Path
 
@@ -11,12 +12,18 @@ import numpy as np
 
 
 def write_video(
-    path: Path, frames: np.ndarray, fps: float = 3, *, codec: str = "libx264", pixel_format: str = "yuv420p"
+    path: Path,
+    frames: np.ndarray,
+    fps: float = 3,
+    *,
+    codec: str = "libx264",
+    pixel_format: str = "yuv420p",
+    sound_seconds: int = 0,
 ) -> Path:
     """Encode frames uint8 [T, H, W, 3] RGB into `path` and return it; the suffix chooses the container.
 
     With the default pixel format height and width must be even; "yuv444p" takes any size. An mp4 has its index in
-    front, as downloaded ones do, so that a cut file still opens.
+    front, as downloaded ones do, so that a cut file still opens. `sound_seconds` of silence go with it.
     """
     options = {"movflags": "faststart"} if path.suffix == ".mp4" else {}
     with av.open(str(path), "w", options=options) as container:
@@ -26,9 +33,25 @@ def write_video(
         stream.pix_fmt = pixel_format
         if codec == "libx264":
             stream.options = {"crf": "12", "preset": "veryfast"}
+        sound = container.add_stream("aac", rate=16000) if sound_seconds else None
         for frame in frames:
             container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
         container.mux(stream.encode())
+        if sound:
+            silence = np.zeros((1, 16000 * sound_seconds), np.float32)
+            samples = av.AudioFrame.from_ndarray(silence, format="fltp", layout="mono")
+            samples.sample_rate = 16000
+            container.mux(sound.encode(samples))
+            container.mux(sound.encode())
+    return path
+
+
+def flag_rotation(path: Path) -> Path:
+    """Make an mp4 file ask players to turn its picture by a quarter, as phones do; its frames stay as they are."""
+    content = bytearray(path.read_bytes())
+    matrix = content.index(b"tkhd") + 44  # ISO/IEC 14496-12: after 40 bytes of a version 0 track header
+    content[matrix : matrix + 36] = struct.pack(">9i", 0, 1 << 16, 0, -1 << 16, 0, 0, 0, 0, 1 << 30)
+    path.write_bytes(content)
     return path
 
 

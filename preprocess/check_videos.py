@@ -1,0 +1,156 @@
+"""Decode every video that a data set needs, before training meets the one that cannot be decoded.
+
+    python preprocess/check_videos.py --datatype msrvtt --train_csv data/msrvtt/MSRVTT_train.9k.csv \\
+        --val_csv data/msrvtt/MSRVTT_JSFUSION_test.csv --data_path data/msrvtt/MSRVTT_data.json \\
+        --features_path data/msrvtt/videos --output report.csv
+
+It reads the videos as training does, to their last frame, and calls each one
+
+    missing   there is no such file
+    broken    training would stop at it
+    short     it has fewer frames than --max_frames, or than its header promises; training takes what is there
+    ok        none of these
+
+--output gets a line for every video: path, status, frames, fps, width, height, reason.
+Exit code: 0 if no video is missing or broken, 1 if one is, 2 for a wrong command, 130 if interrupted.
+"""
+
+import argparse
+import csv
+import sys
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, fields
+from functools import partial
+from pathlib import Path
+
+from tqdm import tqdm
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from dataloaders import DATASETS, NEEDED_FLAGS
+from dataloaders.decode import VideoError, read_frames
+from dataloaders.files import MissingVideos
+from preprocess.compress_video import default_jobs
+
+STATUSES = ("ok", "short", "broken", "missing")
+SHOWN_PROBLEMS = 20
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What there is to say about one video; zeros where it cannot be decoded."""
+
+    path: Path
+    status: str
+    frames: int = 0
+    fps: float = 0.0
+    width: int = 0
+    height: int = 0
+    reason: str = ""
+
+
+def needed_videos(datatype: str, split: str, files: dict[str, Path]) -> list[Path]:
+    """The paths of a split's videos, there or not. `files` are the arguments of the data set's `read_split`, whose
+    errors about anything but missing videos are raised."""
+    try:
+        return [sample.path for sample in DATASETS[datatype](split, **files)]
+    except MissingVideos as error:
+        return error.paths
+
+
+def check(path: Path, max_frames: int) -> Finding:
+    """Decode a video to its end."""
+    if not path.is_file():
+        return Finding(path, "missing", reason=f"{path} does not exist: download it.")
+    counts = []  # of frames: what the header promises, then what there is if that is less
+
+    def last(n_frames: int, fps: float) -> list[int]:
+        counts.append(n_frames)
+        return [n_frames - 1]
+
+    try:
+        frames, n_frames, fps = read_frames(path, last)
+    except (VideoError, OSError) as error:
+        return Finding(path, "broken", reason=str(error))
+    height, width = frames.shape[1:3]
+    found = partial(Finding, path, frames=n_frames, fps=round(fps, 3), width=width, height=height)
+    if n_frames < counts[0]:
+        return found(status="short", reason=f"{path} is cut: {n_frames} of its {counts[0]} frames can be decoded.")
+    if n_frames < max_frames:
+        return found(status="short", reason=f"{path} has {n_frames} frames, less than --max_frames {max_frames}.")
+    return found(status="ok")
+
+
+def check_all(paths: Sequence[Path], max_frames: int, jobs: int) -> list[Finding]:
+    """A finding for each path, in their order."""
+    pool = ThreadPoolExecutor(jobs)  # decoding leaves Python's lock alone
+    try:
+        found = pool.map(partial(check, max_frames=max_frames), paths)
+        return list(tqdm(found, total=len(paths), desc="decoding", unit="video"))
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def write_report(path: Path, findings: Iterable[Finding]) -> None:
+    """One csv line for each finding."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file:
+        writer = csv.DictWriter(file, [field.name for field in fields(Finding)], lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(asdict(finding) for finding in findings)
+
+
+def run(options: argparse.Namespace) -> int:
+    """The whole command; returns the exit code 0 or 1. ValueError or OSError where it cannot start."""
+    jobs = default_jobs() if options.jobs is None else options.jobs
+    for name, value in (("max_frames", options.max_frames), ("jobs", jobs)):
+        if value < 1:
+            raise ValueError(f"--{name} must be 1 or more, not {value}.")
+    files = {name: getattr(options, name) for name in ("data_path", "features_path", "train_csv", "val_csv")}
+    splits = ("train", "test") if options.split == "all" else (options.split,)
+    of_test, of_training = NEEDED_FLAGS[options.datatype]
+    for split, needed in (("train", of_training or of_test), ("test", of_test)):
+        if split in splits and (absent := [f"--{name}" for name in needed if files[name] is None]):
+            raise ValueError(f"the split {split} needs {' and '.join(absent)}: pass them, or another --split.")
+    paths = list(dict.fromkeys(path for split in splits for path in needed_videos(options.datatype, split, files)))
+
+    findings = check_all(paths, options.max_frames, jobs)
+    if options.output:
+        write_report(options.output, findings)
+    counts = Counter(finding.status for finding in findings)
+    print(f"{len(findings)} videos: " + ", ".join(f"{counts[status]} {status}" for status in STATUSES) + ".")
+    # The worst first.
+    problems = sorted((f for f in findings if f.status != "ok"), key=lambda f: -STATUSES.index(f.status))
+    for finding in problems[:SHOWN_PROBLEMS]:
+        print(f"{finding.status}: {finding.reason}", file=sys.stderr)
+    if len(problems) > SHOWN_PROBLEMS:
+        rest = options.output or "pass --output report.csv to see them"
+        print(f"... and {len(problems) - SHOWN_PROBLEMS} more: {rest}", file=sys.stderr)
+    return int(counts["missing"] + counts["broken"] > 0)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Command line; returns the exit code."""
+    parser = argparse.ArgumentParser(description="Decode every video that a data set needs and report what is wrong.")
+    parser.add_argument("--datatype", choices=sorted(DATASETS), default="msrvtt")
+    parser.add_argument("--train_csv", type=Path, help="as for training, like the next three")
+    parser.add_argument("--val_csv", type=Path)
+    parser.add_argument("--data_path", type=Path)
+    parser.add_argument("--features_path", type=Path, required=True, help="folder with the videos")
+    parser.add_argument("--split", choices=("train", "test", "all"), default="all")
+    parser.add_argument("--max_frames", type=int, default=12, help="frames a clip; shorter videos are reported")
+    parser.add_argument("--jobs", type=int, help="videos at a time; by default one for each processor")
+    parser.add_argument("--output", type=Path, help="csv file to write")
+    try:
+        return run(parser.parse_args(argv))
+    except (ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("Interrupted: nothing is reported.", file=sys.stderr)
+        return 130
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

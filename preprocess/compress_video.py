@@ -1,0 +1,350 @@
+"""Re-encode a folder of videos to a few frames a second and a small size, as the released code of STOP reads them.
+
+    python preprocess/compress_video.py --input_root data/msrvtt/videos --output_root data/msrvtt/videos_3fps_224
+
+writes, for every video under the input folder, an h264 file of the same relative name, ending .mp4, without sound:
+3 frames a second, the short side 224 pixels, in the shape it is shown in (portrait clips stay portrait, rotation flags
+are applied). The output folder also gets
+
+    settings.json   what the files were made with; a run with other settings is refused
+    failed.txt      path and reason of every video that failed, if one did (failed_0_of_4.txt for --shard 0/4)
+
+A file gets its name when it is whole and on disk, so the command can be interrupted or killed at any moment: run again,
+it skips what is there. ffmpeg reports success on a file that is cut off, so lengths are compared: a video fails if
+more than --max_shortfall of its length (but at least half a second, and at least one frame) did not come out.
+
+Many machines share the job with --shard 0/4 ... 3/4, or under torchrun, whose RANK and WORLD_SIZE count.
+Exit code: 0 if all videos are there, 1 if some failed, 2 for a wrong command, 130 if interrupted.
+"""
+
+import argparse
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import uuid
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from dataclasses import asdict, dataclass
+from datetime import timedelta
+from pathlib import Path
+
+import av
+from tqdm import tqdm
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from dataloaders.decode import VideoError
+
+VIDEO_SUFFIXES = {
+    ".3gp", ".avi", ".flv", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".ogv", ".ts", ".webm", ".wmv",
+}  # fmt: skip
+PARTIAL = ".partial"
+MIN_ALLOWANCE = 0.5  # seconds: containers state lengths that are off by a few frames
+SHOWN_FAILURES = 20
+
+
+@dataclass(frozen=True)
+class Encoding:
+    """What every output file is made with; its fields are the flags of the same names."""
+
+    fps: float
+    short_side: int
+    rate_control: str
+    fast_decode: bool
+
+    def __post_init__(self) -> None:
+        if not 0 < self.fps <= 240:
+            raise ValueError(f"--fps must be above 0 and at most 240, not {self.fps:g}.")
+        if not 16 <= self.short_side <= 4096 or self.short_side % 2:
+            raise ValueError(f"--short_side must be even and in 16..4096, not {self.short_side}.")
+
+    def flags(self) -> list[str]:
+        """ffmpeg's flags for the output."""
+        # -2: the even number that keeps the shape best.
+        filters = [f"scale='if(gt(iw,ih),-2,{self.short_side})':'if(gt(iw,ih),{self.short_side},-2)'", "format=yuv420p"]
+        rate = ["-r", f"{self.fps:g}"]
+        if self.rate_control == "filter":
+            filters.insert(0, f"fps={self.fps:g}")
+            rate = []
+        fast = ["-tune", "fastdecode", "-bf", "0", "-g", "12"] if self.fast_decode else []
+        # One thread: the videos already run in parallel, and the bytes of an h264 file depend on the number of threads.
+        return ["-vf", ",".join(filters), *rate, "-c:v", "libx264", *fast, "-threads", "1"]
+
+
+class Interrupted(Exception):
+    """The command is ending; the video at hand stays undone."""
+
+
+@dataclass(frozen=True)
+class Compressor:
+    """Makes one output file of one video; called from many threads."""
+
+    ffmpeg: str
+    encoding: Encoding
+    max_shortfall: float
+    stop: threading.Event  # set when the command ends early
+
+    def __call__(self, source: Path, output: Path) -> bool:
+        """True if `output` was made, False if it was there, whole. VideoError where it cannot be made."""
+        if self.stop.is_set():
+            raise Interrupted
+        seconds = video_seconds(source)
+        if output.exists() and self._shortfall(seconds, output) is None:
+            return False
+        output.parent.mkdir(parents=True, exist_ok=True)
+        # Named anew each time: an ffmpeg that outlived a killed run may still be writing to the name of then.
+        partial = output.with_name(f".{output.name}.{uuid.uuid4().hex[:8]}{PARTIAL}")
+        try:
+            self._encode(source, partial)
+            if shortfall := self._shortfall(seconds, partial):
+                raise VideoError(f"{source} {shortfall}")
+            with partial.open("rb") as file:
+                os.fsync(file.fileno())
+            partial.replace(output)
+        finally:
+            partial.unlink(missing_ok=True)
+        return True
+
+    def _encode(self, source: Path, partial: Path) -> None:
+        # Absolute paths, because ffmpeg takes a name that starts with "-" for a flag and "a:b" for a protocol. The
+        # first picture stream without cover art is all that goes in.
+        command = [self.ffmpeg, "-nostdin", "-v", "error", "-threads", "1", "-i", str(source.absolute())]
+        command += ["-map", "0:V:0", "-map_metadata", "-1", "-map_chapters", "-1", *self.encoding.flags()]
+        command += ["-f", "mp4", "-y", str(partial.absolute())]
+        # A session of its own: Ctrl-C would make ffmpeg finish a short file, here it is killed instead.
+        with subprocess.Popen(command, start_new_session=True, stderr=subprocess.PIPE) as process:
+            while True:
+                try:
+                    _, errors = process.communicate(timeout=0.5)
+                    break
+                except subprocess.TimeoutExpired:
+                    if self.stop.is_set():
+                        process.kill()
+                        raise Interrupted from None
+        if process.returncode:
+            lines = errors.decode(errors="replace").strip().splitlines() or [f"exit code {process.returncode}"]
+            raise VideoError(
+                f"{source} cannot be re-encoded (ffmpeg: {lines[0]}): if the file is damaged, download it again."
+            )
+
+    def _shortfall(self, seconds: float | None, made: Path) -> str | None:
+        """What `made` lacks of a video of that length, as the end of a sentence; None if nothing."""
+        try:
+            length = video_seconds(made) or 0.0
+        except VideoError:
+            length = 0.0
+        if length == 0:
+            return "gave no frame: it is damaged or shorter than half a frame; download it again, or leave it out."
+        allowance = max(MIN_ALLOWANCE, 1 / self.encoding.fps, self.max_shortfall * (seconds or 0))
+        if seconds is not None and length < seconds - allowance:
+            return (
+                f"is cut off: {length:.1f} of its {seconds:.1f} seconds came out; download it again, or allow more "
+                f"than --max_shortfall {self.max_shortfall:g} to be missing."
+            )
+        return None
+
+
+def video_seconds(path: Path) -> float | None:
+    """The length of a file's picture as its header states it, None where it states none.
+
+    In containers that state one length for all (flv) it is that of the sound if that is longer. VideoError where `path`
+    cannot be opened as a video.
+    """
+    try:
+        with av.open(str(path.absolute())) as container:
+            if not container.streams.video:
+                raise VideoError(f"{path} holds no picture: download it again, or leave it out.")
+            stream = container.streams.video[0]
+            lengths = [float(stream.duration * stream.time_base)] if stream.duration and stream.time_base else []
+            lengths += [container.duration / av.time_base] if container.duration else []
+            if clock := re.fullmatch(r"(\d+):(\d+):(\d+\.?\d*)", stream.metadata.get("DURATION", "")):  # Matroska's way
+                lengths.append(3600 * int(clock[1]) + 60 * int(clock[2]) + float(clock[3]))
+    except (av.FFmpegError, OSError) as error:
+        raise VideoError(f"{path} cannot be opened as a video ({error.strerror}): download it again.") from error
+    # The container's length may be that of a longer sound, the stream's that of frames which an edit list leaves out.
+    return max(0.0, min(lengths)) if lengths else None
+
+
+def find_ffmpeg() -> str:
+    """The system's ffmpeg, or that of the package imageio-ffmpeg; FileNotFoundError where neither writes h264."""
+    candidates = [shutil.which("ffmpeg")]
+    try:
+        import imageio_ffmpeg
+
+        candidates.append(imageio_ffmpeg.get_ffmpeg_exe())
+    except (ImportError, RuntimeError):  # not installed; installed without a program for this machine
+        pass
+    for program in candidates:
+        if program:
+            known = subprocess.run([program, "-hide_banner", "-encoders"], capture_output=True, check=False).stdout
+            if b"libx264" in known:
+                return program
+    raise FileNotFoundError("no ffmpeg with libx264 was found: install ffmpeg, or run pip install imageio-ffmpeg.")
+
+
+def plan(input_root: Path, output_root: Path) -> dict[Path, Path]:
+    """Video -> output file for every video under `input_root`, sorted; ValueError where two would become one."""
+    if not input_root.is_dir():
+        raise ValueError(f"--input_root {input_root} is not a folder: pass the one with the videos.")
+    if output_root.exists() and not output_root.is_dir():
+        raise ValueError(f"--output_root {output_root} is a file: name a folder.")
+    here, there = input_root.resolve(), output_root.resolve()
+    if here == there or here in there.parents or there in here.parents:
+        raise ValueError(
+            f"--output_root {output_root} and --input_root {input_root} lie in one another: separate them."
+        )
+    outputs: dict[Path, Path] = {}  # output -> source
+    for source in sorted(input_root.rglob("*")):
+        # Hidden files are what file managers leave behind. Links to nowhere are kept, to be named as failed.
+        if source.suffix.lower() not in VIDEO_SUFFIXES or source.name.startswith(".") or source.is_dir():
+            continue
+        output = output_root / source.relative_to(input_root).with_suffix(".mp4")
+        if output in outputs:
+            raise ValueError(f"{outputs[output]} and {source} would both become {output}: keep one of them.")
+        outputs[output] = source
+    if not outputs:
+        raise ValueError(f"--input_root {input_root} holds no video ({' '.join(sorted(VIDEO_SUFFIXES))}).")
+    return {source: output for output, source in outputs.items()}
+
+
+def parse_shard(text: str | None) -> tuple[int, int]:
+    """(i, n) of "i/n", else of torchrun's RANK and WORLD_SIZE, else (0, 1). ValueError unless 0 <= i < n."""
+    text = text or f"{os.environ.get('RANK', 0)}/{os.environ.get('WORLD_SIZE', 1)}"
+    number, _, count = text.partition("/")
+    if number.isdecimal() and count.isdecimal() and int(number) < int(count):
+        return int(number), int(count)
+    raise ValueError(f"--shard {text} is not of the form i/n with i from 0 to n - 1, for example 0/4.")
+
+
+def default_jobs() -> int:
+    """This process's share of the processors it may use, at least 1."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
+
+
+def _claim(output_root: Path, encoding: Encoding) -> None:
+    """Note the settings in the output folder; ValueError where files made otherwise lie there."""
+    path = output_root / "settings.json"
+    settings = asdict(encoding)
+    # Looked for before the settings: another shard that has made a video by now has written them before it.
+    video = next(output_root.rglob("*.mp4"), None)
+    if path.exists():
+        try:
+            found = json.loads(path.read_text(encoding="utf-8"))
+        except ValueError:
+            found = None
+        if found != settings:
+            raise ValueError(
+                f"{path} says that the videos there were made with {found}: pass that, or name another --output_root."
+            )
+        return
+    if video:
+        raise ValueError(f"--output_root {output_root} holds videos that this command has not made: name a new folder.")
+    output_root.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}{PARTIAL}")  # other shards may be doing the same
+    partial.write_text(json.dumps(settings, indent=1) + "\n", encoding="utf-8")
+    partial.replace(path)
+
+
+def _remove_partials(output_root: Path, outputs: set[Path]) -> None:
+    """Remove what a killed run has left of these files; those of other shards may be in the making."""
+    for path in output_root.rglob(f".*{PARTIAL}"):
+        name = path.name.removeprefix(".").removesuffix(PARTIAL).rpartition(".")[0]
+        if path.with_name(name) in outputs:
+            path.unlink(missing_ok=True)
+
+
+def compress_all(work: dict[Path, Path], compressor: Compressor, jobs: int) -> tuple[int, int, dict[Path, str]]:
+    """(number made, number skipped, reason of each failed video). On KeyboardInterrupt no ffmpeg is left running."""
+    made = skipped = 0
+    failed: dict[Path, str] = {}
+    with ThreadPoolExecutor(jobs) as pool:
+        futures = {pool.submit(compressor, source, output): source for source, output in work.items()}
+        try:
+            for future in tqdm(as_completed(futures), total=len(futures), desc="re-encoding", unit="video"):
+                try:
+                    if future.result():
+                        made += 1
+                    else:
+                        skipped += 1
+                except (ValueError, OSError) as error:
+                    failed[futures[future]] = str(error)
+        finally:
+            compressor.stop.set()
+    return made, skipped, dict(sorted(failed.items()))
+
+
+def _wait_for_other_ranks() -> None:
+    """Under torchrun wait until all processes have come here: it stops them all when one ends with a failure."""
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        import torch.distributed as dist  # takes seconds, which only this case needs
+
+        dist.init_process_group("gloo", timeout=timedelta(days=7))
+        dist.barrier()
+        dist.destroy_process_group()
+
+
+def run(options: argparse.Namespace) -> int:
+    """The whole command; returns the exit code 0 or 1. ValueError or OSError where it cannot start."""
+    encoding = Encoding(options.fps, options.short_side, options.rate_control, options.fast_decode)
+    number, count = parse_shard(options.shard)
+    jobs = default_jobs() if options.jobs is None else options.jobs
+    if jobs < 1:
+        raise ValueError(f"--jobs must be 1 or more, not {jobs}.")
+    if not 0 <= options.max_shortfall < 1:
+        raise ValueError(f"--max_shortfall must be in 0..1, 1 excluded, not {options.max_shortfall:g}.")
+    ffmpeg = find_ffmpeg()
+    output_root = options.output_root
+    work = dict(list(plan(options.input_root, output_root).items())[number::count])
+    _claim(output_root, encoding)
+    _remove_partials(output_root, set(work.values()))
+    failures = output_root / ("failed.txt" if count == 1 else f"failed_{number}_of_{count}.txt")
+    failures.unlink(missing_ok=True)
+
+    compressor = Compressor(ffmpeg, encoding, options.max_shortfall, threading.Event())
+    made, skipped, failed = compress_all(work, compressor, jobs)
+    shard = "" if count == 1 else f" (shard {number}/{count})"
+    print(f"{output_root}{shard}: {made} videos made, {skipped} already there, {len(failed)} failed.")
+    if failed:
+        lines = [f"{source}\t{reason}\n" for source, reason in failed.items()]
+        failures.write_text("".join(lines), encoding="utf-8", errors="surrogateescape")
+        for reason in list(failed.values())[:SHOWN_FAILURES]:
+            print(f"failed: {reason}", file=sys.stderr)
+        print(f"All that failed is in {failures}.", file=sys.stderr)
+    if options.shard is None:
+        _wait_for_other_ranks()
+    return int(bool(failed))
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Command line; returns the exit code."""
+    parser = argparse.ArgumentParser(description="Re-encode a folder of videos: few frames a second, small, no sound.")
+    parser.add_argument("--input_root", type=Path, required=True, help="folder with the videos, in folders or not")
+    parser.add_argument("--output_root", type=Path, required=True, help="folder to make, outside the input folder")
+    parser.add_argument("--fps", type=float, default=3.0, help="frames a second")
+    parser.add_argument("--short_side", type=int, default=224, help="pixels of the shorter side; even")
+    parser.add_argument(
+        "--rate_control", choices=("r", "filter"), default="r",
+        help="r: ffmpeg's -r, as published (the first frames lie close together); filter: its fps filter (evenly)",
+    )  # fmt: skip
+    parser.add_argument("--fast_decode", action="store_true", help="files that decode in less than half the time")
+    parser.add_argument("--max_shortfall", type=float, default=0.05, help="part of a video's length that may be lost")
+    parser.add_argument("--jobs", type=int, help="videos at a time; by default one for each processor")
+    parser.add_argument("--shard", help="i/n: the i-th of n shares, counted from 0; by default torchrun's rank")
+    try:
+        return run(parser.parse_args(argv))
+    except (ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("Interrupted: run the same command again to go on.", file=sys.stderr)
+        return 130
+
+
+if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: schedulers end a job so
+    raise SystemExit(main())
