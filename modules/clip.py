@@ -167,7 +167,7 @@ class Block(nn.Module):
         self, x: Tensor, context: Tensor | None = None, mask: Tensor | None = None, causal: bool = False
     ) -> Tensor:
         """First half, residual included: [N, L, D] -> [N, L, D]; the arguments are those of `Attention.forward`."""
-        return self._run(self._attend, x, context, mask, causal)
+        return self.run(self._attend, x, context, mask, causal)
 
     def _attend(self, x: Tensor, context: Tensor | None, mask: Tensor | None, causal: bool) -> Tensor:
         context = None if context is None else self.ln_1(context)
@@ -175,12 +175,13 @@ class Block(nn.Module):
 
     def feed_forward(self, x: Tensor) -> Tensor:
         """Second half, residual included: [N, L, D] -> [N, L, D]."""
-        return self._run(self._feed_forward, x)
+        return self.run(self._feed_forward, x)
 
     def _feed_forward(self, x: Tensor) -> Tensor:
         return x + self.mlp(self.ln_2(x))
 
-    def _run(self, half: Callable[..., Tensor], *arguments: Any) -> Tensor:
+    def run(self, half: Callable[..., Tensor], *arguments: Any) -> Tensor:
+        """`half(*arguments)`, a part of this block; recomputed in backward if that is asked for."""
         if self.recompute and torch.is_grad_enabled():
             return checkpoint(half, *arguments, use_reentrant=False)
         return half(*arguments)

@@ -110,7 +110,8 @@ class DGL(Method):
         last = len(self.clip.visual.blocks) - 1
         for layer, block in enumerate(self.clip.visual.blocks):
             assert isinstance(block, Block)
-            mixed = global_local_attention(block, x, prompts[layer], frames, first_only=layer == last)
+            attend = partial(global_local_attention, block, frames=frames, first_only=layer == last)
+            mixed = block.run(attend, x, prompts[layer])
             x = x[:, : mixed.shape[1]] + mixed
             x = self.feed_forward("visual", layer, block, x)
         return self.clip.visual.pool(x)
