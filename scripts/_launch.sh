@@ -23,3 +23,20 @@ launch() {
         ${EXEC:-} "$PYTHON" "$repository/$file" "$@"
     fi
 }
+
+# train_retrieval FLAGS...: trains and evaluates with the values that the data sets' scripts share, each of which can be
+# set from outside; method, epochs, batch_size and lr are the script's own, and so is what its flags say otherwise.
+train_retrieval() {
+    # The published samplings: full fine-tuning at 1 frame a second, prompts on videos re-encoded to 3.
+    case $method in
+        clip4clip) frame_sampling=${frame_sampling:-uniform} feature_framerate=${feature_framerate:-1} ;;
+        *) frame_sampling=${frame_sampling:-segment} feature_framerate=${feature_framerate:-0} ;;
+    esac
+    EXEC=exec launch main_task_retrieval.py --do_train --method "$method" \
+        --pretrained_clip_name "${pretrained_clip_name:-ViT-B/32}" --pretrained_dir "${pretrained_dir:-pretrained}" \
+        --epochs "$epochs" --batch_size "$batch_size" --batch_size_val "${batch_size_val:-16}" \
+        --lr "$lr" --coef_lr "${coef_lr:-1e-3}" \
+        --max_words "${max_words:-32}" --max_frames "${max_frames:-12}" \
+        --frame_sampling "$frame_sampling" --feature_framerate "$feature_framerate" \
+        --num_thread_reader "${num_thread_reader:-4}" --select_on "${select_on:-last}" --seed "${seed:-42}" "$@"
+}
