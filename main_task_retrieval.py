@@ -19,8 +19,11 @@ from typing import Any
 
 import numpy as np
 import torch
+from tqdm import tqdm
 
 from dataloaders import DATASETS
+from dataloaders.cache import FrameCache
+from dataloaders.preparation import forecast, leave_out, missing_files, read_all
 from dataloaders.samples import FrameReader, GalleryVideos, QueryCaptions, Sample, TrainingPairs
 from dataloaders.twins import read_twins
 from engine.checkpoint import CheckpointHeader, ResumePoints, load_checkpoint, save_checkpoint
@@ -69,6 +72,7 @@ class RetrievalRun:
             f"{sum(p.numel() for p in self.method.parameters()):,}", process.world_size, process.device.type,
         )  # fmt: skip
         self.epoch, self.selection = 0, "zero-shot"
+        self.left_out: dict[str, list[str]] = {}  # ids of each split's videos that are missing or cannot be read
         if config.model.init_model:
             self.epoch = self.load_weights(Path(config.model.init_model))
             self.selection = "checkpoint as given"
@@ -76,11 +80,13 @@ class RetrievalRun:
         test_samples = self.read_split("test")
         self.test = self.evaluation_split(test_samples)
         twins_csv = config.data.twins_csv
-        self.test_twins = read_twins(Path(twins_csv), test_samples) if twins_csv else None
-        log.info("test split: %d videos, %d captions", len(self.test[0]), len(self.test[1]))
+        self.test_twins = None
+        if twins_csv:
+            self.test_twins = read_twins(Path(twins_csv), test_samples, left_out=self.left_out["test"])
+        log.info("test split: %s videos, %d captions", self.count("test", len(test_samples)), len(self.test[1]))
         self.querybank = None
         if config.run.qb_norm:
-            drawn = draw_captions(self.read_split("train"), config.run.querybank_size, config.run.seed)
+            drawn = draw_captions(self.list_split("train"), config.run.querybank_size, config.run.seed)
             self.querybank = QueryCaptions(drawn, self.tokenizer)
             log.info("query bank of QB-Norm: %d captions of the training split", len(self.querybank))
 
@@ -102,6 +108,57 @@ class RetrievalRun:
         return 0
 
     def read_split(self, split: str) -> list[Sample]:
+        """The samples of a split whose videos can be used; what is wrong with the others goes into the log.
+
+        Raises ValueError if more videos than --allow_missing are missing or cannot be read.
+        """
+        listed, allowed = self.list_split(split), self.config.data.allow_missing
+        frames = self.frame_reader(training=split == "train")
+        problems = missing_files(listed)
+        samples = leave_out(listed, problems, allowed, split)
+        if frames.cache is not None:
+            self.announce_cache(split, samples, frames)
+        if allowed:
+            problems |= self.find_unreadable(listed, [row for row in range(len(listed)) if row not in problems], frames)
+            samples = leave_out(listed, problems, allowed, split)
+            for row in sorted(problems):
+                log.info("left out of the %s split: %s", split, problems[row])
+        self.left_out[split] = [listed[row].video_id for row in sorted(problems)]
+        return samples
+
+    def announce_cache(self, split: str, samples: list[Sample], frames: FrameReader) -> None:
+        """Say what the frame cache will take; ValueError if the disk has no room for it."""
+        data, error = self.config.data, None
+        if self.process.is_main:
+            try:
+                log.info(
+                    "frame cache %s (%s), %s split: %s", data.frame_cache, data.frame_cache_format, split,
+                    forecast(samples, frames, data.allow_missing),
+                )  # fmt: skip
+            except (ValueError, OSError) as caught:
+                error = caught
+        self.process.fail_together(error)
+
+    def find_unreadable(self, samples: list[Sample], rows: list[int], frames: FrameReader) -> dict[int, str]:
+        """Try the videos `rows` of `samples`, each process its share; the reasons of those that cannot be read."""
+        share = rows[self.process.rank :: self.process.world_size]
+        found, error = {}, None
+        try:
+            reasons = read_all([samples[row] for row in share], frames, max(1, self.config.data.num_thread_reader))
+            progress = tqdm(reasons, "reading videos", len(share), leave=False, disable=not self.process.is_main)
+            found = {row: reason for row, reason in zip(share, progress, strict=True) if reason}
+        except OSError as caught:
+            error = caught
+        self.process.fail_together(error)
+        return {row: reason for part in self.process.share(found) for row, reason in part.items()}
+
+    def count(self, split: str, n_used: int) -> str:
+        """ "1000", or "983 of 1000" where videos were left out."""
+        n_left_out = len(self.left_out[split])
+        return f"{n_used} of {n_used + n_left_out}" if n_left_out else str(n_used)
+
+    def list_split(self, split: str) -> list[Sample]:
+        """The samples of a split as its files list them, whether or not their videos are there."""
         data = self.config.data
         return DATASETS[data.datatype](
             split,
@@ -115,7 +172,7 @@ class RetrievalRun:
         """The training videos that shall meet in a batch: each one's id with the other's."""
         if not self.config.data.train_twins_csv:
             return {}
-        twins = read_twins(Path(self.config.data.train_twins_csv), samples, "train")
+        twins = read_twins(Path(self.config.data.train_twins_csv), samples, "train", self.left_out["train"])
         return {samples[i].video_id: samples[j].video_id for i, j in enumerate(twins.tolist()) if j >= 0}
 
     def frame_reader(self, training: bool) -> FrameReader:
@@ -123,6 +180,7 @@ class RetrievalRun:
         return FrameReader(
             data.max_frames, self.image_size, data.frame_sampling, data.feature_framerate, data.slice_framepos,
             training, data.frame_transform,
+            FrameCache(Path(data.frame_cache), data.frame_cache_format) if data.frame_cache else None,
         )  # fmt: skip
 
     def evaluation_split(self, samples: list[Sample]) -> EvaluationSplit:
@@ -163,7 +221,7 @@ class RetrievalRun:
             run.seed,
             twin_of,
         )
-        log.info("training split: %d videos, %d pairs", len(samples), len(pairs))
+        log.info("training split: %s videos, %d pairs", self.count("train", len(samples)), len(pairs))
         best = self.logger.output_dir / "best.safetensors"
         notes = {"best_recall": -1.0}  # of the selection, which a resumed run remembers
 
@@ -228,15 +286,19 @@ class RetrievalRun:
     def report(self) -> Metrics:
         """Evaluate on the test split and write the numbers down, with how these weights were selected."""
         metrics = self.evaluate(self.test, postprocess=True)
-        log.info("test split, selection: %s (epoch %d)\n%s", self.selection, self.epoch, format_metrics(metrics))
-        self.logger.metrics(self.epoch, "test", flat_metrics(metrics) | {"selection": self.selection})
+        videos = self.count("test", len(self.test[0]))
+        log.info(
+            "test split, %s videos, selection: %s (epoch %d)\n%s",
+            videos, self.selection, self.epoch, format_metrics(metrics),
+        )  # fmt: skip
+        self.logger.metrics(self.epoch, "test", flat_metrics(metrics) | {"selection": self.selection, "videos": videos})
         if self.process.is_main and self.config.run.results_csv:
             row = {
                 "name": self.config.run.row_name or self.config.model.method,
                 "method": self.config.model.method,
                 "clip": self.config.model.pretrained_clip_name,
                 "data": self.config.data.datatype,
-                "videos": len(self.test[0]),
+                "videos": videos,
                 "trainable_parameters": self.n_trainable,
                 "seed": self.config.run.seed,
                 "selection": self.selection,

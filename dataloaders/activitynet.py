@@ -15,7 +15,7 @@ import math
 from pathlib import Path
 from typing import Any
 
-from dataloaders.files import check_present, check_split, find_videos, read_json, read_json_object, report_count
+from dataloaders.files import check_split, find_videos, read_json, read_json_object, report_count
 from dataloaders.samples import Sample
 
 EXPECTED = {"train": 10_009, "test": 4917}  # videos with a caption, of 10,024 and 4,926 ids
@@ -25,7 +25,7 @@ FILES = {"train": ("train_ids.json", "train.json"), "test": ("val_ids.json", "va
 def read_split(split: str, *, data_path: Path, features_path: Path, **other_flags: Path) -> list[Sample]:
     """The samples of "train" or "test", in the order of the list of ids, without those that have no caption.
 
-    Raises ValueError for a file with the wrong content and FileNotFoundError for a missing one, videos included.
+    Raises ValueError for a file with the wrong content and FileNotFoundError for a missing one, the videos aside.
     """
     check_split("ActivityNet", split, EXPECTED)
     ids_path, captions_path = (data_path / name for name in FILES[split])
@@ -44,9 +44,8 @@ def read_split(split: str, *, data_path: Path, features_path: Path, **other_flag
         if not captioned:
             raise ValueError(f"--data_path {map_path} has no entry for a video of {ids_path.name}: complete it.")
         paths = [features_path / str(file) for file in files.values()]
-        check_present(paths, map_path)
     else:
-        paths = find_videos(captioned, features_path, ids_path)
+        paths = find_videos(captioned, features_path)
     report_count(ids_path, len(captioned), EXPECTED[split])
     return [
         _sample(video_id, path, entries[video_id], captions_path)

@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from dataloaders.files import check_present, check_split, read_text
+from dataloaders.files import check_split, read_text
 from dataloaders.samples import Sample
 
 SPLITS = ("train", "val", "test")  # what the field `split` may say
@@ -23,7 +23,7 @@ SPLITS = ("train", "val", "test")  # what the field `split` may say
 def read_split(split: str, *, features_path: Path, train_csv: Path, val_csv: Path, **other_flags: Path) -> list[Sample]:
     """The samples of "train" or "test", in the order of the list, one for each video or part of one.
 
-    Raises ValueError for a list with the wrong content and FileNotFoundError for a missing file, videos included.
+    Raises ValueError for a list with the wrong content and FileNotFoundError for a missing file, the videos aside.
     """
     check_split("custom", split, ("train", "test"))
     path, flag = (train_csv, "--train_csv") if split == "train" else (val_csv, "--val_csv")
@@ -39,12 +39,10 @@ def read_split(split: str, *, features_path: Path, train_csv: Path, val_csv: Pat
             raise ValueError(f"{flag} {path}, line {line}: {error}; correct the line.") from error
     if not captions:
         raise ValueError(f"{flag} {path} lists no video of the split {split!r}: add some, or pass another file.")
-    samples = [
+    return [
         Sample(_video_id(name, start, end), features_path / name, tuple(texts), start, end)
         for (name, start, end), texts in captions.items()
     ]
-    check_present([sample.path for sample in samples], path)
-    return samples
 
 
 def _csv_rows(name: str, text: str) -> Iterator[tuple[int, Mapping[str, Any]]]:

@@ -11,6 +11,7 @@ Shapes: K chosen frames, H x W pixels.
 import functools
 import math
 import os
+import stat
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -24,6 +25,7 @@ MAX_SHORTFALL = 0.25  # the part of the promised frames that may be missing befo
 MEND = "download it again, or re-encode it (ffmpeg -i IN -c:v libx264 OUT.mp4)"
 
 Choose = Callable[[int, float], "Sequence[int] | np.ndarray"]
+Convert = Callable[[np.ndarray], np.ndarray]  # one frame uint8 [H, W, 3] RGB -> what to keep of it
 
 
 class VideoError(ValueError):
@@ -31,8 +33,8 @@ class VideoError(ValueError):
 
 
 class DecodedFrames(NamedTuple):
-    """`frames` uint8 [K, H, W, 3] RGB, in the order chosen; `n_frames` the count they were chosen from; `fps` frames
-    a second as the container states it, 0.0 where it states none."""
+    """`frames` uint8 [K, H, W, 3] RGB, or as converted, in the order chosen; `n_frames` the count they were chosen
+    from; `fps` frames a second as the container states it, 0.0 where it states none."""
 
     frames: np.ndarray
     n_frames: int
@@ -44,8 +46,9 @@ def decoder_version() -> str:
     return f"cv2 {cv2.__version__}"
 
 
-def read_frames(path: str | Path, choose: Choose) -> DecodedFrames:
-    """Decode the frames that `choose` asks for.
+def read_frames(path: str | Path, choose: Choose, convert: Convert | None = None) -> DecodedFrames:
+    """Decode the frames that `choose` asks for, each passed through `convert` at once, so that whole frames of a long
+    video are never all in memory.
 
     `choose(n_frames, fps)` returns the frame numbers wanted, sorted, each in 0..n_frames-1, repeats allowed. `fps` is
     0.0 when the container states none. It is called a second time, with the true count, if the video ends before the
@@ -55,13 +58,13 @@ def read_frames(path: str | Path, choose: Choose) -> DecodedFrames:
     promised frames are missing, or when one of those left cannot be decoded either.
     """
     path = Path(path)
-    _check_is_file(path)
+    file_status(path)
     with _open(path) as capture:
         fps = _frame_rate(capture)
         promised = _promised_frames(capture, path)
         if promised:
             numbers = np.asarray(choose(promised, fps))
-            frames, count = _decode(capture, numbers)
+            frames, count = _decode(capture, numbers, convert)
             if frames.keys() >= set(numbers.tolist()):
                 return DecodedFrames(_in_order(frames, numbers), promised, fps)
         else:
@@ -73,19 +76,23 @@ def read_frames(path: str | Path, choose: Choose) -> DecodedFrames:
         raise VideoError(f"{path} is cut off: {count} of its {promised} frames can be decoded; {MEND}.")
     numbers = np.asarray(choose(count, fps))
     with _open(path) as capture:
-        frames, reached = _decode(capture, numbers)
+        frames, reached = _decode(capture, numbers, convert)
     if not frames.keys() >= set(numbers.tolist()):
         raise VideoError(f"{path} is damaged: its frame {reached} cannot be decoded; {MEND}.")
     return DecodedFrames(_in_order(frames, numbers), count, fps)
 
 
-def _check_is_file(path: Path) -> None:
-    if path.is_dir():
+def file_status(path: Path) -> os.stat_result:
+    """What the file system says about a video; VideoError if it is not a file that can hold one."""
+    try:
+        status = path.stat()
+    except FileNotFoundError as error:
+        raise VideoError(f"{path} does not exist: check --features_path, or download the video.") from error
+    if stat.S_ISDIR(status.st_mode):
         raise VideoError(f"{path} is a directory, not a video file: give the path of the file in it.")
-    if not path.exists():
-        raise VideoError(f"{path} does not exist: check --features_path, or download the video.")
-    if path.stat().st_size == 0:
+    if status.st_size == 0:
         raise VideoError(f"{path} is empty (0 bytes): download it again.")
+    return status
 
 
 @functools.cache
@@ -129,7 +136,9 @@ def _count_frames(capture: cv2.VideoCapture) -> int:
     return count
 
 
-def _decode(capture: cv2.VideoCapture, numbers: np.ndarray) -> tuple[dict[int, np.ndarray], int]:
+def _decode(
+    capture: cv2.VideoCapture, numbers: np.ndarray, convert: Convert | None
+) -> tuple[dict[int, np.ndarray], int]:
     """Frames by number, from a freshly opened file, and how many were decoded: less than asked for if the video
     ended."""
     wanted = set(numbers.tolist())
@@ -141,7 +150,8 @@ def _decode(capture: cv2.VideoCapture, numbers: np.ndarray) -> tuple[dict[int, n
             decoded, bgr = capture.retrieve()
             if not decoded:
                 return frames, number
-            frames[number] = cv2.cvtColor(bgr, cv2.COLOR_BGR2RGB)
+            rgb = cv2.cvtColor(bgr, cv2.COLOR_BGR2RGB)
+            frames[number] = convert(rgb) if convert else rgb
     return frames, max(wanted) + 1
 
 

@@ -76,8 +76,9 @@ def captions_for(
     return chosen
 
 
-def find_videos(video_ids: Sequence[str], features_path: Path, listed_in: Path) -> list[Path]:
-    """The file of each video, in `features_path` or a folder below it, which is looked through once.
+def find_videos(video_ids: Sequence[str], features_path: Path) -> list[Path]:
+    """The file of each video, in `features_path` or a folder below it, which is looked through once; where there is
+    none, the path that it was expected under.
 
     The file of an id is called so with one of VIDEO_EXTENSIONS behind it. An id that ends in an extension itself may
     also be the name as it is, or stand with another one, as re-encoded videos do.
@@ -98,27 +99,7 @@ def find_videos(video_ids: Sequence[str], features_path: Path, listed_in: Path) 
             names = [stem + own.lower(), *names, *(stem + extension for extension in VIDEO_EXTENSIONS)]
         return next((files[name] for name in names if name in files), features_path / names[0])
 
-    paths = [file_of(video_id) for video_id in video_ids]
-    check_present(paths, listed_in)
-    return paths
-
-
-class MissingVideos(FileNotFoundError):
-    """Some of a split's video files do not exist; `paths` are those of all its videos."""
-
-    def __init__(self, message: str, paths: Sequence[Path]) -> None:
-        super().__init__(message)
-        self.paths = list(paths)
-
-
-def check_present(paths: Sequence[Path], listed_in: Path) -> None:
-    """MissingVideos if a video file does not exist."""
-    if missing := [path for path in paths if not path.is_file()]:
-        raise MissingVideos(
-            f"{missing[0]} is missing, the first of {len(missing)} missing among the {len(paths)} videos of "
-            f"{listed_in.name}: download them, or correct --features_path.",
-            paths,
-        )
+    return [file_of(video_id) for video_id in video_ids]
 
 
 def report_count(listed_in: Path, n_videos: int, published: int | None) -> None:

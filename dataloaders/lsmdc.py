@@ -25,7 +25,7 @@ COLUMNS = 6
 def read_split(split: str, *, data_path: Path, features_path: Path, **other_flags: Path) -> list[Sample]:
     """The samples of "train", "val" or "test", in the order of the file, one for each clip.
 
-    Raises ValueError for a file with the wrong content and FileNotFoundError for a missing one, videos included.
+    Raises ValueError for a file with the wrong content and FileNotFoundError for a missing one, the videos aside.
     """
     check_split("LSMDC", split, FILES)
     path = data_path / FILES[split]
@@ -41,7 +41,7 @@ def read_split(split: str, *, data_path: Path, features_path: Path, **other_flag
             )
         captions.setdefault(clip_id, []).append(sentence)
     report_count(path, len(captions), EXPECTED.get(split))
-    paths = find_videos(list(captions), features_path, path)
+    paths = find_videos(list(captions), features_path)
     return [
         Sample(clip_id, video, tuple(texts)) for (clip_id, texts), video in zip(captions.items(), paths, strict=True)
     ]

@@ -26,7 +26,7 @@ def read_split(split: str, *, data_path: Path, features_path: Path, train_csv: P
     """The samples of "train" or "test", in the order of the csv, one for each video.
 
     `data_path` is the json and only read for "train". Raises ValueError for a file with the wrong content and
-    FileNotFoundError for a missing file, one of the videos included.
+    FileNotFoundError for a missing file, the videos aside.
     """
     check_split("MSR-VTT", split, ("train", "test"))
     if split == "train":
@@ -38,7 +38,7 @@ def read_split(split: str, *, data_path: Path, features_path: Path, train_csv: P
     if not captions:
         raise ValueError(f"{flag} {csv_path} lists no video: download it again.")
 
-    paths = find_videos(list(captions), features_path, csv_path)
+    paths = find_videos(list(captions), features_path)
     expected = EXPECTED.get(csv_path.name)
     report_count(csv_path, len(captions), expected[0] if expected else None)
     return [

@@ -18,7 +18,7 @@ IN_THE_FILE = {"train": "train", "val": "validate", "test": "test"}
 def read_split(split: str, *, data_path: Path, features_path: Path, **other_flags: Path) -> list[Sample]:
     """The samples of "train", "val" or "test", in the order of the file.
 
-    Raises ValueError for a file with the wrong content and FileNotFoundError for a missing one, videos included.
+    Raises ValueError for a file with the wrong content and FileNotFoundError for a missing one, the videos aside.
     """
     check_split("MSR-VTT (full)", split, EXPECTED)
     try:
@@ -38,5 +38,5 @@ def read_split(split: str, *, data_path: Path, features_path: Path, **other_flag
         texts.setdefault(video_id, []).append(caption)
     captions = captions_for(video_ids, texts, data_path, data_path)
     report_count(data_path, len(video_ids), EXPECTED[split])
-    paths = find_videos(video_ids, features_path, data_path)
+    paths = find_videos(video_ids, features_path)
     return [Sample(video_id, path, captions[video_id]) for video_id, path in zip(video_ids, paths, strict=True)]

@@ -26,14 +26,14 @@ PLAIN_TYPES: dict[tuple[str, str], type] = {
 def read_split(split: str, *, data_path: Path, features_path: Path, **other_flags: Path) -> list[Sample]:
     """The samples of "train", "val" or "test", in the order of the list.
 
-    Raises ValueError for a file with the wrong content and FileNotFoundError for a missing one, videos included.
+    Raises ValueError for a file with the wrong content and FileNotFoundError for a missing one, the videos aside.
     """
     check_split("MSVD", split, EXPECTED)
     list_path, pickle_path = data_path / f"{split}_list.txt", data_path / "raw-captions.pkl"
     video_ids = read_lines(list_path, "--data_path")
     captions = captions_for(video_ids, read_captions(pickle_path), list_path, pickle_path)
     report_count(list_path, len(video_ids), EXPECTED[split])
-    paths = find_videos(video_ids, features_path, list_path)
+    paths = find_videos(video_ids, features_path)
     return [Sample(video_id, path, captions[video_id]) for video_id, path in zip(video_ids, paths, strict=True)]
 
 

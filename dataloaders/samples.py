@@ -18,6 +18,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
 
 from dataloaders import sampling
+from dataloaders.cache import FrameCache, StoredFrames
 from dataloaders.decode import VideoError, read_frames
 from dataloaders.transforms import centre_crop, resize_and_crop
 
@@ -49,8 +50,8 @@ class FrameReader:
     most T frames by `slice_framepos` as CLIP4Clip does and pads a short video with black frames that the mask leaves
     out; "segment" takes one frame from each of T equal segments, a random one in `training` and the middle one
     otherwise, and repeats frames of a short video; "released" does it as the authors' code of STOP. `frame_transform`
-    makes squares of them: "resize" brings the short side to S first, "crop" cuts out the middle as it is. Raises
-    ValueError for a setting outside its range.
+    makes squares of them: "resize" brings the short side to S first, "crop" cuts out the middle as it is. With a
+    `cache` a video is decoded once only. Raises ValueError for a setting outside its range.
     """
 
     max_frames: int
@@ -60,6 +61,7 @@ class FrameReader:
     slice_framepos: int = sampling.SPREAD
     training: bool = False
     frame_transform: str = "resize"
+    cache: FrameCache | None = None
 
     def __post_init__(self) -> None:
         if self.max_frames < 1:
@@ -85,21 +87,84 @@ class FrameReader:
 
         With `start` or `end` the frames of that window of time are the whole video. `generator` is needed for
         "segment" and "released" in training and is not touched otherwise. Raises VideoError, also for a video that is
-        too small to crop and for a window without a frame.
+        too small to crop and for a window without a frame; OSError if the cache cannot be written.
         """
+        if self.cache is None:
+            frames = self._read(path, start, end, lambda n: self._positions(n, generator))
+        else:
+            stored = self._stored(self.cache, path, start, end)
+            positions = np.arange(len(stored))
+            if self._draws:  # as decoding does: again, if the video ends before a frame that was drawn
+                positions = self._positions(stored.promised, generator)
+                if positions[-1] >= len(stored):
+                    positions = self._positions(len(stored), generator)
+            frames = stored.take(positions)
+        n_real = len(frames)
+        frame_mask = torch.arange(self.max_frames) < n_real
+        if n_real == self.max_frames:
+            return frames, frame_mask
+        video = torch.zeros(self.max_frames, *frames.shape[1:], dtype=torch.uint8)
+        video[:n_real] = frames
+        return video, frame_mask
+
+    def prepare(self, path: Path, start: float | None = None, end: float | None = None) -> None:
+        """Put a video into the cache, or without one decode all of it that may be asked for; VideoError if it cannot
+        be read, as later in training."""
+        if self.cache is not None:
+            self._stored(self.cache, path, start, end)
+        else:
+            self._read(path, start, end, lambda n: np.array([n - 1]) if self._draws else self._positions(n, None))
+
+    def cache_place(self, path: Path, start: float | None = None, end: float | None = None) -> Path:
+        """The file of a video's entry in the cache, there or not; VideoError if there is no such video."""
+        assert self.cache is not None
+        return self.cache.place(path, self._cache_settings(start, end))
+
+    @property
+    def _draws(self) -> bool:
+        """Whether other frames are taken each time."""
+        return self.training and self.frame_sampling != "uniform"
+
+    def _stored(self, cache: FrameCache, path: Path, start: float | None, end: float | None) -> StoredFrames:
+        """All candidates where frames are drawn from them, else the frames that are always taken."""
+
+        def read() -> tuple[torch.Tensor, int]:
+            counts = []
+
+            def all_that_may_be_taken(n: int) -> np.ndarray:
+                counts.append(n)
+                return np.arange(n) if self._draws else self._positions(n, None)
+
+            return self._read(path, start, end, all_that_may_be_taken), counts[0]
+
+        return cache.load(path, self._cache_settings(start, end), read)
+
+    def _cache_settings(self, start: float | None, end: float | None) -> dict[str, Any]:
+        taken = [self.frame_sampling, self.max_frames]
+        if self.frame_sampling == "uniform":
+            taken.append(self.slice_framepos)
+        return {
+            "frames": "all" if self._draws else taken,
+            "feature_framerate": self.feature_framerate,
+            "start": start,
+            "end": end,
+            "frame_transform": self.frame_transform,
+            "image_size": self.image_size,
+        }
+
+    def _read(
+        self, path: Path, start: float | None, end: float | None, positions: Callable[[int], np.ndarray]
+    ) -> torch.Tensor:
+        """Decode the frames at `positions` of the n candidates -> uint8 [K, 3, S, S]."""
 
         def choose(n_frames: int, fps: float) -> np.ndarray:
             if self.feature_framerate > 0 and fps == 0:
                 raise VideoError(f"{path} states no frame rate: re-encode it, or pass --feature_framerate 0.")
             first, stop = _window(path, n_frames, fps, start, end)
             candidates = first + sampling.at_frame_rate(stop - first, fps, self.feature_framerate)
-            return candidates[self._positions(len(candidates), generator)]
+            return candidates[positions(len(candidates))]
 
-        frames = self._squares(read_frames(path, choose).frames, path)
-        n_real = len(frames)
-        video = torch.zeros(self.max_frames, *frames.shape[1:], dtype=torch.uint8)
-        video[:n_real] = frames
-        return video, torch.arange(self.max_frames) < n_real
+        return torch.from_numpy(read_frames(path, choose, lambda frame: self._square(frame, path)).frames)
 
     def _positions(self, n: int, generator: np.random.Generator | None) -> np.ndarray:
         if self.frame_sampling == "uniform":
@@ -110,17 +175,17 @@ class FrameReader:
         assert generator is not None, "random frames need a generator"
         return (sampling.segment_random if segment else sampling.released_training)(n, self.max_frames, generator)
 
-    def _squares(self, frames: np.ndarray, path: Path) -> torch.Tensor:
-        """uint8 [K, H, W, 3] -> uint8 [K, 3, S, S]."""
+    def _square(self, frame: np.ndarray, path: Path) -> np.ndarray:
+        """uint8 [H, W, 3] -> uint8 [3, S, S]."""
         if self.frame_transform == "resize":
-            return resize_and_crop(frames, self.image_size)
-        height, width = frames.shape[1:3]
+            return resize_and_crop(frame[None], self.image_size)[0].numpy()
+        height, width = frame.shape[:2]
         if min(height, width) < self.image_size:
             raise VideoError(
                 f"{path} is {width}x{height}, too small to crop {self.image_size}x{self.image_size} from it: re-encode "
                 f"it with a short side of {self.image_size}, or pass --frame_transform resize."
             )
-        return centre_crop(frames, self.image_size)
+        return centre_crop(frame[None], self.image_size)[0].numpy()
 
 
 def _window(path: Path, n_frames: int, fps: float, start: float | None, end: float | None) -> tuple[int, int]:

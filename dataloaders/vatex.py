@@ -15,7 +15,7 @@ EXPECTED = {"train": 25_991, "test": 1500}  # videos, of the split by Chen et al
 def read_split(split: str, *, data_path: Path, features_path: Path, **other_flags: Path) -> list[Sample]:
     """The samples of "train" or "test", in the order of the list.
 
-    Raises ValueError for a file with the wrong content and FileNotFoundError for a missing one, videos included.
+    Raises ValueError for a file with the wrong content and FileNotFoundError for a missing one, the videos aside.
     """
     check_split("VATEX", split, EXPECTED)
     list_path, json_path = data_path / f"{split}_list.txt", data_path / "ref_captions.json"
@@ -26,5 +26,5 @@ def read_split(split: str, *, data_path: Path, features_path: Path, **other_flag
             raise ValueError(f"--data_path {json_path}: {video_id} has no list of captions; download it again.")
     captions = captions_for(video_ids, listed, list_path, json_path)
     report_count(list_path, len(video_ids), EXPECTED[split])
-    paths = find_videos(video_ids, features_path, list_path)
+    paths = find_videos(video_ids, features_path)
     return [Sample(video_id, path, captions[video_id]) for video_id, path in zip(video_ids, paths, strict=True)]

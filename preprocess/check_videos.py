@@ -30,7 +30,6 @@ from tqdm import tqdm
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from dataloaders import DATASETS, NEEDED_FLAGS
 from dataloaders.decode import VideoError, read_frames
-from dataloaders.files import MissingVideos
 from preprocess.compress_video import default_jobs
 
 STATUSES = ("ok", "short", "broken", "missing")
@@ -48,15 +47,6 @@ class Finding:
     width: int = 0
     height: int = 0
     reason: str = ""
-
-
-def needed_videos(datatype: str, split: str, files: dict[str, Path]) -> list[Path]:
-    """The paths of a split's videos, there or not. `files` are the arguments of the data set's `read_split`, whose
-    errors about anything but missing videos are raised."""
-    try:
-        return [sample.path for sample in DATASETS[datatype](split, **files)]
-    except MissingVideos as error:
-        return error.paths
 
 
 def check(path: Path, max_frames: int) -> Finding:
@@ -113,7 +103,8 @@ def run(options: argparse.Namespace) -> int:
     for split, needed in (("train", of_training or of_test), ("test", of_test)):
         if split in splits and (absent := [f"--{name}" for name in needed if files[name] is None]):
             raise ValueError(f"the split {split} needs {' and '.join(absent)}: pass them, or another --split.")
-    paths = list(dict.fromkeys(path for split in splits for path in needed_videos(options.datatype, split, files)))
+    read_split = DATASETS[options.datatype]
+    paths = list(dict.fromkeys(sample.path for split in splits for sample in read_split(split, **files)))
 
     findings = check_all(paths, options.max_frames, jobs)
     if options.output:

@@ -201,14 +201,19 @@ def run_in_processes(n: int, arguments: list[str]) -> subprocess.CompletedProces
     )  # fmt: skip
 
 
-def test_three_processes_evaluate_as_one(small_data, tmp_path):
-    """Seven videos do not divide by three; none is counted twice."""
-    evaluation = ["--do_eval", *small_data.flags()]
+def test_three_processes_evaluate_as_one(tmp_path):
+    """Seven videos do not divide by three; none is counted twice. An eighth is broken and left out by all."""
+    data = write_small_data(tmp_path / "data", n_train=2, n_test=8)
+    (data.videos / "video6.mp4").write_bytes(b"this is no video")
+    evaluation = ["--do_eval", *data.flags(), "--allow_missing", "1"]
     assert main([*evaluation, "--output_dir", str(tmp_path / "one")]) == 0
-    done = run_in_processes(3, [*evaluation, "--output_dir", str(tmp_path / "three")])
+    more = ["--frame_cache", str(tmp_path / "cache"), "--output_dir", str(tmp_path / "three")]
+    done = run_in_processes(3, [*evaluation, *more])
     assert done.returncode == 0, done.stderr[-2000:]
     one, three = (lines_of(tmp_path / name / "metrics.jsonl")[-1] for name in ("one", "three"))
     assert scores(one) == scores(three)
+    assert one["videos"] == three["videos"] == "7 of 8"
+    assert len(list(tmp_path.glob("cache/*/*.safetensors"))) == 7
 
 
 def test_two_processes_give_the_numbers_of_one(small_data, tmp_path):
@@ -235,7 +240,7 @@ def test_two_processes_give_the_numbers_of_one(small_data, tmp_path):
     one, two = (lines_of(tmp_path / name / "metrics.jsonl") for name in ("one", "two"))
     assert len(one) == len(two)
     for ours, theirs in zip(one, two, strict=True):
-        for name in ours.keys() - {"time", "clips_per_second", "selection", "kind"}:
+        for name in ours.keys() - {"time", "clips_per_second", "selection", "videos", "kind"}:
             assert name.endswith("_share") or ours[name] == pytest.approx(theirs[name], rel=1e-4), name
     first, second = (load_file(tmp_path / name / "last.safetensors") for name in ("one", "two"))
     for name in first:
@@ -300,6 +305,69 @@ def test_broken_video_in_any_process(own_data, tmp_path, workers, capsys):
     flags = [*own_data.flags(), "--output_dir", str(tmp_path / "run"), "--num_thread_reader", workers]
     message = error_of(["--do_eval", *flags], capsys)
     assert "video5.mp4" in message
+
+
+def test_videos_left_out_are_counted_and_listed(tmp_path, capsys):
+    data = write_small_data(tmp_path / "data", n_train=6, n_test=5)
+    (data.videos / "video1.mp4").write_bytes(b"this is no video")
+    (data.videos / "video7.mp4").unlink()
+    (data.videos / "video9.mp4").write_bytes(b"")
+    results, out = tmp_path / "results.csv", tmp_path / "run"
+    flags = [*data.flags(), "--results_csv", str(results), "--output_dir", str(out)]
+    training = ["--do_train", *flags, "--epochs", "1", "--batch_size", "4", "--lr", "1e-3"]
+    assert "video7.mp4 is missing" in error_of(training, capsys)
+    message = error_of([*training, "--allow_missing", "1"], capsys)
+    assert "the first of 2 unusable among the 5 videos of the test split, --allow_missing is 1" in message
+    assert not results.exists()
+
+    cached = ["--frame_cache", str(tmp_path / "cache")]
+    runs = []
+    for more in ([], cached, cached):
+        assert main([*training, "--allow_missing", "2", *more]) == 0
+        runs.append(scores(lines_of(out / "metrics.jsonl")[-1]))
+    assert runs[0] == runs[1] == runs[2]
+    assert [row["videos"] for row in csv.DictReader(results.open())] == ["3 of 5"] * 3
+    logged = (out / "log.txt").read_text()
+    assert f"left out of the test split: {data.videos / 'video7.mp4'} is missing" in logged
+    assert f"left out of the test split: {data.videos / 'video9.mp4'} is empty" in logged
+    assert f"left out of the train split: {data.videos / 'video1.mp4'} is not a video" in logged
+    assert "training split: 5 of 6 videos, 10 pairs" in logged
+    assert "test split, 3 of 5 videos, selection: last epoch" in logged
+    assert lines_of(out / "metrics.jsonl")[-1]["videos"] == "3 of 5"
+
+
+def test_twins_of_videos_left_out(tmp_path):
+    data = write_small_data(tmp_path / "data", n_train=4, n_test=4)
+    (data.videos / "video4.mp4").unlink()
+    (tmp_path / "twins.csv").write_text("video_id,twin_id\nvideo4,video5\nvideo6,video7\n")
+    flags = [*data.flags(), "--output_dir", str(tmp_path / "run"), "--twins_csv", str(tmp_path / "twins.csv")]
+    assert main(["--do_eval", *flags, "--allow_missing", "1"]) == 0
+    assert "t2v twins" in lines_of(tmp_path / "run" / "metrics.jsonl")[-1]
+
+
+def test_with_a_frame_cache_nothing_is_decoded_twice_and_nothing_changes(small_data, tmp_path, monkeypatch, capsys):
+    training = ["--do_train", *small_data.flags(), "--epochs", "2", "--batch_size", "4", "--lr", "1e-3"]
+    training += ["--frame_sampling", "segment", "--coef_lr", "1"]
+    weights = []
+    for name, more in (("plain", []), ("cached", ["--frame_cache", str(tmp_path / "cache")])):
+        assert main([*training, "--output_dir", str(tmp_path / name), *more]) == 0
+        weights.append(load_file(tmp_path / name / "last.safetensors"))
+    for name, tensor in weights[0].items():
+        assert torch.equal(tensor, weights[1][name]), name
+    logged = (tmp_path / "cached" / "log.txt").read_text()
+    assert f"frame cache {tmp_path / 'cache'} (raw), train split: 10 videos of about 0." in logged
+    assert "0 are there, 0.0" in logged
+
+    monkeypatch.setattr("dataloaders.samples.read_frames", None)
+    assert main([*training, "--output_dir", str(tmp_path / "again"), "--frame_cache", str(tmp_path / "cache")]) == 0
+    assert "10 are there, 0 MB to be written" in (tmp_path / "again" / "log.txt").read_text()
+
+
+def test_a_frame_cache_that_cannot_be(small_data, tmp_path, capsys):
+    (tmp_path / "file").touch()
+    flags = ["--do_eval", *small_data.flags(), "--output_dir", str(tmp_path / "run"), "--frame_cache"]
+    assert "file is a file: name a folder" in error_of([*flags, str(tmp_path / "file")], capsys)
+    assert "cannot be written to" in error_of([*flags, "/proc/no/cache"], capsys)
 
 
 def test_csv_without_the_column(own_data, tmp_path, capsys):

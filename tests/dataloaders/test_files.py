@@ -1,7 +1,6 @@
 """Videos found by their ids, whatever their extension and folder."""
 
 import os
-from pathlib import Path
 
 import pytest
 
@@ -24,7 +23,13 @@ from tests.dataloaders.folders import touch_videos
     ],
 )
 def test_the_file_of_an_id(tmp_path, video_id, files, expected):
-    assert find_videos([video_id], touch_videos(tmp_path, *files), Path("list")) == [tmp_path / expected]
+    assert find_videos([video_id], touch_videos(tmp_path, *files)) == [tmp_path / expected]
+
+
+def test_a_video_that_is_not_there_gets_the_path_where_it_should_be(tmp_path):
+    assert find_videos(["a", "b.mov"], tmp_path) == [tmp_path / "a.mp4", tmp_path / "b.mov"]
+    with pytest.raises(FileNotFoundError, match=r"none is not a directory"):
+        find_videos(["a"], tmp_path / "none")
 
 
 def test_the_folder_is_looked_through_once(tmp_path, monkeypatch):
@@ -33,7 +38,7 @@ def test_the_folder_is_looked_through_once(tmp_path, monkeypatch):
     listed = []
     scandir = os.scandir
     monkeypatch.setattr(os, "scandir", lambda path: listed.append(path) or scandir(path))
-    assert len(find_videos(ids, tmp_path, Path("list"))) == 50
+    assert len(find_videos(ids, tmp_path)) == 50
     assert len(listed) == 1
 
 

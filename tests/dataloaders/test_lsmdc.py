@@ -39,5 +39,3 @@ def test_a_line_of_another_kind(read, tmp_path, row):
 
 def test_what_can_be_missing(read, tmp_path):
     assert_one_sentence(lambda: read("val"), FileNotFoundError, "LSMDC16_annos_val.csv", "--data_path")
-    (tmp_path / "videos" / f"{SECOND}.mp4").unlink()
-    assert_one_sentence(lambda: read("train"), FileNotFoundError, SECOND, str(tmp_path / "videos"), "of 1 missing")

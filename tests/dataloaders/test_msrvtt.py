@@ -150,20 +150,6 @@ def assert_one_sentence(folder: Folder, split: str, error: type[Exception], *par
         assert part in message
 
 
-def test_missing_videos(folder):
-    (folder.features_path / "video2.mp4").unlink()
-    first = str(folder.features_path / "video2.mp4")
-    assert_one_sentence(
-        folder, "train", FileNotFoundError, first, "first of 1 missing among the 2", "train.csv", "--features_path"
-    )
-
-
-def test_a_dangling_link_is_a_missing_video(folder):
-    (folder.features_path / "video2.mp4").unlink()
-    (folder.features_path / "video2.mp4").symlink_to(folder.features_path / "elsewhere.mp4")
-    assert_one_sentence(folder, "train", FileNotFoundError, "video2.mp4 is missing")
-
-
 def test_missing_folder(folder):
     folder.features_path = folder.features_path / "none"
     assert_one_sentence(folder, "train", FileNotFoundError, "--features_path", "is not a directory")

@@ -83,8 +83,6 @@ def test_another_file_than_the_pickle(tmp_path, content):
 def test_what_can_be_missing(read, tmp_path):
     assert_one_sentence(lambda: read("all"), ValueError, "no split 'all': pass train or val or test")
     assert_one_sentence(lambda: read("val"), FileNotFoundError, "val_list.txt", "--data_path")
-    write_lines(tmp_path / "val_list.txt", ["zz_0_3"])
-    assert_one_sentence(lambda: read("val"), FileNotFoundError, str(tmp_path / "videos" / "zz_0_3"), "--features_path")
     write_lines(tmp_path / "val_list.txt", ["other"])
     assert_one_sentence(lambda: read("val"), ValueError, "raw-captions.pkl has no caption for other", "val_list.txt")
     write_lines(tmp_path / "val_list.txt", [" "])

@@ -16,6 +16,12 @@ def test_pairs_go_both_ways(tmp_path):
     assert read_twins(path, SAMPLES).tolist() == [4, 3, -1, 1, 0]
 
 
+def test_a_pair_with_a_video_that_was_left_out_does_not_count(tmp_path):
+    path = tmp_path / "twins.csv"
+    path.write_text("video_id,twin_id\nb,gone\na,e\ngone,also gone\n")
+    assert read_twins(path, SAMPLES, left_out=["gone", "also gone"]).tolist() == [4, -1, -1, -1, 0]
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [("one,two\na,b\n", "no columns `video_id`"), ("video_id,twin_id\na,z\n", "names z, not in the test split")],

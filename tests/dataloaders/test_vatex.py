@@ -45,5 +45,3 @@ def test_json_of_another_kind(read, tmp_path, content, message):
 
 def test_what_can_be_missing(read, tmp_path):
     assert_one_sentence(lambda: read("val"), ValueError, "VATEX has no split 'val'")
-    (tmp_path / "videos" / "c_000002_000012.mkv").unlink()
-    assert_one_sentence(lambda: read("test"), FileNotFoundError, "c_000002_000012", str(tmp_path / "videos"))

@@ -1,0 +1,203 @@
+"""Decoded frames on disk (--frame_cache), so that a video is decoded once and not once for each caption and epoch.
+
+An entry holds what a FrameReader takes from one video, ready for the model: the frames of a sampling that always takes
+the same ones, every candidate of a sampling that draws. It is a safetensors file with, in "raw", the pixels, which are
+mapped into memory and so shared by all loader workers and processes of a machine, or, in "jpeg", a JPEG file for each
+frame, about a tenth of the size.
+
+An entry's name is a hash of all that its pixels depend on: the video file's name, size and time of change, the reader's
+settings, the decoder's version. A changed video, another setting or another decoder therefore gets an entry of its own,
+and the videos and the cache may be moved. An entry says itself what it was made of and carries a checksum; both are
+looked at when a process first opens it, and an entry that fails is made again.
+
+Shapes: K stored frames, S image side.
+"""
+
+import json
+import logging
+import os
+import platform
+import threading
+import zlib
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field
+from glob import escape
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+from dataloaders.decode import decoder_version, file_status
+
+FRAME_CACHE_FORMAT = ("raw", "jpeg")
+JPEG_QUALITY = 95
+LAYOUT = 1  # of an entry; a change of it makes all entries anew
+MAX_MAPPED = 16_384  # entries kept open in a process, a quarter of the mappings that Linux allows it
+PARTIAL = ".partial"
+LABEL = "entry"  # the one text in an entry: of several, safetensors would change the order from file to file
+
+log = logging.getLogger("stop")
+
+
+class StoredFrames:
+    """The K frames of an entry; of "jpeg" none is decoded before it is taken.
+
+    `promised` is the K that the header of the video file led to expect.
+    """
+
+    def __init__(self, tensors: Mapping[str, torch.Tensor]) -> None:
+        self.promised = int(tensors["promised"])
+        self._pixels = tensors.get("pixels")  # uint8 [K, 3, S, S]
+        if self._pixels is None:
+            ends = tensors["ends"].tolist()
+            jpeg = tensors["jpeg"].numpy()
+            self._jpegs = [jpeg[first:end] for first, end in zip([0, *ends], ends, strict=False)]
+
+    def __len__(self) -> int:
+        return len(self._jpegs if self._pixels is None else self._pixels)
+
+    def take(self, positions: np.ndarray) -> torch.Tensor:
+        """The frames at `positions`, int64 [k] -> uint8 [k, 3, S, S], a copy."""
+        if self._pixels is not None:
+            return self._pixels[torch.from_numpy(positions)]
+        decoded = {position: _from_jpeg(self._jpegs[position]) for position in set(positions.tolist())}
+        return torch.from_numpy(np.stack([decoded[position] for position in positions.tolist()]))
+
+
+@dataclass(frozen=True)
+class FrameCache:
+    """A folder of decoded frames, in `encoding` "raw" or "jpeg". Many processes may read and fill it at once.
+
+    Raises ValueError for an unknown encoding or a folder that is a file.
+    """
+
+    folder: Path
+    encoding: str = "raw"
+    _mapped: dict[str, StoredFrames] = field(default_factory=dict, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        if self.encoding not in FRAME_CACHE_FORMAT:
+            raise ValueError(f"--frame_cache_format is {self.encoding!r}: pass {' or '.join(FRAME_CACHE_FORMAT)}.")
+        if self.folder.exists() and not self.folder.is_dir():
+            raise ValueError(f"--frame_cache {self.folder} is a file: name a folder.")
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_mapped": {}}  # a started process would get copies of what is mapped here
+
+    def load(
+        self, path: Path, settings: Mapping[str, Any], read: Callable[[], tuple[torch.Tensor, int]]
+    ) -> StoredFrames:
+        """The frames of the video `path` under a reader's `settings`. Where there is no sound entry yet, `read` gives
+        them, uint8 [K, 3, S, S], and the number `promised`.
+
+        Raises VideoError, also for a video that is gone since, and OSError where the entry cannot be written.
+        """
+        terms = self._terms(path, settings)
+        if (stored := self._mapped.get(terms)) is None:
+            place = self._place(terms)
+            stored = self._open(place, terms)
+            if stored is None:
+                self._write(place, terms, *read())
+                stored = self._open(place, terms)
+            if stored is None:
+                raise OSError(f"{place} cannot be read back as it was written: name another --frame_cache.")
+            if len(self._mapped) >= MAX_MAPPED:
+                self._mapped.clear()
+            self._mapped[terms] = stored
+        return stored
+
+    def place(self, path: Path, settings: Mapping[str, Any]) -> Path:
+        """Where the entry of a video lies or will lie; VideoError if there is no such video."""
+        return self._place(self._terms(path, settings))
+
+    def remove_partials(self) -> None:
+        """Remove what writers of this machine have left that were killed."""
+        for partial in self.folder.glob(f"*/.*.{escape(platform.node())}.*{PARTIAL}"):
+            process = int(partial.name.removesuffix(PARTIAL).split(".")[-2])
+            if not _is_alive(process):
+                partial.unlink(missing_ok=True)
+
+    def _terms(self, path: Path, settings: Mapping[str, Any]) -> str:
+        """All that the pixels of an entry depend on."""
+        status = file_status(path)
+        encoding = f"jpeg {JPEG_QUALITY}" if self.encoding == "jpeg" else self.encoding
+        file = {"file": path.name, "bytes": status.st_size, "changed (ns)": status.st_mtime_ns}
+        return json.dumps(
+            {**file, **settings, "decoder": decoder_version(), "encoding": encoding, "layout": LAYOUT}, sort_keys=True
+        )
+
+    def _place(self, terms: str) -> Path:
+        name = sha256(terms.encode()).hexdigest()[:32]
+        return self.folder / name[:2] / f"{name}.safetensors"
+
+    def _open(self, place: Path, terms: str) -> StoredFrames | None:
+        """An entry, or None if there is none or it is not what was written."""
+        try:
+            with safe_open(place, "pt") as file:
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118, not a mapping
+                label = (file.metadata() or {}).get(LABEL)
+        except FileNotFoundError:
+            return None
+        except (SafetensorError, OSError):
+            label = None
+        if label is None or label != _label(terms, tensors):
+            log.warning("%s in the frame cache is damaged: it is made again", place)
+            return None
+        return StoredFrames(tensors)
+
+    def _write(self, place: Path, terms: str, frames: torch.Tensor, promised: int) -> None:
+        tensors = {"promised": torch.tensor(promised)}
+        if self.encoding == "jpeg":
+            jpegs = [_to_jpeg(frame.numpy()) for frame in frames]
+            ends = np.cumsum([len(jpeg) for jpeg in jpegs])
+            tensors |= {"jpeg": torch.from_numpy(np.concatenate(jpegs)), "ends": torch.from_numpy(ends)}
+        else:
+            tensors["pixels"] = frames.contiguous()
+        writer = f"{platform.node()}.{os.getpid()}.{threading.get_ident()}"
+        partial = place.with_name(f".{place.name}.{writer}{PARTIAL}")
+        try:
+            place.parent.mkdir(parents=True, exist_ok=True)
+            save_file(tensors, partial, {LABEL: _label(terms, tensors)})
+            partial.replace(place)  # not synchronised to the disk: what a power cut leaves fails the checksum
+        except (OSError, SafetensorError) as error:
+            reason = getattr(error, "strerror", None) or error
+            raise OSError(
+                f"--frame_cache {self.folder} cannot be written to ({reason}): make room, or name another folder."
+            ) from error
+        finally:
+            with suppress(OSError):
+                partial.unlink()
+
+
+def _label(terms: str, tensors: Mapping[str, torch.Tensor]) -> str:
+    """What an entry says of itself: its terms, and the CRC-32 of its tensors' bytes in the order of their names."""
+    checksum = 0
+    for name in sorted(tensors):
+        checksum = zlib.crc32(tensors[name].numpy(), checksum)
+    return f"{terms} {checksum:08x}"
+
+
+def _to_jpeg(frame: np.ndarray) -> np.ndarray:
+    """uint8 [3, S, S] RGB -> the bytes of a JPEG file, uint8 [n]."""
+    picture = cv2.cvtColor(np.ascontiguousarray(frame.transpose(1, 2, 0)), cv2.COLOR_RGB2BGR)
+    return cv2.imencode(".jpg", picture, [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY])[1].reshape(-1)
+
+
+def _from_jpeg(jpeg: np.ndarray) -> np.ndarray:
+    return cv2.cvtColor(cv2.imdecode(jpeg, cv2.IMREAD_COLOR), cv2.COLOR_BGR2RGB).transpose(2, 0, 1)
+
+
+def _is_alive(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:  # another user's
+        return True
+    return True

@@ -1,0 +1,126 @@
+"""Before training: whether the videos of a split can be read, and what the frame cache will hold of them.
+
+Every problem with a video is found here or where it is read, and ends the run with one sentence, unless
+`leave_out` was allowed to do without that many.
+"""
+
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+from dataloaders.decode import VideoError
+from dataloaders.samples import FrameReader, Sample
+
+PROBES = 16  # videos from which `forecast` concludes on the others
+
+
+def missing_files(samples: Sequence[Sample]) -> dict[int, str]:
+    """The reason by the sample's number, for every sample whose video file is not there."""
+    return {
+        row: f"{sample.path} is missing: download it, or correct --features_path."
+        for row, sample in enumerate(samples)
+        if not sample.path.is_file()
+    }
+
+
+def read_all(samples: Sequence[Sample], frames: FrameReader, jobs: int) -> Iterator[str | None]:
+    """Read every video as training will, into the cache if `frames` has one; gives what is wrong with each, in order.
+
+    `jobs` videos are read at a time, by threads, since decoding leaves Python's lock alone. Raises OSError if the
+    cache cannot be written.
+    """
+
+    def problem(sample: Sample) -> str | None:
+        try:
+            frames.prepare(sample.path, sample.start, sample.end)
+        except VideoError as error:
+            return str(error)
+        return None
+
+    pool = ThreadPoolExecutor(jobs)
+    try:
+        yield from pool.map(problem, samples)
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def leave_out(samples: Sequence[Sample], problems: Mapping[int, str], allowed: int, split: str) -> list[Sample]:
+    """The samples without those that have a problem, their reasons by number in `problems`.
+
+    Raises ValueError if there are more than `allowed`, or if none is left.
+    """
+    if not problems:
+        return list(samples)
+    if len(problems) > allowed or len(problems) == len(samples):
+        first = problems[min(problems)]
+        raise ValueError(
+            f"{first.rstrip('.')}; it is the first of {len(problems)} unusable among the {len(samples)} videos of the "
+            f"{split} split" + (f", --allow_missing is {allowed}." if allowed else ".")
+        )
+    return [sample for row, sample in enumerate(samples) if row not in problems]
+
+
+@dataclass(frozen=True)
+class CacheForecast:
+    """Of a split's `videos` entries `present` lie in the cache; one takes `entry_bytes` on average, as far as some
+    tell; its disk has `free_bytes` left."""
+
+    videos: int
+    present: int
+    entry_bytes: float
+    free_bytes: int
+
+    @property
+    def missing_bytes(self) -> float:
+        """What is still to be written."""
+        return (self.videos - self.present) * self.entry_bytes
+
+    def __str__(self) -> str:
+        return (
+            f"{self.videos:,} videos of about {gigabytes(self.entry_bytes)}, together "
+            f"{gigabytes(self.videos * self.entry_bytes)}; {self.present:,} are there, {gigabytes(self.missing_bytes)} "
+            f"to be written, {gigabytes(self.free_bytes)} free"
+        )
+
+
+def gigabytes(n: float) -> str:
+    """Bytes in the unit, MB or GB, that suits them."""
+    return f"{n / 1e9:.3g} GB" if n >= 1e9 else f"{n / 1e6:.3g} MB"
+
+
+def _entry_bytes(sample: Sample, frames: FrameReader) -> int:
+    """The size of a video's entry in the cache, 0 if there is none."""
+    try:
+        return frames.cache_place(sample.path, sample.start, sample.end).stat().st_size
+    except (FileNotFoundError, VideoError):
+        return 0
+
+
+def forecast(samples: Sequence[Sample], frames: FrameReader, allow_missing: int = 0) -> CacheForecast:
+    """Put a few videos into the cache, evenly spread over the split, and tell from their size what all will take.
+
+    The files of `samples` exist; `allow_missing` of those that are tried may be unreadable, but not all. Raises
+    VideoError if more are, OSError if the cache cannot be written, and ValueError if the rest will not fit on the disk.
+    """
+    assert frames.cache is not None
+    frames.cache.remove_partials()
+    # Before the probes are written, so that what was there is told apart.
+    present = sum(_entry_bytes(sample, frames) > 0 for sample in samples)
+    sizes, problems = [], []
+    for row in sorted({row * len(samples) // PROBES for row in range(PROBES)}):
+        try:
+            frames.prepare(samples[row].path, samples[row].start, samples[row].end)
+            sizes.append(_entry_bytes(samples[row], frames))
+        except VideoError as error:
+            problems.append(error)
+    if problems and (len(problems) > allow_missing or not sizes):
+        raise problems[0]
+    entry_bytes = sum(sizes) / len(sizes)
+    found = CacheForecast(len(samples), present, entry_bytes, shutil.disk_usage(frames.cache.folder).free)
+    if found.missing_bytes > found.free_bytes:
+        raise ValueError(
+            f"--frame_cache {frames.cache.folder} has no room ({found}): name a folder on a larger disk, or pass "
+            "--frame_cache_format jpeg."
+        )
+    return found

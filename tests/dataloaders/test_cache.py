@@ -1,0 +1,451 @@
+"""The frame cache: what comes out is what decoding gives, each video is decoded once, and nothing wrong is served."""
+
+import json
+import multiprocessing
+import os
+import pickle
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+
+from dataloaders import cache as cache_module
+from dataloaders import samples as samples_module
+from dataloaders.cache import FrameCache
+from dataloaders.decode import VideoError, read_frames
+from dataloaders.samples import EpochSampler, FrameReader, Sample, TrainingPairs, make_training_loader
+from tests.videos import grey_ramp, write_video
+
+ROOT = Path(__file__).parents[2]
+SAMPLINGS = ("uniform", "segment", "released")
+
+
+def moving(n_frames: int, seed: int = 0, side: int = 64) -> np.ndarray:
+    """Frames with shapes and colours, none like another, smooth enough for JPEG."""
+    rng = np.random.default_rng(seed)
+    y, x = np.mgrid[:side, : side + 16] / side
+    phases = rng.uniform(0, 6, (n_frames, 3))
+    waves = [[np.sin(4 * (x * np.cos(p) + y * np.sin(p)) + p) for p in frame] for frame in phases]
+    return (127 + 100 * np.array(waves)).astype(np.uint8).transpose(0, 2, 3, 1)
+
+
+@pytest.fixture
+def decoded(monkeypatch) -> Counter:
+    """How often each file is decoded in this process."""
+    counts: Counter = Counter()
+
+    def counted(path, *args):
+        counts[Path(path).name] += 1
+        return read_frames(path, *args)
+
+    monkeypatch.setattr(samples_module, "read_frames", counted)
+    return counts
+
+
+def reader(folder: Path | None, encoding: str = "raw", **settings) -> FrameReader:
+    cache = FrameCache(folder, encoding) if folder else None
+    return FrameReader(**{"max_frames": 6, "image_size": 32, "cache": cache} | settings)
+
+
+def entries(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.rglob("*") if path.is_file())
+
+
+@pytest.mark.parametrize("training", [False, True])
+@pytest.mark.parametrize("sampling", SAMPLINGS)
+@pytest.mark.parametrize("n_frames", [1, 4, 6, 25])
+@pytest.mark.parametrize(("start", "end"), [(None, None), (0.4, None), (0.3, 2.1)])
+def test_raw_entries_give_the_same_tensors(tmp_path, decoded, training, sampling, n_frames, start, end):
+    path = write_video(tmp_path / "a.mp4", moving(n_frames), fps=3)
+    plain = reader(None, frame_sampling=sampling, training=training)
+    cached = replace(plain, cache=FrameCache(tmp_path / "cache"))
+    if start == 0.4 and n_frames == 1:  # the only frame is shown until a third of a second
+        with pytest.raises(VideoError, match="has no frame from"):
+            cached(path, np.random.default_rng(0), start, end)
+        return
+    expected = [plain(path, np.random.default_rng(draw), start, end) for draw in range(3)]
+    decoded.clear()
+    for draw, (video, mask) in enumerate(expected):
+        got_video, got_mask = cached(path, np.random.default_rng(draw), start, end)
+        assert torch.equal(got_video, video)
+        assert torch.equal(got_mask, mask)
+    assert decoded == {"a.mp4": 1}
+    if training and sampling == "segment" and n_frames == 25:
+        assert not torch.equal(expected[0][0], expected[1][0])  # the draws do differ
+
+
+@pytest.mark.parametrize("training", [False, True])
+@pytest.mark.parametrize("sampling", SAMPLINGS)
+def test_jpeg_entries_give_nearly_the_same_tensors(tmp_path, decoded, training, sampling):
+    path = write_video(tmp_path / "a.mp4", moving(25), fps=3)
+    plain = reader(None, frame_sampling=sampling, training=training)
+    cached = replace(plain, cache=FrameCache(tmp_path / "cache", "jpeg"))
+    for draw in range(3):
+        expected, mask = plain(path, np.random.default_rng(draw))
+        decoded.clear()
+        video, got_mask = cached(path, np.random.default_rng(draw))
+        assert torch.equal(got_mask, mask)
+        assert video.shape == expected.shape
+        assert video.dtype == torch.uint8
+        error = (video.int() - expected.int()).abs().float().mean(dim=(1, 2, 3))
+        another_frame = (expected.int() - expected.roll(3, 0).int()).abs().float().mean(dim=(1, 2, 3))
+        assert error.max() < 4 < another_frame.min() / 2
+    assert decoded == {}
+
+
+def test_jpeg_entries_are_smaller(tmp_path):
+    path = write_video(tmp_path / "a.mp4", moving(12, side=128))
+    for encoding in ("raw", "jpeg"):
+        reader(tmp_path / encoding, encoding, image_size=128, max_frames=12)(path)
+    raw, jpeg = (entries(tmp_path / encoding)[0].stat().st_size for encoding in ("raw", "jpeg"))
+    assert raw >= 12 * 3 * 128 * 128
+    assert jpeg < raw / 4
+
+
+def test_what_is_returned_is_the_caller_s_own(tmp_path):
+    path = write_video(tmp_path / "a.mp4", moving(9))
+    cached = reader(tmp_path / "cache")
+    first, _ = cached(path)
+    kept = first.clone()
+    first.zero_()
+    assert torch.equal(cached(path)[0], kept)
+    assert torch.equal(reader(tmp_path / "cache")(path)[0], kept)
+
+
+def test_an_entry_says_what_it_is_and_other_tools_can_read_it(tmp_path):
+    path = write_video(tmp_path / "a.mp4", moving(9))
+    video, _ = reader(tmp_path / "cache")(path)
+    (entry,) = entries(tmp_path / "cache")
+    assert torch.equal(load_file(entry)["pixels"], video)
+    with safe_open(entry, "pt") as file:
+        terms = json.loads(file.metadata()["entry"].rpartition(" ")[0])
+    assert terms["file"] == "a.mp4"
+    assert terms["bytes"] == path.stat().st_size
+    assert terms["image_size"] == 32
+
+
+OTHER_SETTINGS = [
+    {"max_frames": 5},
+    {"image_size": 24},
+    {"frame_sampling": "segment"},
+    {"frame_sampling": "segment", "training": True},
+    {"slice_framepos": 0},
+    {"feature_framerate": 1.0},
+    {"frame_transform": "crop"},
+]
+
+
+def test_other_settings_get_other_entries(tmp_path, decoded):
+    path = write_video(tmp_path / "a.mp4", moving(20))
+    windows = [(None, None), (1.0, None), (None, 3.0)]
+    calls = [({}, window) for window in windows] + [(setting, windows[0]) for setting in OTHER_SETTINGS]
+    for encoding in ("raw", "jpeg"):
+        for setting, (start, end) in calls:
+            reader(tmp_path / "cache", encoding, **setting)(path, np.random.default_rng(0), start, end)
+    assert len(entries(tmp_path / "cache")) == 2 * len(calls)
+    assert decoded["a.mp4"] == 2 * len(calls)
+    for setting, (start, end) in calls:
+        plain, cached = reader(None, **setting), reader(tmp_path / "cache", **setting)
+        one, other = (read(path, np.random.default_rng(0), start, end)[0] for read in (plain, cached))
+        assert torch.equal(one, other)
+
+
+def test_training_draws_of_any_kind_share_one_entry(tmp_path, decoded):
+    path = write_video(tmp_path / "a.mp4", moving(20))
+    for sampling, max_frames in (("segment", 6), ("segment", 3), ("released", 6)):
+        cached = reader(tmp_path / "cache", frame_sampling=sampling, training=True, max_frames=max_frames)
+        cached(path, np.random.default_rng(0))
+    assert decoded["a.mp4"] == 1
+
+
+def test_another_decoder_gets_another_entry(tmp_path, monkeypatch, decoded):
+    path = write_video(tmp_path / "a.mp4", moving(5))
+    reader(tmp_path / "cache")(path)
+    monkeypatch.setattr(cache_module, "decoder_version", lambda: "another 1.0")
+    reader(tmp_path / "cache")(path)
+    assert decoded["a.mp4"] == 2
+
+
+@pytest.mark.parametrize("same_reader", [True, False])
+def test_a_changed_video_is_decoded_again(tmp_path, decoded, same_reader):
+    path = write_video(tmp_path / "a.mp4", moving(5))
+    cached = reader(tmp_path / "cache")
+    old, _ = cached(path)
+    content = write_video(tmp_path / "b.mp4", moving(5, seed=1)).read_bytes()
+    time.sleep(0.01)  # the time of change is all that tells, should the sizes be equal
+    path.write_bytes(content)
+    new, _ = (cached if same_reader else reader(tmp_path / "cache"))(path)
+    assert torch.equal(new, reader(None)(path)[0])
+    assert not torch.equal(new, old)
+
+
+def test_videos_and_cache_may_be_moved(tmp_path, decoded):
+    path = write_video(tmp_path / "a.mp4", moving(5))
+    expected, _ = reader(tmp_path / "cache")(path)
+    (tmp_path / "other").mkdir()
+    path = path.rename(tmp_path / "other" / "a.mp4")
+    (tmp_path / "cache").rename(tmp_path / "other" / "cache")
+    assert torch.equal(reader(tmp_path / "other" / "cache")(path)[0], expected)
+    assert decoded["a.mp4"] == 1
+
+
+def test_a_video_that_is_gone_is_not_served(tmp_path):
+    path = write_video(tmp_path / "a.mp4", moving(5))
+    cached = reader(tmp_path / "cache")
+    cached(path)
+    path.unlink()
+    with pytest.raises(VideoError, match="does not exist"):
+        cached(path)
+
+
+def test_a_broken_video_leaves_no_entry(tmp_path):
+    (tmp_path / "a.mp4").write_text("no video")
+    with pytest.raises(VideoError, match="is not a video"):
+        reader(tmp_path / "cache")(tmp_path / "a.mp4")
+    assert entries(tmp_path) == [tmp_path / "a.mp4"]
+
+
+def flip(place: Path, part: float) -> None:
+    content = bytearray(place.read_bytes())
+    content[int(part * (len(content) - 1))] ^= 1
+    place.write_bytes(content)
+
+
+def shorten(place: Path, part: float) -> None:
+    os.truncate(place, int(part * place.stat().st_size))
+
+
+def zero_the_end(place: Path, part: float) -> None:
+    """What a power cut can leave of a file that was never synchronised."""
+    content = place.read_bytes()
+    kept = int(part * len(content))
+    place.write_bytes(content[:kept] + bytes(len(content) - kept))
+
+
+def exchange(place: Path, part: float) -> None:
+    """A whole entry, of something else."""
+    save_file({"promised": torch.tensor(6), "pixels": torch.zeros(6, 3, 32, 32, dtype=torch.uint8)}, place)
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    encoding=st.sampled_from(["raw", "jpeg"]),
+    damage=st.sampled_from([flip, shorten, zero_the_end, exchange]),
+    part=st.floats(0, 0.99),
+)
+def test_a_damaged_entry_is_noticed_and_made_again(tmp_path_factory, encoding, damage, part):
+    folder = tmp_path_factory.mktemp("damaged")
+    path = write_video(folder / "a.mp4", moving(9))
+    expected, _ = reader(folder / "cache", encoding)(path)
+    (place,) = entries(folder / "cache")
+    whole = place.read_bytes()
+    damage(place, part)
+    got, mask = reader(folder / "cache", encoding)(path)
+    assert torch.equal(got, expected)
+    assert mask.all()
+    assert place.read_bytes() == whole
+
+
+def test_the_log_names_a_damaged_entry(tmp_path, caplog, monkeypatch):
+    monkeypatch.setattr(cache_module.log, "propagate", True)
+    path = write_video(tmp_path / "a.mp4", moving(9))
+    reader(tmp_path / "cache")(path)
+    assert caplog.text == ""
+    (place,) = entries(tmp_path / "cache")
+    flip(place, 0.9)
+    reader(tmp_path / "cache")(path)
+    assert f"{place} in the frame cache is damaged" in caplog.text
+
+
+def test_a_short_video_is_resampled_before_it_is_stored(tmp_path):
+    whole = write_video(tmp_path / "whole.mp4", np.random.default_rng(0).integers(0, 256, (60, 64, 64, 3), np.uint8))
+    path = tmp_path / "cut.mp4"
+    path.write_bytes(whole.read_bytes()[: int(0.9 * whole.stat().st_size)])
+    counts = []
+    read_frames(path, lambda n, fps: counts.append(n) or [n - 1])
+    assert counts[0] == 60 > counts[1] > 50
+    for sampling, training in [(sampling, training) for sampling in SAMPLINGS for training in (False, True)]:
+        plain = reader(None, frame_sampling=sampling, training=training)
+        for draw in range(4):
+            expected, _ = plain(path, np.random.default_rng(draw))
+            got, _ = replace(plain, cache=FrameCache(tmp_path / "cache"))(path, np.random.default_rng(draw))
+            assert torch.equal(got, expected)
+
+
+def test_no_more_entries_are_mapped_than_allowed(tmp_path, monkeypatch, decoded):
+    monkeypatch.setattr(cache_module, "MAX_MAPPED", 2)
+    paths = [write_video(tmp_path / f"{n}.mp4", moving(5, seed=n)) for n in range(5)]
+    cached = reader(tmp_path / "cache")
+    for _ in range(2):
+        for path in paths:
+            assert torch.equal(cached(path)[0], reader(None)(path)[0])
+            assert len(cached.cache._mapped) <= 2
+    assert decoded == {path.name: 3 for path in paths}  # twice without a cache and once with it
+
+
+def test_a_pickled_reader_takes_no_pixels_along(tmp_path):
+    path = write_video(tmp_path / "a.mp4", moving(9))
+    cached = reader(tmp_path / "cache")
+    expected, _ = cached(path)
+    content = pickle.dumps(cached)
+    assert len(content) < 2000
+    assert torch.equal(pickle.loads(content)(path)[0], expected)
+
+
+def test_bad_folders_are_refused(tmp_path):
+    with pytest.raises(ValueError, match="--frame_cache_format is 'png': pass raw or jpeg"):
+        FrameCache(tmp_path, "png")
+    (tmp_path / "file").touch()
+    with pytest.raises(ValueError, match=r"--frame_cache .*file is a file: name a folder"):
+        FrameCache(tmp_path / "file")
+
+
+@pytest.mark.parametrize("fault", ["in the folder's way", "disk full"])
+def test_a_cache_that_cannot_be_written_is_one_sentence(tmp_path, monkeypatch, fault):
+    path = write_video(tmp_path / "a.mp4", moving(5))
+    cached = reader(tmp_path / "cache")
+    place = cached.cache_place(path)
+    if fault == "disk full":
+
+        def full(tensors, partial, metadata):
+            Path(partial).write_bytes(b"begun")
+            raise OSError(28, "No space left on device")
+
+        monkeypatch.setattr(cache_module, "save_file", full)
+    else:
+        place.parent.parent.mkdir()
+        place.parent.touch()
+    with pytest.raises(
+        OSError, match=r"^--frame_cache .*cache cannot be written to \(.+\): make room, or name"
+    ) as raised:
+        cached(path)
+    assert "\n" not in str(raised.value)
+    assert not [left for left in entries(tmp_path) if left.name.endswith(".partial")]
+
+
+def test_leftovers_of_killed_writers_go_and_those_of_others_stay(tmp_path):
+    cache = FrameCache(tmp_path)
+    dead = subprocess.Popen([sys.executable, "-c", ""])
+    dead.wait()
+    node = cache_module.platform.node()
+    gone = tmp_path / "ab" / f".x.safetensors.{node}.{dead.pid}.1.partial"
+    stays = [
+        tmp_path / "ab" / f".x.safetensors.{node}.{os.getpid()}.1.partial",
+        tmp_path / "ab" / f".x.safetensors.other-{node}.{dead.pid}.1.partial",
+        tmp_path / "ab" / "y.safetensors",
+    ]
+    gone.parent.mkdir()
+    for path in (gone, *stays):
+        path.touch()
+    cache.remove_partials()
+    assert entries(tmp_path) == sorted(stays)
+
+
+def fill(folder: Path, paths: list[Path], order: int) -> None:
+    cached = reader(folder, frame_sampling="segment", training=True)
+    for number in np.random.default_rng(order).permutation(len(paths)):
+        cached.prepare(paths[number])
+
+
+def test_many_processes_fill_one_cache(tmp_path):
+    paths = [write_video(tmp_path / f"{n}.mp4", moving(8, seed=n)) for n in range(6)]
+    context = multiprocessing.get_context("fork")
+    workers = [context.Process(target=fill, args=(tmp_path / "cache", paths, order)) for order in range(4)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    assert [worker.exitcode for worker in workers] == [0] * 4
+    assert len(entries(tmp_path / "cache")) == 6  # and nothing half written
+    fill(tmp_path / "alone", paths, 0)
+    assert [path.read_bytes() for path in entries(tmp_path / "cache")] == [
+        path.read_bytes() for path in entries(tmp_path / "alone")
+    ]
+
+
+FILL = """
+import sys
+from pathlib import Path
+from dataloaders.cache import FrameCache
+from dataloaders.samples import FrameReader
+videos, cache = Path(sys.argv[1]), FrameCache(Path(sys.argv[2]))
+cache.remove_partials()
+frames = FrameReader(6, 32, "segment", training=True, cache=cache)
+print("begun", flush=True)
+for path in sorted(videos.glob("*.mp4")):
+    frames.prepare(path)
+"""
+
+
+def test_killed_at_any_moment_it_ends_with_the_same_files(tmp_path):
+    (tmp_path / "videos").mkdir()
+    for n in range(12):
+        write_video(tmp_path / "videos" / f"{n}.mp4", moving(20, seed=n))
+
+    def start(folder: str) -> subprocess.Popen:
+        arguments = [sys.executable, "-c", FILL, str(tmp_path / "videos"), str(tmp_path / folder)]
+        return subprocess.Popen(arguments, cwd=ROOT, stdout=subprocess.PIPE)
+
+    assert start("whole").wait() == 0
+    rng = np.random.default_rng(0)
+    for _ in range(4):
+        process = start("killed")
+        assert process.stdout is not None
+        process.stdout.readline()
+        time.sleep(rng.uniform(0, 0.05))
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    assert start("killed").wait() == 0
+    whole, killed = ({p.name: p.read_bytes() for p in entries(tmp_path / name)} for name in ("whole", "killed"))
+    assert len(whole) == 12
+    assert killed == whole
+
+
+@pytest.mark.parametrize("encoding", ["raw", "jpeg"])
+def test_batches_are_the_same_for_any_number_of_workers(tmp_path, encoding):
+    samples = [
+        Sample(f"{n}", write_video(tmp_path / f"{n}.mp4", moving(9 + n, seed=n)), (f"{n}", f"again {n}"))
+        for n in range(6)
+    ]
+
+    def batches(folder: Path | None, num_workers: int) -> list[dict[str, torch.Tensor]]:
+        frames = reader(folder, encoding, frame_sampling="segment", training=True)
+        pairs = TrainingPairs(samples, lambda text: torch.tensor([[len(text)]]), frames, True, seed=5)
+        sampler = EpochSampler(len(pairs), 4, 0, 1, seed=5)
+        loader = make_training_loader(pairs, sampler, num_workers)
+        found = []
+        for epoch in range(2):
+            sampler.set_epoch(epoch)
+            found += list(loader)
+        return found
+
+    plain = batches(None, 0)
+    runs = [batches(tmp_path / f"cache{number}", workers) for number, workers in enumerate((0, 1, 3))]
+    runs.append(batches(tmp_path / "cache0", 2))
+    for run in runs:
+        assert len(run) == len(plain) == 6
+        for got, first, expected in zip(run, runs[0], plain, strict=True):
+            assert torch.equal(got["index"], expected["index"])
+            assert torch.equal(got["video"], first["video"])
+            if encoding == "raw":
+                assert torch.equal(got["video"], expected["video"])
+            else:
+                assert (got["video"].float() - expected["video"].float()).abs().mean() < 4
+
+
+def test_grey_levels_survive_both_encodings(tmp_path):
+    path = write_video(tmp_path / "a.mp4", grey_ramp(12, 32, 32, step=15))
+    for encoding in ("raw", "jpeg"):
+        video, _ = reader(tmp_path / "cache", encoding, max_frames=12)(path)
+        assert (video.float().mean(dim=(1, 2, 3)) - (16 + 15 * torch.arange(12))).abs().max() < 3
