@@ -21,14 +21,13 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from dataloaders import DATASETS
-from dataloaders.cache import FrameCache
 from dataloaders.preparation import forecast, leave_out, missing_files, read_all
 from dataloaders.samples import FrameReader, GalleryVideos, QueryCaptions, Sample, TrainingPairs
 from dataloaders.twins import read_twins
 from engine.checkpoint import CheckpointHeader, ResumePoints, load_checkpoint, save_checkpoint
 from engine.cli import parse_config
 from engine.config import Config
+from engine.data import frame_cache, frame_reader, list_split
 from engine.describe import describe
 from engine.distributed import Process, process_group
 from engine.evaluate import evaluate, flat_metrics, format_metrics
@@ -71,6 +70,7 @@ class RetrievalRun:
             config.model.method, config.model.pretrained_clip_name, self.backbone_sha256[:12], f"{self.n_trainable:,}",
             f"{sum(p.numel() for p in self.method.parameters()):,}", process.world_size, process.device.type,
         )  # fmt: skip
+        self.frame_cache = frame_cache(config.run)
         self.epoch, self.selection = 0, "zero-shot"
         self.left_out: dict[str, list[str]] = {}  # ids of each split's videos that are missing or cannot be read
         if config.model.init_model:
@@ -86,7 +86,7 @@ class RetrievalRun:
         log.info("test split: %s videos, %d captions", self.count("test", len(test_samples)), len(self.test[1]))
         self.querybank = None
         if config.run.qb_norm:
-            drawn = draw_captions(self.list_split("train"), config.run.querybank_size, config.run.seed)
+            drawn = draw_captions(list_split(config.data, "train"), config.run.querybank_size, config.run.seed)
             self.querybank = QueryCaptions(drawn, self.tokenizer)
             log.info("query bank of QB-Norm: %d captions of the training split", len(self.querybank))
 
@@ -112,7 +112,7 @@ class RetrievalRun:
 
         Raises ValueError if more videos than --allow_missing are missing or cannot be read.
         """
-        listed, allowed = self.list_split(split), self.config.data.allow_missing
+        listed, allowed = list_split(self.config.data, split), self.config.run.allow_missing
         frames = self.frame_reader(training=split == "train")
         problems = missing_files(listed)
         samples = leave_out(listed, problems, allowed, split)
@@ -128,12 +128,12 @@ class RetrievalRun:
 
     def announce_cache(self, split: str, samples: list[Sample], frames: FrameReader) -> None:
         """Say what the frame cache will take; ValueError if the disk has no room for it."""
-        data, error = self.config.data, None
+        run, error = self.config.run, None
         if self.process.is_main:
             try:
                 log.info(
-                    "frame cache %s (%s), %s split: %s", data.frame_cache, data.frame_cache_format, split,
-                    forecast(samples, frames, data.allow_missing),
+                    "frame cache %s (%s), %s split: %s", run.frame_cache, run.frame_cache_format, split,
+                    forecast(samples, frames, run.allow_missing),
                 )  # fmt: skip
             except (ValueError, OSError) as caught:
                 error = caught
@@ -157,17 +157,6 @@ class RetrievalRun:
         n_left_out = len(self.left_out[split])
         return f"{n_used} of {n_used + n_left_out}" if n_left_out else str(n_used)
 
-    def list_split(self, split: str) -> list[Sample]:
-        """The samples of a split as its files list them, whether or not their videos are there."""
-        data = self.config.data
-        return DATASETS[data.datatype](
-            split,
-            data_path=Path(data.data_path),
-            features_path=Path(data.features_path),
-            train_csv=Path(data.train_csv),
-            val_csv=Path(data.val_csv),
-        )
-
     def training_twins(self, samples: list[Sample]) -> dict[str, str]:
         """The training videos that shall meet in a batch: each one's id with the other's."""
         if not self.config.data.train_twins_csv:
@@ -176,12 +165,7 @@ class RetrievalRun:
         return {samples[i].video_id: samples[j].video_id for i, j in enumerate(twins.tolist()) if j >= 0}
 
     def frame_reader(self, training: bool) -> FrameReader:
-        data = self.config.data
-        return FrameReader(
-            data.max_frames, self.image_size, data.frame_sampling, data.feature_framerate, data.slice_framepos,
-            training, data.frame_transform,
-            FrameCache(Path(data.frame_cache), data.frame_cache_format) if data.frame_cache else None,
-        )  # fmt: skip
+        return frame_reader(self.config.data, self.image_size, training, self.frame_cache)
 
     def evaluation_split(self, samples: list[Sample]) -> EvaluationSplit:
         frames = self.frame_reader(training=False)

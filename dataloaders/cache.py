@@ -179,7 +179,7 @@ def _label(terms: str, tensors: Mapping[str, torch.Tensor]) -> str:
     """What an entry says of itself: its terms, and the CRC-32 of its tensors' bytes in the order of their names."""
     checksum = 0
     for name in sorted(tensors):
-        checksum = zlib.crc32(tensors[name].numpy(), checksum)
+        checksum = zlib.crc32(tensors[name].numpy().data, checksum)
     return f"{terms} {checksum:08x}"
 
 
@@ -190,7 +190,9 @@ def _to_jpeg(frame: np.ndarray) -> np.ndarray:
 
 
 def _from_jpeg(jpeg: np.ndarray) -> np.ndarray:
-    return cv2.cvtColor(cv2.imdecode(jpeg, cv2.IMREAD_COLOR), cv2.COLOR_BGR2RGB).transpose(2, 0, 1)
+    picture = cv2.imdecode(jpeg, cv2.IMREAD_COLOR)
+    assert picture is not None  # its checksum was right
+    return cv2.cvtColor(picture, cv2.COLOR_BGR2RGB).transpose(2, 0, 1)
 
 
 def _is_alive(process: int) -> bool:

@@ -67,18 +67,6 @@ class DataConfig:
     ] = "resize"
     feature_framerate: Annotated[float, "frames a second that are candidates; 0: every frame of the file"] = 1.0
     slice_framepos: Annotated[int, "uniform only; frames from the head (0), the tail (1), the whole clip (2)"] = 2
-    frame_cache: Annotated[
-        str, "a folder where decoded frames are kept, so that a video is decoded once; empty: none"
-    ] = ""
-    frame_cache_format: Annotated[
-        Literal["raw", "jpeg"],
-        "raw: the same pixels as without a cache, 150 kB a frame at 224 pixels; jpeg: a tenth of that, slightly lossy",
-    ] = "raw"
-    allow_missing: Annotated[
-        int,
-        "videos of a split that may be left out because they are missing or cannot be read; above 0 every video is "
-        "tried first, and the log and the result say how many were left out",
-    ] = 0
     num_thread_reader: Annotated[int, "worker processes that decode, in each training process; 0: none"] = 4
 
     def __post_init__(self) -> None:
@@ -89,8 +77,6 @@ class DataConfig:
         _between("max_frames", self.max_frames, 1)
         _between("feature_framerate", self.feature_framerate, 0)
         _between("slice_framepos", self.slice_framepos, 0, 2)
-        _one_of("frame_cache_format", self.frame_cache_format, ("raw", "jpeg"))
-        _between("allow_missing", self.allow_missing, 0)
         _between("num_thread_reader", self.num_thread_reader, 0)
 
 
@@ -155,6 +141,18 @@ class RunConfig:
     do_eval: Annotated[bool, "evaluate on the test split: --init_model, or zero-shot without it"] = False
     describe: Annotated[bool, "print parameters and operations of the method as JSON; needs no files"] = False
     output_dir: Annotated[str, "folder for log, metrics, checkpoints and config.json"] = "runs/default"
+    frame_cache: Annotated[
+        str, "a folder where decoded frames are kept, so that a video is decoded once; empty: none"
+    ] = ""
+    frame_cache_format: Annotated[
+        Literal["raw", "jpeg"],
+        "raw: the same pixels as without a cache, 150 kB a frame at 224 pixels; jpeg: a tenth of that, slightly lossy",
+    ] = "raw"
+    allow_missing: Annotated[
+        int,
+        "videos of a split that may be left out because they are missing or cannot be read; above 0 every video is "
+        "tried first, and the log and the result say how many were left out",
+    ] = 0
     resume: Annotated[
         str,
         "go on from where a run stopped: auto, the newest whole point in --output_dir (and from the start if there is "
@@ -189,6 +187,8 @@ class RunConfig:
     def __post_init__(self) -> None:
         if not (self.do_train or self.do_eval or self.describe):
             raise ValueError("nothing to do: pass --do_train, --do_eval or --describe")
+        _one_of("frame_cache_format", self.frame_cache_format, ("raw", "jpeg"))
+        _between("allow_missing", self.allow_missing, 0)
         _one_of("select_on", self.select_on, ("last", "holdout", "test"))
         if (self.select_on == "holdout") != (self.holdout_videos > 0):
             raise ValueError("--select_on holdout and --holdout_videos N (2 or more) go together; only one is given")

@@ -23,11 +23,11 @@ import cv2
 import numpy as np
 import torch
 
-from dataloaders import DATASETS
 from dataloaders.samples import FrameReader, Sample
 from dataloaders.transforms import normalise
 from engine.checkpoint import load_checkpoint, read_header
 from engine.config import Config
+from engine.data import frame_reader, list_split
 from modules.clip_weights import backbone_sha256, load_clip
 from modules.methods import Method, build_method
 from modules.methods.stop import STOP, LayerMaps
@@ -128,12 +128,8 @@ def restore(checkpoint: Path) -> Restored:
     method = build_method(config.model.method, clip, **config.model.options)
     load_checkpoint(checkpoint, method, sha256)
     data = config.data
-    paths = {name: Path(getattr(data, name)) for name in ("data_path", "features_path", "train_csv", "val_csv")}
-    samples = DATASETS[data.datatype]("test", **paths)
-    reader = FrameReader(
-        data.max_frames, clip.visual.image_size, data.frame_sampling, data.feature_framerate, data.slice_framepos,
-        frame_transform=data.frame_transform,
-    )  # fmt: skip
+    samples = list_split(data, "test")
+    reader = frame_reader(data, clip.visual.image_size, training=False)
     return Restored(method.eval(), samples, reader, data.max_words)
 
 

@@ -30,7 +30,7 @@ from tqdm import tqdm
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from dataloaders import DATASETS, NEEDED_FLAGS
 from dataloaders.decode import VideoError, read_frames
-from preprocess.compress_video import default_jobs
+from preprocess.shards import default_jobs
 
 STATUSES = ("ok", "short", "broken", "missing")
 SHOWN_PROBLEMS = 20

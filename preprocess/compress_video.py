@@ -30,7 +30,6 @@ import uuid
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import asdict, dataclass
-from datetime import timedelta
 from pathlib import Path
 
 import av
@@ -38,6 +37,7 @@ from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from dataloaders.decode import VideoError
+from preprocess.shards import default_jobs, parse_shard, wait_for_other_ranks
 
 VIDEO_SUFFIXES = {
     ".3gp", ".avi", ".flv", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".ogv", ".ts", ".webm", ".wmv",
@@ -211,21 +211,6 @@ def plan(input_root: Path, output_root: Path) -> dict[Path, Path]:
     return {source: output for output, source in outputs.items()}
 
 
-def parse_shard(text: str | None) -> tuple[int, int]:
-    """(i, n) of "i/n", else of torchrun's RANK and WORLD_SIZE, else (0, 1). ValueError unless 0 <= i < n."""
-    text = text or f"{os.environ.get('RANK', 0)}/{os.environ.get('WORLD_SIZE', 1)}"
-    number, _, count = text.partition("/")
-    if number.isdecimal() and count.isdecimal() and int(number) < int(count):
-        return int(number), int(count)
-    raise ValueError(f"--shard {text} is not of the form i/n with i from 0 to n - 1, for example 0/4.")
-
-
-def default_jobs() -> int:
-    """This process's share of the processors it may use, at least 1."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
-
-
 def _claim(output_root: Path, encoding: Encoding) -> None:
     """Note the settings in the output folder; ValueError where files made otherwise lie there."""
     path = output_root / "settings.json"
@@ -278,16 +263,6 @@ def compress_all(work: dict[Path, Path], compressor: Compressor, jobs: int) -> t
     return made, skipped, dict(sorted(failed.items()))
 
 
-def _wait_for_other_ranks() -> None:
-    """Under torchrun wait until all processes have come here: it stops them all when one ends with a failure."""
-    if "TORCHELASTIC_RUN_ID" in os.environ:
-        import torch.distributed as dist  # takes seconds, which only this case needs
-
-        dist.init_process_group("gloo", timeout=timedelta(days=7))
-        dist.barrier()
-        dist.destroy_process_group()
-
-
 def run(options: argparse.Namespace) -> int:
     """The whole command; returns the exit code 0 or 1. ValueError or OSError where it cannot start."""
     encoding = Encoding(options.fps, options.short_side, options.rate_control, options.fast_decode)
@@ -316,7 +291,7 @@ def run(options: argparse.Namespace) -> int:
             print(f"failed: {reason}", file=sys.stderr)
         print(f"All that failed is in {failures}.", file=sys.stderr)
     if options.shard is None:
-        _wait_for_other_ranks()
+        wait_for_other_ranks()
     return int(bool(failed))
 
 

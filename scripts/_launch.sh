@@ -2,6 +2,7 @@
 #   PYTHON  the interpreter (default: the project's .venv if it is there, else python3)
 #   NGPU    processes to start (default: the GPUs that torch sees; on a machine without GPU 1, by gloo if more)
 #   TORCHRUN  flags of torchrun instead of --standalone, for several machines (see slurm.sh)
+#   PROGRAM  a file to run with the same flags instead, such as preprocess/cache_frames.py
 #   EXEC    "exec": the run takes the place of the script, so that a signal to the script reaches it
 
 repository=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
@@ -14,7 +15,7 @@ NGPU=${NGPU:-$("$PYTHON" -c 'import torch; print(max(1, torch.cuda.device_count(
 
 # launch FILE FLAGS...
 launch() {
-    local file=$1
+    local file=${PROGRAM:-$1}
     shift
     if [ "$NGPU" -gt 1 ] || [ -n "${TORCHRUN:-}" ]; then
         ${EXEC:-} "$PYTHON" -m torch.distributed.run ${TORCHRUN:---standalone} --nproc_per_node="$NGPU" \

@@ -16,7 +16,8 @@ import pytest
 
 from dataloaders.decode import VideoError, read_frames
 from preprocess import compress_video
-from preprocess.compress_video import Compressor, Encoding, find_ffmpeg, main, parse_shard, plan
+from preprocess.compress_video import Compressor, Encoding, find_ffmpeg, main, plan
+from preprocess.shards import parse_shard
 from tests.videos import flag_rotation, grey_ramp, write_video
 
 try:

@@ -1,0 +1,103 @@
+"""Fill a frame cache before training, which then decodes nothing.
+
+    PROGRAM=preprocess/cache_frames.py bash scripts/msrvtt.sh --frame_cache data/msrvtt/frames --jobs 16
+
+It takes the flags of main_task_retrieval.py, since what is stored depends on them, and the launch scripts run it with
+theirs when PROGRAM says so. Its own are
+
+    --split   train, test or all (default), which is both where the flags say --do_train, else test
+    --jobs    videos at a time; by default one for each processor
+    --shard   i/n: the i-th of n shares, counted from 0; by default torchrun's rank
+
+An entry gets its name when it is whole, so the command can be interrupted or killed at any moment: run again, it skips
+what is there. It can run on several machines that share the folder, and beside a training that uses it.
+Exit code: 0 if all videos are there, 1 if some are missing or cannot be read, 2 for a wrong command, 130 if
+interrupted.
+"""
+
+import argparse
+import signal
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from tqdm import tqdm
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from dataloaders.preparation import forecast, missing_files, read_all
+from engine.cli import parse_config
+from engine.config import Config
+from engine.data import frame_cache, frame_reader, list_split
+from modules.clip_weights import load_clip
+from preprocess.shards import default_jobs, parse_shard, wait_for_other_ranks
+
+SHOWN_PROBLEMS = 20
+
+
+def fill(config: Config, split: str, jobs: int, shard: tuple[int, int]) -> list[str]:
+    """Put this share of a split's videos into the cache; gives what is wrong with those that cannot be."""
+    number, count = shard
+    image_size = load_clip(config.model.pretrained_clip_name, config.model.pretrained_dir).visual.image_size
+    frames = frame_reader(config.data, image_size, split == "train", frame_cache(config.run))
+    listed = list_split(config.data, split)
+    missing = missing_files(listed)
+    samples = [sample for row, sample in enumerate(listed) if row not in missing]
+    if number == 0 and samples:
+        found = forecast(samples, frames, allow_missing=len(samples) - 1)
+        print(f"{config.run.frame_cache} ({config.run.frame_cache_format}), {split} split: {found}.", flush=True)
+    share = samples[number::count]
+    progress = tqdm(read_all(share, frames, jobs), f"{split} split", len(share), unit="video", disable=number > 0)
+    problems = [*list(missing.values())[number::count], *(reason for reason in progress if reason)]
+    n_listed = len(share) + len(list(missing)[number::count])
+    of_shard = "" if count == 1 else f" (shard {number}/{count})"
+    print(f"{split} split{of_shard}: {n_listed - len(problems)} of {n_listed} videos are in the cache.", flush=True)
+    return problems
+
+
+def run(argv: Sequence[str] | None) -> int:
+    """The whole command; returns the exit code 0 or 1. ValueError or OSError where it cannot start or go on."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+    parser.add_argument("--split", default="all")
+    parser.add_argument("--jobs", default=str(default_jobs()))
+    parser.add_argument("--shard")
+    own, flags = parser.parse_known_args(argv)
+    if "--help" in flags or "-h" in flags:
+        print(__doc__)
+        return 0
+    if own.split not in ("train", "test", "all"):
+        raise ValueError(f"--split {own.split} is not one of: train, test, all")
+    if not own.jobs.isdecimal() or int(own.jobs) < 1:
+        raise ValueError(f"--jobs {own.jobs} is out of range: it takes a number at least 1")
+    shard = parse_shard(own.shard)
+    if "--do_train" not in flags and "--do_eval" not in flags:
+        flags.append("--do_eval" if own.split == "test" else "--do_train")
+    config = parse_config(flags)
+    if not config.run.frame_cache:
+        raise ValueError("--frame_cache is not given: name the folder to fill")
+    splits = (own.split,) if own.split != "all" else ("train", "test") if config.run.do_train else ("test",)
+    problems = [problem for split in splits for problem in fill(config, split, int(own.jobs), shard)]
+    for problem in problems[:SHOWN_PROBLEMS]:
+        print(problem, file=sys.stderr)
+    if len(problems) > SHOWN_PROBLEMS:
+        rest = len(problems) - SHOWN_PROBLEMS
+        print(f"... and {rest} more: preprocess/check_videos.py writes a report of all", file=sys.stderr)
+    if own.shard is None:
+        wait_for_other_ranks()
+    return int(bool(problems))
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Command line; returns the exit code."""
+    try:
+        return run(argv)
+    except (ValueError, OSError, argparse.ArgumentError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("Interrupted: run the same command again to go on.", file=sys.stderr)
+        return 130
+
+
+if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: schedulers end a job so
+    raise SystemExit(main())

@@ -1,0 +1,29 @@
+"""How a command shares its work: over the machines and processes that run it, and over the processors of each."""
+
+import os
+from datetime import timedelta
+
+
+def parse_shard(text: str | None) -> tuple[int, int]:
+    """(i, n) of "i/n", else of torchrun's RANK and WORLD_SIZE, else (0, 1). ValueError unless 0 <= i < n."""
+    text = text or f"{os.environ.get('RANK', 0)}/{os.environ.get('WORLD_SIZE', 1)}"
+    number, _, count = text.partition("/")
+    if number.isdecimal() and count.isdecimal() and int(number) < int(count):
+        return int(number), int(count)
+    raise ValueError(f"--shard {text} is not of the form i/n with i from 0 to n - 1, for example 0/4.")
+
+
+def default_jobs() -> int:
+    """This process's share of the processors it may use, at least 1."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
+
+
+def wait_for_other_ranks() -> None:
+    """Under torchrun wait until all processes have come here: it stops them all when one ends with a failure."""
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        import torch.distributed as dist  # takes seconds, which only this case needs
+
+        dist.init_process_group("gloo", timeout=timedelta(days=7))
+        dist.barrier()
+        dist.destroy_process_group()

@@ -1,0 +1,143 @@
+"""Filling the frame cache beforehand, with the flags of training."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from main_task_retrieval import main as train
+from preprocess.cache_frames import main
+from tests.small_data import SmallData, write_small_data
+from tests.videos import write_video
+
+ROOT = Path(__file__).parents[2]
+SEGMENTS = ("--frame_sampling", "segment")
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> SmallData:
+    """Training videos 0..5 and test videos 6..8."""
+    return write_small_data(tmp_path / "data", n_train=6, n_test=3)
+
+
+def entries(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_training_then_decodes_nothing(data, tmp_path, capsys, monkeypatch):
+    cache = ["--frame_cache", str(tmp_path / "cache")]
+    assert main([*data.flags(), *SEGMENTS, *cache, "--jobs", "2"]) == 0
+    printed = capsys.readouterr().out
+    assert f"{tmp_path / 'cache'} (raw), train split: 6 videos of about 0.0" in printed
+    assert "train split: 6 of 6 videos are in the cache.\n" in printed
+    assert "test split: 3 of 3 videos are in the cache.\n" in printed
+    assert len(entries(tmp_path / "cache")) == 9
+    monkeypatch.setattr("dataloaders.samples.read_frames", None)
+    flags = ["--do_train", *data.flags(), *SEGMENTS, *cache, "--epochs", "1", "--batch_size", "4"]
+    assert train([*flags, "--output_dir", str(tmp_path / "run")]) == 0
+
+
+@pytest.mark.parametrize(
+    ("flags", "count"),
+    [(["--split", "train"], 6), (["--split", "test"], 3), (["--do_eval"], 3), (["--do_train"], 9)],
+)
+def test_the_splits_asked_for(data, tmp_path, flags, count, capsys):
+    assert main([*data.flags(), "--frame_cache", str(tmp_path / "cache"), *flags]) == 0
+    assert len(entries(tmp_path / "cache")) == count
+
+
+def test_what_cannot_be_read_is_named_and_the_rest_is_done(data, tmp_path, capsys):
+    (data.videos / "video0.mp4").write_text("no video")
+    (data.videos / "video2.mp4").unlink()
+    assert main([*data.flags(), "--frame_cache", str(tmp_path / "cache"), "--split", "train"]) == 1
+    printed = capsys.readouterr()
+    assert "train split: 4 of 6 videos are in the cache." in printed.out
+    assert "video0.mp4 is not a video" in printed.err
+    assert "video2.mp4 is missing" in printed.err
+    assert len(entries(tmp_path / "cache")) == 4
+
+
+def test_shards_make_the_same_files_as_one(data, tmp_path, capsys):
+    (data.videos / "video2.mp4").unlink()
+    whole = [*data.flags(), "--frame_cache", str(tmp_path / "whole"), "--split", "train"]
+    assert main(whole) == 1
+    capsys.readouterr()
+    codes = [
+        main([*data.flags(), "--frame_cache", str(tmp_path / "parts"), "--split", "train", "--shard", f"{n}/3"])
+        for n in range(3)
+    ]
+    printed = capsys.readouterr().out
+    assert sorted(codes) == [0, 0, 1]
+    assert "train split (shard 1/3): 2 of 2 videos are in the cache." in printed
+    assert "train split (shard 0/3): 2 of 3 videos are in the cache." in printed
+    assert entries(tmp_path / "parts") == entries(tmp_path / "whole")
+
+
+def test_a_launch_script_runs_it_with_its_own_flags(data, tmp_path):
+    environment = os.environ | {
+        "PROGRAM": "preprocess/cache_frames.py",
+        "PYTHON": sys.executable,
+        "DATA_PATH": str(data.folder),
+        "features_path": str(data.videos),
+        "pretrained_clip_name": str(data.clip),
+        "max_words": "12",
+        "NGPU": "2",
+    }
+    script = ["bash", str(ROOT / "scripts" / "msrvtt.sh"), "--frame_cache", str(tmp_path / "cache")]
+    done = subprocess.run(script, env=environment, capture_output=True, text=True, timeout=240, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert "train split (shard 0/2): 3 of 3 videos are in the cache." in done.stdout
+    assert "train split (shard 1/2): 3 of 3 videos are in the cache." in done.stdout
+    assert len(entries(tmp_path / "cache")) == 9
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ([], "--frame_cache is not given"),
+        (["--frame_cache", "c", "--split", "val"], "--split val is not one of"),
+        (["--frame_cache", "c", "--jobs", "0"], "--jobs 0 is out of range"),
+        (["--frame_cache", "c", "--jobs"], "expected one argument"),
+        (["--frame_cache", "c", "--shard", "2/2"], "--shard 2/2 is not of the form"),
+        (["--frame_cache", "c", "--max_frame", "3"], "did you mean --max_frames?"),
+    ],
+)
+def test_wrong_commands(data, flags, message, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert main([*data.flags(), *flags]) == 2
+    printed = capsys.readouterr()
+    assert printed.err.startswith("error: ")
+    assert printed.err.count("\n") == 1
+    assert message in printed.err
+    assert not (tmp_path / "c").exists()
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+def test_interrupted_and_started_again_it_makes_the_same_files(data, tmp_path, number):
+    for n in range(6):  # longer ones, so that the signal comes while they are read
+        write_video(data.videos / f"video{n}.mp4", np.random.default_rng(n).integers(0, 256, (60, 96, 96, 3), np.uint8))
+
+    def flags(folder: str) -> list[str]:
+        cache = ["--frame_cache", str(tmp_path / folder)]
+        return [*data.flags(), *SEGMENTS, *cache, "--split", "train", "--jobs", "1"]
+
+    assert main(flags("whole")) == 0
+    command = [sys.executable, str(ROOT / "preprocess" / "cache_frames.py"), *flags("stopped")]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    while process.poll() is None and not entries(tmp_path / "stopped"):
+        time.sleep(0.002)
+    process.send_signal(number)
+    _, errors = process.communicate()
+    assert process.returncode == (-signal.SIGKILL if number == signal.SIGKILL else 130), errors
+    if number != signal.SIGKILL:
+        assert errors.splitlines()[-1] == "Interrupted: run the same command again to go on."
+        assert "Traceback" not in errors
+    made = entries(tmp_path / "stopped")
+    assert 0 < len(made) < 6
+    assert main(flags("stopped")) == 0
+    assert entries(tmp_path / "stopped") == entries(tmp_path / "whole")
