@@ -45,6 +45,9 @@ LABEL = "entry"  # the one text in an entry: of several, safetensors would chang
 log = logging.getLogger("stop")
 
 
+Source = tuple[Path, int, int, str]  # a video file, its bytes and its time of change (ns), a reader's settings
+
+
 class StoredFrames:
     """The K frames of an entry; of "jpeg" none is decoded before it is taken.
 
@@ -53,19 +56,23 @@ class StoredFrames:
 
     def __init__(self, tensors: Mapping[str, torch.Tensor]) -> None:
         self.promised = int(tensors["promised"])
-        self._pixels = tensors.get("pixels")  # uint8 [K, 3, S, S]
-        if self._pixels is None:
-            ends = tensors["ends"].tolist()
-            jpeg = tensors["jpeg"].numpy()
+        self._pixels = self._jpegs = None
+        if "pixels" in tensors:
+            self._pixels = tensors["pixels"].numpy()  # uint8 [K, 3, S, S]
+            self._count = len(self._pixels)
+        else:
+            ends, jpeg = tensors["ends"].tolist(), tensors["jpeg"].numpy()
             self._jpegs = [jpeg[first:end] for first, end in zip([0, *ends], ends, strict=False)]
+            self._count = len(ends)
 
     def __len__(self) -> int:
-        return len(self._jpegs if self._pixels is None else self._pixels)
+        return self._count
 
     def take(self, positions: np.ndarray) -> torch.Tensor:
         """The frames at `positions`, int64 [k] -> uint8 [k, 3, S, S], a copy."""
         if self._pixels is not None:
-            return self._pixels[torch.from_numpy(positions)]
+            return torch.from_numpy(self._pixels.take(positions, axis=0))
+        assert self._jpegs is not None
         decoded = {position: _from_jpeg(self._jpegs[position]) for position in set(positions.tolist())}
         return torch.from_numpy(np.stack([decoded[position] for position in positions.tolist()]))
 
@@ -79,7 +86,7 @@ class FrameCache:
 
     folder: Path
     encoding: str = "raw"
-    _mapped: dict[str, StoredFrames] = field(default_factory=dict, repr=False, compare=False)
+    _mapped: dict[Source, StoredFrames] = field(default_factory=dict, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         if self.encoding not in FRAME_CACHE_FORMAT:
@@ -90,16 +97,16 @@ class FrameCache:
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_mapped": {}}  # a started process would get copies of what is mapped here
 
-    def load(
-        self, path: Path, settings: Mapping[str, Any], read: Callable[[], tuple[torch.Tensor, int]]
-    ) -> StoredFrames:
-        """The frames of the video `path` under a reader's `settings`. Where there is no sound entry yet, `read` gives
-        them, uint8 [K, 3, S, S], and the number `promised`.
+    def load(self, path: Path, settings: str, read: Callable[[], tuple[torch.Tensor, int]]) -> StoredFrames:
+        """The frames of the video `path` under a reader's `settings`, any text that tells these apart.
+
+        Where there is no sound entry yet, `read` gives them, uint8 [K, 3, S, S], and the number `promised`.
 
         Raises VideoError, also for a video that is gone since, and OSError where the entry cannot be written.
         """
-        terms = self._terms(path, settings)
-        if (stored := self._mapped.get(terms)) is None:
+        source = _source(path, settings)
+        if (stored := self._mapped.get(source)) is None:
+            terms = self._terms(source)
             place = self._place(terms)
             stored = self._open(place, terms)
             if stored is None:
@@ -109,12 +116,12 @@ class FrameCache:
                 raise OSError(f"{place} cannot be read back as it was written: name another --frame_cache.")
             if len(self._mapped) >= MAX_MAPPED:
                 self._mapped.clear()
-            self._mapped[terms] = stored
+            self._mapped[source] = stored
         return stored
 
-    def place(self, path: Path, settings: Mapping[str, Any]) -> Path:
+    def place(self, path: Path, settings: str) -> Path:
         """Where the entry of a video lies or will lie; VideoError if there is no such video."""
-        return self._place(self._terms(path, settings))
+        return self._place(self._terms(_source(path, settings)))
 
     def remove_partials(self) -> None:
         """Remove what writers of this machine have left that were killed."""
@@ -123,14 +130,19 @@ class FrameCache:
             if not _is_alive(process):
                 partial.unlink(missing_ok=True)
 
-    def _terms(self, path: Path, settings: Mapping[str, Any]) -> str:
+    def _terms(self, source: Source) -> str:
         """All that the pixels of an entry depend on."""
-        status = file_status(path)
-        encoding = f"jpeg {JPEG_QUALITY}" if self.encoding == "jpeg" else self.encoding
-        file = {"file": path.name, "bytes": status.st_size, "changed (ns)": status.st_mtime_ns}
-        return json.dumps(
-            {**file, **settings, "decoder": decoder_version(), "encoding": encoding, "layout": LAYOUT}, sort_keys=True
-        )
+        path, size, changed, settings = source
+        terms = {
+            "file": path.name,
+            "bytes": size,
+            "changed (ns)": changed,
+            "settings": settings,
+            "decoder": decoder_version(),
+            "encoding": f"jpeg {JPEG_QUALITY}" if self.encoding == "jpeg" else self.encoding,
+            "layout": LAYOUT,
+        }
+        return json.dumps(terms)
 
     def _place(self, terms: str) -> Path:
         name = sha256(terms.encode()).hexdigest()[:32]
@@ -173,6 +185,11 @@ class FrameCache:
         finally:
             with suppress(OSError):
                 partial.unlink()
+
+
+def _source(path: Path, settings: str) -> Source:
+    status = file_status(path)
+    return path, status.st_size, status.st_mtime_ns, settings
 
 
 def _label(terms: str, tensors: Mapping[str, torch.Tensor]) -> str:

@@ -10,6 +10,7 @@ floats of them on the device.
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -100,12 +101,11 @@ class FrameReader:
                     positions = self._positions(len(stored), generator)
             frames = stored.take(positions)
         n_real = len(frames)
-        frame_mask = torch.arange(self.max_frames) < n_real
         if n_real == self.max_frames:
-            return frames, frame_mask
+            return frames, torch.ones(n_real, dtype=torch.bool)
         video = torch.zeros(self.max_frames, *frames.shape[1:], dtype=torch.uint8)
         video[:n_real] = frames
-        return video, frame_mask
+        return video, torch.arange(self.max_frames) < n_real
 
     def prepare(self, path: Path, start: float | None = None, end: float | None = None) -> None:
         """Put a video into the cache, or without one decode all of it that may be asked for; VideoError if it cannot
@@ -139,18 +139,18 @@ class FrameReader:
 
         return cache.load(path, self._cache_settings(start, end), read)
 
-    def _cache_settings(self, start: float | None, end: float | None) -> dict[str, Any]:
-        taken = [self.frame_sampling, self.max_frames]
+    def _cache_settings(self, start: float | None, end: float | None) -> str:
+        return f"{self._stored_frames}, from {start} to {end}"
+
+    @cached_property
+    def _stored_frames(self) -> str:
+        """Which frames of a video go into the cache, and how."""
+        taken = "every candidate"
+        if not self._draws:
+            taken = f"{self.frame_sampling} {self.max_frames}"
         if self.frame_sampling == "uniform":
-            taken.append(self.slice_framepos)
-        return {
-            "frames": "all" if self._draws else taken,
-            "feature_framerate": self.feature_framerate,
-            "start": start,
-            "end": end,
-            "frame_transform": self.frame_transform,
-            "image_size": self.image_size,
-        }
+            taken += f" slice_framepos {self.slice_framepos}"
+        return f"{taken}, {self.feature_framerate:.10g} fps, {self.frame_transform} to {self.image_size}"
 
     def _read(
         self, path: Path, start: float | None, end: float | None, positions: Callable[[int], np.ndarray]

@@ -28,7 +28,7 @@ from dataloaders.preparation import forecast, missing_files, read_all
 from engine.cli import parse_config
 from engine.config import Config
 from engine.data import frame_cache, frame_reader, list_split
-from modules.clip_weights import load_clip
+from modules.clip_weights import architecture_of
 from preprocess.shards import default_jobs, parse_shard, wait_for_other_ranks
 
 SHOWN_PROBLEMS = 20
@@ -37,7 +37,7 @@ SHOWN_PROBLEMS = 20
 def fill(config: Config, split: str, jobs: int, shard: tuple[int, int]) -> list[str]:
     """Put this share of a split's videos into the cache; gives what is wrong with those that cannot be."""
     number, count = shard
-    image_size = load_clip(config.model.pretrained_clip_name, config.model.pretrained_dir).visual.image_size
+    image_size = architecture_of(config.model.pretrained_clip_name).image_size
     frames = frame_reader(config.data, image_size, split == "train", frame_cache(config.run))
     listed = list_split(config.data, split)
     missing = missing_files(listed)

@@ -132,7 +132,7 @@ def test_an_entry_says_what_it_is_and_other_tools_can_read_it(tmp_path):
         terms = json.loads(file.metadata()["entry"].rpartition(" ")[0])
     assert terms["file"] == "a.mp4"
     assert terms["bytes"] == path.stat().st_size
-    assert terms["image_size"] == 32
+    assert terms["settings"] == "uniform 6 slice_framepos 2, 0 fps, resize to 32, from None to None"
 
 
 OTHER_SETTINGS = [

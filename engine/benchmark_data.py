@@ -1,0 +1,215 @@
+"""How many clips a second the loader gives, from video files and from either frame cache; needs no data of yours.
+
+    bash scripts/benchmark_data.sh
+    python -m engine.benchmark_data --videos data/msrvtt/videos --max_frames 12 --image_size 224
+
+Two sets of clips: those of --videos, and `--clips` made ones as MSR-VTT's are after preprocess/compress_video.py: 3
+frames a second, 20 seconds, 320x224 pixels, h264 in its default quality, moving waves with grain. Frames are taken as
+STOP's training does, one at random of each segment of the whole clip.
+
+`storage` is one thread that reads clips, in clips a second of its processor time, with everything in the operating
+system's memory. `loader` is what training sees on the clock: worker processes, batches, the way to the device, floats.
+The sources take turns in every round, and the median round counts.
+
+Shapes: B batch, T frames, S image side.
+"""
+
+import json
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from statistics import median
+from typing import Annotated
+
+import av
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from dataloaders.cache import FRAME_CACHE_FORMAT, FrameCache
+from dataloaders.files import VIDEO_EXTENSIONS
+from dataloaders.samples import EpochSampler, FrameReader, Sample, TrainingPairs, make_training_loader
+from dataloaders.transforms import normalise
+from engine.cli import parse_flags
+from engine.distributed import Process
+from engine.logger import provenance
+
+SOURCES = ("video files", *FRAME_CACHE_FORMAT)
+MADE = "made, 224 pixels"
+CAPTIONS = 4  # of each clip: an epoch reads it so often
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What is measured."""
+
+    videos: Annotated[str, "a folder with video files"] = "data/moving_shapes/videos"
+    image_size: Annotated[int, "S for these"] = 64
+    clips: Annotated[int, "clips of each set"] = 16
+    max_frames: Annotated[int, "T, frames of a clip"] = 12
+    batch_size: Annotated[int, "clips of a batch"] = 16
+    num_thread_reader: Annotated[int, "worker processes of the loader; 0: none"] = 1
+    repeats: Annotated[int, "rounds of which the median counts"] = 5
+    output: Annotated[str, "a json file for the numbers"] = ""
+
+    def __post_init__(self) -> None:
+        lowest = dict.fromkeys(("image_size", "clips", "max_frames", "batch_size", "repeats"), 1)
+        for name, low in (lowest | {"num_thread_reader": 0}).items():
+            if getattr(self, name) < low:
+                raise ValueError(f"--{name} {getattr(self, name)} is out of range: it takes a number at least {low}")
+
+
+@dataclass(frozen=True)
+class Row:
+    """Medians, in clips a second, and what a clip takes on the disk."""
+
+    data: str
+    source: str
+    megabytes: float
+    storage: float
+    loader: float
+
+
+def write_made_clip(path: Path, seed: int, seconds: int = 20, height: int = 224, width: int = 320) -> Path:
+    """An h264 file of `seconds` at 3 frames a second."""
+    rng = np.random.default_rng(seed)
+    y, x = np.mgrid[:height, :width] / height
+    waves = rng.uniform(-1, 1, (3, 4))  # a channel's direction, speed and phase
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("libx264", rate=3)
+        assert isinstance(stream, av.VideoStream)
+        stream.height, stream.width, stream.pix_fmt = height, width, "yuv420p"
+        for frame in range(3 * seconds):
+            picture = np.stack([np.sin(9 * (a * x + b * y) + v * frame + 6 * p) for a, b, v, p in waves], axis=-1)
+            grey = 127 + 90 * picture + rng.normal(0, 4, (height, width, 1))
+            pixels = np.clip(grey, 0, 255).astype(np.uint8)
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(pixels, format="rgb24")))
+        container.mux(stream.encode())
+    return path
+
+
+def videos_in(folder: Path, count: int) -> list[Path]:
+    """The first `count` video files; FileNotFoundError if there is none."""
+    found = sorted(path for path in folder.glob("*") if path.suffix.lower() in VIDEO_EXTENSIONS)[:count]
+    if not found:
+        raise FileNotFoundError(f"--videos {folder} holds no video file: run preprocess/make_moving_shapes.py first.")
+    return found
+
+
+def clips_per_cpu_second(read: FrameReader, paths: Sequence[Path], epoch: int) -> float:
+    """Of one thread that reads every video once."""
+    begin = time.process_time()
+    for number, path in enumerate(paths):
+        read(path, np.random.default_rng([epoch, number]))
+    return len(paths) / (time.process_time() - begin)
+
+
+class Feed:
+    """A training loader over some videos, kept from epoch to epoch as training keeps its own."""
+
+    def __init__(self, paths: Sequence[Path], read: FrameReader, settings: Settings, device: torch.device) -> None:
+        samples = [Sample(path.name, path, ("a caption",) * CAPTIONS) for path in paths]
+        pairs = TrainingPairs(samples, lambda caption: torch.zeros(1, 1, dtype=torch.int64), read, True, seed=0)
+        batch_size = min(settings.batch_size, len(pairs))
+        self.sampler = EpochSampler(len(pairs), batch_size, 0, 1, seed=0)
+        self.loader = make_training_loader(
+            pairs, self.sampler, settings.num_thread_reader, pin_memory=device.type == "cuda"
+        )
+        self.device = device
+
+    def clips_per_second(self, epoch: int) -> float:
+        """Of an epoch, until its last batch is floats on the device."""
+        self.sampler.set_epoch(epoch)
+        clips, begin = 0, time.perf_counter()
+        for batch in self.loader:
+            normalise(batch["video"].to(self.device, non_blocking=True))
+            clips += len(batch["video"])
+        if self.device.type == "cuda":
+            torch.cuda.synchronize()
+        return clips / (time.perf_counter() - begin)
+
+
+def measure(data: str, paths: Sequence[Path], image_size: int, settings: Settings, folder: Path) -> Iterator[Row]:
+    """A row for each source; the caches are made in `folder`."""
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    caches: dict[str, FrameCache | None] = {SOURCES[0]: None}
+    caches |= {name: FrameCache(folder / name, name) for name in FRAME_CACHE_FORMAT}
+    readers = {
+        name: FrameReader(settings.max_frames, image_size, "segment", training=True, cache=cache)
+        for name, cache in caches.items()
+    }
+    feeds = {name: Feed(paths, read, settings, device) for name, read in readers.items()}
+    storage: dict[str, list[float]] = {name: [] for name in SOURCES}
+    loader: dict[str, list[float]] = {name: [] for name in SOURCES}
+    for epoch in tqdm(range(settings.repeats + 1), f"{data}, rounds", leave=False):
+        for name in SOURCES:
+            storage[name].append(clips_per_cpu_second(readers[name], paths, epoch))
+        for name in SOURCES:
+            loader[name].append(feeds[name].clips_per_second(epoch))
+    # The first round fills caches and starts workers.
+    for name, cache in caches.items():
+        files = list(paths) if cache is None else [path for path in cache.folder.rglob("*") if path.is_file()]
+        megabytes = sum(path.stat().st_size for path in files) / len(paths) / 1e6
+        yield Row(data, name, megabytes, median(storage[name][1:]), median(loader[name][1:]))
+
+
+def format_rows(rows: Sequence[Row]) -> str:
+    """The table; ratios are over the video files of the same clips."""
+    lines = [f"{'clips':<22}{'source':<14}{'MB a clip':>10}{'storage, clips/s/core':>24}{'loader, clips/s':>20}"]
+    for row in rows:
+        base = next(other for other in rows if other.data == row.data)
+        storage, loader = (
+            f"{value:,.0f} ({value / over:.1f}x)"
+            for value, over in ((row.storage, base.storage), (row.loader, base.loader))
+        )
+        lines.append(f"{row.data:<22}{row.source:<14}{row.megabytes:>10.2f}{storage:>24}{loader:>20}")
+    return "\n".join(lines)
+
+
+def report(settings: Settings) -> str:
+    """Measure and say how."""
+    torch.set_num_threads(1)
+    given = Path(settings.videos)
+    rows: list[Row] = []
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        (folder / "made").mkdir()
+        made = [
+            write_made_clip(folder / "made" / f"{number}.mp4", number)
+            for number in tqdm(range(settings.clips), "making clips", leave=False)
+        ]
+        name = given.parent.name if given.name == "videos" else given.name
+        paths = videos_in(given, settings.clips)
+        rows += measure(name, paths, settings.image_size, settings, folder / "given")
+        rows += measure(MADE, made, 224, settings, folder / "caches")
+    origin = provenance(Process(0, 1, torch.device("cuda" if torch.cuda.is_available() else "cpu")))
+    if settings.output:
+        Path(settings.output).parent.mkdir(parents=True, exist_ok=True)
+        content = {"settings": asdict(settings), **origin, "rows": [asdict(row) for row in rows]}
+        Path(settings.output).write_text(json.dumps(content, indent=1) + "\n")
+    return "\n".join(
+        (
+            f"{settings.clips} clips of {settings.max_frames} frames, batch {settings.batch_size}, "
+            f"{settings.num_thread_reader} worker processes, medians of {settings.repeats} rounds",
+            f"{origin['hardware']}, {origin['versions']}, commit {origin['commit']}",
+            "",
+            format_rows(rows),
+        )
+    )
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    try:
+        values = parse_flags({"benchmark": Settings}, "", argv)
+        print(report(Settings(**{item.name: values[item.name] for item in fields(Settings)})))
+    except (ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

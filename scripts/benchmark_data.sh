@@ -1,0 +1,12 @@
+#!/usr/bin/env bash
+# Clips a second from video files and from the frame caches, on the embedded world and on made 224-pixel clips.
+#   bash scripts/benchmark_data.sh
+#   bash scripts/benchmark_data.sh --num_thread_reader 8 --batch_size 128 --output results/benchmark_data.json
+set -euo pipefail
+source "$(dirname "$0")/_launch.sh"
+cd "$repository"
+export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
+
+DATA_PATH=${DATA_PATH:-data/moving_shapes}
+"$PYTHON" preprocess/make_moving_shapes.py --output_dir "$DATA_PATH"
+exec "$PYTHON" -m engine.benchmark_data --videos "$DATA_PATH/videos" "$@"
