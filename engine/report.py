@@ -34,7 +34,7 @@ def table_of_runs(rows: pd.DataFrame) -> str:
     """One line a run, in the order of the file."""
     metrics = [name for name in METRICS if name in rows]
     body = [
-        [row["name"], row["selection"], _trained(row), *(f"{row[name]:.1f}" for name in metrics), str(row["seed"])]
+        [_name(row), row["selection"], _trained(row), *(f"{row[name]:.1f}" for name in metrics), str(row["seed"])]
         for _, row in rows.iterrows()
     ]
     return _markdown(["", "weights", "trained", *(METRICS[name] for name in metrics), "seed"], body)
@@ -44,13 +44,19 @@ def table_of_means(rows: pd.DataFrame) -> str:
     """One line a name, in the order of the file: mean and, of two seeds or more, standard deviation (n - 1)."""
     metrics = [name for name in METRICS if name in rows]
     body = []
-    for name, group in rows.groupby("name", sort=False):
+    for _, group in rows.groupby("name", sort=False):
         cells = []
         for metric in metrics:
             spread = f" ± {group[metric].std():.1f}" if len(group) > 1 else ""
             cells.append(f"{group[metric].mean():.1f}{spread}")
-        body.append([str(name), _trained(group.iloc[0]), *cells, str(len(group))])
+        body.append([_name(group.iloc[0]), _trained(group.iloc[0]), *cells, str(len(group))])
     return _markdown(["", "trained", *(METRICS[name] for name in metrics), "seeds"], body)
+
+
+def _name(row: pd.Series) -> str:
+    """A row's name, with "983 of 1000 videos" behind it where some were left out."""
+    videos = str(row.get("videos", ""))
+    return f"{row['name']} ({videos} videos)" if " of " in videos else str(row["name"])
 
 
 def _trained(row: pd.Series) -> str:

@@ -37,6 +37,14 @@ def test_mean_and_deviation_over_seeds():
     assert cells[1] == ["STOP", "7.48 M", "42.0 ± 2.8", "4.0 ± 1.4", "2"]
 
 
+def test_rows_say_how_many_videos_were_left_out():
+    rows = ROWS.assign(videos=["1000", "1000", "983 of 1000"])
+    names = [line.split("|")[1].strip() for line in table_of_runs(rows).splitlines()[2:]]
+    assert names == ["zero-shot", "STOP", "STOP (983 of 1000 videos)"]
+    few = rows[2:].assign(videos="983 of 1000")
+    assert table_of_means(few).splitlines()[2].startswith("| STOP (983 of 1000 videos) ")
+
+
 def test_columns_with_post_processing_stand_behind_the_plain_ones():
     rows = ROWS.assign(**{"t2v R@1 (DSL)": [11.0, 41.0, 45.0], "t2v R@1 (QB-Norm)": [12.0, 42.0, 46.0]})
     header, _, line, *_ = table_of_runs(rows).splitlines()
