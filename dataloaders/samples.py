@@ -208,7 +208,10 @@ class TrainingPairs(Dataset[Item]):
     """Video-caption pairs to train on, indexed by (epoch, index).
 
     With `expand_captions` there is one item for every caption, else one for every video with a caption drawn anew in
-    each epoch. An item: `video` uint8 [T, 3, S, S], `frame_mask` bool [T], `token_ids` int64 [L], `index` int.
+    each epoch. An item: `video` uint8 [T, 3, S, S], `frame_mask` bool [T], `token_ids` int64 [L], `index` and
+    `video_index` int.
+
+    `video_index`, int64 [N], gives each item's video as a row of `samples`.
 
     `twin_of` names each video's twin by id, where it has one that is among the samples. `partner`, int64 [N], then is
     each item's index in its twin: the one with the caption of the same number, and itself where there is none.
@@ -232,6 +235,7 @@ class TrainingPairs(Dataset[Item]):
         captions_of = [range(len(sample.captions)) if expand_captions else (-1,) for sample in samples]
         pairs = [(row, caption) for row, captions in enumerate(captions_of) for caption in captions]
         self._pairs = np.array(pairs, dtype=np.int64).reshape(-1, 2)
+        self.video_index = self._pairs[:, 0]
         self.partner = np.arange(len(pairs))
         if twin_of:
             row_of = {sample.video_id: row for row, sample in enumerate(samples)}
@@ -252,11 +256,17 @@ class TrainingPairs(Dataset[Item]):
             caption = generator.integers(len(sample.captions))
         video, frame_mask = self.frames(sample.path, generator, sample.start, sample.end)
         token_ids = self.tokenize(sample.captions[caption])[0]
-        return {"video": video, "frame_mask": frame_mask, "token_ids": token_ids, "index": index}
+        return {
+            "video": video,
+            "frame_mask": frame_mask,
+            "token_ids": token_ids,
+            "index": index,
+            "video_index": int(row),
+        }
 
     def video_id(self, index: int) -> str:
         """The id of the video behind an item, for messages."""
-        return self.samples[self._pairs[index, 0]].video_id
+        return self.samples[self.video_index[index]].video_id
 
 
 class GalleryVideos(Dataset[Item]):
@@ -309,7 +319,11 @@ class EpochSampler(Sampler[list[tuple[int, int]]]):
     With `partner`, int64 [n], an item is followed by its partner (see `TrainingPairs`), so that both meet in a batch,
     unless the end of a batch comes between them; where all items have partners and the batch is even it never does.
 
-    Raises ValueError if there are too few items for a single batch.
+    With `video_index`, int64 [n], the items are not merely shuffled but dealt to the batches so that no global batch
+    has two items of one video; where no video has two items anyway, it changes nothing.
+
+    Raises ValueError if there are too few items for a single batch; with `video_index`, if a video has more items than
+    there are full batches, or if there are partners too.
     """
 
     def __init__(
@@ -321,6 +335,7 @@ class EpochSampler(Sampler[list[tuple[int, int]]]):
         seed: int,
         drop_last: bool = True,
         partner: np.ndarray | None = None,
+        video_index: np.ndarray | None = None,
     ) -> None:
         assert 0 <= rank < world_size, (rank, world_size)
         if batch_size_per_rank < 1:
@@ -339,6 +354,21 @@ class EpochSampler(Sampler[list[tuple[int, int]]]):
             most = n - n % world_size  # the largest batch that can be shared evenly
             mend = f"pass --batch_size {most} or less" if most else "use fewer processes or more data"
             raise ValueError(f"There are {n} training items, a batch needs at least {least}: {mend}.")
+        self.video_index = None
+        if video_index is not None:
+            if partner is not None and (partner != np.arange(n)).any():
+                raise ValueError("--same_video apart does not work with --train_twins_csv: leave one of them out.")
+            items_of_a_video, n_full = int(np.bincount(video_index).max()), n // self.global_batch_size
+            if items_of_a_video > max(n_full, 1):
+                most = n // items_of_a_video
+                most -= most % world_size
+                mend = f"--batch_size {most} or less, or " if most > 1 else ""
+                raise ValueError(
+                    "--same_video apart needs as many full batches in an epoch as a video has captions, but a video "
+                    f"has {items_of_a_video} and an epoch {n_full}: pass {mend}--same_video negatives or positives."
+                )
+            if items_of_a_video > 1:
+                self.video_index = video_index
         self.set_epoch(0)
 
     def set_epoch(self, epoch: int, start_batch: int = 0) -> None:
@@ -354,9 +384,11 @@ class EpochSampler(Sampler[list[tuple[int, int]]]):
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
         # As a spawn key the epoch gives a stream apart from those of the items, [seed, epoch, index].
-        seeds = np.random.SeedSequence(self.seed, spawn_key=(self.epoch,))
-        order = np.random.default_rng(seeds).permutation(self.n)
-        if self.partner is not None:
+        generator = np.random.default_rng(np.random.SeedSequence(self.seed, spawn_key=(self.epoch,)))
+        order = generator.permutation(self.n)
+        if self.video_index is not None:
+            order = _deal_apart(order, self.video_index, self.global_batch_size, generator)
+        elif self.partner is not None:
             place = np.argsort(order)
             order = np.lexsort((place, np.minimum(place, place[self.partner])))
         for batch in range(self.start_batch, self.n_batches):
@@ -366,19 +398,55 @@ class EpochSampler(Sampler[list[tuple[int, int]]]):
             yield [(self.epoch, index) for index in share.tolist()]
 
 
+def _deal_apart(
+    order: np.ndarray, video_index: np.ndarray, batch_size: int, generator: np.random.Generator
+) -> np.ndarray:
+    """Put shuffled items, int64 [n], batch after batch, so that no batch has two of one video.
+
+    Those left over stand at the end; they are of different videos too. The others are dealt video by video, in random
+    order, each item to one of the batches that have the fewest; chance decides which. As no batch is ever more than one
+    item ahead, a video could come to a batch again only if it had more items than there are batches, which the caller
+    excludes.
+    """
+    n_batches, n_left_over = divmod(len(order), batch_size)
+    _, first_of_video = np.unique(video_index[order], return_index=True)
+    at_end = np.sort(first_of_video)[:n_left_over]
+    left_over, order = order[at_end], np.delete(order, at_end)
+
+    videos = generator.permutation(video_index.max() + 1)[video_index[order]]
+    by_video = np.argsort(videos, kind="stable")
+    rounds, videos = (array[by_video].reshape(batch_size, n_batches) for array in (order, videos))
+    batches = np.empty((n_batches, batch_size), dtype=np.int64)
+    takers, videos_before = np.arange(n_batches), np.full(n_batches, -1)
+    for number, (items, videos_now) in enumerate(zip(rounds, videos, strict=True)):
+        # Each batch takes one item a round. The first video may have begun in the round before: the batches that have
+        # it are not asked for the rest of it.
+        have_it = takers[videos_before == videos_now[0]]
+        drawn = generator.permutation(n_batches)
+        first = drawn[~np.isin(drawn, have_it)][: (videos_now == videos_now[0]).sum()]
+        takers = np.concatenate([first, generator.permutation(np.setdiff1d(drawn, first))])
+        batches[takers, number] = items
+        videos_before = videos_now
+    return np.concatenate([batches.reshape(-1), left_over])
+
+
 def collate(items: Sequence[Item]) -> Batch:
     """Items -> one batch: `video` uint8 [B, T, 3, S, S], `frame_mask` bool [B, T], `token_ids` int64 [B, L], `index`
-    int64 [B]; of these, the ones that the items have."""
+    and `video_index` int64 [B]; of these, the ones that the items have."""
     return default_collate(list(items))
 
 
 def make_training_loader(
-    dataset: TrainingPairs, sampler: EpochSampler, num_workers: int, pin_memory: bool = False
+    dataset: TrainingPairs,
+    sampler: EpochSampler,
+    num_workers: int,
+    pin_memory: bool = False,
+    prefetch_factor: int = 2,
 ) -> DataLoader[Item]:
     """Batches of `dataset` in the order of `sampler`; call `sampler.set_epoch` before each pass.
 
-    `num_workers` (--num_thread_reader) processes read ahead and live on between epochs; 0 reads in this process. Each
-    of them runs torch on one thread, which the DataLoader sees to.
+    `num_workers` (--num_thread_reader) processes read `prefetch_factor` batches ahead each and live on between epochs;
+    0 reads in this process. Each of them runs torch on one thread, which the DataLoader sees to.
     """
     return DataLoader(
         dataset,
@@ -386,6 +454,7 @@ def make_training_loader(
         num_workers=num_workers,
         collate_fn=collate,
         pin_memory=pin_memory,
+        prefetch_factor=prefetch_factor if num_workers else None,
         persistent_workers=num_workers > 0,
         generator=torch.Generator(),  # of workers' seeds; from torch's own, every pass would shift dropout's draws
     )
@@ -397,9 +466,10 @@ def make_evaluation_loader(
     indices: Sequence[int],
     num_workers: int,
     pin_memory: bool = False,
+    prefetch_factor: int = 2,
 ) -> DataLoader[Item]:
     """Batches of the items `indices`, each of them once and in that order: one rank's shard, nothing padded or
-    dropped."""
+    dropped. Workers as in `make_training_loader`, but they end with the pass."""
     return DataLoader(
         dataset,
         batch_size=batch_size,
@@ -407,5 +477,6 @@ def make_evaluation_loader(
         num_workers=num_workers,
         collate_fn=collate,
         pin_memory=pin_memory,
+        prefetch_factor=prefetch_factor if num_workers else None,
         generator=torch.Generator(),
     )

@@ -68,6 +68,7 @@ class DataConfig:
     feature_framerate: Annotated[float, "frames a second that are candidates; 0: every frame of the file"] = 1.0
     slice_framepos: Annotated[int, "uniform only; frames from the head (0), the tail (1), the whole clip (2)"] = 2
     num_thread_reader: Annotated[int, "worker processes that decode, in each training process; 0: none"] = 4
+    prefetch_factor: Annotated[int, "batches that each worker process prepares ahead"] = 2
 
     def __post_init__(self) -> None:
         _one_of("datatype", self.datatype, DATASETS)
@@ -78,6 +79,7 @@ class DataConfig:
         _between("feature_framerate", self.feature_framerate, 0)
         _between("slice_framepos", self.slice_framepos, 0, 2)
         _between("num_thread_reader", self.num_thread_reader, 0)
+        _between("prefetch_factor", self.prefetch_factor, 1)
 
 
 @dataclass(frozen=True)
@@ -109,6 +111,14 @@ class OptimConfig:
         "through the gather of features; sum: the gradient of one process on the global batch; own: as CLIP4Clip and "
         "STOP's released code, one part in as many as there are processes (matters to --max_grad_norm and Adam's eps)",
     ] = "sum"
+    same_video: Annotated[
+        Literal["negatives", "positives", "apart"],
+        "pairs of one video that are in a batch together, which happens with --expand_msrvtt_sentences alone; "
+        "negatives: count as such, as in CLIP, CLIP4Clip and STOP; positives: the loss takes the mean over all of them "
+        "in the global batch, as SupCon's L_out and UniCL, which changes something only as far as a video's clips "
+        "differ, by --frame_sampling segment or released or by dropout; apart: epochs are dealt so that it never "
+        "happens (not with --train_twins_csv)",
+    ] = "negatives"
     precision: Annotated[
         Literal["auto", "fp32", "bf16", "fp16"],
         "of the encoders in training and evaluation; auto: bf16 on a GPU that has it; fp16: with a scaled loss, steps "
@@ -129,6 +139,7 @@ class OptimConfig:
             raise ValueError(f"--max_grad_norm {self.max_grad_norm:g} is out of range: it takes a number above 0")
         _one_of("schedule", self.schedule, ("warmup_cosine", "released"))
         _one_of("gather_gradient", self.gather_gradient, ("sum", "own"))
+        _one_of("same_video", self.same_video, ("negatives", "positives", "apart"))
         _one_of("precision", self.precision, ("auto", "fp32", "bf16", "fp16"))
         _one_of("precision_val", self.precision_val, ("same", "fp32"))
 

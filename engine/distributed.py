@@ -1,4 +1,4 @@
-"""One process or many: the group from torchrun's environment, and the two gathers that training and evaluation need.
+"""One process or many: the group from torchrun's environment, and the gathers that training and evaluation need.
 
 Shapes: W processes, B rows of the global batch, b = B/W rows of this process, N items of a split, E embedding.
 """
@@ -99,15 +99,22 @@ def _own_store(rank: int) -> dist.Store:
     return dist.PrefixStore(f"attempt{os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", store)
 
 
+def gather(rows: torch.Tensor) -> torch.Tensor:
+    """`[b,...]` on every process -> `[B,...]` in rank order, without gradient; the same `b` everywhere."""
+    if not dist.is_initialized():
+        return rows
+    gathered = [torch.empty_like(rows) for _ in range(dist.get_world_size())]
+    dist.all_gather(gathered, rows.contiguous())
+    return torch.cat(gathered)
+
+
 class _GatherRows(torch.autograd.Function):
     """All ranks' rows in rank order; backward as `gather_with_gradient` says."""
 
     @staticmethod
     def forward(ctx, rows: torch.Tensor, sum_over_ranks: bool) -> torch.Tensor:  # type: ignore[override]
-        gathered = [torch.empty_like(rows) for _ in range(dist.get_world_size())]
-        dist.all_gather(gathered, rows.contiguous())
         ctx.count, ctx.sum_over_ranks = len(rows), sum_over_ranks
-        return torch.cat(gathered)
+        return gather(rows)
 
     @staticmethod
     def backward(ctx, gradient: torch.Tensor) -> tuple[torch.Tensor, None]:  # type: ignore[override]

@@ -26,6 +26,7 @@ def evaluate(
     autocast: Callable[[], torch.autocast],
     batch_size: int,
     num_workers: int,
+    prefetch_factor: int,
     twin_of: np.ndarray | None = None,
     dsl_temperature: float | None = None,
     querybank: QueryCaptions | None = None,
@@ -38,6 +39,7 @@ def evaluate(
         autocast: makes the context the encoders run in.
         batch_size: clips or captions at once.
         num_workers: decoding processes.
+        prefetch_factor: batches that each of them prepares ahead.
         twin_of: int64 `[V]`, each video's time-reversed twin or -1, if the split has such pairs.
         dsl_temperature: for numbers with dual softmax beside the plain ones; of the method's logits.
         querybank: captions of the training split, for text-to-video numbers with QB-Norm beside the plain ones.
@@ -49,9 +51,13 @@ def evaluate(
     was_training = method.training
     method.eval()
 
+    def on_device(tensor: torch.Tensor) -> torch.Tensor:
+        return tensor.to(process.device, non_blocking=True)
+
     def share_of(dataset: GalleryVideos | QueryCaptions, name: str, workers: int) -> tqdm:
         share = range(process.rank, len(dataset), process.world_size)
-        loader = make_evaluation_loader(dataset, batch_size, share, workers)
+        pin_memory = process.device.type == "cuda"
+        loader = make_evaluation_loader(dataset, batch_size, share, workers, pin_memory, prefetch_factor)
         return tqdm(loader, desc=name, disable=not process.is_main, leave=False, dynamic_ncols=True)
 
     def encode(batches: tqdm, encoder: Callable[[dict], torch.Tensor], total: int) -> torch.Tensor:
@@ -68,15 +74,13 @@ def evaluate(
 
     video_features = encode(
         share_of(videos, "videos", num_workers),
-        lambda batch: method.encode_video(
-            normalise(batch["video"].to(process.device)), batch["frame_mask"].to(process.device)
-        ),
+        lambda batch: method.encode_video(normalise(on_device(batch["video"])), on_device(batch["frame_mask"])),
         len(videos),
     )
 
     def encode_captions(dataset: QueryCaptions, name: str) -> torch.Tensor:
         batches = share_of(dataset, name, 0)  # tokenising is too quick to start processes for
-        return encode(batches, lambda batch: method.encode_text(batch["token_ids"].to(process.device)), len(dataset))
+        return encode(batches, lambda batch: method.encode_text(on_device(batch["token_ids"])), len(dataset))
 
     text_features = encode_captions(captions, "captions")
     bank_features = encode_captions(querybank, "query bank") if querybank else None

@@ -20,7 +20,7 @@ from dataloaders.samples import Batch, EpochSampler, TrainingPairs, make_trainin
 from dataloaders.transforms import normalise
 from engine.checkpoint import ResumePoints
 from engine.config import OptimConfig
-from engine.distributed import Process, gather_with_gradient
+from engine.distributed import Process, gather, gather_with_gradient
 from engine.logger import RunLogger, log
 from engine.optim import build_optimizer, build_schedule
 from modules.clip import Block
@@ -52,7 +52,8 @@ class CachedGradient:
 
     text: torch.Tensor
     clips: torch.Tensor
-    everything: tuple[torch.Tensor, torch.Tensor] | None  # `[B,E]` each, once a step: for the similarity's own weights
+    # What `ContrastiveStep.loss` takes, with one part of a step: for the similarity's own weights.
+    everything: tuple[torch.Tensor, torch.Tensor, torch.Tensor | None] | None
 
 
 class ContrastiveStep(nn.Module):
@@ -75,8 +76,9 @@ class ContrastiveStep(nn.Module):
             text, clips = self.method(normalise(video), frame_mask, token_ids)
         return text.float(), clips.float()
 
-    def loss(self, text: torch.Tensor, clips: torch.Tensor) -> torch.Tensor:
-        return symmetric_info_nce(self.method.similarity(text, clips))
+    def loss(self, text: torch.Tensor, clips: torch.Tensor, video_index: torch.Tensor | None = None) -> torch.Tensor:
+        """Of the global batch: `[B,E]` each, and int64 `[B]`, see `symmetric_info_nce`."""
+        return symmetric_info_nce(self.method.similarity(text, clips), video_index)
 
     def forward(
         self,
@@ -84,18 +86,27 @@ class ContrastiveStep(nn.Module):
         frame_mask: torch.Tensor,
         token_ids: torch.Tensor,
         cached: CachedGradient | None = None,
+        video_index: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """The scalar loss over all B pairs, of inputs as in `embed`; with `cached`, a scalar with the same gradient."""
+        """The scalar loss over all B pairs, of inputs as in `embed`; with `cached`, a scalar with the same gradient.
+
+        With `video_index`, int64 `[b]`, a number for each pair's video, all pairs of a video are each other's
+        positives, also those of other processes.
+        """
         text, clips = self.embed(video, frame_mask, token_ids)
         if cached is None:
-            return self.loss(*(gather_with_gradient(rows, self.gather_gradient) for rows in (text, clips)))
+            text, clips = (gather_with_gradient(rows, self.gather_gradient) for rows in (text, clips))
+            return self.loss(text, clips, None if video_index is None else gather(video_index))
         surrogate = (text * cached.text).sum() + (clips * cached.clips).sum()
         return surrogate if cached.everything is None else surrogate + self.loss(*cached.everything)
 
-    def cache_gradients(self, parts: list[Inputs]) -> tuple[torch.Tensor, list[CachedGradient], list[torch.Tensor]]:
+    def cache_gradients(
+        self, parts: list[Inputs], video_index: torch.Tensor | None = None
+    ) -> tuple[torch.Tensor, list[CachedGradient], list[torch.Tensor]]:
         """Embed the parts of a batch without keeping what is inside, and take the loss's gradient at the embeddings.
 
         GradCache (Gao et al., 2021, arXiv 2101.06983): exact, since the loss sees the parts through these alone.
+        `video_index`, `[b]`, is that of all parts, as in `forward`.
 
         Returns:
             The loss, the gradients of each part, and the random state before each part, under which its second pass
@@ -109,7 +120,8 @@ class ContrastiveStep(nn.Module):
             local = [torch.cat(rows) for rows in zip(*embeddings, strict=True)]
             gathered = [gather_with_gradient(rows) for rows in local]
         leaves = [rows.requires_grad_() for rows in gathered]
-        loss = self.loss(*leaves)
+        videos = None if video_index is None else gather(video_index)
+        loss = self.loss(leaves[0], leaves[1], videos)
         world_size, rank = 1, 0
         if torch.distributed.is_initialized():
             world_size, rank = torch.distributed.get_world_size(), torch.distributed.get_rank()
@@ -119,7 +131,8 @@ class ContrastiveStep(nn.Module):
         text, clips = (scale * gradient[own] for gradient in torch.autograd.grad(loss, leaves))
         sizes = [len(part[0]) for part in parts]
         cached = [CachedGradient(t, c, None) for t, c in zip(text.split(sizes), clips.split(sizes), strict=True)]
-        cached[-1] = CachedGradient(cached[-1].text, cached[-1].clips, (leaves[0].detach(), leaves[1].detach()))
+        everything = (leaves[0].detach(), leaves[1].detach(), videos)
+        cached[-1] = CachedGradient(cached[-1].text, cached[-1].clips, everything)
         return loss.detach(), cached, states
 
 
@@ -193,17 +206,22 @@ class Training:
         *,
         seed: int,
         num_workers: int,
+        prefetch_factor: int,
     ) -> None:
-        """Raises ValueError if the batch does not divide by the processes and their parts, or exceeds the pairs."""
+        """Raises ValueError if the batch does not divide by the processes and their parts or exceeds the pairs, or if
+        pairs of one video cannot be kept apart."""
         self.method, self.pairs, self.settings, self.process, self.logger = method, pairs, settings, process, logger
         parts = settings.gradient_accumulation_steps
         if settings.batch_size % (process.world_size * parts):
             shares = f"{process.world_size} processes" + (f" times {parts} parts" if parts > 1 else "")
             raise ValueError(f"--batch_size {settings.batch_size} is global and does not divide by the {shares}")
         per_rank = settings.batch_size // process.world_size
-        self.sampler = EpochSampler(len(pairs), per_rank, process.rank, process.world_size, seed, partner=pairs.partner)
+        self.sampler = EpochSampler(
+            len(pairs), per_rank, process.rank, process.world_size, seed,
+            partner=pairs.partner, video_index=pairs.video_index if settings.same_video == "apart" else None,
+        )  # fmt: skip
         pin_memory = process.device.type == "cuda"
-        self.loader = make_training_loader(pairs, self.sampler, num_workers, pin_memory=pin_memory)
+        self.loader = make_training_loader(pairs, self.sampler, num_workers, pin_memory, prefetch_factor)
         self.total_steps = settings.epochs * len(self.sampler)
         self.step = 0
         self.skipped = 0
@@ -225,9 +243,10 @@ class Training:
             self.distributed = DistributedDataParallel(self.contrastive, device_ids=devices)
         self.clock = StepClock(process.device)
         log.info(
-            "training pairs %d, steps %d in %d epochs, global batch %d = %d x %d a process%s, negatives a query %d",
+            "training pairs %d, steps %d in %d epochs, global batch %d = %d x %d a process%s, negatives a query %s%d",
             len(pairs), self.total_steps, settings.epochs, settings.batch_size, process.world_size, per_rank,
-            f" in {parts} parts, each embedded twice" if parts > 1 else "", settings.batch_size - 1,
+            f" in {parts} parts, each embedded twice" if parts > 1 else "",
+            "up to " if settings.same_video == "positives" else "", settings.batch_size - 1,
         )  # fmt: skip
         for group in groups:
             log.info(
@@ -280,17 +299,17 @@ class Training:
             assert batch is not None
             yield batch
 
-    def backward(self, inputs: Inputs) -> torch.Tensor:
+    def backward(self, inputs: Inputs, video_index: torch.Tensor | None = None) -> torch.Tensor:
         """The loss of the global batch, `[]`; its gradient, not yet clipped, is left in the parameters."""
         model = self.distributed or self.contrastive
         count = self.settings.gradient_accumulation_steps
         if count == 1:
-            loss = model(*inputs)
+            loss = model(*inputs, video_index=video_index)
             self.clock.mark("forward")
             self.scaler.scale(loss).backward()
             return loss.detach()
         parts: list[Inputs] = list(zip(*(tensor.chunk(count) for tensor in inputs), strict=True))
-        loss, cached, states = self.contrastive.cache_gradients(parts)
+        loss, cached, states = self.contrastive.cache_gradients(parts, video_index)
         self.clock.mark("forward")
         for number, (part, gradient, state) in enumerate(zip(parts, cached, states, strict=True)):
             waits = self.distributed is not None and number < count - 1
@@ -306,11 +325,14 @@ class Training:
             ValueError: for a loss, or without fp16 a gradient, that is not finite; with the step and the video ids.
         """
         self.clock.mark("data")
-        video, frame_mask, token_ids = (
-            batch[name].to(self.process.device, non_blocking=True) for name in ("video", "frame_mask", "token_ids")
+        video, frame_mask, token_ids, video_index = (
+            batch[name].to(self.process.device, non_blocking=True)
+            for name in ("video", "frame_mask", "token_ids", "video_index")
         )
         self.optimizer.zero_grad(set_to_none=True)
-        loss = self.backward((video, frame_mask, token_ids))
+        loss = self.backward(
+            (video, frame_mask, token_ids), video_index if self.settings.same_video == "positives" else None
+        )
         self.scaler.unscale_(self.optimizer)
         norm = nn.utils.clip_grad_norm_(self.parameters.values(), self.settings.max_grad_norm)
         loss_value, norm_value = torch.stack([loss, norm]).tolist()
@@ -367,6 +389,7 @@ def train(
     *,
     seed: int,
     num_workers: int,
+    prefetch_factor: int,
     n_display: int,
     after_epoch: Callable[[int], Any],
     points: ResumePoints,
@@ -383,6 +406,7 @@ def train(
         pairs: the training pairs; every process holds all of them and takes its share of every global batch.
         seed: of order, frame draws and dropout.
         num_workers: decoding processes.
+        prefetch_factor: batches that each of them prepares ahead.
         n_display: steps between two lines in the log and in `metrics.jsonl`.
         after_epoch: called with the epoch's number (from 1), on every process.
         points: where resume points are written: after every epoch, every `save_every` steps, and on STOP_SIGNALS.
@@ -391,11 +415,14 @@ def train(
 
     Raises:
         ValueError: if the batch does not divide by the processes, exceeds the pairs, or the loss or the gradient is
-            not finite; if a video cannot be read, on all processes; if the point to resume from is another run's.
+            not finite; if pairs of one video cannot be kept apart; if a video cannot be read, on all processes; if the
+            point to resume from is another run's.
         Interrupted: after a signal, once the resume point is written.
     """
     notes = {} if notes is None else notes
-    run = Training(method, pairs, settings, process, logger, seed=seed, num_workers=num_workers)
+    run = Training(
+        method, pairs, settings, process, logger, seed=seed, num_workers=num_workers, prefetch_factor=prefetch_factor
+    )
     state = points.find(resume) if resume else None
     process.barrier()  # all have looked before one writes
     if state is None and process.is_main:

@@ -12,9 +12,10 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
+from torch.utils.data import DataLoader
 
 from dataloaders.samples import Sample
-from engine.checkpoint import CheckpointHeader, save_checkpoint
+from engine.checkpoint import CheckpointHeader, load_checkpoint, read_header, save_checkpoint
 from engine.report import main as report
 from main_task_retrieval import draw_captions, main
 from modules.clip_weights import backbone_sha256, load_clip
@@ -130,6 +131,49 @@ def test_checkpoints_of_released_codes(small_data, tmp_path, method, options, ca
     message = error_of(train, capsys)
     assert "pytorch_model.bin.4: the released weights do not fit" in message
     assert "1 keys missing (clip.visual.conv1.weight)" in message
+
+
+def test_a_checkpoint_from_before_a_setting_existed(small_data, tmp_path):
+    flags = [*small_data.flags(), "--epochs", "1", "--batch_size", "4", "--output_dir", str(tmp_path)]
+    assert main(["--do_train", *flags]) == 0
+    trained = lines_of(tmp_path / "metrics.jsonl")[-1]
+    path = tmp_path / "last.safetensors"
+    settings = read_header(path).settings
+    del settings["same_video"], settings["prefetch_factor"]
+    clip = load_clip(small_data.clip)
+    method = build_method("clip4clip", clip)
+    sha256 = backbone_sha256(clip)
+    load_checkpoint(path, method, sha256)
+    save_checkpoint(tmp_path / "old.safetensors", method, CheckpointHeader(settings, 1, sha256))
+    assert main(["--do_eval", "--init_model", str(tmp_path / "old.safetensors"), "--output_dir", str(tmp_path)]) == 0
+    assert scores(lines_of(tmp_path / "metrics.jsonl")[-1]) == scores(trained)
+
+
+def test_workers_read_ahead_as_told(small_data, tmp_path, monkeypatch):
+    """In training and for the test split's videos; captions need no workers."""
+    made = []
+
+    class Noted(DataLoader):
+        def __init__(self, dataset, **settings):
+            made.append((type(dataset).__name__, settings["num_workers"], settings["prefetch_factor"]))
+            assert settings["pin_memory"] == torch.cuda.is_available()
+            super().__init__(dataset, **settings)
+
+    monkeypatch.setattr("dataloaders.samples.DataLoader", Noted)
+    flags = [*small_data.flags(), "--epochs", "1", "--batch_size", "4", "--output_dir", str(tmp_path)]
+    assert main(["--do_train", *flags, "--num_thread_reader", "1", "--prefetch_factor", "3"]) == 0
+    assert made == [("TrainingPairs", 1, 3), ("GalleryVideos", 1, 3), ("QueryCaptions", 0, None)]
+
+
+def test_twins_cannot_be_kept_apart(small_data, tmp_path, capsys):
+    """Nor can captions for which an epoch has too few batches."""
+    twins = tmp_path / "twins.csv"
+    twins.write_text("video_id,twin_id\nvideo0,video1\n")
+    flags = ["--do_train", *small_data.flags(), "--same_video", "apart", "--output_dir", str(tmp_path / "run")]
+    message = error_of([*flags, "--batch_size", "4", "--train_twins_csv", str(twins)], capsys)
+    assert message == "--same_video apart does not work with --train_twins_csv: leave one of them out."
+    message = error_of([*flags, "--batch_size", "12"], capsys)
+    assert "a video has 2 and an epoch 1: pass --batch_size 10 or less" in message
 
 
 def test_same_seed_same_weights(small_data, tmp_path):
@@ -409,7 +453,7 @@ def test_diverged_loss_names_its_videos(small_data, tmp_path, capsys):
 
 
 def test_diverged_loss_stops_fp16_too(small_data, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr("engine.train.symmetric_info_nce", lambda logits: logits.sum() * float("inf"))
+    monkeypatch.setattr("engine.train.symmetric_info_nce", lambda logits, _: logits.sum() * float("inf"))
     flags = [*small_data.flags(), "--output_dir", str(tmp_path), "--batch_size", "4", "--precision", "fp16"]
     assert "in step 0 on process 0" in (message := error_of(["--do_train", *flags], capsys))
     assert "pass --precision fp32" in message

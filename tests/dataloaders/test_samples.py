@@ -1,13 +1,15 @@
 """Items, batches and their order: what is trained on depends on seed and epoch, never on workers or processes."""
 
 import pickle
+import random
 from dataclasses import replace
-from itertools import chain
+from functools import partial
+from itertools import chain, pairwise
 
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from dataloaders.decode import VideoError
@@ -220,6 +222,8 @@ def test_expanded_there_is_an_item_for_every_caption(data):
     items = [pairs[0, index] for index in range(10)]
     assert [item["token_ids"][1].item() for item in items] == list(range(10))
     assert [item["index"] for item in items] == list(range(10))
+    assert [item["video_index"] for item in items] == pairs.video_index.tolist() == [0, 0, 0, 1, 2, 2, 3, 3, 3, 4]
+    assert pairs.video_index.dtype == np.int64
     assert [pairs.video_id(index) for index in range(10)] == [
         sample.video_id for sample in data for _ in sample.captions
     ]
@@ -231,6 +235,7 @@ def test_not_expanded_each_epoch_draws_one_of_the_video_s_captions(data):
     pairs = training_pairs(data, expand_captions=False)
     assert len(pairs) == 5
     assert pairs.video_id(3) == "video3"
+    assert pairs.video_index.tolist() == list(range(5))
     for index, own in enumerate([{0, 1, 2}, {3}, {4, 5}, {6, 7, 8}, {9}]):
         assert {pairs[epoch, index]["token_ids"][1].item() for epoch in range(25)} == own
 
@@ -256,41 +261,99 @@ def test_partners_are_the_twin_s_captions_of_the_same_number(data):
     assert training_pairs(data).partner.tolist() == list(range(10))
 
 
-def epoch_batches(data, num_workers: int, epochs: tuple[int, ...]) -> list[dict[str, torch.Tensor]]:
-    pairs = training_pairs(data, expand_captions=False)
+class WatchedPairs(TrainingPairs):
+    """Reads items as ever, and says whether the process's global generators were moved by it."""
+
+    def __getitem__(self, key):
+        before = global_states()
+        return super().__getitem__(key) | {"moved": global_states() != before}
+
+
+def global_states() -> tuple:
+    name, keys, *rest = np.random.get_state()
+    return random.getstate(), name, keys.tobytes(), *rest, torch.get_rng_state().numpy().tobytes()
+
+
+def seed_everything(seed: int, worker: int) -> None:
+    random.seed(seed + worker)
+    np.random.seed(seed + worker)
+    torch.manual_seed(seed + worker)
+
+
+def epoch_batches(data, num_workers: int, start_method: str | None = None, seed: int | None = None, **settings):
+    """The batches of two epochs, of captions and frames drawn at random; the global generators seeded if told so."""
+    frames = FrameReader(max_frames=4, image_size=32, frame_sampling="segment", training=True)
+    pairs = WatchedPairs(data, tokenize, frames, expand_captions=False, seed=0)
     sampler = EpochSampler(len(pairs), 2, rank=0, world_size=1, seed=0)
-    loader = make_training_loader(pairs, sampler, num_workers)
+    loader = make_training_loader(pairs, sampler, num_workers, **settings)
+    loader.multiprocessing_context = start_method
+    if seed is not None:
+        seed_everything(seed, 100)
+        loader.worker_init_fn = partial(seed_everything, seed)
     batches = []
-    for epoch in epochs:
+    for epoch in (0, 1):
         sampler.set_epoch(epoch)
         batches += list(loader)
     return batches
 
 
+def assert_equal_batches(ours, theirs) -> None:
+    for one, other in zip(ours, theirs, strict=True):
+        assert one.keys() == other.keys()
+        for name in one:
+            assert torch.equal(one[name], other[name]), name
+
+
 def test_batches_do_not_depend_on_the_number_of_workers(data):
-    alone = epoch_batches(data, 0, (0, 1))
+    alone = epoch_batches(data, 0)
     assert len(alone) == 4
     for num_workers in (1, 2):
-        together = epoch_batches(data, num_workers, (0, 1))
-        for expected, batch in zip(alone, together, strict=True):
-            assert expected.keys() == batch.keys()
-            for name in expected:
-                assert torch.equal(expected[name], batch[name])
+        assert_equal_batches(epoch_batches(data, num_workers, prefetch_factor=num_workers), alone)
 
 
-def test_global_generators_are_neither_used_nor_moved(data):
-    def seed_everything(seed: int) -> None:
-        np.random.seed(seed)
-        torch.manual_seed(seed)
+@pytest.mark.parametrize("start_method", ["fork", "spawn"])
+def test_batches_do_not_depend_on_how_workers_start(data, start_method):
+    assert_equal_batches(epoch_batches(data, 1, start_method), epoch_batches(data, 0))
 
-    pairs = training_pairs(data, expand_captions=False)
-    seed_everything(1)
-    expected = np.random.random(), torch.rand(1)
-    seed_everything(1)
-    item = pairs[0, 0]
-    assert (np.random.random(), torch.rand(1)) == expected
-    seed_everything(2)
-    assert torch.equal(item["video"], pairs[0, 0]["video"])
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_global_generators_are_neither_used_nor_moved(data, num_workers):
+    first, second = (epoch_batches(data, num_workers, seed=seed) for seed in (1, 2))
+    assert_equal_batches(first, second)
+    assert not torch.cat([batch["moved"] for batch in first]).any()
+
+
+@pytest.mark.parametrize("prefetch_factor", [1, 3])
+def test_workers_read_so_many_batches_ahead(data, prefetch_factor):
+    asked_for = []
+
+    class Watched(EpochSampler):
+        def __iter__(self):
+            for keys in super().__iter__():
+                asked_for.append(keys)
+                yield keys
+
+    pairs = training_pairs(data)
+    loader = make_training_loader(
+        pairs, Watched(len(pairs), 1, 0, 1, seed=0), num_workers=2, prefetch_factor=prefetch_factor
+    )
+    batches = iter(loader)
+    assert len(asked_for) == 2 * prefetch_factor
+    next(batches)
+    assert len(asked_for) == 2 * prefetch_factor + 1
+    gallery = GalleryVideos(data, FrameReader(4, 32))
+    evaluation = make_evaluation_loader(gallery, 2, range(5), num_workers=1, prefetch_factor=prefetch_factor)
+    assert evaluation.prefetch_factor == prefetch_factor
+
+
+def test_training_workers_live_on_between_epochs(data):
+    pairs = training_pairs(data)
+    loader = make_training_loader(pairs, EpochSampler(len(pairs), 5, 0, 1, seed=0), num_workers=1)
+    list(loader)
+    workers = [worker.pid for worker in loader._iterator._workers]
+    list(loader)
+    assert [worker.pid for worker in loader._iterator._workers] == workers
+    assert all(worker.is_alive() for worker in loader._iterator._workers)
 
 
 def test_datasets_travel_to_spawned_workers(data):
@@ -340,6 +403,17 @@ def test_gallery_and_queries_line_up(data):
         assert queries.captions[index] in data[video].captions
 
 
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_pinned_batches(data):
+    pairs, gallery = training_pairs(data), GalleryVideos(data, FrameReader(4, 32))
+    for loader in (
+        make_training_loader(pairs, EpochSampler(len(pairs), 5, 0, 1, seed=0), num_workers=1, pin_memory=True),
+        make_evaluation_loader(gallery, 2, range(5), num_workers=1, pin_memory=True),
+    ):
+        assert all(tensor.is_pinned() for batch in loader for tensor in batch.values())
+
+
 @pytest.mark.parametrize("num_workers", [0, 2])
 def test_evaluation_visits_its_shard_once_and_in_order(data, num_workers):
     gallery = GalleryVideos(data, FrameReader(4, 32))
@@ -360,19 +434,21 @@ def test_collate(data):
         "frame_mask": ((2, 4), torch.bool),
         "token_ids": ((2, 4), torch.int64),
         "index": ((2,), torch.int64),
+        "video_index": ((2,), torch.int64),
     }
     assert batch["index"].tolist() == [4, 1]
+    assert batch["video_index"].tolist() == [2, 0]
     assert torch.equal(batch["video"][1], pairs[0, 1]["video"])
 
 
 # --- order ---
 
 
-def global_batches(n, global_batch_size, world_size, *, epoch=0, seed=0, start_batch=0, drop_last=True, partner=None):
-    """The batches of all ranks put together, and each rank's own sizes."""
+def global_batches(n, global_batch_size, world_size, *, epoch=0, seed=0, start_batch=0, **settings):
+    """The batches of all ranks put together, and each rank's own."""
     per_rank = []
     for rank in range(world_size):
-        sampler = EpochSampler(n, global_batch_size // world_size, rank, world_size, seed, drop_last, partner)
+        sampler = EpochSampler(n, global_batch_size // world_size, rank, world_size, seed, **settings)
         sampler.set_epoch(epoch, start_batch)
         per_rank.append(list(sampler))
     return [list(chain(*shares)) for shares in zip(*per_rank, strict=True)], per_rank
@@ -413,6 +489,99 @@ def test_partners_meet_in_a_batch(n_twins, n_alone, world_size, seed):
     assert len([index for index in dropped if partner[index] not in dropped]) <= 1
     plain, _ = global_batches(n, 12, world_size, seed=seed)
     assert global_batches(n, 12, world_size, seed=seed, partner=np.arange(n))[0] == plain
+
+
+@given(
+    st.lists(st.integers(1, 6), min_size=4, max_size=40),
+    st.integers(0, 3),
+    st.sampled_from([1, 2, 3]),
+    st.integers(0, 5),
+    st.integers(0, 2**32),
+    st.booleans(),
+)
+def test_no_batch_has_a_video_twice(captions, spare, world_size, epoch, seed, drop_last):
+    """However many captions the videos have, also where a video must be in every batch (`spare` is 0)."""
+    n, most = sum(captions), max(captions)
+    batch_size = n // (most + spare) // world_size * world_size
+    assume(batch_size > 0)
+    videos = np.random.default_rng(seed).permutation(np.repeat(np.arange(len(captions)), captions))
+    settings = {"epoch": epoch, "seed": seed, "drop_last": drop_last, "video_index": videos}
+    batches, per_rank = global_batches(n, batch_size, world_size, **settings)
+    left_over = n % batch_size
+    kept = not drop_last and left_over >= world_size
+    assert [len(batch) for batch in batches] == [batch_size] * (n // batch_size) + [left_over] * kept
+    for batch in batches:
+        assert len({videos[index] for _, index in batch}) == len(batch)
+    indices = [index for batch in batches for _, index in batch]
+    assert len(set(indices)) == len(indices)
+    assert set(indices) <= set(range(n))
+    assert {key[0] for batch in batches for key in batch} == {epoch}
+    for shares in per_rank:
+        assert all(len(share) == batch_size // world_size for share in shares[: n // batch_size])
+    alone, _ = global_batches(n, batch_size, 1, **settings)
+    assert batches == alone[: len(batches)]
+    start = (seed + epoch) % (len(batches) + 1)
+    assert global_batches(n, batch_size, world_size, start_batch=start, **settings)[0] == batches[start:]
+    if most == 1:
+        assert batches == global_batches(n, batch_size, world_size, **settings | {"video_index": None})[0]
+
+
+def test_epochs_of_videos_kept_apart_differ_in_everything():
+    """Order, what is left over, and who meets whom; nothing about it depends on the place in the list."""
+    videos = np.repeat(np.arange(6), 4)
+    videos = np.append(videos, [6, 7, 8])
+    orders, missing, positions, met = set(), set(), set(), set()
+    for epoch in range(200):
+        batches, _ = global_batches(27, 4, 1, epoch=epoch, video_index=videos)
+        assert len(batches) == 6
+        indices = [[index for _, index in batch] for batch in batches]
+        orders.add(tuple(chain(*indices)))
+        missing |= set(range(27)) - set(chain(*indices))
+        positions |= {(index, number) for number, batch in enumerate(indices) for index in batch}
+        met |= {(one, other) for batch in indices for one in batch for other in batch}
+    assert len(orders) == 200
+    assert missing == set(range(27))
+    assert positions == {(index, number) for index in range(27) for number in range(6)}
+    assert met == {(i, j) for i in range(27) for j in range(27) if i == j or videos[i] != videos[j]}
+    again, _ = global_batches(27, 4, 1, epoch=199, video_index=videos)
+    assert [[index for _, index in batch] for batch in again] == indices
+    plain, _ = global_batches(27, 4, 1, epoch=199)
+    assert any(len({videos[index] for _, index in batch}) < 4 for batch in plain)
+
+
+def test_as_many_items_as_msr_vtt():
+    """Two batches share as few videos as chance would have it, also neighbours: 19 other items of each, anywhere."""
+    videos = np.repeat(np.arange(9000), 20)
+    sampler = EpochSampler(len(videos), 128, 0, 1, seed=0, video_index=videos)
+    indices = np.array([[index for _, index in batch] for batch in sampler])
+    assert indices.shape == (1406, 128)
+    assert len(np.unique(indices)) == indices.size
+    batches = np.sort(videos[indices], axis=1)
+    assert (np.diff(batches, axis=1) > 0).all()
+    shared = [len(np.intersect1d(one, other)) for one, other in pairwise(batches)]
+    assert np.mean(shared) == pytest.approx(128 * 19 / 1405, rel=0.1)
+
+
+@pytest.mark.parametrize(
+    ("captions", "per_rank", "counts_and_mend"),
+    [
+        ((3, 5, 4), 2, "5 and an epoch 3: pass --batch_size 2 or less, or --same_video negatives or positives"),
+        ((9, 9, 3, 3), 3, "9 and an epoch 4: pass --batch_size 2 or less, or --same_video"),
+        ((9, 1, 1, 1), 2, "9 and an epoch 3: pass --same_video negatives or positives"),
+        ((2,), 1, "2 and an epoch 1: pass --same_video negatives or positives"),
+    ],
+)
+def test_a_video_with_more_captions_than_batches_is_refused(captions, per_rank, counts_and_mend):
+    videos = np.repeat(np.arange(len(captions)), captions)
+    with pytest.raises(ValueError, match=f"--same_video apart needs as many full batches .* has {counts_and_mend}"):
+        EpochSampler(len(videos), per_rank, rank=0, world_size=2, seed=0, video_index=videos)
+
+
+def test_partners_and_videos_kept_apart_exclude_each_other():
+    videos = np.array([0, 0, 1, 1])
+    EpochSampler(4, 2, 0, 1, seed=0, partner=np.arange(4), video_index=videos)
+    with pytest.raises(ValueError, match="--same_video apart does not work with --train_twins_csv"):
+        EpochSampler(4, 2, 0, 1, seed=0, partner=np.array([2, 3, 0, 1]), video_index=videos)
 
 
 def test_orders_differ_between_epochs_and_seeds():

@@ -53,6 +53,8 @@ def test_no_name_means_two_things(method):
         (["--describe", "--frame_transform", "pad"], "frame_transform"),
         (["--describe", "--schedule", "linear"], "schedule"),
         (["--describe", "--gather_gradient", "none"], "gather_gradient"),
+        (["--describe", "--same_video", "positive"], "same_video"),
+        (["--describe", "--prefetch_factor", "0"], "--prefetch_factor 0 is out of range: it takes a number at least 1"),
         (["--describe", "--precision", "fp8"], "precision"),
         (["--describe", "--precision_val", "fp16"], "precision_val"),
         (["--describe", "--datatype", "kinetics"], "'kinetics' is not one of: msrvtt"),

@@ -9,11 +9,13 @@ import torch
 import torch.multiprocessing as mp
 from torch.nn.parallel import DistributedDataParallel
 
-from engine.distributed import gather_by_id, gather_with_gradient, process_group
+from engine.distributed import gather, gather_by_id, gather_with_gradient, process_group
 from engine.train import ContrastiveStep, autocast_for
 from modules.losses import symmetric_info_nce
 from modules.methods import build_method
 from tests.tiny import tiny_clip
+
+VIDEO_INDEX = torch.tensor([3, 5, 3, 7])  # one of the videos is on both processes
 
 
 def free_port() -> int:
@@ -27,16 +29,18 @@ def global_pairs() -> tuple[torch.Tensor, torch.Tensor]:
     return torch.randn(8, 5, generator=generator), torch.randn(8, 5, generator=generator)
 
 
-def step_gradient(rank: int, world_size: int, gather_gradient: str) -> torch.Tensor:
-    """What the optimiser sees on this process after one training step of a small method on two clips a process."""
+def step_gradient(rank: int, world_size: int, gather_gradient: str, positives: bool) -> torch.Tensor:
+    """What the optimiser sees on this process after one training step of a small method on four clips in all."""
     torch.manual_seed(0)
     method = build_method("vpt", tiny_clip(), text_prompt_length=2)
-    autocast = autocast_for("fp32", torch.device("cpu"))
-    step = DistributedDataParallel(ContrastiveStep(method, autocast, gather_gradient))
-    videos = torch.randint(256, (2 * world_size, 3, 3, 32, 32), dtype=torch.uint8)
-    tokens = torch.randint(300, 49000, (2 * world_size, 8))
+    step: torch.nn.Module = ContrastiveStep(method, autocast_for("fp32", torch.device("cpu")), gather_gradient)
+    if world_size > 1:
+        step = DistributedDataParallel(step)
+    videos, frame_mask = torch.randint(256, (4, 3, 3, 32, 32), dtype=torch.uint8), torch.ones(4, 3, dtype=torch.bool)
+    tokens = torch.randint(300, 49000, (4, 8))
     tokens[:, -1] = 49407
-    step(videos.chunk(world_size)[rank], torch.ones(2, 3, dtype=torch.bool), tokens.chunk(world_size)[rank]).backward()
+    inputs = (tensor.chunk(world_size)[rank] for tensor in (videos, frame_mask, tokens))
+    step(*inputs, video_index=VIDEO_INDEX.chunk(world_size)[rank] if positives else None).backward()
     return torch.cat([parameter.grad.flatten() for _, parameter in method.trainable_parameters()])
 
 
@@ -57,7 +61,9 @@ def worker(rank: int, world_size: int, port: int, folder: Path) -> None:
         # The second process has nothing to evaluate.
         some = ([torch.ones(2, 2)], [torch.tensor([1, 0])]) if rank == 0 else ([], [])
         assert gather_by_id(*some, 2).shape == (2, 2)
-        steps = {gradient: step_gradient(rank, world_size, gradient) for gradient in ("sum", "own")}
+        assert torch.equal(gather(VIDEO_INDEX.chunk(world_size)[rank]), VIDEO_INDEX)
+        cases = [(gradient, positives) for gradient in ("sum", "own") for positives in (False, True)]
+        steps = {case: step_gradient(rank, world_size, *case) for case in cases}
         torch.save(
             {"loss": loss.detach(), "text": text.grad, "video": video.grad, "features": features, "steps": steps},
             folder / f"{rank}.pt",
@@ -76,10 +82,13 @@ def test_two_processes_equal_one(tmp_path):
     for name, whole in (("text", text), ("video", video)):
         # Each process has the gradient of the sum over processes; the mean that DDP takes makes it one process's.
         torch.testing.assert_close(torch.cat([result[name] for result in results]) / 2, whole.grad)
+    alone = {positives: step_gradient(0, 1, "sum", positives) for positives in (False, True)}
+    assert (alone[True] - alone[False]).abs().max() > 0.01 * alone[False].abs().max()
     for result in results:
-        # The lineage's gather loses the other process's half, and nothing else.
-        assert result["steps"]["own"].abs().sum() > 0
-        assert torch.equal(2 * result["steps"]["own"], result["steps"]["sum"])
+        for positives, expected in alone.items():
+            torch.testing.assert_close(result["steps"]["sum", positives], expected, atol=1e-6, rtol=1e-4)
+            # The lineage's gather loses the other process's half, and nothing else.
+            assert torch.equal(2 * result["steps"]["own", positives], result["steps"]["sum", positives])
 
 
 def test_one_process_needs_no_group(monkeypatch):
@@ -89,4 +98,5 @@ def test_one_process_needs_no_group(monkeypatch):
         process.barrier()
         rows = torch.randn(3, 2)
         assert gather_with_gradient(rows) is rows
+        assert gather(rows) is rows
         assert gather_by_id([rows], [torch.tensor([2, 0, 1])], 3)[0].equal(rows[1])

@@ -60,12 +60,20 @@ def assert_same_weights(first: Path, second: Path, **tolerance: float) -> None:
             assert torch.equal(ours[name], theirs[name]), name
 
 
-@pytest.mark.parametrize("method", list(METHODS))
-def test_processes_and_parts_change_nothing(small_data, tmp_path, method):
+@pytest.mark.parametrize(
+    ("method", "more"),
+    [
+        ("clip4clip", []),
+        ("stop", []),
+        ("stop", ["--same_video", "positives", "--batch_size", "8", "--epochs", "5", "--lr", "1e-4"]),
+    ],
+)
+def test_processes_and_parts_change_nothing(small_data, tmp_path, method, more):
     """1, 2 and 4 processes, the batch in 1, 2 and 4 parts: one loss curve, one set of weights."""
     runs = {"1 x 1": (1, 1), "1 x 2": (1, 2), "1 x 4": (1, 4), "2 x 2": (2, 2), "4 x 1": (4, 1)}
     for name, (processes, parts) in runs.items():
-        flags = training(small_data, tmp_path / name, *METHODS[method], "--gradient_accumulation_steps", str(parts))
+        flags = [*METHODS[method], *more, "--gradient_accumulation_steps", str(parts)]
+        flags = training(small_data, tmp_path / name, *flags)
         if processes == 1:
             assert main(flags) == 0
         else:
@@ -82,6 +90,47 @@ def test_processes_and_parts_change_nothing(small_data, tmp_path, method):
         assert lines_of(tmp_path / name, "test")[-1]["t2v R@1"] == lines_of(tmp_path / "1 x 1", "test")[-1]["t2v R@1"]
 
 
+def videos_of_batches(monkeypatch) -> list[list[int]]:
+    """The videos of every batch that is trained on from now on, by number."""
+    take_step, videos = Training.take_step, []
+
+    def noted(self, batch):
+        videos.append(batch["video_index"].tolist())
+        return take_step(self, batch)
+
+    monkeypatch.setattr(Training, "take_step", noted)
+    return videos
+
+
+def test_what_other_captions_of_a_video_are(small_data, tmp_path, monkeypatch):
+    """The same batches with another loss, as frames are drawn at random, or other batches with the same loss."""
+    videos, curves = {}, {}
+    for same_video in ("negatives", "positives", "apart"):
+        flags = training(small_data, tmp_path / same_video, *METHODS["stop"], "--same_video", same_video)
+        with monkeypatch.context() as patched:
+            videos[same_video] = videos_of_batches(patched)
+            assert main([*flags, "--lr", "0", "--batch_size", "8"]) == 0
+        curves[same_video] = [line["loss"] for line in lines_of(tmp_path / same_video, "train")]
+        assert (
+            f"negatives a query {'up to ' * (same_video == 'positives')}7"
+            in (tmp_path / same_video / "log.txt").read_text()
+        )
+    assert videos["positives"] == videos["negatives"]
+    assert all(len(set(batch)) == 8 for batch in videos["apart"])
+    together = [len(set(batch)) < 8 for batch in videos["negatives"]]
+    assert any(together)
+    for ours, theirs, differs in zip(curves["positives"], curves["negatives"], together, strict=True):
+        assert (abs(ours - theirs) > 1e-5) == differs
+
+
+def test_without_expanded_captions_it_is_all_the_same(small_data, tmp_path):
+    for same_video in ("negatives", "positives", "apart"):
+        flags = training(small_data, tmp_path / same_video, *METHODS["clip4clip"], "--same_video", same_video)
+        assert main([*flags, "--no-expand_msrvtt_sentences"]) == 0
+        assert_same_weights(tmp_path / same_video, tmp_path / "negatives", atol=1e-5, rtol=0)
+    assert_same_weights(tmp_path / "apart", tmp_path / "negatives")
+
+
 def test_two_machines_equal_one(small_data, tmp_path):
     """Two torchruns that find each other, with a process each, as scripts/slurm.sh starts them."""
     assert main(training(small_data, tmp_path / "one", *METHODS["stop"])) == 0
@@ -94,8 +143,9 @@ def test_two_machines_equal_one(small_data, tmp_path):
     assert_same_weights(tmp_path / "two", tmp_path / "one", atol=1e-5, rtol=0)
 
 
+@pytest.mark.parametrize("video_index", [None, torch.tensor([1, 6, 1, 1])])
 @pytest.mark.parametrize("dropout", [0.0, 0.5])
-def test_cached_gradients_are_exact(dropout):
+def test_cached_gradients_are_exact(dropout, video_index):
     """In parts as in one, the temperature's gradient included; with dropout, both passes of a part draw the same."""
     method = build_method("stop", tiny_clip(), prompt_dropout=dropout).train()
     method.clip.logit_scale.requires_grad_(True)
@@ -104,7 +154,7 @@ def test_cached_gradients_are_exact(dropout):
     inputs = (video.clamp(0, 1).mul(255).to(torch.uint8), frame_mask, token_ids)
     parts = list(zip(*(tensor.chunk(4) for tensor in inputs), strict=True))
     torch.manual_seed(3)
-    loss, cached, states = step.cache_gradients(parts)
+    loss, cached, states = step.cache_gradients(parts, video_index)
     for part, gradient, state in zip(parts, cached, states, strict=True):
         torch.set_rng_state(state)
         step(*part, gradient).backward()
@@ -112,7 +162,7 @@ def test_cached_gradients_are_exact(dropout):
     method.zero_grad()
     torch.manual_seed(3)
     text, clips = (torch.cat(rows) for rows in zip(*(step.embed(*part) for part in parts), strict=True))
-    whole = step.loss(text, clips)
+    whole = step.loss(text, clips, video_index)
     whole.backward()
     torch.testing.assert_close(loss, whole.detach())
     for name, parameter in method.trainable_parameters():
@@ -154,6 +204,7 @@ def interrupt_after(monkeypatch, step: int, number: signal.Signals = signal.SIGT
 def test_interrupted_and_resumed_is_never_interrupted(small_data, tmp_path, monkeypatch, step, number, capsys):
     """Bit for bit, with dropout, frames drawn at random, a schedule and a selection under way."""
     flags = ["--method", "stop", "--lr", "1e-3", "--frame_sampling", "segment", "--select_on", "test"]
+    flags += ["--same_video", "apart" if number == signal.SIGUSR1 else "positives"]
     assert main(training(small_data, tmp_path / "whole", *flags)) == 0
     with monkeypatch.context() as patched:
         interrupt_after(patched, step, number)
@@ -213,6 +264,7 @@ def test_wrong_resume_names_the_difference(small_data, tmp_path, capsys):
     for more, message in (
         (["--intra_width", "16"], "intra_width is 88 there and 16 here"),
         (["--batch_size", "5"], "batch_size is 4 there and 5 here"),
+        (["--same_video", "apart"], "same_video is 'negatives' there and 'apart' here"),
     ):
         for resume in ("auto", point):
             assert main([*flags, "--epochs", "1", *more, "--resume", resume]) == 2
@@ -276,8 +328,8 @@ def test_a_full_disk_loses_nothing(small_data, tmp_path, monkeypatch, capsys):
 def test_a_gradient_that_is_not_finite_stops_the_run(small_data, tmp_path, monkeypatch, capsys):
     backward = Training.backward
 
-    def poisoned(self, inputs):
-        loss = backward(self, inputs)
+    def poisoned(self, *inputs):
+        loss = backward(self, *inputs)
         if self.step == 2:
             next(iter(self.parameters.values())).grad.fill_(np.nan)
         return loss
