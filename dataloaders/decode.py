@@ -1,24 +1,28 @@
-"""A video file and a choice of frame numbers -> those frames as uint8 RGB, read in order with OpenCV.
+"""A video file and a choice of frame numbers -> those frames as uint8 RGB, read in order with PyAV (FFmpeg).
 
 Frames are never sought: seeking is several times slower on compressed clips and returns wrong frames from damaged
-files without an error. Every frame up to the last chosen one is `grab`bed (decoded), only the chosen ones are
-`retrieve`d (converted to pixels). The frame count in a file's header is a promise that is not always kept, so the
-choice is made again when a video ends earlier than promised.
+files without an error. Every frame up to the last chosen one is decoded, only the chosen ones are converted to pixels.
+The frame count in a file's header is a promise that is not always kept, and some containers give none: where it is
+missing, or does not fit the rest of the header, what lies in the file is counted as well, and the choice is made again
+when a video ends earlier than promised.
+
+OpenCV's reader would do the same as fast, but its versions 4.13 to 5.0 return a black or an old picture for every
+frame of an interlaced video (camcorders, television, DVDs) and report success.
 
 Shapes: K chosen frames, H x W pixels.
 """
 
-import functools
-import math
 import os
 import stat
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
 
-import cv2
+import av
 import numpy as np
+from av.container import InputContainer
 
 MAX_SHORTFALL = 0.25  # the part of the promised frames that may be missing before a file counts as broken
 
@@ -43,7 +47,8 @@ class DecodedFrames(NamedTuple):
 
 def decoder_version() -> str:
     """The decoder's identity, to be noted beside results: different versions may decode a file differently."""
-    return f"cv2 {cv2.__version__}"
+    codecs = ".".join(map(str, av.library_versions["libavcodec"]))
+    return f"av {av.__version__} (libavcodec {codecs})"
 
 
 def read_frames(path: str | Path, choose: Choose, convert: Convert | None = None) -> DecodedFrames:
@@ -52,31 +57,32 @@ def read_frames(path: str | Path, choose: Choose, convert: Convert | None = None
 
     `choose(n_frames, fps)` returns the frame numbers wanted, sorted, each in 0..n_frames-1, repeats allowed. `fps` is
     0.0 when the container states none. It is called a second time, with the true count, if the video ends before the
-    last frame it asked for.
+    last frame it asked for. Frames are turned as the file asks players to turn them, and have the size of the first.
 
     Raises VideoError when there is no such file, when no frame can be decoded, when more than MAX_SHORTFALL of the
     promised frames are missing, or when one of those left cannot be decoded either.
     """
     path = Path(path)
     file_status(path)
-    with _open(path) as capture:
-        fps = _frame_rate(capture)
-        promised = _promised_frames(capture, path)
+    count = 0
+    with _open(path) as (container, stream):
+        fps = _frame_rate(stream)
+        promised = _promised_frames(container, stream, path)
         if promised:
             numbers = np.asarray(choose(promised, fps))
-            frames, count = _decode(capture, numbers, convert)
+            frames, count = _decode(container, stream, numbers, convert)
             if frames.keys() >= set(numbers.tolist()):
                 return DecodedFrames(_in_order(frames, numbers), promised, fps)
-        else:
-            count = _count_frames(capture)
 
     if count == 0:
         raise VideoError(f"{path} holds no frame that can be decoded: {MEND}.")
     if count < promised * (1 - MAX_SHORTFALL):
-        raise VideoError(f"{path} is cut off: {count} of its {promised} frames can be decoded; {MEND}.")
+        raise VideoError(
+            f"{path} is cut off, or its header is wrong: {count} of its {promised} frames can be decoded; {MEND}."
+        )
     numbers = np.asarray(choose(count, fps))
-    with _open(path) as capture:
-        frames, reached = _decode(capture, numbers, convert)
+    with _open(path) as (container, stream):
+        frames, reached = _decode(container, stream, numbers, convert)
     if not frames.keys() >= set(numbers.tolist()):
         raise VideoError(f"{path} is damaged: its frame {reached} cannot be decoded; {MEND}.")
     return DecodedFrames(_in_order(frames, numbers), count, fps)
@@ -95,64 +101,89 @@ def file_status(path: Path) -> os.stat_result:
     return status
 
 
-@functools.cache
-def _set_up_opencv() -> None:
-    """Once per process: silence the libraries (our own errors name the file, theirs do not) and start no threads."""
-    os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")  # FFmpeg's AV_LOG_QUIET; read when the first file is opened
-    cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
-    cv2.setNumThreads(0)
-
-
 @contextmanager
-def _open(path: Path) -> Iterator[cv2.VideoCapture]:
-    _set_up_opencv()
-    # An absolute path, because FFmpeg takes the "a:" of a relative "a:b.mp4" for a protocol. One decoding thread,
-    # because the loader's workers already use the cores.
-    capture = cv2.VideoCapture(str(path.absolute()), cv2.CAP_FFMPEG, [cv2.CAP_PROP_N_THREADS, 1])
+def _open(path: Path) -> Iterator[tuple[InputContainer, av.VideoStream]]:
     try:
-        if not capture.isOpened():
-            reason = "is not a video that OpenCV can open (no video stream, a damaged header or an unknown codec)"
-            raise VideoError(f"{path} {reason}: {MEND}.")
-        yield capture
-    finally:
-        capture.release()
+        # An absolute path, because FFmpeg takes the "a:" of a relative "a:b.mp4" for a protocol.
+        container = av.open(str(path.absolute()), metadata_errors="replace")
+    except av.FFmpegError as error:
+        raise VideoError(f"{path} is not a video that can be opened ({error.strerror}): {MEND}.") from error
+    with container:
+        stream = container.streams.best("video")
+        if not isinstance(stream, av.VideoStream) or stream.codec_context is None:
+            raise VideoError(f"{path} is not a video (it holds no picture in a known codec): {MEND}.")
+        stream.codec_context.thread_count = 1  # the loader's workers already use the cores
+        yield container, stream
 
 
-def _frame_rate(capture: cv2.VideoCapture) -> float:
-    fps = capture.get(cv2.CAP_PROP_FPS)
-    return fps if math.isfinite(fps) and fps > 0 else 0.0
+def _frame_rate(stream: av.VideoStream) -> float:
+    return float(stream.average_rate or stream.guessed_rate or 0)
 
 
-def _promised_frames(capture: cv2.VideoCapture, path: Path) -> int:
-    """The header's frame count, 0 where there is none to believe: a frame takes at least a byte of the file."""
-    count = capture.get(cv2.CAP_PROP_FRAME_COUNT)
-    return int(count) if 1 <= count <= path.stat().st_size else 0
+def _promised_frames(container: InputContainer, stream: av.VideoStream, path: Path) -> int:
+    """The frames that the header promises, or those in the file if they are more; 0 if there are none.
+
+    An mp4's header has a count, other containers state how long they last. Both may be wrong: a fragmented mp4 may
+    count its first fragment only, and a length is that of the first part where files were joined by their bytes.
+    """
+    rate = _frame_rate(stream)
+    if stream.duration and stream.time_base:
+        lasting = round(stream.duration * stream.time_base * rate)
+    else:
+        lasting = round((container.duration or 0) / av.time_base * rate)
+    # A frame takes at least a byte of the file: more than that is no count to believe.
+    counted, lasting = (count if 0 < count <= path.stat().st_size else 0 for count in (stream.frames, lasting))
+    if counted and lasting <= counted + 1:
+        return counted
+    return max(counted or lasting, _count_packets(path))
 
 
-def _count_frames(capture: cv2.VideoCapture) -> int:
+def _count_packets(path: Path) -> int:
+    """The encoded frames in a file, of which nothing is decoded."""
     count = 0
-    while capture.grab():
-        count += 1
+    with _open(path) as (container, stream), suppress(av.FFmpegError):
+        for packet in container.demux(stream):
+            count += packet.size > 0  # the last one is empty
     return count
 
 
+def _pictures(container: InputContainer, stream: av.VideoStream) -> Iterator[av.VideoFrame]:
+    """The frames of a freshly opened file in order; those that cannot be decoded are left out, as ffmpeg does."""
+    with suppress(av.FFmpegError):
+        for packet in container.demux(stream):
+            try:
+                frames = packet.decode()
+            except av.FFmpegError:
+                continue
+            yield from frames
+
+
+def _rgb(frame: av.VideoFrame, width: int, height: int) -> np.ndarray:
+    """A frame's pixels, uint8 [H, W, 3]: scaled to width x height, then turned as its rotation flag asks."""
+    # Bicubic, as in ffmpeg, for colours at half resolution. One thread: starting more takes longer than they save.
+    pixels = frame.to_ndarray(format="rgb24", width=width, height=height, interpolation="BICUBIC", threads=1)
+    return np.ascontiguousarray(np.rot90(pixels, round(frame.rotation / 90)))
+
+
 def _decode(
-    capture: cv2.VideoCapture, numbers: np.ndarray, convert: Convert | None
+    container: InputContainer, stream: av.VideoStream, numbers: np.ndarray, convert: Convert | None
 ) -> tuple[dict[int, np.ndarray], int]:
     """Frames by number, from a freshly opened file, and how many were decoded: less than asked for if the video
     ended."""
     wanted = set(numbers.tolist())
     frames: dict[int, np.ndarray] = {}
-    for number in range(max(wanted) + 1):
-        if not capture.grab():
-            return frames, number
-        if number in wanted:
-            decoded, bgr = capture.retrieve()
-            if not decoded:
-                return frames, number
-            rgb = cv2.cvtColor(bgr, cv2.COLOR_BGR2RGB)
-            frames[number] = convert(rgb) if convert else rgb
-    return frames, max(wanted) + 1
+    count = 0
+    for picture in islice(_pictures(container, stream), max(wanted) + 1):
+        if count == 0:
+            width, height = picture.width, picture.height
+        if count in wanted:
+            try:
+                rgb = _rgb(picture, width, height)
+            except av.FFmpegError:  # a kind of pixels that cannot be converted
+                break
+            frames[count] = convert(rgb) if convert else rgb
+        count += 1
+    return frames, count
 
 
 def _in_order(frames: dict[int, np.ndarray], numbers: np.ndarray) -> np.ndarray:

@@ -12,7 +12,7 @@ import pytest
 from engine.cli import parse_config
 
 ROOT = Path(__file__).parent.parent
-SCRIPTS = sorted([*(ROOT / "scripts").glob("*.sh"), ROOT / ".ci" / "run"])
+SCRIPTS = sorted([*(ROOT / "scripts").glob("*.sh"), *(ROOT / "preprocess").glob("*.sh"), ROOT / ".ci" / "run"])
 LAUNCH_SCRIPTS = sorted(path for path in (ROOT / "scripts").glob("*.sh") if "_launch.sh" in path.read_text())
 
 
@@ -22,14 +22,18 @@ def test_parses(script):
     assert b"\r" not in script.read_bytes()
 
 
-@pytest.fixture
-def recorder(tmp_path) -> tuple[Path, Path]:
+def write_recorder(folder: Path) -> tuple[Path, Path]:
     """(a stand-in for Python that writes its arguments down, one command after another; the file it writes)."""
-    record = tmp_path / "commands"
-    python = tmp_path / "python"
+    record = folder / "commands"
+    python = folder / "python"
     python.write_text(f'#!/usr/bin/env bash\nprintf "%s\\n" "$@" "--end-of-command--" >>{record}\n')
     python.chmod(0o755)
     return python, record
+
+
+@pytest.fixture
+def recorder(tmp_path) -> tuple[Path, Path]:
+    return write_recorder(tmp_path)
 
 
 def commands_of(script: Path, recorder: tuple[Path, Path], *arguments: str, **environment: str) -> list[list[str]]:

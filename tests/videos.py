@@ -55,6 +55,19 @@ def flag_rotation(path: Path) -> Path:
     return path
 
 
+def cut(source: Path, part: float) -> Path:
+    """A file beside `source` with only the first part of its bytes."""
+    path = source.with_name(f"cut_{source.name}")
+    content = source.read_bytes()
+    path.write_bytes(content[: int(len(content) * part)])
+    return path
+
+
+def noise(n_frames: int) -> np.ndarray:
+    """Frames uint8 [T, 64, 64, 3] that do not compress, so that a part of the bytes is that part of the frames."""
+    return np.random.default_rng(0).integers(0, 256, (n_frames, 64, 64, 3), dtype=np.uint8)
+
+
 def grey_ramp(n_frames: int, height: int = 32, width: int = 48, step: int = 4) -> np.ndarray:
     """Frames uint8 [T, H, W, 3] of one grey each: 16 + step * f for frame f, which `frame_numbers` reads back."""
     levels = 16 + step * np.arange(n_frames)
