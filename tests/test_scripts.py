@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from engine.cli import parse_config
+from engine.benchmark_data import Settings
+from engine.cli import parse_config, parse_flags
 
 ROOT = Path(__file__).parent.parent
 SCRIPTS = sorted([*(ROOT / "scripts").glob("*.sh"), *(ROOT / "preprocess").glob("*.sh"), ROOT / ".ci" / "run"])
@@ -52,7 +53,11 @@ def settings_of(command: list[str]) -> dict:
     return parse_config(command[1:]).flat()
 
 
-@pytest.mark.parametrize("script", [path for path in LAUNCH_SCRIPTS if path.name != "_launch.sh"], ids=lambda p: p.name)
+@pytest.mark.parametrize(
+    "script",
+    [path for path in LAUNCH_SCRIPTS if path.name not in ("_launch.sh", "benchmark_data.sh")],
+    ids=lambda path: path.name,
+)
 def test_every_flag_exists(script, recorder, tmp_path):
     # With a results file of its own, or the ablation would find its runs done.
     ran = commands_of(script, recorder, results=str(tmp_path / "results.csv"))
@@ -60,6 +65,14 @@ def test_every_flag_exists(script, recorder, tmp_path):
     assert commands
     for command in commands:
         settings_of(command)
+
+
+def test_the_flags_of_the_data_benchmark(recorder):
+    make, measure = commands_of(ROOT / "scripts/benchmark_data.sh", recorder, "--clips", "3", DATA_PATH="/data/x")
+    assert make == ["preprocess/make_moving_shapes.py", "--output_dir", "/data/x"]
+    assert measure[:2] == ["-m", "engine.benchmark_data"]
+    values = parse_flags({"benchmark": Settings}, "", measure[2:])
+    assert (values["videos"], values["clips"]) == ("/data/x/videos", 3)
 
 
 def test_variables_from_outside_and_flags_behind(recorder):
@@ -140,6 +153,7 @@ def test_the_released_protocol_trains(small_data, tmp_path):
 @pytest.mark.parametrize(
     ("name", "expected"),
     [  # epochs, global batch size, learning rate, words, frames, every caption a pair
+        ("msrvtt_full", (5, 128, 1e-3, 32, 12, True)),
         ("msvd", (5, 128, 1e-3, 32, 12, True)),
         ("vatex", (10, 512, 5e-3, 32, 12, True)),
         ("didemo", (10, 128, 1e-3, 64, 64, False)),
