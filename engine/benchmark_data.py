@@ -47,7 +47,7 @@ class Settings:
     """What is measured."""
 
     videos: Annotated[str, "a folder with video files"] = "data/moving_shapes/videos"
-    image_size: Annotated[int, "S for these"] = 64
+    image_size: Annotated[int, "S for these"] = 112
     clips: Annotated[int, "clips of each set"] = 16
     max_frames: Annotated[int, "T, frames of a clip"] = 12
     batch_size: Annotated[int, "clips of a batch"] = 16
