@@ -31,7 +31,7 @@ import cv2
 import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 
 from dataloaders.decode import decoder_version, file_status
 
@@ -175,10 +175,11 @@ class FrameCache:
         partial = place.with_name(f".{place.name}.{writer}{PARTIAL}")
         try:
             place.parent.mkdir(parents=True, exist_ok=True)
-            save_file(tensors, partial, {LABEL: _label(terms, tensors)})
+            # Not save_file, which has a partial file of its own name and leaves it when killed.
+            partial.write_bytes(save(tensors, {LABEL: _label(terms, tensors)}))
             partial.replace(place)  # not synchronised to the disk: what a power cut leaves fails the checksum
-        except (OSError, SafetensorError) as error:
-            reason = getattr(error, "strerror", None) or error
+        except OSError as error:
+            reason = error.strerror or error
             raise OSError(
                 f"--frame_cache {self.folder} cannot be written to ({reason}): make room, or name another folder."
             ) from error

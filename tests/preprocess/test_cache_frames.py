@@ -12,6 +12,7 @@ import pytest
 
 from main_task_retrieval import main as train
 from preprocess.cache_frames import main
+from tests.processes import heed_interrupts
 from tests.small_data import SmallData, write_small_data
 from tests.videos import write_video
 
@@ -128,7 +129,9 @@ def test_interrupted_and_started_again_it_makes_the_same_files(data, tmp_path, n
 
     assert main(flags("whole")) == 0
     command = [sys.executable, str(ROOT / "preprocess" / "cache_frames.py"), *flags("stopped")]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=heed_interrupts
+    )
     while process.poll() is None and not entries(tmp_path / "stopped"):
         time.sleep(0.002)
     process.send_signal(number)

@@ -18,6 +18,7 @@ from dataloaders.decode import VideoError, read_frames
 from preprocess import compress_video
 from preprocess.compress_video import Compressor, Encoding, find_ffmpeg, main, plan
 from preprocess.shards import parse_shard
+from tests.processes import heed_interrupts
 from tests.videos import flag_rotation, grey_ramp, write_video
 
 try:
@@ -210,7 +211,11 @@ def start(source: Path, output: Path) -> subprocess.Popen:
     """The command in a process of its own, at the moment when one video is there and the next in the making."""
     command = [sys.executable, "preprocess/compress_video.py", "--input_root", source, "--output_root", output]
     process = subprocess.Popen(
-        [*command, "--jobs", "1", "--short_side", "120"], cwd=ROOT, stderr=subprocess.PIPE, text=True
+        [*command, "--jobs", "1", "--short_side", "120"],
+        cwd=ROOT,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=heed_interrupts,
     )
     deadline = time.monotonic() + 60
     while not (list(output.glob("video*.mp4")) and list(output.glob(".*.partial"))):
