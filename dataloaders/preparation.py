@@ -5,12 +5,16 @@ Every problem with a video is found here or where it is read, and ends the run w
 """
 
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import TypeVar
 
 from dataloaders.decode import VideoError
 from dataloaders.samples import FrameReader, Sample
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
 
 PROBES = 16  # videos from which `forecast` concludes on the others
 
@@ -24,11 +28,22 @@ def missing_files(samples: Sequence[Sample]) -> dict[int, str]:
     }
 
 
+def in_threads(function: Callable[[Item], Result], items: Sequence[Item], jobs: int) -> Iterator[Result]:
+    """`function` of each item, in order, `jobs` at a time by threads, since decoding leaves Python's lock alone.
+
+    What is not begun when the caller ends is left undone.
+    """
+    pool = ThreadPoolExecutor(jobs)
+    try:
+        yield from pool.map(function, items)
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
 def read_all(samples: Sequence[Sample], frames: FrameReader, jobs: int) -> Iterator[str | None]:
     """Read every video as training will, into the cache if `frames` has one; gives what is wrong with each, in order.
 
-    `jobs` videos are read at a time, by threads, since decoding leaves Python's lock alone. Raises OSError if the
-    cache cannot be written.
+    `jobs` videos are read at a time. Raises OSError if the cache cannot be written.
     """
 
     def problem(sample: Sample) -> str | None:
@@ -38,11 +53,7 @@ def read_all(samples: Sequence[Sample], frames: FrameReader, jobs: int) -> Itera
             return str(error)
         return None
 
-    pool = ThreadPoolExecutor(jobs)
-    try:
-        yield from pool.map(problem, samples)
-    finally:
-        pool.shutdown(cancel_futures=True)
+    return in_threads(problem, samples, jobs)
 
 
 def leave_out(samples: Sequence[Sample], problems: Mapping[int, str], allowed: int, split: str) -> list[Sample]:

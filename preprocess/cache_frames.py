@@ -29,15 +29,14 @@ from engine.cli import parse_config
 from engine.config import Config
 from engine.data import frame_cache, frame_reader, list_split
 from modules.clip_weights import architecture_of
-from preprocess.shards import default_jobs, parse_shard, wait_for_other_ranks
+from preprocess.shards import default_jobs, exit_code, parse_shard, wait_for_other_ranks
 
 SHOWN_PROBLEMS = 20
 
 
-def fill(config: Config, split: str, jobs: int, shard: tuple[int, int]) -> list[str]:
+def fill(config: Config, image_size: int, split: str, jobs: int, shard: tuple[int, int]) -> list[str]:
     """Put this share of a split's videos into the cache; gives what is wrong with those that cannot be."""
     number, count = shard
-    image_size = architecture_of(config.model.pretrained_clip_name).image_size
     frames = frame_reader(config.data, image_size, split == "train", frame_cache(config.run))
     listed = list_split(config.data, split)
     missing = missing_files(listed)
@@ -75,7 +74,8 @@ def run(argv: Sequence[str] | None) -> int:
     if not config.run.frame_cache:
         raise ValueError("--frame_cache is not given: name the folder to fill")
     splits = (own.split,) if own.split != "all" else ("train", "test") if config.run.do_train else ("test",)
-    problems = [problem for split in splits for problem in fill(config, split, int(own.jobs), shard)]
+    image_size = architecture_of(config.model.pretrained_clip_name, config.model.pretrained_dir).image_size
+    problems = [problem for split in splits for problem in fill(config, image_size, split, int(own.jobs), shard)]
     for problem in problems[:SHOWN_PROBLEMS]:
         print(problem, file=sys.stderr)
     if len(problems) > SHOWN_PROBLEMS:
@@ -88,14 +88,7 @@ def run(argv: Sequence[str] | None) -> int:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Command line; returns the exit code."""
-    try:
-        return run(argv)
-    except (ValueError, OSError, argparse.ArgumentError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("Interrupted: run the same command again to go on.", file=sys.stderr)
-        return 130
+    return exit_code(lambda: run(argv), "run the same command again to go on.")
 
 
 if __name__ == "__main__":

@@ -20,7 +20,6 @@ import csv
 import sys
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, fields
 from functools import partial
 from pathlib import Path
@@ -30,7 +29,8 @@ from tqdm import tqdm
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from dataloaders import DATASETS, NEEDED_FLAGS
 from dataloaders.decode import VideoError, read_frames
-from preprocess.shards import default_jobs
+from dataloaders.preparation import in_threads
+from preprocess.shards import default_jobs, exit_code
 
 STATUSES = ("ok", "short", "broken", "missing")
 SHOWN_PROBLEMS = 20
@@ -74,12 +74,8 @@ def check(path: Path, max_frames: int) -> Finding:
 
 def check_all(paths: Sequence[Path], max_frames: int, jobs: int) -> list[Finding]:
     """A finding for each path, in their order."""
-    pool = ThreadPoolExecutor(jobs)  # decoding leaves Python's lock alone
-    try:
-        found = pool.map(partial(check, max_frames=max_frames), paths)
-        return list(tqdm(found, total=len(paths), desc="decoding", unit="video"))
-    finally:
-        pool.shutdown(cancel_futures=True)
+    found = in_threads(partial(check, max_frames=max_frames), paths, jobs)
+    return list(tqdm(found, total=len(paths), desc="decoding", unit="video"))
 
 
 def write_report(path: Path, findings: Iterable[Finding]) -> None:
@@ -133,14 +129,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--max_frames", type=int, default=12, help="frames a clip; shorter videos are reported")
     parser.add_argument("--jobs", type=int, help="videos at a time; by default one for each processor")
     parser.add_argument("--output", type=Path, help="csv file to write")
-    try:
-        return run(parser.parse_args(argv))
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("Interrupted: nothing is reported.", file=sys.stderr)
-        return 130
+    return exit_code(lambda: run(parser.parse_args(argv)), "nothing is reported.")
 
 
 if __name__ == "__main__":

@@ -37,7 +37,7 @@ from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from dataloaders.decode import VideoError
-from preprocess.shards import default_jobs, parse_shard, wait_for_other_ranks
+from preprocess.shards import default_jobs, exit_code, parse_shard, wait_for_other_ranks
 
 VIDEO_SUFFIXES = {
     ".3gp", ".avi", ".flv", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".ogv", ".ts", ".webm", ".wmv",
@@ -310,14 +310,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--max_shortfall", type=float, default=0.05, help="part of a video's length that may be lost")
     parser.add_argument("--jobs", type=int, help="videos at a time; by default one for each processor")
     parser.add_argument("--shard", help="i/n: the i-th of n shares, counted from 0; by default torchrun's rank")
-    try:
-        return run(parser.parse_args(argv))
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("Interrupted: run the same command again to go on.", file=sys.stderr)
-        return 130
+    return exit_code(lambda: run(parser.parse_args(argv)), "run the same command again to go on.")
 
 
 if __name__ == "__main__":

@@ -1,6 +1,10 @@
-"""How a command shares its work: over the machines and processes that run it, and over the processors of each."""
+"""What the commands over many videos share: how work is divided over machines, processes and processors, and how a
+command ends."""
 
+import argparse
 import os
+import sys
+from collections.abc import Callable
 from datetime import timedelta
 
 
@@ -27,3 +31,15 @@ def wait_for_other_ranks() -> None:
         dist.init_process_group("gloo", timeout=timedelta(days=7))
         dist.barrier()
         dist.destroy_process_group()
+
+
+def exit_code(run: Callable[[], int], interrupted: str) -> int:
+    """What `run` returns; 2 and one sentence for a mistake, 130 and `interrupted` after Ctrl-C."""
+    try:
+        return run()
+    except (ValueError, OSError, argparse.ArgumentError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print(f"Interrupted: {interrupted}", file=sys.stderr)
+        return 130
