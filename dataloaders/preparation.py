@@ -118,15 +118,12 @@ def forecast(samples: Sequence[Sample], frames: FrameReader, allow_missing: int 
     frames.cache.remove_partials()
     # Before the probes are written, so that what was there is told apart.
     present = sum(_entry_bytes(sample, frames) > 0 for sample in samples)
-    sizes, problems = [], []
-    for row in sorted({row * len(samples) // PROBES for row in range(PROBES)}):
-        try:
-            frames.prepare(samples[row].path, samples[row].start, samples[row].end)
-            sizes.append(_entry_bytes(samples[row], frames))
-        except VideoError as error:
-            problems.append(error)
+    probes = [samples[row] for row in sorted({row * len(samples) // PROBES for row in range(PROBES)})]
+    # Not on the main thread, where a signal's KeyboardInterrupt comes out of torch's constructors as another error.
+    problems = [problem for problem in read_all(probes, frames, 1) if problem]
+    sizes = [size for probe in probes if (size := _entry_bytes(probe, frames))]
     if problems and (len(problems) > allow_missing or not sizes):
-        raise problems[0]
+        raise VideoError(problems[0])
     entry_bytes = sum(sizes) / len(sizes)
     found = CacheForecast(len(samples), present, entry_bytes, shutil.disk_usage(frames.cache.folder).free)
     if found.missing_bytes > found.free_bytes:
