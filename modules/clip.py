@@ -23,6 +23,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from modules.precision import Ready
+
 # f and s of f(s z) / s. quick_gelu, z · sigmoid(1.702 z), is what OpenAI's CLIP weights were trained with.
 ACTIVATIONS: dict[str, tuple[Callable[[Tensor], Tensor], float]] = {
     "quick_gelu": (F.silu, 1.702),
@@ -81,23 +83,30 @@ class Attention(nn.Module):
         self.out_proj = nn.Linear(width, width)
         nn.init.normal_(self.out_proj.weight, std=width**-0.5)
         nn.init.zeros_(self.out_proj.bias)
+        self._in, self._out = Ready(), Ready()
 
     def _split_heads(self, x: Tensor) -> Tensor:
         return x.unflatten(-1, (self.heads, -1)).transpose(1, 2)
 
     def project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """[N, L, D] -> queries, keys and values, each [N, heads, L, D / heads]."""
-        q, k, v = F.linear(x, self.in_proj_weight, self.in_proj_bias).chunk(3, dim=-1)
+        q, k, v = F.linear(x, self._in(self.in_proj_weight), self.in_proj_bias).chunk(3, dim=-1)
         return self._split_heads(q), self._split_heads(k), self._split_heads(v)
 
     def query(self, x: Tensor) -> Tensor:
         """[N, L, D] -> queries alone, [N, heads, L, D / heads]."""
-        return self._split_heads(F.linear(x, self.in_proj_weight[: self.width], self.in_proj_bias[: self.width]))
+        weight, bias = self._in(self.in_proj_weight)[: self.width], self.in_proj_bias[: self.width]
+        return self._split_heads(F.linear(x, weight, bias))
 
     def keys_values(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """[N, L, D] -> keys and values alone, each [N, heads, L, D / heads]."""
-        k, v = F.linear(x, self.in_proj_weight[self.width :], self.in_proj_bias[self.width :]).chunk(2, dim=-1)
+        weight, bias = self._in(self.in_proj_weight)[self.width :], self.in_proj_bias[self.width :]
+        k, v = F.linear(x, weight, bias).chunk(2, dim=-1)
         return self._split_heads(k), self._split_heads(v)
+
+    def project_out(self, mixed: Tensor) -> Tensor:
+        """What the heads found, [N, heads, L, D / heads], joined and projected: [N, L, D]."""
+        return F.linear(mixed.transpose(1, 2).flatten(2), self._out(self.out_proj.weight), self.out_proj.bias)
 
     def forward(
         self, x: Tensor, context: Tensor | None = None, mask: Tensor | None = None, causal: bool = False
@@ -122,7 +131,7 @@ class Attention(nn.Module):
         if mask is not None and mask.is_floating_point():
             mask = mask.to(q.dtype)  # which autocast may have changed
         mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal)
-        return self.out_proj(mixed.transpose(1, 2).flatten(2))
+        return self.project_out(mixed)
 
 
 def _with_causal(mask: Tensor | None, length: int, keys: int, device: torch.device) -> Tensor:
@@ -141,15 +150,15 @@ class MLP(nn.Module):
         super().__init__()
         self.c_fc = nn.Linear(width, hidden or 4 * width)
         self.c_proj = nn.Linear(hidden or 4 * width, out or width)
-        self.activation, self.scale = ACTIVATIONS[activation]
+        self.activation, scale = ACTIVATIONS[activation]
+        self._in, self._in_bias, self._out = Ready(scale), Ready(scale), Ready(1 / scale)
         nn.init.normal_(self.c_fc.weight, std=(2 * width) ** -0.5)
         nn.init.normal_(self.c_proj.weight, std=width**-0.5)
 
     def forward(self, x: Tensor) -> Tensor:
-        # s goes into the weights: the widest tensors of the tower are so spared two passes forward and two backward,
-        # a fifth of STOP's training step on a CPU.
-        hidden = self.activation(F.linear(x, self.c_fc.weight * self.scale, self.c_fc.bias * self.scale))
-        return F.linear(hidden, self.c_proj.weight / self.scale, self.c_proj.bias)
+        # s goes into the weights: the widest tensors of the tower are so spared two passes forward and two backward.
+        hidden = self.activation(F.linear(x, self._in(self.c_fc.weight), self._in_bias(self.c_fc.bias)))
+        return F.linear(hidden, self._out(self.c_proj.weight), self.c_proj.bias)
 
 
 class Block(nn.Module):

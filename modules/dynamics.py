@@ -7,12 +7,13 @@ ours where the paper is silent.
 """
 
 import math
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn.grad import conv3d_weight
+
+from modules.precision import compute_dtype
 
 WAVES = 4  # frequencies that say where in the clip something lies
 
@@ -38,12 +39,46 @@ def hold_last_frame(tokens: Tensor, frame_mask: Tensor) -> Tensor:
     return torch.where(frame_mask[:, :, None, None], tokens, held.unsqueeze(1))
 
 
-def repeat_ends(tokens: Tensor) -> Tensor:
-    """`[B,T,...]` -> `[B,T+2,...]`: the first and the last frame once more, as neighbours of themselves.
+def changes(normal: Tensor, frame_mask: Tensor) -> Tensor:
+    """What every frame differs by from the one before it, zero where there is none.
 
-    [D] With frames of zeros there instead, the ends of a still clip would look as if something changed.
+    Args:
+        normal: LayerNormed tokens `[B,T,P,D]`.
+        frame_mask: bool `[B,T]`, padding last.
+
+    Returns:
+        `[B,T+1,P,D]` in the precision of matrix products: place i is frame i less frame i-1. Zero are the places before
+        the first frame, behind the last, and of padding frames: as if the ends of a clip were repeated for ever. [D]
+        With frames of zeros beyond the ends, those of a still clip would look as if something changed.
     """
-    return torch.cat([tokens[:, :1], tokens, tokens[:, -1:]], dim=1)
+    return _Changes.apply(normal, frame_mask[:, 1:], compute_dtype(normal))
+
+
+class _Changes(torch.autograd.Function):
+    """`changes`, written at once into its place: torch's own way back through slices and padding takes twice the
+    passes over memory."""
+
+    @staticmethod
+    def forward(ctx, normal: Tensor, real_gap: Tensor, dtype: torch.dtype) -> Tensor:  # type: ignore[override]
+        ctx.save_for_backward(real_gap)
+        ctx.dtype = normal.dtype
+        batch, frames, patches, width = normal.shape
+        found = torch.empty(batch, frames + 1, patches, width, dtype=dtype, device=normal.device)
+        found[:, 0] = 0
+        found[:, -1] = 0
+        torch.sub(normal[:, 1:], normal[:, :-1], out=found[:, 1:-1])
+        found[:, 1:-1] *= real_gap[:, :, None, None]
+        return found
+
+    @staticmethod
+    def backward(ctx, gradient: Tensor) -> tuple[Tensor, None, None]:  # type: ignore[override]
+        (real_gap,) = ctx.saved_tensors
+        of_gaps = gradient[:, 1:-1].to(ctx.dtype) * real_gap[:, :, None, None]
+        back = torch.empty_like(gradient[:, 1:], dtype=ctx.dtype)
+        back[:, 0] = 0
+        back[:, 1:] = of_gaps
+        back[:, :-1] -= of_gaps
+        return back, None, None
 
 
 class PlaceGain(nn.Module):
@@ -92,41 +127,54 @@ class DynamicsNet(nn.Module):
             else:
                 self.conv.weight[:, 0, 1, 1, 1] = 1.0
 
-    def forward(self, tokens: Tensor) -> Tensor:
-        """`[B,T+2,P,D]`, a neighbour at either end included, -> `[B,T,P,D]`."""
-        kernel = self.conv.weight
+    def forward(self, changes: Tensor) -> Tensor:
+        """What `changes` gave, `[B,T+1,P,D]` -> the mean over channels of h~^2, all that either stage asks of h~, at
+        least fp32: `[B,T,P]` of the frames for N_s, `[B,T-1,P]` of the gaps between them for N_t."""
+        kernel = self.conv.weight[:, 0]
         if self.sees == "tokens":
             # Taps a, b, c that sum to zero are -a and c on the changes before and after: zero without rounding.
-            kernel = kernel - kernel.mean(dim=2, keepdim=True)
-            kernel = torch.stack([-kernel[:, :, 0], kernel[:, :, 2]], dim=2)
-            tokens = tokens[:, 1:] - tokens[:, :-1]
-        volume = tokens.unflatten(2, (self.grid, self.grid)).permute(0, 4, 1, 2, 3)
-        return _DepthwiseConv3d.apply(volume, kernel).permute(0, 2, 3, 4, 1).flatten(2, 3)
+            kernel = kernel - kernel.mean(dim=1, keepdim=True)
+            kernel = torch.stack([-kernel[:, 0], kernel[:, 2]], dim=1)
+        batch, places, _, width = changes.shape
+        images = changes.reshape(batch * places, self.grid, self.grid, width).permute(0, 3, 1, 2)
+        # All clips as one long one: what looks across the border of two is cut off here.
+        energy = _ConvolvedEnergy.apply(images, kernel.to(images.dtype))
+        taps = kernel.shape[1]
+        energy = F.pad(energy.flatten(1), (0, 0, 0, taps - 1)).unflatten(0, (batch, places))
+        return energy[:, : places - taps + 1]
 
 
-class _DepthwiseConv3d(torch.autograd.Function):
-    """The convolution of `DynamicsNet`, with its input gradient as a convolution by the mirrored kernel.
+class _ConvolvedEnergy(torch.autograd.Function):
+    """Images `[N,D,G,G]` and kernels `[D,k,3,3]`, k images behind one another in time -> `[N-k+1,G,G]`, the mean over
+    channels of the square of their depth-wise convolution.
 
-    That is what the input gradient is; torch's own backward for depth-wise 3-D kernels takes about 20 times as long on
-    a CPU.
+    A 2-D convolution for each tap in time: with the channels last in memory, as tokens are, no tensor is rearranged or
+    copied. torch's depth-wise 3-D convolution rearranges them and has a slow way back (docs/performance.md).
     """
 
     @staticmethod
-    def forward(ctx, volume: Tensor, weight: Tensor) -> Tensor:  # type: ignore[override]
-        ctx.save_for_backward(volume, weight)
-        return F.conv3d(volume, weight, padding=(0, 1, 1), groups=len(weight))
+    def forward(ctx, images: Tensor, kernel: Tensor) -> Tensor:  # type: ignore[override]
+        count = len(images) - kernel.shape[1] + 1
+        features: Any = 0
+        for tap, weight in enumerate(kernel.unsqueeze(2).unbind(1)):
+            features += F.conv2d(images[tap : tap + count], weight, padding=1, groups=len(weight))
+        ctx.save_for_backward(images, kernel, features)
+        dtype = torch.promote_types(features.dtype, torch.float32)
+        return torch.linalg.vector_norm(features, dim=1, dtype=dtype).square() / len(kernel)
 
     @staticmethod
     def backward(ctx, gradient: Tensor) -> tuple[Tensor | None, Tensor | None]:  # type: ignore[override]
-        volume, weight = ctx.saved_tensors
-        input_gradient = weight_gradient = None
-        # Under autocast the gradient comes in half precision and backward runs outside of autocast.
-        if ctx.needs_input_grad[0]:
-            mirrored = weight.flip(2, 3, 4).to(gradient.dtype)
-            padding = (weight.shape[2] - 1, 1, 1)
-            input_gradient = F.conv3d(gradient, mirrored, padding=padding, groups=len(weight)).to(volume.dtype)
-        if ctx.needs_input_grad[1]:
-            weight_gradient = conv3d_weight(
-                volume.to(gradient.dtype), weight.shape, gradient, padding=(0, 1, 1), groups=len(weight)
-            ).to(weight.dtype)
-        return input_gradient, weight_gradient
+        images, kernel, features = ctx.saved_tensors
+        wanted = [*ctx.needs_input_grad[:2], False]
+        of_features = features * (2 / len(kernel) * gradient).to(features.dtype).unsqueeze(1)
+        of_images = torch.zeros_like(images) if wanted[0] else None
+        of_taps = []
+        for tap, weight in enumerate(kernel.unsqueeze(2).unbind(1)):
+            there = slice(tap, tap + len(features))
+            of_slice, of_tap, _ = torch.ops.aten.convolution_backward(
+                of_features, images[there], weight, None, [1, 1], [1, 1], [1, 1], False, [0, 0], len(kernel), wanted
+            )
+            if of_images is not None:
+                of_images[there] += of_slice
+            of_taps.append(of_tap)
+        return of_images, torch.stack(of_taps, dim=2)[:, 0] if wanted[1] else None

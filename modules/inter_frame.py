@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from modules.dynamics import DynamicsNet, PlaceGain, at_least_fp32, layer_norm
+from modules.dynamics import DynamicsNet, PlaceGain, changes, layer_norm
 from modules.intra_frame import convolve_frames
 
 NEGLIGIBLE = 1e-3  # a change below this share of the clip's largest (or of the noise floor) is rounding, not change
@@ -26,17 +26,16 @@ class TemporalPrompting:
     prompts_per_gap: Tensor  # N_t, int64 [B,T-1], in 0..eta
 
 
-def frame_variation(features: Tensor, region_mask: Tensor, beta: float) -> Tensor:
+def frame_variation(energy: Tensor, region_mask: Tensor, beta: float) -> Tensor:
     """Eq. 3: W_t,i = 1/(P D) sum_j (1 + beta r_ij) sum_k h~_ijk^2, a change counted more where it is salient.
 
     Args:
-        features: h~^s, `[B,T-1,P,D]`.
+        energy: 1/D sum_k h~^s_ijk^2, `[B,T-1,P]`.
         region_mask: r of the later frame of each gap, `[B,T-1,P]`.
 
     Returns:
-        `[B,T-1]`, at least fp32.
+        `[B,T-1]`.
     """
-    energy = at_least_fp32(features).square().mean(dim=-1)
     return ((1 + beta * region_mask) * energy).mean(dim=-1)
 
 
@@ -104,18 +103,15 @@ class InterFramePrompter(nn.Module):
             frame_mask: bool `[B,T]`, padding last; a gap before a padding frame holds nothing.
         """
         real_gap = frame_mask[:, 1:]
-        normal = layer_norm(tokens)
         # Eq. 1, dh_i = h^s_i - h^s_{i-1}; zero at the gaps of padding frames, which so influence no convolution.
-        change = (normal[:, 1:] - normal[:, :-1]) * real_gap[:, :, None, None]
-        beyond = torch.zeros_like(change[:, :1])
-        features = self.dynamics(torch.cat([beyond, change, beyond], dim=1))  # eq. 2
-        features = features * real_gap[:, :, None, None]
-        variation = normalised_variation(frame_variation(features, region_mask[:, 1:], self.beta), self.noise_floor)
+        change = changes(layer_norm(tokens), frame_mask)
+        energy = self.dynamics(change) * real_gap.unsqueeze(-1)  # eq. 2
+        variation = normalised_variation(frame_variation(energy, region_mask[:, 1:], self.beta), self.noise_floor)
         if self.uniform:
             count = self.eta * real_gap.long()
         else:
             count = prompts_per_gap(variation.detach(), self.eta)  # eq. 4
-        prompts: Tensor = self.slots.expand(*change.shape[:2], -1, -1)
+        prompts: Tensor = self.slots.expand(*real_gap.shape, -1, -1)
         if self.prompter is not None:
             prompts = prompts + self.dropout(self.prompter(change, 1 + variation, real_gap))  # eq. 5
         valid = torch.arange(self.eta, device=count.device) < count.unsqueeze(-1)
@@ -157,9 +153,9 @@ class TemporalPromptNet(nn.Module):
         nn.init.zeros_(self.up.weight)
 
     def forward(self, change: Tensor, gain: Tensor, real_gap: Tensor) -> Tensor:
-        """dh `[B,T-1,P,D]`, 1 + W_t `[B,T-1]`, bool `[B,T-1]` -> `[B,T-1,eta,D]`."""
-        x = self.down(change).flatten(0, 1)
-        x = (x + self.attention(x, x, x, need_weights=False)[0]).unflatten(0, change.shape[:2])
+        """dh with an empty gap at either end `[B,T+1,P,D]`, 1 + W_t `[B,T-1]`, bool `[B,T-1]` -> `[B,T-1,eta,D]`."""
+        x = self.down(change)[:, 1:-1].flatten(0, 1)  # narrowed first: a slice of what is wide would be copied
+        x = (x + self.attention(x, x, x, need_weights=False)[0]).unflatten(0, real_gap.shape)
         x = x * real_gap[:, :, None, None]  # the attention's biases have filled the gaps of padding frames
         beyond = torch.zeros_like(x[:, :1])
         x = torch.cat([beyond, x, beyond], dim=1)

@@ -6,12 +6,14 @@ decision of ours where the paper is silent, with its reason.
 """
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from modules.clip import Block
-from modules.dynamics import DynamicsNet, PlaceGain, at_least_fp32, hold_last_frame, layer_norm, repeat_ends
+from modules.dynamics import DynamicsNet, PlaceGain, at_least_fp32, changes, layer_norm
 
 STILL = 1e-3  # a frame whose N_s features have a smaller mean square than this counts as still, the more the smaller
 FLAT = 1e-3  # saliencies of a frame that differ by less than this are hardly ranked
@@ -29,7 +31,7 @@ class SpatialPrompting:
 
 
 @torch.no_grad()
-def attention_map(block: Block, class_token: Tensor, tokens: Tensor) -> Tensor:
+def attention_map(block: Block, class_token: Tensor, normal: Tensor) -> Tensor:
     """Eq. 1, A_i = Attn(h_cls, h_i): how the block's own frozen attention spreads over the patches of each frame.
 
     Softmax over the P patches of q_cls . k_ij / sqrt(d_head) in each head, then the mean over heads. [D] Without
@@ -37,26 +39,32 @@ def attention_map(block: Block, class_token: Tensor, tokens: Tensor) -> Tensor:
 
     Args:
         class_token: `[B,C,D]`.
-        tokens: `[B,T,P,D]`.
+        normal: the tokens after `layer_norm`, `[B,T,P,D]`.
 
     Returns:
         `[B,T,P]`, every frame sums to 1.
     """
-    heads, width = block.attn.heads, tokens.shape[-1]
+    heads, width = block.attn.heads, normal.shape[-1]
     query = block.attn.query(block.ln_1(class_token))  # [B,heads,C,d]
     key_weight = block.attn.in_proj_weight[width : 2 * width].unflatten(0, (heads, -1))  # [heads,d,D]
     # q . (W x + b) = (W^T q) . x + q . b: the query is carried back to the width of the tokens, so that no token is
-    # projected (D/heads times fewer operations); q . b is the same for all patches and drops out of the softmax.
-    carried = torch.einsum("bhcd,hdw->bchw", query, key_weight) * query.shape[-1] ** -0.5
-    carried = carried.expand(-1, tokens.shape[1], -1, -1)
-    scores = torch.einsum("bthw,btpw->bthp", carried, block.ln_1(tokens))
+    # projected (D/heads times fewer operations), and past the gain of the block's LayerNorm, so that none is normalised
+    # again. q . b and the LayerNorm's bias are the same for all patches and drop out of the softmax.
+    carried = torch.einsum("bhcd,hdw->bchw", query, key_weight) * (block.ln_1.weight * query.shape[-1] ** -0.5)
+    carried = carried.expand(-1, normal.shape[1], -1, -1)
+    scores = torch.einsum("bthw,btpw->bthp", carried, normal)
     return at_least_fp32(scores).softmax(dim=-1).mean(dim=2)
+
+
+def salient_patches(saliency: Tensor, n_regions: int) -> Tensor:
+    """The N_s patches of each frame with the largest saliencies, ties to the lower index: `[B,T,P]` -> int64
+    `[B,T,N_s]`."""
+    return saliency.sort(dim=-1, descending=True, stable=True).indices[..., :n_regions]
 
 
 def most_salient(saliency: Tensor, n_regions: int) -> Tensor:
     """Eq. 4: ones at the N_s largest of each frame's saliencies, ties to the lower index: `[B,T,P]` -> `[B,T,P]`."""
-    order = saliency.sort(dim=-1, descending=True, stable=True).indices[..., :n_regions]
-    return torch.zeros_like(saliency).scatter_(-1, order, 1.0)
+    return torch.zeros_like(saliency).scatter_(-1, salient_patches(saliency, n_regions), 1.0)
 
 
 def rescaled(saliency: Tensor) -> Tensor:
@@ -114,31 +122,31 @@ class IntraFramePrompter(nn.Module):
             tokens: h, `[B,T,P,D]`.
             frame_mask: bool `[B,T]`, padding last; padding frames influence nothing.
         """
-        attention = attention_map(block, class_token, tokens)  # eq. 1
-        # Padding frames repeat the last real one, which then is its own neighbour as the first frame is.
-        neighbours = repeat_ends(hold_last_frame(layer_norm(tokens), frame_mask))
+        normal = layer_norm(tokens)
+        change = changes(normal, frame_mask)
+        attention = attention_map(block, class_token, normal)  # eq. 1
         if self.dynamics is None:
             motion = torch.zeros_like(attention)
             saliency = self._random_saliency(attention)
-            region = most_salient(saliency, self.n_regions)
         else:
-            motion = normalised_energy(self.dynamics(neighbours))  # eq. 2
+            motion = distribution(self.dynamics(change))  # eq. 2
             saliency = self.alpha * attention + (1 - self.alpha) * motion  # eq. 3
-            region = most_salient(saliency.detach(), self.n_regions)  # eq. 4
-            if not self.hard_region_mask:
-                # [D] Straight-through: the value is the hard mask's, the gradient the saliency's. As published the mask
-                # has no gradient and N_s can never learn.
-                weight = rescaled(saliency)
-                region = region + (weight - weight.detach())
+        patches = salient_patches(saliency.detach(), self.n_regions)  # eq. 4
+        region = torch.zeros_like(saliency).scatter_(-1, patches, 1.0)
+        if self.dynamics is not None and not self.hard_region_mask:
+            # [D] Straight-through: the value is the hard mask's, the gradient the saliency's. As published the mask has
+            # no gradient and N_s can never learn.
+            weight = rescaled(saliency)
+            region = region + (weight - weight.detach())
         region = region * frame_mask.unsqueeze(-1)
-        prompt = self.dropout(self.prompter(neighbours, frame_mask))
-        return SpatialPrompting(
-            tokens + region.unsqueeze(-1).to(tokens.dtype) * prompt,  # eq. 5, h^s = h + r * p^s
-            region,
-            attention,
-            motion,
-            saliency,
-        )
+        prompts: FactoredPrompts = self.prompter(normal, change, frame_mask)
+        # Eq. 5, h^s = h + r * p^s: prompts are made where r is 1 alone. [D] What r's gradient sees is p^s without
+        # dropout.
+        added = self.dropout(prompts.at(patches)) * frame_mask[:, :, None, None]
+        prompted = tokens.scatter_add(2, patches.unsqueeze(-1).expand_as(added), added.to(tokens.dtype))
+        if region.requires_grad:
+            prompted = _RegionGradient.apply(prompted, region, *prompts.detached())
+        return SpatialPrompting(prompted, region, attention, motion, saliency)
 
     def _random_saliency(self, like: Tensor) -> Tensor:
         # One choice for all frames of a clip, so that it adds no change of its own between them.
@@ -149,15 +157,54 @@ class IntraFramePrompter(nn.Module):
         return torch.rand(like.shape[-1], generator=generator).to(like).expand_as(like)
 
 
-def normalised_energy(features: Tensor) -> Tensor:
-    """Eq. 2: M_ij = mean over channels of h~_ijk^2, `[B,T,P,D]` -> `[B,T,P]`.
+def distribution(energy: Tensor) -> Tensor:
+    """Eq. 2: M_ij from the mean over channels of h~_ijk^2, `[B,T,P]` -> `[B,T,P]`.
 
     [D] Divided by its sum over the frame, so that M is a distribution like A and alpha weighs like with like in every
     layer. A frame without any change has M = 0 and is left to the attention map; the floor `STILL` keeps rounding noise
     from being blown up to a map there, and its gradient from exploding.
     """
-    energy = at_least_fp32(features).square().mean(dim=-1)
     return energy / energy.sum(dim=-1, keepdim=True).clamp_min(STILL * energy.shape[-1])
+
+
+class FactoredPrompts(NamedTuple):
+    """p^s = weight . hidden + bias for every patch, not multiplied out, since few patches get theirs."""
+
+    hidden: Tensor  # [B,T,P,c]
+    weight: Tensor  # [D,c]
+    bias: Tensor | None  # [D]
+
+    def at(self, patches: Tensor) -> Tensor:
+        """Of the patches int64 `[B,T,n]` of every frame: `[B,T,n,D]`."""
+        index = patches.unsqueeze(-1).expand(-1, -1, -1, self.hidden.shape[-1])
+        return F.linear(self.hidden.gather(2, index), self.weight, self.bias)
+
+    def detached(self) -> "FactoredPrompts":
+        """The same without gradient."""
+        bias = None if self.bias is None else self.bias.detach()
+        return FactoredPrompts(self.hidden.detach(), self.weight.detach(), bias)
+
+
+class _RegionGradient(torch.autograd.Function):
+    """Hands on h^s, and on the way back gives the region mask the gradient of r * p^s, at every patch: by the chain
+    rule that of h^s times p^s, which is hidden times what the weight carries back, without any p^s."""
+
+    @staticmethod
+    def forward(  # type: ignore[override]
+        ctx, prompted: Tensor, region: Tensor, hidden: Tensor, weight: Tensor, bias: Tensor | None
+    ) -> Tensor:
+        ctx.save_for_backward(hidden, weight, bias)
+        ctx.dtype = region.dtype
+        return prompted.view_as(prompted)
+
+    @staticmethod
+    def backward(ctx, gradient: Tensor) -> tuple[Tensor, Tensor, None, None, None]:  # type: ignore[override]
+        hidden, weight, bias = ctx.saved_tensors
+        rows = gradient.to(hidden.dtype)
+        of_region = (F.linear(rows, weight.t().to(hidden.dtype)) * hidden).sum(dim=-1)
+        if bias is not None:
+            of_region = of_region + F.linear(rows, bias.to(hidden.dtype).unsqueeze(0)).squeeze(-1)
+        return gradient, of_region.to(ctx.dtype), None, None, None
 
 
 class SpatialPromptNet(nn.Module):
@@ -183,12 +230,15 @@ class SpatialPromptNet(nn.Module):
         nn.init.zeros_(self.out.weight)
         nn.init.zeros_(self.out.bias)
 
-    def forward(self, neighbours: Tensor, frame_mask: Tensor) -> Tensor:
-        """`[B,T+2,P,D]`, a neighbour at either end included, and bool `[B,T]` -> p^s `[B,T,P,D]`."""
-        frame = neighbours[:, 1:-1]
-        change = torch.cat([neighbours[:, :-2] - frame, neighbours[:, 2:] - frame], dim=-1)
-        x = (self.own(frame) + self.place(self.beside(change), frame_mask)).relu()
-        return self.out(self.hidden(convolve_frames(self.spatial, x, self.grid)).relu())
+    def forward(self, normal: Tensor, change: Tensor, frame_mask: Tensor) -> FactoredPrompts:
+        """LayerNormed tokens `[B,T,P,D]`, their `changes` `[B,T+1,P,D]` and bool `[B,T]` -> p^s."""
+        before, after = self.beside.weight.chunk(2, dim=1)
+        # A change seen from its later frame points back in time, and from its earlier one ahead.
+        back, ahead = F.linear(change, torch.cat([-before, after])).chunk(2, dim=-1)
+        beside = back[:, :-1] + ahead[:, 1:]
+        x = (self.own(normal) + self.place(beside, frame_mask)).relu()
+        hidden = self.hidden(convolve_frames(self.spatial, x, self.grid)).relu()
+        return FactoredPrompts(hidden, self.out.weight, self.out.bias)
 
 
 def convolve_frames(conv: nn.Conv2d, tokens: Tensor, grid: int) -> Tensor:
@@ -204,6 +254,8 @@ class StaticSpatialPrompt(nn.Module):
         super().__init__()
         self.prompt = nn.Parameter(torch.zeros(grid * grid, width))
 
-    def forward(self, neighbours: Tensor, frame_mask: Tensor) -> Tensor:
-        """`[B,T+2,P,D]`, bool `[B,T]` -> `[P,D]`, to be broadcast."""
-        return self.prompt
+    def forward(self, normal: Tensor, change: Tensor, frame_mask: Tensor) -> FactoredPrompts:
+        """`[B,T,P,D]`, `[B,T+1,P,D]`, bool `[B,T]` -> p^s, patch by patch a row of the learned prompts."""
+        batch, frames, patches, _ = normal.shape
+        which = torch.eye(patches, dtype=normal.dtype, device=normal.device)
+        return FactoredPrompts(which.expand(batch, frames, -1, -1), self.prompt.t(), None)

@@ -198,4 +198,4 @@ def global_local_attention(block: Block, x: Tensor, prompts: Tensor, frames: int
         of_frames = F.scaled_dot_product_attention(by_frame(q).flatten(1, 2), frame_k, frame_v)
         of_frames = of_frames.unflatten(1, (attention.heads, frames)).flatten(2, 3)
         mixed = torch.cat([mixed, of_frames], dim=2)
-    return attention.out_proj(mixed.transpose(1, 2).flatten(2))
+    return attention.project_out(mixed)

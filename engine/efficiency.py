@@ -1,0 +1,387 @@
+"""All methods side by side: what a training step costs, against the device's own ceilings and against bare CLIP.
+
+    bash scripts/benchmark.sh
+    python -m engine.efficiency --only stop,dgl --batch_size 8 --frames 12 --precision bf16
+
+Needs neither data nor weights: weights, pixels and words are random. First the device: its largest rate of matrix
+products in each precision, and of copying. Then each method in a process of its own: a training step as in
+`engine.train`, from uint8 frames to the optimiser, taking turns with the floor. The floor is what any method has to do
+that prompts a frozen CLIP: the bare visual tower forward on the same frames, and the gradient back to its tokens.
+
+`ceiling` is the share of the measured matrix rate that a step reaches, counting the matrix products and convolutions
+that it computes, as torch counts them. `text`, `visual` and `prompters` are forward times; `prompters` are measured
+alone (`engine.benchmark` says how and lists them), and `visual` is what remains.
+
+Shapes: B clips with a caption each, T frames, L words.
+"""
+
+import json
+import multiprocessing
+import resource
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from statistics import median
+from typing import Annotated, Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+from tqdm import tqdm
+
+from dataloaders.transforms import normalise
+from engine.benchmark import EVALUATION, REST, STEP, TEXT, Batch, measure, random_batch, timed
+from engine.cli import parse_flags
+from engine.describe import count_operations
+from engine.distributed import Process
+from engine.logger import provenance
+from engine.optim import build_optimizer
+from engine.train import AUTOCAST, ContrastiveStep, autocast_for
+from modules.clip import CLIP, CLIPArchitecture
+from modules.clip_weights import architecture_of
+from modules.methods import METHODS, Method, build_method
+
+PHASES = ("text", "visual", "prompters", "backward", "optimiser")
+MOST_CLIPS = 4096  # where the search for the largest batch ends
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What is measured."""
+
+    only: Annotated[str, "methods, with commas between them; all of them if empty"] = ""
+    pretrained_clip_name: Annotated[str, "a CLIP by name (ViT-B/32 ...) or by its weights; only its sizes count"] = (
+        "ViT-B/32"
+    )
+    batch_size: Annotated[int, "B, clips of a step; 0: 128 on a GPU, 2 without"] = 0
+    frames: Annotated[int, "T, frames of a clip"] = 12
+    max_words: Annotated[int, "L, tokens of a caption"] = 32
+    precision: Annotated[
+        Literal["auto", "fp32", "bf16", "fp16"], "of the encoders; auto: bf16 on a GPU that has it"
+    ] = "auto"
+    repeats: Annotated[int, "steps of which the median counts, after one to warm up"] = 5
+    output: Annotated[str, "a json file for the numbers"] = "results/benchmark.json"
+    chart: Annotated[str, "a picture of the steps"] = "figs/benchmark.png"
+
+    def __post_init__(self) -> None:
+        for name in self.methods:
+            if name not in METHODS:
+                raise ValueError(f"--only {name!r} is not one of: {', '.join(METHODS)}")
+        for name, low in (("batch_size", 0), ("frames", 1), ("max_words", 3), ("repeats", 1)):
+            if getattr(self, name) < low:
+                raise ValueError(f"--{name} {getattr(self, name)} is out of range: it takes a number at least {low}")
+
+    @property
+    def methods(self) -> list[str]:
+        return [name.strip() for name in self.only.split(",")] if self.only else list(METHODS)
+
+
+@dataclass(frozen=True)
+class Ceilings:
+    """What the device can do: 10^12 operations a second of matrix products by precision, GB copied a second."""
+
+    matrix: dict[str, float]
+    copy: float
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What one method costs; times in milliseconds, medians, with the least and the largest where a pair stands."""
+
+    method: str
+    trainable_parameters: int
+    gflop_forward: float  # of a clip with a caption
+    gflop_step: float  # of a clip with a caption, forward and backward
+    phases: dict[str, float]  # PHASES -> ms
+    step: float
+    step_range: tuple[float, float]
+    floor: float
+    floor_ratio: float
+    floor_ratio_range: tuple[float, float]
+    clips_per_second: float
+    ceiling_share: float
+    evaluation_clips_per_second: float
+    peak_memory_gb: float
+    largest_batch: int | None  # on a GPU
+
+
+def measure_ceilings(device: torch.device, precisions: Sequence[str], repeats: int) -> Ceilings:
+    """Of a matrix product and a copy that are too large for caches."""
+    n = 8192 if device.type == "cuda" else 2048
+    matrix = {}
+    for precision in precisions:
+        dtype = AUTOCAST.get(precision, torch.float32)
+        a, b = (torch.randn(n, n, device=device).to(dtype) for _ in range(2))
+        times = [timed(lambda a=a, b=b: a @ b, device)[1] for _ in range(repeats + 1)][1:]
+        matrix[precision] = 2 * n**3 / median(times) / 1e9
+    source = torch.zeros(2**30 if device.type == "cuda" else 2**28, dtype=torch.uint8, device=device)
+    target = torch.empty_like(source)
+    times = [timed(lambda: target.copy_(source), device)[1] for _ in range(repeats + 1)][1:]
+    return Ceilings(matrix, source.numel() / median(times) / 1e6)
+
+
+def count_step(name: str, architecture: CLIPArchitecture, frames: int, max_words: int) -> int:
+    """Operations of a training step a clip, forward and backward, without the optimiser.
+
+    Of a batch of two clips on the meta device, halved: what a method shares between clips would count twice in one.
+    """
+    with torch.device("meta"):
+        method = build_method(name, CLIP(architecture)).train()
+        side = architecture.image_size
+        video = torch.empty(2, frames, 3, side, side)
+        frame_mask = torch.ones(2, frames, dtype=torch.bool)
+        token_ids = torch.zeros(2, max_words, dtype=torch.int64)
+    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+        text, clips = method(video, frame_mask, token_ids)
+        (text.sum() + clips.sum()).backward()  # similarity's share is nothing, and autocast knows no meta device
+    return counter.get_total_flops() // 2
+
+
+class TrainingStep:
+    """The step of `engine.train` on one batch, over and over, in its phases."""
+
+    def __init__(self, method: Method, batch: Batch, precision: str) -> None:
+        self.method, self.batch = method, batch
+        self.device = batch[0].device
+        self.contrastive = ContrastiveStep(method, autocast_for(precision, self.device))
+        self.parameters = [parameter for _, parameter in method.trainable_parameters()]
+        # So small a rate that nothing is learned, however often the step is taken.
+        self.optimizer = build_optimizer(method.parameter_groups(1e-9, 1.0, 0.2), self.device)
+
+    def update(self) -> None:
+        nn.utils.clip_grad_norm_(self.parameters, 1.0)
+        self.optimizer.step()
+        self.method.after_step()
+
+    def __call__(self) -> tuple[float, float, float]:
+        """Milliseconds of forward, backward and optimiser."""
+        self.optimizer.zero_grad(set_to_none=True)
+        loss, forward = timed(lambda: self.contrastive(*self.batch), self.device)
+        _, backward = timed(loss.backward, self.device)
+        _, update = timed(self.update, self.device)
+        return forward, backward, update
+
+
+def make_floor(architecture: CLIPArchitecture, video: Tensor, precision: str) -> Callable[[], None]:
+    """The bare frozen visual tower on frames uint8 `[B,T,3,H,W]`: forward, and the gradient back to its tokens."""
+    visual = CLIP(architecture).visual.requires_grad_(False).to(video.device)
+    autocast = autocast_for(precision, video.device)
+    images = video.flatten(0, 1)
+
+    def floor() -> None:
+        with autocast():
+            tokens = visual.embed(normalise(images)).detach().requires_grad_()
+            *blocks, last = visual.blocks
+            hidden = tokens
+            for block in blocks:
+                hidden = block(hidden)
+            embeddings = visual.pool(last.first_token(hidden))  # type: ignore[operator]
+        embeddings.float().sum().backward()
+
+    return floor
+
+
+def measure_method(name: str, settings: Settings, ceiling: float) -> Cost:
+    """Everything about one method, where a GPU is, there; `ceiling` in 10^12 operations a second."""
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    architecture = architecture_of(settings.pretrained_clip_name)
+    torch.manual_seed(0)
+    method = build_method(name, CLIP(architecture)).to(device).train()
+    batch = random_batch(architecture, settings.batch_size, settings.frames, settings.max_words, device)
+    step = TrainingStep(method, batch, settings.precision)
+    floor = make_floor(architecture, batch[0], settings.precision)
+    step()
+    floor()
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+    steps = [step()]
+    memory = (
+        torch.cuda.max_memory_allocated(device)
+        if device.type == "cuda"
+        else 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    )
+    floors = [timed(floor, device)[1]]
+    for _ in range(settings.repeats - 1):
+        steps.append(step())
+        floors.append(timed(floor, device)[1])
+    ratios = [sum(parts) / bare for parts, bare in zip(steps, floors, strict=True)]
+    forward, backward, update = (median(phase) for phase in zip(*steps, strict=True))
+    whole = median(map(sum, steps))
+
+    rows = {row.name: row for row in measure(method, batch, settings.repeats, settings.precision)}
+    text = rows[TEXT].forward
+    prompters = sum(row.forward for part, row in rows.items() if part not in (STEP, EVALUATION, TEXT, REST))
+    phases = (text, max(0.0, forward - text - prompters), prompters, backward, update)
+    with torch.device("meta"):
+        counted = build_method(name, CLIP(architecture)).eval().requires_grad_(False)
+    operations = count_step(name, architecture, settings.frames, settings.max_words)
+    clips_per_second = 1e3 * settings.batch_size / whole
+    return Cost(
+        method=name,
+        trainable_parameters=sum(parameter.numel() for parameter in step.parameters),
+        gflop_forward=count_operations(counted, settings.frames, settings.max_words) / 1e9,
+        gflop_step=operations / 1e9,
+        phases=dict(zip(PHASES, phases, strict=True)),
+        step=whole,
+        step_range=(min(map(sum, steps)), max(map(sum, steps))),
+        floor=median(floors),
+        floor_ratio=median(ratios),
+        floor_ratio_range=(min(ratios), max(ratios)),
+        clips_per_second=clips_per_second,
+        ceiling_share=clips_per_second * operations / 1e12 / ceiling,
+        evaluation_clips_per_second=1e3 * settings.batch_size / rows[EVALUATION].forward,
+        peak_memory_gb=memory / 1e9,
+        largest_batch=largest_batch(method, architecture, settings) if device.type == "cuda" else None,
+    )
+
+
+def largest_batch(method: Method, architecture: CLIPArchitecture, settings: Settings) -> int:
+    """Clips of the largest step that the GPU's memory holds, to an eighth; at most MOST_CLIPS."""
+
+    def fits(batch_size: int) -> bool:
+        try:
+            batch = random_batch(architecture, batch_size, settings.frames, settings.max_words, torch.device("cuda"))
+            TrainingStep(method, batch, settings.precision)()
+        except torch.OutOfMemoryError:
+            return False
+        finally:
+            method.zero_grad(set_to_none=True)
+            torch.cuda.empty_cache()
+        return True
+
+    good = 0
+    size = settings.batch_size
+    while size <= MOST_CLIPS and fits(size):
+        good, size = size, 2 * size
+    if size > MOST_CLIPS:
+        return good
+    while size - good > max(1, good // 8):
+        middle = (good + size) // 2
+        good, size = (middle, size) if fits(middle) else (good, middle)
+    return good
+
+
+def in_own_process(function: Callable[..., Any], *arguments: Any) -> Any:
+    """The result of a call in a fresh process, whose memory is its own."""
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        return pool.apply(function, arguments)
+
+
+def format_costs(costs: Sequence[Cost]) -> str:
+    """The table."""
+    head = (
+        "method",
+        "trained",
+        "GFLOP",
+        *PHASES,
+        "step, ms",
+        "clips/s",
+        "ceiling",
+        "floor ratio",
+        "eval",
+        "GB",
+        "batch",
+    )
+    lines = [head]
+    for cost in costs:
+        low, high = cost.floor_ratio_range
+        lines.append(
+            (
+                cost.method,
+                f"{cost.trainable_parameters / 1e6:.2f} M",
+                f"{cost.gflop_forward:.1f}",
+                *(f"{cost.phases[phase]:.1f}" for phase in PHASES),
+                f"{cost.step:.1f}",
+                f"{cost.clips_per_second:.2f}",
+                f"{cost.ceiling_share:.0%}",
+                f"{cost.floor_ratio:.2f} ({low:.2f}-{high:.2f})",
+                f"{cost.evaluation_clips_per_second:.2f}",
+                f"{cost.peak_memory_gb:.2f}",
+                "-" if cost.largest_batch is None else str(cost.largest_batch),
+            )
+        )
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    return "\n".join("  ".join(cell.rjust(width) for cell, width in zip(line, widths, strict=True)) for line in lines)
+
+
+def draw_costs(costs: Sequence[Cost], settings: Settings, title: str, path: Path) -> None:
+    """A bar for each method: milliseconds a clip, in phases; a mark where the floor lies."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    figure, axes = plt.subplots(figsize=(9, 0.7 * len(costs) + 1.6), layout="constrained")
+    places = range(len(costs))
+    left = [0.0] * len(costs)
+    for phase in PHASES:
+        widths = [cost.phases[phase] / settings.batch_size for cost in costs]
+        axes.barh(places, widths, left=left, height=0.6, label=phase)
+        left = [start + width for start, width in zip(left, widths, strict=True)]
+    floors = [cost.floor / settings.batch_size for cost in costs]
+    axes.vlines(floors, [p - 0.4 for p in places], [p + 0.4 for p in places], colors="black", label="bare frozen tower")
+    for place, end, cost in zip(places, left, costs, strict=True):
+        axes.text(end, place, f" {cost.floor_ratio:.2f}x", va="center")
+    axes.set_yticks(places, [cost.method for cost in costs])
+    axes.invert_yaxis()
+    axes.set_xlim(0, 1.1 * max(left))
+    axes.set_xlabel("milliseconds a clip of a training step; behind the bars, how many times the bare tower")
+    axes.set_title(title, fontsize=9)
+    axes.legend(fontsize=8)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=150)
+    plt.close(figure)
+
+
+def report(settings: Settings) -> str:
+    """Measure everything and say how."""
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    ceilings = in_own_process(measure_ceilings, device, ("fp32", *AUTOCAST), settings.repeats)
+    costs = [
+        in_own_process(measure_method, name, settings, ceilings.matrix[settings.precision])
+        for name in tqdm(settings.methods, "methods", leave=False)
+    ]
+    origin = provenance(Process(0, 1, device))
+    threads = "" if device.type == "cuda" else f", {torch.get_num_threads()} threads"
+    what = (
+        f"{settings.pretrained_clip_name}, {settings.precision}, batch {settings.batch_size}, frames {settings.frames}, "
+        f"words {settings.max_words}, medians of {settings.repeats}"
+    )
+    where = f"{origin['hardware']}{threads}, {origin['versions']}, commit {origin['commit']}"
+    if settings.output:
+        Path(settings.output).parent.mkdir(parents=True, exist_ok=True)
+        content = {"settings": asdict(settings), **origin, "threads": torch.get_num_threads()}
+        content |= {"ceilings": asdict(ceilings), "methods": [asdict(cost) for cost in costs]}
+        Path(settings.output).write_text(json.dumps(content, indent=1) + "\n")
+    if settings.chart:
+        draw_costs(costs, settings, f"{what}\n{where}", Path(settings.chart))
+    matrix = ", ".join(f"{rate:.2f} in {precision}" for precision, rate in ceilings.matrix.items())
+    return "\n".join(
+        (
+            what,
+            where,
+            f"ceilings: matrix products, TFLOP/s: {matrix}; copies, GB/s: {ceilings.copy:.1f}",
+            "",
+            format_costs(costs),
+        )
+    )
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    try:
+        values = parse_flags({"benchmark": Settings}, "", argv)
+        on_gpu = torch.cuda.is_available()
+        values["batch_size"] = values["batch_size"] or (128 if on_gpu else 2)
+        if values["precision"] == "auto":
+            values["precision"] = "bf16" if on_gpu and torch.cuda.is_bf16_supported() else "fp32"
+        print(report(Settings(**{item.name: values[item.name] for item in fields(Settings)})))
+    except (ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
