@@ -7,11 +7,12 @@ ours where the paper is silent.
 """
 
 import math
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.grad import conv2d_weight
 
 from modules.precision import compute_dtype
 
@@ -73,11 +74,11 @@ class _Changes(torch.autograd.Function):
     @staticmethod
     def backward(ctx, gradient: Tensor) -> tuple[Tensor, None, None]:  # type: ignore[override]
         (real_gap,) = ctx.saved_tensors
-        of_gaps = gradient[:, 1:-1].to(ctx.dtype) * real_gap[:, :, None, None]
+        of_gaps, real = gradient[:, 1:-1].to(ctx.dtype), real_gap[:, :, None, None].to(ctx.dtype)
         back = torch.empty_like(gradient[:, 1:], dtype=ctx.dtype)
         back[:, 0] = 0
-        back[:, 1:] = of_gaps
-        back[:, :-1] -= of_gaps
+        torch.mul(of_gaps, real, out=back[:, 1:])
+        back[:, :-1].addcmul_(of_gaps, real, value=-1)
         return back, None, None
 
 
@@ -136,45 +137,45 @@ class DynamicsNet(nn.Module):
             kernel = kernel - kernel.mean(dim=1, keepdim=True)
             kernel = torch.stack([-kernel[:, 0], kernel[:, 2]], dim=1)
         batch, places, _, width = changes.shape
-        images = changes.reshape(batch * places, self.grid, self.grid, width).permute(0, 3, 1, 2)
         # All clips as one long one: what looks across the border of two is cut off here.
-        energy = _ConvolvedEnergy.apply(images, kernel.to(images.dtype))
+        volume = changes.reshape(1, batch * places, self.grid, self.grid, width).permute(0, 4, 1, 2, 3)
+        energy = _ConvolvedEnergy.apply(volume, kernel.unsqueeze(1).to(volume.dtype))
         taps = kernel.shape[1]
         energy = F.pad(energy.flatten(1), (0, 0, 0, taps - 1)).unflatten(0, (batch, places))
         return energy[:, : places - taps + 1]
 
 
 class _ConvolvedEnergy(torch.autograd.Function):
-    """Images `[N,D,G,G]` and kernels `[D,k,3,3]`, k images behind one another in time -> `[N-k+1,G,G]`, the mean over
-    channels of the square of their depth-wise convolution.
+    """The mean over channels of the square of a depth-wise convolution: `[1,D,N,G,G]` with the channels last in memory,
+    as tokens are, and kernels `[D,1,k,3,3]` -> `[N-k+1,G,G]`.
 
-    A 2-D convolution for each tap in time: with the channels last in memory, as tokens are, no tensor is rearranged or
-    copied. torch's depth-wise 3-D convolution rearranges them and has a slow way back (docs/performance.md).
+    Backward, the input's gradient is a convolution by the mirrored kernel, and the kernel's that of a 2-D convolution
+    for each tap in time: on a CPU torch's own way back for depth-wise 3-D kernels takes several times as long
+    (docs/performance.md).
     """
 
     @staticmethod
-    def forward(ctx, images: Tensor, kernel: Tensor) -> Tensor:  # type: ignore[override]
-        count = len(images) - kernel.shape[1] + 1
-        features: Any = 0
-        for tap, weight in enumerate(kernel.unsqueeze(2).unbind(1)):
-            features += F.conv2d(images[tap : tap + count], weight, padding=1, groups=len(weight))
-        ctx.save_for_backward(images, kernel, features)
+    def forward(ctx, volume: Tensor, kernel: Tensor) -> Tensor:  # type: ignore[override]
+        features = F.conv3d(volume, kernel, padding=(0, 1, 1), groups=len(kernel))
+        ctx.save_for_backward(volume, kernel, features)
         dtype = torch.promote_types(features.dtype, torch.float32)
-        return torch.linalg.vector_norm(features, dim=1, dtype=dtype).square() / len(kernel)
+        return torch.linalg.vector_norm(features[0], dim=0, dtype=dtype).square() / len(kernel)
 
     @staticmethod
     def backward(ctx, gradient: Tensor) -> tuple[Tensor | None, Tensor | None]:  # type: ignore[override]
-        images, kernel, features = ctx.saved_tensors
-        wanted = [*ctx.needs_input_grad[:2], False]
-        of_features = features * (2 / len(kernel) * gradient).to(features.dtype).unsqueeze(1)
-        of_images = torch.zeros_like(images) if wanted[0] else None
-        of_taps = []
-        for tap, weight in enumerate(kernel.unsqueeze(2).unbind(1)):
-            there = slice(tap, tap + len(features))
-            of_slice, of_tap, _ = torch.ops.aten.convolution_backward(
-                of_features, images[there], weight, None, [1, 1], [1, 1], [1, 1], False, [0, 0], len(kernel), wanted
+        volume, kernel, features = ctx.saved_tensors
+        width, _, taps, *size = kernel.shape
+        of_features = features * (2 / width * gradient).to(features.dtype)
+        of_volume = of_kernel = None
+        if ctx.needs_input_grad[0]:
+            of_volume = F.conv3d(of_features, kernel.flip(2, 3, 4), padding=(taps - 1, 1, 1), groups=width)
+        if ctx.needs_input_grad[1]:
+            images, of_images = volume[0].transpose(0, 1), of_features[0].transpose(0, 1)
+            of_kernel = torch.stack(
+                [
+                    conv2d_weight(images[tap:][: len(of_images)], (width, 1, *size), of_images, padding=1, groups=width)
+                    for tap in range(taps)
+                ],
+                dim=2,
             )
-            if of_images is not None:
-                of_images[there] += of_slice
-            of_taps.append(of_tap)
-        return of_images, torch.stack(of_taps, dim=2)[:, 0] if wanted[1] else None
+        return of_volume, of_kernel

@@ -123,13 +123,12 @@ class IntraFramePrompter(nn.Module):
             frame_mask: bool `[B,T]`, padding last; padding frames influence nothing.
         """
         normal = layer_norm(tokens)
-        change = changes(normal, frame_mask)
         attention = attention_map(block, class_token, normal)  # eq. 1
         if self.dynamics is None:
             motion = torch.zeros_like(attention)
             saliency = self._random_saliency(attention)
         else:
-            motion = distribution(self.dynamics(change))  # eq. 2
+            motion = distribution(self.dynamics(changes(normal, frame_mask)))  # eq. 2
             saliency = self.alpha * attention + (1 - self.alpha) * motion  # eq. 3
         patches = salient_patches(saliency.detach(), self.n_regions)  # eq. 4
         region = torch.zeros_like(saliency).scatter_(-1, patches, 1.0)
@@ -139,7 +138,7 @@ class IntraFramePrompter(nn.Module):
             weight = rescaled(saliency)
             region = region + (weight - weight.detach())
         region = region * frame_mask.unsqueeze(-1)
-        prompts: FactoredPrompts = self.prompter(normal, change, frame_mask)
+        prompts: FactoredPrompts = self.prompter(normal, frame_mask)
         # Eq. 5, h^s = h + r * p^s: prompts are made where r is 1 alone. [D] What r's gradient sees is p^s without
         # dropout.
         added = self.dropout(prompts.at(patches)) * frame_mask[:, :, None, None]
@@ -201,9 +200,10 @@ class _RegionGradient(torch.autograd.Function):
     def backward(ctx, gradient: Tensor) -> tuple[Tensor, Tensor, None, None, None]:  # type: ignore[override]
         hidden, weight, bias = ctx.saved_tensors
         rows = gradient.to(hidden.dtype)
+        if bias is not None:  # one more row of the weight, for a hidden value of one
+            weight = torch.cat([weight, bias.unsqueeze(1)], dim=1)
+            hidden = F.pad(hidden, (0, 1), value=1.0)
         of_region = (F.linear(rows, weight.t().to(hidden.dtype)) * hidden).sum(dim=-1)
-        if bias is not None:
-            of_region = of_region + F.linear(rows, bias.to(hidden.dtype).unsqueeze(0)).squeeze(-1)
         return gradient, of_region.to(ctx.dtype), None, None, None
 
 
@@ -230,13 +230,13 @@ class SpatialPromptNet(nn.Module):
         nn.init.zeros_(self.out.weight)
         nn.init.zeros_(self.out.bias)
 
-    def forward(self, normal: Tensor, change: Tensor, frame_mask: Tensor) -> FactoredPrompts:
-        """LayerNormed tokens `[B,T,P,D]`, their `changes` `[B,T+1,P,D]` and bool `[B,T]` -> p^s."""
-        before, after = self.beside.weight.chunk(2, dim=1)
-        # A change seen from its later frame points back in time, and from its earlier one ahead.
-        back, ahead = F.linear(change, torch.cat([-before, after])).chunk(2, dim=-1)
-        beside = back[:, :-1] + ahead[:, 1:]
-        x = (self.own(normal) + self.place(beside, frame_mask)).relu()
+    def forward(self, normal: Tensor, frame_mask: Tensor) -> FactoredPrompts:
+        """LayerNormed tokens `[B,T,P,D]` and bool `[B,T]` -> p^s."""
+        # One product for all; what neighbours differ by is as well taken behind it, where tokens are narrow.
+        weight = torch.cat([self.own.weight, *self.beside.weight.chunk(2, dim=1)])
+        own, before, after = F.linear(normal, weight).split(len(self.own.bias), dim=-1)
+        beside = changes(after, frame_mask)[:, 1:] - changes(before, frame_mask)[:, :-1]
+        x = (own + self.own.bias + self.place(beside, frame_mask)).relu()
         hidden = self.hidden(convolve_frames(self.spatial, x, self.grid)).relu()
         return FactoredPrompts(hidden, self.out.weight, self.out.bias)
 
@@ -254,8 +254,8 @@ class StaticSpatialPrompt(nn.Module):
         super().__init__()
         self.prompt = nn.Parameter(torch.zeros(grid * grid, width))
 
-    def forward(self, normal: Tensor, change: Tensor, frame_mask: Tensor) -> FactoredPrompts:
-        """`[B,T,P,D]`, `[B,T+1,P,D]`, bool `[B,T]` -> p^s, patch by patch a row of the learned prompts."""
+    def forward(self, normal: Tensor, frame_mask: Tensor) -> FactoredPrompts:
+        """`[B,T,P,D]`, bool `[B,T]` -> p^s, patch by patch a row of the learned prompts."""
         batch, frames, patches, _ = normal.shape
         which = torch.eye(patches, dtype=normal.dtype, device=normal.device)
         return FactoredPrompts(which.expand(batch, frames, -1, -1), self.prompt.t(), None)
