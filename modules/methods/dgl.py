@@ -158,7 +158,7 @@ def global_local_attention(block: Block, x: Tensor, prompts: Tensor, frames: int
     global prompts and their own frame (section 3.3).
 
     Every block brings its own frame prompts, so that what a block makes of them is never used: they are seen, and ask
-    nothing. The two kinds of queries are two attentions without any mask.
+    nothing. The two kinds of queries are two attentions over the same keys, arranged once.
 
     Args:
         x: `[B,M,D]`, the global prompts, then the T frames' class token and patches, frame by frame.
@@ -183,19 +183,23 @@ def global_local_attention(block: Block, x: Tensor, prompts: Tensor, frames: int
         part.unflatten(0, prompts.shape[:2]).transpose(1, 2).expand(batch, -1, frames, -1, -1)
         for part in attention.keys_values(block.ln_1(prompts.flatten(0, 1)))
     )  # [B,heads,T,F,d]
+    frame_k, frame_v = (
+        torch.cat([part[:, :, None, :GLOBAL_PROMPTS].expand(-1, -1, frames, -1, -1), by_frame(part), prompt], dim=3)
+        for part, prompt in ((k, prompt_k), (v, prompt_v))
+    )  # [B,heads,T,G+1+P+F,d]
+    # Side by side all frames' keys are all keys, the global prompts T times, of which one counts.
+    once = torch.ones(frame_k.shape[2:4], dtype=torch.bool, device=x.device)
+    once[1:, :GLOBAL_PROMPTS] = False
     mixed = F.scaled_dot_product_attention(
         q[:, :, :GLOBAL_PROMPTS],
-        torch.cat([k, prompt_k.flatten(2, 3)], dim=2),
-        torch.cat([v, prompt_v.flatten(2, 3)], dim=2),
+        frame_k.flatten(2, 3),
+        frame_v.flatten(2, 3),
+        attn_mask=once.flatten()[None, None, None],
     )
     if not first_only:
-        frame_k, frame_v = (
-            torch.cat(
-                [part[:, :, None, :GLOBAL_PROMPTS].expand(-1, -1, frames, -1, -1), by_frame(part), prompt], dim=3
-            ).flatten(1, 2)
-            for part, prompt in ((k, prompt_k), (v, prompt_v))
-        )  # [B,heads*T,G+1+P+F,d]
-        of_frames = F.scaled_dot_product_attention(by_frame(q).flatten(1, 2), frame_k, frame_v)
+        of_frames = F.scaled_dot_product_attention(
+            by_frame(q).flatten(1, 2), frame_k.flatten(1, 2), frame_v.flatten(1, 2)
+        )
         of_frames = of_frames.unflatten(1, (attention.heads, frames)).flatten(2, 3)
         mixed = torch.cat([mixed, of_frames], dim=2)
     return attention.project_out(mixed)

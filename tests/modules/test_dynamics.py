@@ -1,11 +1,12 @@
-"""The dynamics nets: against loops over frames and patches, what they start from, and exact stillness."""
+"""The dynamics nets and the changes they see: against loops over frames and patches, starts, and exact stillness."""
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import Tensor
 
-from modules.dynamics import DynamicsNet, hold_last_frame, layer_norm, repeat_ends
+from modules.dynamics import DynamicsNet, changes, hold_last_frame, layer_norm
 from tests.modules import stop_reference as slow
 
 
@@ -16,23 +17,55 @@ def net_of(width: int, grid: int, *, sees: str = "tokens", seed: int | None = No
     return net
 
 
+def everywhere(tokens: Tensor) -> Tensor:
+    return torch.ones(tokens.shape[:2], dtype=torch.bool)
+
+
+def energy(net: DynamicsNet, tokens: Tensor) -> Tensor:
+    return net(changes(tokens, everywhere(tokens)))
+
+
 @settings(derandomize=True, deadline=None, max_examples=25)
 @given(
     seed=st.integers(0, 10**6),
     grid=st.integers(2, 4),
-    frames=st.integers(1, 4),
+    frames_of_clip=st.lists(st.integers(2, 4), min_size=1, max_size=3),
     width=st.integers(1, 5),
     sees=st.sampled_from(["tokens", "changes"]),
 )
-def test_equals_loops_over_frames_and_patches(seed, grid, frames, width, sees):
-    tokens, _ = slow.padded_clips(seed, [frames], grid * grid, width)
+def test_equals_loops_over_frames_and_patches(seed, grid, frames_of_clip, width, sees):
+    """Each clip as if it were alone, though all are convolved as one."""
+    tokens, frame_mask = slow.padded_clips(seed, frames_of_clip, grid * grid, width)
     net = net_of(width, grid, sees=sees, seed=seed)
     with torch.no_grad():
-        at_clip_ends = slow.dynamics_features(net, tokens[0], grid, repeat_ends=True)
-        torch.testing.assert_close(net(repeat_ends(tokens))[0], at_clip_ends, atol=1e-9, rtol=0)
-        beyond = torch.zeros_like(tokens[:, :1])
-        nothing_beyond = slow.dynamics_features(net, tokens[0], grid, repeat_ends=False)
-        torch.testing.assert_close(net(torch.cat([beyond, tokens, beyond], 1))[0], nothing_beyond, atol=1e-9, rtol=0)
+        found = net(changes(tokens, frame_mask))
+        for clip, frames in enumerate(frames_of_clip):
+            real = tokens[clip, :frames]
+            if sees == "changes":
+                real = real[1:] - real[:-1]
+            features = slow.dynamics_features(net, real, grid, repeat_ends=sees == "tokens")
+            expected = (features**2).mean(dim=-1)
+            torch.testing.assert_close(found[clip, : len(expected)], expected, atol=1e-9, rtol=1e-9)
+
+
+@settings(derandomize=True, deadline=None, max_examples=25)
+@given(seed=st.integers(0, 10**6), frames_of_clip=st.lists(st.integers(1, 5), min_size=1, max_size=4))
+def test_changes_are_between_real_neighbours_and_else_zero(seed, frames_of_clip):
+    tokens, frame_mask = slow.padded_clips(seed, frames_of_clip, 4, 3)
+    found = changes(tokens, frame_mask)
+    assert found.shape == (len(frames_of_clip), 1 + max(frames_of_clip), 4, 3)
+    for clip, frames in enumerate(frames_of_clip):
+        for place in range(found.shape[1]):
+            inside = 0 < place < frames
+            expected = tokens[clip, place] - tokens[clip, place - 1] if inside else torch.zeros(4, 3)
+            assert torch.equal(found[clip, place], expected.to(found))
+
+
+def test_the_gradient_of_changes_is_right():
+    torch.manual_seed(0)
+    tokens = torch.randn(2, 3, 2, 2, dtype=torch.float64, requires_grad=True)
+    frame_mask = torch.tensor([[True, True, True], [True, True, False]])
+    assert torch.autograd.gradcheck(lambda tokens: changes(tokens, frame_mask), tokens)
 
 
 def test_layer_norm_is_that_of_the_definition():
@@ -45,58 +78,64 @@ def test_layer_norm_is_that_of_the_definition():
 @given(seed=st.integers(0, 10**6), frames_of_clip=st.lists(st.integers(1, 5), min_size=1, max_size=4))
 def test_padding_frames_become_the_last_real_one(seed, frames_of_clip):
     tokens, frame_mask = slow.padded_clips(seed, frames_of_clip, 4, 3)
-    held = repeat_ends(hold_last_frame(tokens, frame_mask))
+    held = hold_last_frame(tokens, frame_mask)
     for clip, frames in enumerate(frames_of_clip):
         for place in range(held.shape[1]):
-            nearest = min(max(place - 1, 0), frames - 1)
-            assert torch.equal(held[clip, place], tokens[clip, nearest])
+            assert torch.equal(held[clip, place], tokens[clip, min(place, frames - 1)])
 
 
 def test_starts_as_a_central_time_difference():
     tokens, _ = slow.padded_clips(1, [5], 9, 4)
-    features = net_of(4, 3)(repeat_ends(tokens))
+    found = energy(net_of(4, 3), tokens)
     for i in range(5):
         difference = (tokens[:, min(i + 1, 4)] - tokens[:, max(i - 1, 0)]) / 2
-        torch.testing.assert_close(features[:, i], difference, atol=1e-12, rtol=0)
+        torch.testing.assert_close(found[:, i], difference.square().mean(-1), atol=1e-12, rtol=1e-9)
 
 
 def test_starts_as_the_identity():
-    tokens, _ = slow.padded_clips(1, [3], 9, 4)
-    features = net_of(4, 3, sees="changes")(repeat_ends(tokens))
-    torch.testing.assert_close(features, tokens, atol=1e-12, rtol=0)
+    tokens, _ = slow.padded_clips(1, [4], 9, 4)
+    found = energy(net_of(4, 3, sees="changes"), tokens)
+    torch.testing.assert_close(found, tokens.diff(dim=1).square().mean(-1), atol=1e-12, rtol=1e-9)
 
 
 def test_channels_never_mix():
+    """The energy is a sum over channels of what each gives alone."""
     tokens, _ = slow.padded_clips(2, [3], 9, 4)
     net = net_of(4, 3, seed=0)
-    changed = tokens.clone()
-    changed[..., 2] = changed[..., 2].flip(1)
-    moved = (net(repeat_ends(changed)) - net(repeat_ends(tokens))).abs().amax(dim=(0, 1, 2))
-    assert moved[2] > 0.1
-    assert moved[[0, 1, 3]].max() == 0
+    alone = sum(energy(net, tokens * (torch.arange(4) == channel)) for channel in range(4))
+    torch.testing.assert_close(energy(net, tokens), alone, atol=1e-12, rtol=1e-9)
 
 
-def test_no_change_gives_exactly_zero():
-    net = net_of(4, 3, sees="changes", seed=3)
-    assert net(torch.zeros(2, 5, 9, 4, dtype=torch.float64)).abs().max() == 0
-    assert {name for name, _ in net.named_parameters()} == {"conv.weight"}
-
-
-def test_a_still_clip_gives_zero_whatever_was_learned():
+@pytest.mark.parametrize("sees", ["tokens", "changes"])
+def test_a_still_clip_gives_exactly_zero_whatever_was_learned(sees):
     tokens, _ = slow.padded_clips(4, [1], 9, 4)
-    still = tokens.expand(-1, 5, -1, -1)
-    assert net_of(4, 3, seed=3)(repeat_ends(still)).abs().max() == 0
-    assert net_of(4, 3, sees="changes", seed=3)(repeat_ends(still)).abs().max() > 0.1
+    net = net_of(4, 3, sees=sees, seed=3)
+    assert energy(net, tokens.expand(-1, 5, -1, -1)).abs().max() == 0
+    assert {name for name, _ in net.named_parameters()} == {"conv.weight"}
 
 
 @pytest.mark.parametrize("sees", ["tokens", "changes"])
 def test_gradients(sees):
     torch.manual_seed(0)
     net = net_of(3, 2, sees=sees, seed=4)
-    tokens = torch.randn(1, 4, 4, 3, dtype=torch.float64, requires_grad=True)
+    tokens = torch.randn(2, 4, 4, 3, dtype=torch.float64, requires_grad=True)
 
-    def features(tokens, *parameters):
+    def energies(tokens, *parameters):
         names = [name for name, _ in net.named_parameters()]
-        return torch.func.functional_call(net, dict(zip(names, parameters, strict=True)), (tokens,))
+        change = changes(tokens, everywhere(tokens))
+        return torch.func.functional_call(net, dict(zip(names, parameters, strict=True)), (change,))
 
-    assert torch.autograd.gradcheck(features, (tokens, *net.parameters()))
+    assert torch.autograd.gradcheck(energies, (tokens, *net.parameters()))
+
+
+def test_in_half_precision_the_energy_is_fp32_and_changes_come_in_what_products_use():
+    tokens, frame_mask = slow.padded_clips(5, [4, 3], 9, 8)
+    tokens, net = layer_norm(tokens).float().requires_grad_(), DynamicsNet(8, 3, sees="tokens")
+    with torch.autocast("cpu", torch.bfloat16):
+        change = changes(tokens, frame_mask)
+        found = net(change)
+    assert change.dtype == torch.bfloat16
+    assert found.dtype == torch.float32
+    torch.testing.assert_close(found, net(changes(tokens, frame_mask)), atol=2e-2, rtol=2e-2)
+    found.sum().backward()
+    assert tokens.grad.dtype == net.conv.weight.grad.dtype == torch.float32

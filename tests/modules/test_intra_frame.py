@@ -9,13 +9,15 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from modules.clip import Block
+from modules.dynamics import layer_norm
 from modules.intra_frame import (
+    FactoredPrompts,
     IntraFramePrompter,
     SpatialPrompting,
     SpatialPromptNet,
     attention_map,
+    distribution,
     most_salient,
-    normalised_energy,
     rescaled,
 )
 from tests.modules import stop_reference as slow
@@ -42,6 +44,11 @@ def moving_clip(grid: int = 3, frames: int = 4, seed: int = 0) -> tuple[Tensor, 
     tokens = torch.randn(1, frames, grid * grid, WIDTH, generator=generator, dtype=torch.float64)
     class_token = torch.randn(1, 1, WIDTH, generator=generator, dtype=torch.float64)
     return class_token, tokens, torch.ones(1, frames, dtype=torch.bool)
+
+
+def of_every_patch(prompts: FactoredPrompts) -> Tensor:
+    """p^s, `[B,T,P,D]`."""
+    return prompts.at(torch.arange(prompts.hidden.shape[2]).expand(prompts.hidden.shape[:3]))
 
 
 @settings(derandomize=True, deadline=None, max_examples=40)
@@ -77,35 +84,36 @@ def test_equals_the_equations(seed, grid, frames_of_clip, alpha, share, class_to
 def test_spatial_prompts_equal_the_equation(seed, grid, frames):
     tokens, _ = slow.padded_clips(seed, [frames], grid * grid, WIDTH)
     prompter = make_prompter(seed, grid)
-    ends = torch.cat([tokens[:, :1], tokens, tokens[:, -1:]], dim=1)
     with torch.no_grad():
         expected = slow.spatial_prompts(prompter.prompter, tokens[0], grid)
         everywhere = torch.ones(1, frames, dtype=torch.bool)
-        torch.testing.assert_close(prompter.prompter(ends, everywhere)[0], expected, atol=1e-9, rtol=0)
+        torch.testing.assert_close(
+            of_every_patch(prompter.prompter(tokens, everywhere))[0], expected, atol=1e-9, rtol=0
+        )
 
 
 def test_a_prompt_sees_its_frame_and_the_two_beside_it_only():
     torch.manual_seed(0)
     net = make_prompter(0, 3).prompter
-    neighbours = torch.randn(1, 9, 9, WIDTH, dtype=torch.float64)
-    changed = neighbours.clone()
-    changed[:, 4] += 1
+    tokens = torch.randn(1, 7, 9, WIDTH, dtype=torch.float64)
+    changed = tokens.clone()
+    changed[:, 3] += 1
     real = torch.ones(1, 7, dtype=torch.bool)
-    moved = (net(changed, real) - net(neighbours, real)).abs().amax(dim=(0, 2, 3))
-    # Place 4 is frame 3, the first place being a neighbour of frame 0.
+    moved = (of_every_patch(net(changed, real)) - of_every_patch(net(tokens, real))).abs().amax(dim=(0, 2, 3))
     assert (moved > 1e-9).tolist() == [False, False, True, True, True, False, False]
 
 
 def test_frames_of_a_still_clip_get_the_same_prompts_wherever_they_are():
     torch.manual_seed(0)
     net = make_prompter(0, 3).prompter
-    still = torch.randn(1, 1, 9, WIDTH, dtype=torch.float64).expand(-1, 7, -1, -1)
+    still = torch.randn(1, 1, 9, WIDTH, dtype=torch.float64).expand(-1, 5, -1, -1)
     moving = still.clone()
-    moving[:, ::2] *= 2
+    moving[:, 1::2] *= 2
     real = torch.ones(1, 5, dtype=torch.bool)
-    prompts = net(still, real)
+    prompts = of_every_patch(net(still, real))
     torch.testing.assert_close(prompts, prompts[:, :1].expand_as(prompts), atol=1e-12, rtol=0)
-    assert (net(moving, real)[:, 1] - net(moving, real)[:, 3]).abs().max() > 1e-3
+    prompts = of_every_patch(net(moving, real))
+    assert (prompts[:, 1] - prompts[:, 3]).abs().max() > 1e-3
 
 
 def test_starts_without_any_prompt():
@@ -241,13 +249,29 @@ class TestGradient:
         net = SpatialPromptNet(4, 2, 3).double()
         slow.randomise(net, 1)
         names = [name for name, _ in net.named_parameters()]
-        neighbours = torch.randn(1, 4, 4, 4, dtype=torch.float64, requires_grad=True)
-        real = torch.ones(1, 2, dtype=torch.bool)
+        tokens = torch.randn(1, 3, 4, 4, dtype=torch.float64, requires_grad=True)
+        real = torch.ones(1, 3, dtype=torch.bool)
 
-        def prompts(neighbours, *parameters):
-            return torch.func.functional_call(net, dict(zip(names, parameters, strict=True)), (neighbours, real))
+        def prompts(tokens, *parameters):
+            tensors = dict(zip(names, parameters, strict=True))
+            return of_every_patch(torch.func.functional_call(net, tensors, (tokens, real)))
 
-        assert torch.autograd.gradcheck(prompts, (neighbours, *net.parameters()))
+        assert torch.autograd.gradcheck(prompts, (tokens, *net.parameters()))
+
+    @pytest.mark.parametrize("static_prompts", [False, True])
+    def test_of_the_region_mask_is_that_of_the_mask_times_all_prompts(self, static_prompts):
+        """Though no prompt is made where the mask is zero."""
+        torch.manual_seed(0)
+        prompter = make_prompter(2, 3, static_prompts=static_prompts)
+        class_token, tokens, frame_mask = moving_clip()
+        direction = torch.randn(tokens.shape, dtype=tokens.dtype)
+        found = prompter(make_block(0), class_token, tokens, frame_mask)
+        parameters = list(prompter.dynamics.parameters())
+        ours = torch.autograd.grad((found.tokens * direction).sum(), parameters, retain_graph=True)
+        prompts = of_every_patch(prompter.prompter(layer_norm(tokens), frame_mask)).detach()
+        theirs = torch.autograd.grad((found.region_mask.unsqueeze(-1) * prompts * direction).sum(), parameters)
+        assert theirs[0].abs().max() > 1e-3
+        torch.testing.assert_close(ours, theirs, atol=1e-9, rtol=1e-7)
 
     def test_of_the_rescaled_saliency_is_right(self):
         torch.manual_seed(0)
@@ -256,8 +280,8 @@ class TestGradient:
 
     def test_of_the_dynamics_map_is_right(self):
         torch.manual_seed(0)
-        features = torch.randn(1, 2, 4, 3, dtype=torch.float64, requires_grad=True)
-        assert torch.autograd.gradcheck(normalised_energy, features)
+        energy = torch.rand(1, 2, 4, dtype=torch.float64, requires_grad=True)
+        assert torch.autograd.gradcheck(distribution, energy)
 
     def test_of_a_still_clip_is_finite(self):
         prompter = IntraFramePrompter(WIDTH, 3, n_regions=3, alpha=0.5, bottleneck=5, dropout=0.0)

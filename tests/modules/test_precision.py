@@ -1,0 +1,66 @@
+"""Frozen weights made ready once: their values, when they are made again, and that trained ones are not kept."""
+
+import copy
+
+import torch
+
+from modules.clip import Block
+from modules.precision import Ready, compute_dtype
+
+
+def bf16() -> torch.autocast:
+    return torch.autocast("cpu", torch.bfloat16)
+
+
+def test_the_precision_of_products():
+    x = torch.zeros(2)
+    assert compute_dtype(x) == torch.float32
+    assert compute_dtype(x.double()) == torch.float64
+    assert compute_dtype(x.to("meta")) == torch.float32
+    with bf16():
+        assert compute_dtype(x) == torch.bfloat16
+        with torch.autocast("cpu", enabled=False):
+            assert compute_dtype(x) == torch.float32
+
+
+def test_a_frozen_weight_is_made_once_for_each_precision():
+    ready, weight = Ready(1.702), torch.randn(3, 3)
+    first = ready(weight)
+    assert torch.equal(first, weight * 1.702)
+    assert ready(weight) is first
+    with bf16():
+        half = ready(weight)
+        assert torch.equal(half, (weight * 1.702).bfloat16())
+        assert ready(weight) is half
+    assert Ready()(weight) is weight
+
+
+def test_it_is_made_again_when_the_weight_is_written_to_or_exchanged():
+    ready, weight = Ready(2.0), torch.ones(3)
+    ready(weight)
+    weight.copy_(torch.full((3,), 5.0))
+    assert ready(weight).tolist() == [10.0] * 3
+    assert ready(torch.full((3,), 7.0)).tolist() == [14.0] * 3
+    assert ready(weight.double()).dtype == torch.float64
+
+
+def test_a_trained_weight_keeps_its_gradient():
+    ready, weight = Ready(3.0), torch.ones(2, requires_grad=True)
+    ready(weight).sum().backward()
+    assert weight.grad.tolist() == [3.0, 3.0]
+    with bf16():
+        assert ready(weight).dtype == torch.float32  # autocast casts it, and keeps that cast itself
+        assert Ready()(weight) is weight
+
+
+def test_a_block_gives_the_same_after_its_weights_changed_or_thawed():
+    torch.manual_seed(0)
+    block, other = (Block(8, 2, "quick_gelu").requires_grad_(False) for _ in range(2))
+    x = torch.randn(2, 3, 8)
+    assert not torch.equal(block(x), other(x))
+    copied = copy.deepcopy(block)
+    block.load_state_dict(other.state_dict())
+    assert torch.equal(block(x), other(x))
+    assert torch.equal(copied.double()(x.double()), copy.deepcopy(copied)(x.double()))
+    torch.testing.assert_close(block.requires_grad_()(x), other(x))
+    assert "_in" not in " ".join(block.state_dict())
