@@ -13,6 +13,11 @@ if [ -z "${PYTHON:-}" ]; then
 fi
 NGPU=${NGPU:-$("$PYTHON" -c 'import torch; print(max(1, torch.cuda.device_count()))')}
 
+if ! command -v nvidia-smi >/dev/null; then
+    # Without them glibc gives large tensors back to the system and takes them anew in every step, a tenth of STOP's.
+    export MALLOC_MMAP_MAX_=${MALLOC_MMAP_MAX_:-0} MALLOC_TRIM_THRESHOLD_=${MALLOC_TRIM_THRESHOLD_:-1099511627776}
+fi
+
 # launch FILE FLAGS...
 launch() {
     local file=${PROGRAM:-$1}

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from engine.benchmark_data import Settings
+from engine import benchmark_data, benchmark_methods
 from engine.cli import parse_config, parse_flags
 
 ROOT = Path(__file__).parent.parent
@@ -55,7 +55,7 @@ def settings_of(command: list[str]) -> dict:
 
 @pytest.mark.parametrize(
     "script",
-    [path for path in LAUNCH_SCRIPTS if path.name not in ("_launch.sh", "benchmark_data.sh")],
+    [path for path in LAUNCH_SCRIPTS if path.name not in ("_launch.sh", "benchmark.sh", "benchmark_data.sh")],
     ids=lambda path: path.name,
 )
 def test_every_flag_exists(script, recorder, tmp_path):
@@ -71,8 +71,15 @@ def test_the_flags_of_the_data_benchmark(recorder):
     make, measure = commands_of(ROOT / "scripts/benchmark_data.sh", recorder, "--clips", "3", DATA_PATH="/data/x")
     assert make == ["preprocess/make_moving_shapes.py", "--output_dir", "/data/x"]
     assert measure[:2] == ["-m", "engine.benchmark_data"]
-    values = parse_flags({"benchmark": Settings}, "", measure[2:])
+    values = parse_flags({"benchmark": benchmark_data.Settings}, "", measure[2:])
     assert (values["videos"], values["clips"]) == ("/data/x/videos", 3)
+
+
+def test_the_flags_of_the_benchmark(recorder):
+    (command,) = commands_of(ROOT / "scripts/benchmark.sh", recorder, "--only", "stop,dgl", "--frames", "3")
+    assert command[:2] == ["-m", "engine.benchmark_methods"]
+    values = parse_flags({"benchmark": benchmark_methods.Settings}, "", command[2:])
+    assert (values["only"], values["frames"]) == ("stop,dgl", 3)
 
 
 def test_variables_from_outside_and_flags_behind(recorder):

@@ -1,16 +1,18 @@
 """All methods side by side: what a training step costs, against the device's own ceilings and against bare CLIP.
 
     bash scripts/benchmark.sh
-    python -m engine.efficiency --only stop,dgl --batch_size 8 --frames 12 --precision bf16
+    bash scripts/benchmark.sh --only stop,dgl --batch_size 8 --frames 12 --precision bf16
 
 Needs neither data nor weights: weights, pixels and words are random. First the device: its largest rate of matrix
 products in each precision, and of copying. Then each method in a process of its own: a training step as in
 `engine.train`, from uint8 frames to the optimiser, taking turns with the floor. The floor is what any method has to do
-that prompts a frozen CLIP: the bare visual tower forward on the same frames, and the gradient back to its tokens.
+that prompts a frozen CLIP: the bare visual tower forward on the same frames, and the gradient back to its tokens. The
+floor has no text and no optimiser, a step has both.
 
 `ceiling` is the share of the measured matrix rate that a step reaches, counting the matrix products and convolutions
-that it computes, as torch counts them. `text`, `visual` and `prompters` are forward times; `prompters` are measured
-alone (`engine.benchmark` says how and lists them), and `visual` is what remains.
+that it computes. `text`, `visual` and `prompters` are forward times; `prompters` are measured alone (`engine.benchmark`
+says how and lists them), and `visual` is what remains. `GB` is the most memory that a process of this kind held, the
+floor's included: allocated on a GPU, resident on a CPU.
 
 Shapes: B clips with a caption each, T frames, L words.
 """
@@ -21,6 +23,8 @@ import resource
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, fields
+from functools import partial
+from math import prod
 from pathlib import Path
 from statistics import median
 from typing import Annotated, Any, Literal
@@ -94,7 +98,7 @@ class Cost:
     trainable_parameters: int
     gflop_forward: float  # of a clip with a caption
     gflop_step: float  # of a clip with a caption, forward and backward
-    phases: dict[str, float]  # PHASES -> ms
+    phases: dict[str, float]  # by PHASES
     step: float
     step_range: tuple[float, float]
     floor: float
@@ -114,7 +118,7 @@ def measure_ceilings(device: torch.device, precisions: Sequence[str], repeats: i
     for precision in precisions:
         dtype = AUTOCAST.get(precision, torch.float32)
         a, b = (torch.randn(n, n, device=device).to(dtype) for _ in range(2))
-        times = [timed(lambda a=a, b=b: a @ b, device)[1] for _ in range(repeats + 1)][1:]
+        times = [timed(partial(torch.matmul, a, b), device)[1] for _ in range(repeats + 1)][1:]
         matrix[precision] = 2 * n**3 / median(times) / 1e9
     source = torch.zeros(2**30 if device.type == "cuda" else 2**28, dtype=torch.uint8, device=device)
     target = torch.empty_like(source)
@@ -127,16 +131,28 @@ def count_step(name: str, architecture: CLIPArchitecture, frames: int, max_words
 
     Of a batch of two clips on the meta device, halved: what a method shares between clips would count twice in one.
     """
+    counter = FlopCounterMode(
+        display=False, custom_mapping={torch.ops.aten.convolution_backward: _convolution_backward}
+    )
     with torch.device("meta"):
         method = build_method(name, CLIP(architecture)).train()
         side = architecture.image_size
         video = torch.empty(2, frames, 3, side, side)
         frame_mask = torch.ones(2, frames, dtype=torch.bool)
         token_ids = torch.zeros(2, max_words, dtype=torch.int64)
-    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+    with sdpa_kernel(SDPBackend.MATH), counter:
         text, clips = method(video, frame_mask, token_ids)
         (text.sum() + clips.sum()).backward()  # similarity's share is nothing, and autocast knows no meta device
     return counter.get_total_flops() // 2
+
+
+def _convolution_backward(
+    of_output: list[int], volume: list[int], kernel: list[int], *arguments: Any, out_shape: Any = None, **_: Any
+) -> int:
+    """Operations for the gradients wanted of a convolution's input and kernel, each as many as forward; torch's own
+    count takes a depth-wise kernel for a full one."""
+    wanted = sum(arguments[-1][:2])
+    return wanted * 2 * of_output[0] * prod(of_output[2:]) * prod(kernel)
 
 
 class TrainingStep:
@@ -184,7 +200,7 @@ def make_floor(architecture: CLIPArchitecture, video: Tensor, precision: str) ->
 
 
 def measure_method(name: str, settings: Settings, ceiling: float) -> Cost:
-    """Everything about one method, where a GPU is, there; `ceiling` in 10^12 operations a second."""
+    """Everything about one method, on a GPU if there is one; `ceiling` in 10^12 operations a second."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     architecture = architecture_of(settings.pretrained_clip_name)
     torch.manual_seed(0)
@@ -271,29 +287,17 @@ def in_own_process(function: Callable[..., Any], *arguments: Any) -> Any:
 
 def format_costs(costs: Sequence[Cost]) -> str:
     """The table."""
-    head = (
-        "method",
-        "trained",
-        "GFLOP",
-        *PHASES,
-        "step, ms",
-        "clips/s",
-        "ceiling",
-        "floor ratio",
-        "eval",
-        "GB",
-        "batch",
-    )
-    lines = [head]
+    last = ("step, ms", "clips/s", "ceiling", "floor ratio", "eval clips/s", "GB", "largest batch")
+    lines: list[tuple[str, ...]] = [("method", "trained", "GFLOP a clip", *PHASES, *last)]
     for cost in costs:
         low, high = cost.floor_ratio_range
         lines.append(
             (
                 cost.method,
                 f"{cost.trainable_parameters / 1e6:.2f} M",
-                f"{cost.gflop_forward:.1f}",
+                f"{cost.gflop_step:.1f}",
                 *(f"{cost.phases[phase]:.1f}" for phase in PHASES),
-                f"{cost.step:.1f}",
+                f"{cost.step:.1f} ({cost.step_range[0]:.1f}-{cost.step_range[1]:.1f})",
                 f"{cost.clips_per_second:.2f}",
                 f"{cost.ceiling_share:.0%}",
                 f"{cost.floor_ratio:.2f} ({low:.2f}-{high:.2f})",
@@ -306,7 +310,7 @@ def format_costs(costs: Sequence[Cost]) -> str:
     return "\n".join("  ".join(cell.rjust(width) for cell, width in zip(line, widths, strict=True)) for line in lines)
 
 
-def draw_costs(costs: Sequence[Cost], settings: Settings, title: str, path: Path) -> None:
+def draw_costs(costs: Sequence[Cost], batch_size: int, title: str, path: Path) -> None:
     """A bar for each method: milliseconds a clip, in phases; a mark where the floor lies."""
     import matplotlib
 
@@ -317,10 +321,10 @@ def draw_costs(costs: Sequence[Cost], settings: Settings, title: str, path: Path
     places = range(len(costs))
     left = [0.0] * len(costs)
     for phase in PHASES:
-        widths = [cost.phases[phase] / settings.batch_size for cost in costs]
+        widths = [cost.phases[phase] / batch_size for cost in costs]
         axes.barh(places, widths, left=left, height=0.6, label=phase)
         left = [start + width for start, width in zip(left, widths, strict=True)]
-    floors = [cost.floor / settings.batch_size for cost in costs]
+    floors = [cost.floor / batch_size for cost in costs]
     axes.vlines(floors, [p - 0.4 for p in places], [p + 0.4 for p in places], colors="black", label="bare frozen tower")
     for place, end, cost in zip(places, left, costs, strict=True):
         axes.text(end, place, f" {cost.floor_ratio:.2f}x", va="center")
@@ -345,10 +349,8 @@ def report(settings: Settings) -> str:
     ]
     origin = provenance(Process(0, 1, device))
     threads = "" if device.type == "cuda" else f", {torch.get_num_threads()} threads"
-    what = (
-        f"{settings.pretrained_clip_name}, {settings.precision}, batch {settings.batch_size}, frames {settings.frames}, "
-        f"words {settings.max_words}, medians of {settings.repeats}"
-    )
+    sizes = f"batch {settings.batch_size}, frames {settings.frames}, words {settings.max_words}"
+    what = f"{settings.pretrained_clip_name}, {settings.precision}, {sizes}, medians of {settings.repeats}"
     where = f"{origin['hardware']}{threads}, {origin['versions']}, commit {origin['commit']}"
     if settings.output:
         Path(settings.output).parent.mkdir(parents=True, exist_ok=True)
@@ -356,13 +358,14 @@ def report(settings: Settings) -> str:
         content |= {"ceilings": asdict(ceilings), "methods": [asdict(cost) for cost in costs]}
         Path(settings.output).write_text(json.dumps(content, indent=1) + "\n")
     if settings.chart:
-        draw_costs(costs, settings, f"{what}\n{where}", Path(settings.chart))
+        draw_costs(costs, settings.batch_size, f"{what}\n{where}", Path(settings.chart))
     matrix = ", ".join(f"{rate:.2f} in {precision}" for precision, rate in ceilings.matrix.items())
     return "\n".join(
         (
             what,
             where,
             f"ceilings: matrix products, TFLOP/s: {matrix}; copies, GB/s: {ceilings.copy:.1f}",
+            "training steps in milliseconds, in brackets the least and the most:",
             "",
             format_costs(costs),
         )

@@ -1,0 +1,162 @@
+"""The comparison of the methods: what it counts, what its figures are made of, and its files."""
+
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from engine.benchmark import random_batch
+from engine.benchmark_methods import (
+    PHASES,
+    Ceilings,
+    Cost,
+    TrainingStep,
+    _convolution_backward,
+    count_step,
+    draw_costs,
+    format_costs,
+    main,
+    make_floor,
+    measure_ceilings,
+)
+from modules.clip import ARCHITECTURES, CLIP
+from modules.clip_weights import architecture_of
+from modules.methods import METHODS, build_method
+from tests.small_data import SmallData, write_small_data
+from tests.tiny import TINY, tiny_clip
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory) -> SmallData:
+    return write_small_data(tmp_path_factory.mktemp("benchmark"), 1, 1)
+
+
+@pytest.mark.parametrize("groups", [1, 4])
+@pytest.mark.parametrize("input_wants", [True, False])
+def test_the_way_back_through_a_convolution_is_as_many_operations_as_there_for_each_gradient(groups, input_wants):
+    volume = torch.randn(2, 4, 3, 5, 5, requires_grad=input_wants)
+    conv = torch.nn.Conv3d(4, 4, 3, padding=1, groups=groups, bias=False)
+    counter = FlopCounterMode(
+        display=False, custom_mapping={torch.ops.aten.convolution_backward: _convolution_backward}
+    )
+    with counter:
+        out = conv(volume)
+    forward = counter.get_total_flops()
+    assert forward == 2 * out.numel() * (4 // groups) * 27
+    with counter:
+        out.sum().backward()
+    assert counter.get_total_flops() == forward * (1 + input_wants)
+
+
+def test_counts_of_bare_clip_are_those_of_its_sizes():
+    """CLIP4Clip: weights and activations want a gradient, but for what makes tokens of pixels and words."""
+    frames, words = 3, 8
+
+    def tower(tokens: int, width: int) -> int:  # one layer forward
+        return 2 * tokens * 12 * width * width + 2 * 2 * tokens * tokens * width
+
+    patches, width = TINY.grid**2, TINY.vision_width
+    tokens = 1 + patches
+    pixels = 2 * patches * width * 3 * TINY.patch_size**2
+    last = 2 * (2 * tokens * width * width + 10 * width * width) + 2 * 2 * tokens * width  # for one token of the last
+    visual = tower(tokens, width) + last + 2 * width * TINY.embed_dim
+    text = 2 * tower(words, TINY.text_width) + 2 * TINY.text_width * TINY.embed_dim
+    assert count_step("clip4clip", TINY, frames, words) == 3 * (frames * visual + text) + frames * pixels
+
+
+def test_frozen_weights_cost_nothing_on_the_way_back():
+    architecture = ARCHITECTURES["ViT-B/32"]
+    assert count_step("stop", architecture, 2, 8) < 0.8 * count_step("clip4clip", architecture, 2, 8)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_step_trains_in_every_method(name):
+    method = build_method(name, CLIP(TINY), **({"max_frames": 3} if name in ("dgl", "stop_released") else {})).train()
+    step = TrainingStep(method, random_batch(TINY, 2, 3, 8, CPU), "fp32")
+    assert len(step()) == 3
+    assert min(step()) > 0
+    assert all(parameter.grad is not None for parameter in step.parameters)
+
+
+def test_the_floor_goes_back_to_the_tokens_and_trains_nothing(monkeypatch):
+    clip = tiny_clip()
+    monkeypatch.setattr("engine.benchmark_methods.CLIP", lambda architecture: clip)
+    video = random_batch(TINY, 2, 3, 8, CPU)[0]
+    reached = []
+    clip.visual.blocks[0].register_full_backward_hook(lambda module, into, out: reached.append(into[0].shape))
+    make_floor(TINY, video, "fp32")()
+    assert reached == [(6, 1 + TINY.grid**2, TINY.vision_width)]
+    assert all(parameter.grad is None for parameter in clip.visual.parameters())
+
+
+def test_ceilings_are_positive_for_each_precision():
+    found = measure_ceilings(CPU, ("fp32", "bf16"), 1)
+    assert found.matrix.keys() == {"fp32", "bf16"}
+    assert min(*found.matrix.values(), found.copy) > 0
+
+
+def test_the_whole_command(data, tmp_path, capsys):
+    flags = ["--only", "stop,clip4clip", "--pretrained_clip_name", str(data.clip), "--frames", "2", "--max_words", "8"]
+    files = ["--output", str(tmp_path / "a/b.json"), "--chart", str(tmp_path / "c/d.png")]
+    assert main([*flags, "--repeats", "2", *files]) == 0
+    printed = capsys.readouterr().out
+    written = json.loads((tmp_path / "a/b.json").read_text())
+    assert written["settings"]["batch_size"] >= 2
+    assert written["commit"] in printed
+    precision = written["settings"]["precision"]
+    assert set(written["ceilings"]["matrix"]) == {"fp32", "bf16", "fp16"}
+    assert [cost["method"] for cost in written["methods"]] == ["stop", "clip4clip"]
+    for cost in written["methods"]:
+        assert cost["gflop_step"] * 1e9 == count_step(cost["method"], architecture_of(str(data.clip)), 2, 8)
+        assert cost["step_range"][0] <= cost["step"] <= cost["step_range"][1]
+        assert cost["clips_per_second"] == pytest.approx(1e3 * written["settings"]["batch_size"] / cost["step"])
+        reached = cost["clips_per_second"] * cost["gflop_step"] / 1e3
+        assert cost["ceiling_share"] == pytest.approx(reached / written["ceilings"]["matrix"][precision])
+        assert list(cost["phases"]) == list(PHASES)
+        assert min(cost["phases"].values()) >= 0
+        assert cost["floor_ratio_range"][0] <= cost["floor_ratio"] <= cost["floor_ratio_range"][1]
+        assert cost["peak_memory_gb"] > 0
+        assert f"{cost['floor_ratio']:.2f}" in printed
+    assert (tmp_path / "c/d.png").read_bytes().startswith(b"\x89PNG")
+
+
+COST = Cost("stop", 7_500_000, 112.0, 229.0, dict.fromkeys(PHASES, 10.0), 50.0, (49.0, 52.0), 40.0, 1.25, (1.2, 1.3),
+            40.0, 0.5, 90.0, 3.0, 512)  # fmt: skip
+
+
+def test_the_table_and_the_chart(tmp_path):
+    table = format_costs([COST, replace(COST, method="dgl", largest_batch=None)])
+    head, first, second = table.splitlines()
+    assert len(head) == len(first) == len(second)
+    assert "50.0 (49.0-52.0)" in first
+    assert first.split()[-1] == "512"
+    assert second.split()[-1] == "-"
+    draw_costs([COST], 2, "title", tmp_path / "chart.png")
+    assert (tmp_path / "chart.png").stat().st_size > 1000
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--only", "stop,clip5clip"], "--only 'clip5clip' is not one of: stop"),
+        (["--batch_size", "-1"], "--batch_size -1 is out of range"),
+        (["--frames", "0"], "--frames 0 is out of range"),
+        (["--precision", "int8"], "--precision"),
+        (["--frame", "3"], "did you mean --frames?"),
+    ],
+)
+def test_wrong_commands(flags, message, capsys):
+    assert main(flags) == 2
+    printed = capsys.readouterr()
+    assert printed.err.startswith("error: ")
+    assert message in printed.err
+    assert printed.out == ""
+
+
+def test_ceilings_are_given_in_teraflops_and_gigabytes(monkeypatch):
+    monkeypatch.setattr("engine.benchmark_methods.timed", lambda run, device: (run(), 1000.0))
+    assert measure_ceilings(CPU, ("fp32",), 1) == Ceilings({"fp32": 2 * 2048**3 / 1e12}, 2**28 / 1e9)
