@@ -126,7 +126,7 @@ def measure_ceilings(device: torch.device, precisions: Sequence[str], repeats: i
     return Ceilings(matrix, source.numel() / median(times) / 1e6)
 
 
-def count_step(name: str, architecture: CLIPArchitecture, frames: int, max_words: int) -> int:
+def count_step(name: str, architecture: CLIPArchitecture, frames: int, max_words: int, **options: Any) -> int:
     """Operations of a training step a clip, forward and backward, without the optimiser.
 
     Of a batch of two clips on the meta device, halved: what a method shares between clips would count twice in one.
@@ -135,7 +135,7 @@ def count_step(name: str, architecture: CLIPArchitecture, frames: int, max_words
         display=False, custom_mapping={torch.ops.aten.convolution_backward: _convolution_backward}
     )
     with torch.device("meta"):
-        method = build_method(name, CLIP(architecture)).train()
+        method = build_method(name, CLIP(architecture), **options).train()
         side = architecture.image_size
         video = torch.empty(2, frames, 3, side, side)
         frame_mask = torch.ones(2, frames, dtype=torch.bool)

@@ -1,0 +1,190 @@
+"""How STOP's training step grows with frames and with clips, for a class token in every frame and for a joint one.
+
+    python -m engine.benchmark_growth
+    python -m engine.benchmark_growth --frames 4,8,16 --batches 1,2,4 --precision bf16
+
+Needs neither data nor weights. With `attention` frame all work is done frame by frame, so that both curves should be
+straight lines; with joint, every patch attends to those of all frames, and the cost of that grows with their square.
+Beside the milliseconds stand the operations counted, which know no noise.
+
+Shapes: B clips, T frames.
+"""
+
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from statistics import median
+from typing import Annotated, Literal
+
+import torch
+from tqdm import tqdm
+
+from engine.benchmark import random_batch
+from engine.benchmark_methods import TrainingStep, count_step
+from engine.cli import parse_flags
+from engine.distributed import Process
+from engine.logger import provenance
+from modules.clip import CLIP
+from modules.clip_weights import architecture_of
+from modules.methods import build_method
+
+ATTENTION = ("frame", "joint")
+OFF_THE_LINE = 1.1  # times the cost a frame of the shortest clip
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What is measured."""
+
+    pretrained_clip_name: Annotated[str, "a CLIP by name (ViT-B/32 ...) or by its weights; only its sizes count"] = (
+        "ViT-B/32"
+    )
+    frames: Annotated[str, "T of the first curve, where B is 1; the second has the first of them"] = "4,8,16,32,64"
+    batches: Annotated[str, "B of the second curve"] = "1,2,4,8,16,32,64"
+    max_words: Annotated[int, "L, tokens of a caption"] = 32
+    precision: Annotated[Literal["fp32", "bf16"], "of the encoders"] = "fp32"
+    repeats: Annotated[int, "steps of which the median counts, after one to warm up"] = 3
+    output: Annotated[str, "a json file for the numbers"] = "results/benchmark_growth.json"
+    chart: Annotated[str, "a picture of the curves"] = "figs/benchmark_growth.png"
+
+    def __post_init__(self) -> None:
+        for name, least in (("frames", 2), ("batches", 1)):
+            words = getattr(self, name).split(",")
+            if not all(word.strip().isdecimal() and int(word) >= least for word in words):
+                raise ValueError(f"--{name} {getattr(self, name)!r} is not a list such as 4,8,16 of at least {least}")
+        for name, least in (("max_words", 3), ("repeats", 1)):
+            if getattr(self, name) < least:
+                raise ValueError(f"--{name} {getattr(self, name)} is out of range: it takes a number at least {least}")
+
+    @property
+    def sizes(self) -> list[tuple[int, int]]:
+        """(B, T) of all points: those of the first curve, then of the second, each once."""
+        frames, batches = (sorted({int(word) for word in text.split(",")}) for text in (self.frames, self.batches))
+        return list(dict.fromkeys([*((1, t) for t in frames), *((b, frames[0]) for b in batches)]))
+
+
+@dataclass(frozen=True)
+class Point:
+    """A training step at one size: milliseconds, the median with the least and the largest, and operations."""
+
+    attention: str
+    batch_size: int
+    frames: int
+    step: float
+    step_range: tuple[float, float]
+    gflop: float
+
+
+def measure_points(settings: Settings, device: torch.device) -> list[Point]:
+    """All points, each with a model of its own."""
+    architecture = architecture_of(settings.pretrained_clip_name)
+    points = []
+    for attention in ATTENTION:
+        for batch_size, frames in tqdm(settings.sizes, attention, leave=False):
+            torch.manual_seed(0)
+            method = build_method("stop", CLIP(architecture), attention=attention).to(device).train()
+            batch = random_batch(architecture, batch_size, frames, settings.max_words, device)
+            step = TrainingStep(method, batch, settings.precision)
+            times = [sum(step()) for _ in range(1 + settings.repeats)][1:]
+            operations = batch_size * count_step("stop", architecture, frames, settings.max_words, attention=attention)
+            points.append(
+                Point(attention, batch_size, frames, median(times), (min(times), max(times)), operations / 1e9)
+            )
+    return points
+
+
+def leaves_the_line(points: Sequence[Point]) -> int | None:
+    """The least T at which a frame costs OFF_THE_LINE times the operations of one in the shortest clip."""
+    by_frames = sorted(points, key=lambda point: point.frames)
+    first = by_frames[0].gflop / by_frames[0].frames
+    return next((point.frames for point in by_frames if point.gflop / point.frames > OFF_THE_LINE * first), None)
+
+
+def curves(points: Sequence[Point], attention: str) -> tuple[list[Point], list[Point]]:
+    """The points over T, where B is 1, and those over B, where T is the least."""
+    own = [point for point in points if point.attention == attention]
+    least = min(point.frames for point in own)
+    return [point for point in own if point.batch_size == 1], [point for point in own if point.frames == least]
+
+
+def format_points(points: Sequence[Point]) -> str:
+    """The table: milliseconds of a step, and milliseconds and operations of one frame of it."""
+    lines = [
+        f"{'attention':<10}{'B':>4}{'T':>4}{'step, ms':>11}{'least-most':>20}{'ms a frame':>12}{'GFLOP a frame':>15}"
+    ]
+    for point in points:
+        images = point.batch_size * point.frames
+        low, high = point.step_range
+        lines.append(
+            f"{point.attention:<10}{point.batch_size:>4}{point.frames:>4}{point.step:>11.1f}{f'{low:.1f}-{high:.1f}':>20}"
+            f"{point.step / images:>12.2f}{point.gflop / images:>15.2f}"
+        )
+    return "\n".join(lines)
+
+
+def draw_points(points: Sequence[Point], title: str, path: Path) -> None:
+    """Two charts, over T and over B, with a straight line through each curve's first point."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    figure, both = plt.subplots(1, 2, figsize=(10, 4.2), layout="constrained")
+    for attention, colour in zip(ATTENTION, ("tab:blue", "tab:orange"), strict=True):
+        over_frames, over_batches = curves(points, attention)
+        for axes, curve, size in zip(both, (over_frames, over_batches), ("frames", "batch_size"), strict=True):
+            sizes = [getattr(point, size) for point in curve]
+            times = [point.step for point in curve]
+            axes.plot(sizes, times, marker="o", color=colour, label=f"attention {attention}")
+            axes.plot(sizes, [times[0] * n / sizes[0] for n in sizes], color=colour, linestyle=":", linewidth=1)
+            axes.set_xscale("log", base=2)
+            axes.set_yscale("log", base=2)
+            axes.set_xticks(sizes, [str(n) for n in sizes])
+            axes.yaxis.set_major_formatter(lambda value, _: f"{value:.0f}")
+    both[0].set_xlabel("frames of one clip, T")
+    both[1].set_xlabel(f"clips of {over_batches[0].frames} frames, B")
+    both[0].set_ylabel("milliseconds of a training step; dotted: in proportion")
+    both[0].legend()
+    figure.suptitle(title, fontsize=9)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=150)
+    plt.close(figure)
+
+
+def report(settings: Settings) -> str:
+    """Measure, write the files, and say what was found."""
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    points = measure_points(settings, device)
+    origin = provenance(Process(0, 1, device))
+    threads = "" if device.type == "cuda" else f", {torch.get_num_threads()} threads"
+    title = (
+        f"stop on {settings.pretrained_clip_name}, {settings.precision}, words {settings.max_words}, "
+        f"medians of {settings.repeats}\n{origin['hardware']}{threads}, {origin['versions']}, commit {origin['commit']}"
+    )
+    content = {"settings": asdict(settings), **origin, "threads": torch.get_num_threads()}
+    content["points"] = [asdict(point) for point in points]
+    Path(settings.output).parent.mkdir(parents=True, exist_ok=True)
+    Path(settings.output).write_text(json.dumps(content, indent=1) + "\n")
+    draw_points(points, title, Path(settings.chart))
+    found = []
+    for attention in ATTENTION:
+        frames = leaves_the_line(curves(points, attention)[0])
+        where = f"from T = {frames} on" if frames else "nowhere here"
+        found.append(f"attention {attention}: a frame takes over {OFF_THE_LINE:g} times the operations {where}")
+    return "\n".join((title, "", format_points(points), "", *found))
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    try:
+        values = parse_flags({"benchmark": Settings}, "", argv)
+        print(report(Settings(**{item.name: values[item.name] for item in fields(Settings)})))
+    except (ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
