@@ -111,9 +111,8 @@ def curves(points: Sequence[Point], attention: str) -> tuple[list[Point], list[P
 
 def format_points(points: Sequence[Point]) -> str:
     """The table: milliseconds of a step, and milliseconds and operations of one frame of it."""
-    lines = [
-        f"{'attention':<10}{'B':>4}{'T':>4}{'step, ms':>11}{'least-most':>20}{'ms a frame':>12}{'GFLOP a frame':>15}"
-    ]
+    head = f"{'attention':<10}{'B':>4}{'T':>4}{'step, ms':>11}{'least-most':>20}"
+    lines = [f"{head}{'ms a frame':>12}{'GFLOP a frame':>15}"]
     for point in points:
         images = point.batch_size * point.frames
         low, high = point.step_range
