@@ -231,7 +231,7 @@ class Training:
                 block.recompute = settings.activation_checkpointing
         groups = method.parameter_groups(settings.lr, settings.coef_lr, settings.weight_decay)
         self.parameters = dict(method.trainable_parameters())
-        self.optimizer = build_optimizer(groups, process.device)
+        self.optimizer = build_optimizer(groups)
         self.schedule = build_schedule(self.optimizer, self.total_steps, settings.warmup_proportion, settings.schedule)
         self.scaler = torch.amp.GradScaler(process.device.type, enabled=settings.precision == "fp16")
         self.contrastive = ContrastiveStep(
