@@ -149,6 +149,19 @@ def set_random_state(state: torch.Tensor, device: torch.device) -> None:
         torch.set_rng_state(state)
 
 
+def compiler_error(device: torch.device) -> ValueError | None:
+    """Why torch.compile cannot make code for `device` here; None where it can."""
+    try:
+        torch.compile(lambda x: x + 1)(torch.zeros(8, device=device))
+    except RuntimeError as error:
+        reason = str(error).strip().partition("\n")[0]
+        return ValueError(
+            "--compile needs a working C++ compiler (g++), and on a GPU triton and a C compiler with Python's headers; "
+            f"torch.compile says: {reason}"
+        )
+    return None
+
+
 class StepClock:
     """Where the time of the steps goes, in seconds a phase, without making a GPU wait."""
 
@@ -205,7 +218,13 @@ def stop_requested() -> Iterator[Callable[[], bool]]:
 
 
 class Training:
-    """A method in training: its optimiser, where it stands, and how that is saved and restored."""
+    """A method in training: its optimiser, where it stands, and how that is saved and restored.
+
+    With `settings.compile` the method's `forward`, from normalised pixels and words to embeddings, is one graph, made
+    in the first step; in parts it is two, without and with gradient. `encode_video` and `encode_text` stay eager, and
+    with them evaluation: its last batches are smaller, and each size would be compiled anew. Nothing gets another name.
+    Dropout draws other numbers than without.
+    """
 
     def __init__(
         self,
@@ -219,8 +238,8 @@ class Training:
         num_workers: int,
         prefetch_factor: int,
     ) -> None:
-        """Raises ValueError if the batch does not divide by the processes and their parts or exceeds the pairs, or if
-        pairs of one video cannot be kept apart."""
+        """Raises ValueError if the batch does not divide by the processes and their parts or exceeds the pairs, if
+        pairs of one video cannot be kept apart, or if torch.compile is asked for and does not work here."""
         self.method, self.pairs, self.settings, self.process, self.logger = method, pairs, settings, process, logger
         parts = settings.gradient_accumulation_steps
         if settings.batch_size % (process.world_size * parts):
@@ -244,6 +263,12 @@ class Training:
         for block in method.modules():
             if isinstance(block, Block):
                 block.recompute = settings.activation_checkpointing
+        if settings.compile:
+            process.fail_together(compiler_error(process.device))
+            # It would cut the graph where DistributedDataParallel sends gradients, and refuses ours: an
+            # autograd.Function and recomputed blocks are graphs within it.
+            torch._dynamo.config.optimize_ddp = False
+            method.compile(dynamic=False)
         groups = method.parameter_groups(settings.lr, settings.coef_lr, settings.weight_decay)
         self.parameters = dict(method.trainable_parameters())
         self.optimizer = build_optimizer(groups)
@@ -452,7 +477,7 @@ def train(
     Raises:
         ValueError: if the batch does not divide by the processes, exceeds the pairs, or the loss or the gradient is
             not finite; if pairs of one video cannot be kept apart; if a video cannot be read, on all processes; if the
-            point to resume from is another run's.
+            point to resume from is another run's; if torch.compile is asked for and does not work here.
         Interrupted: after a signal, once the resume point is written.
     """
     notes = {} if notes is None else notes

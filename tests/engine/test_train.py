@@ -10,13 +10,17 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partialmethod
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
 import numpy as np
 import pytest
 import torch
+import torch._dynamo
 from safetensors.torch import load_file
+from torch import nn
+from torch._dynamo.utils import counters
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from dataloaders.samples import Batch, FrameReader, Sample, TrainingPairs
@@ -154,10 +158,14 @@ def test_two_machines_equal_one(small_data, tmp_path):
 
 
 @pytest.mark.parametrize("video_index", [None, torch.tensor([1, 6, 1, 1])])
-@pytest.mark.parametrize("dropout", [0.0, 0.5])
-def test_cached_gradients_are_exact(dropout, video_index):
+@pytest.mark.parametrize(
+    ("dropout", "compiled"), [(0.0, False), (0.5, False), pytest.param(0.5, True, marks=pytest.mark.slow)]
+)
+def test_cached_gradients_are_exact(dropout, compiled, video_index):
     """In parts as in one, the temperature's gradient included; with dropout, both passes of a part draw the same."""
     method = build_method("stop", tiny_clip(), prompt_dropout=dropout).train()
+    if compiled:
+        method.compile(dynamic=False)
     method.clip.logit_scale.requires_grad_(True)
     step = ContrastiveStep(method, autocast_for("fp32", torch.device("cpu")))
     video, frame_mask, token_ids = tiny_batch(batch=4)
@@ -527,6 +535,99 @@ def test_no_step_makes_the_host_wait_for_a_gpu(name, settings, tmp_path):
     run.settle()
     assert run.step == 4
     assert np.isfinite(run.values["loss"])
+
+
+def steps_of(name: str, folder: Path, **settings: Any) -> tuple[list[dict[str, float]], dict[str, torch.Tensor]]:
+    """Loss and gradient norm of three steps, with clips of other lengths in each, and the last one's gradients."""
+    torch.manual_seed(0)
+    run, values = one_training(name, torch.device("cpu"), folder, **settings), []
+    for seed in range(3):
+        batch = one_batch(seed)
+        batch["frame_mask"] = torch.arange(4) < torch.tensor([4, 1 + seed, 4 - seed, 3])[:, None]
+        run.take_step(batch)
+        values.append(run.values)
+        run.method.eval()
+        with torch.no_grad():  # as after an epoch
+            run.method.encode_video(torch.rand(1 + seed, 4, 3, 32, 32), torch.ones(1 + seed, 4))
+            run.method.encode_text(batch["token_ids"][: 1 + seed])
+        run.method.train()
+    return values, {name: parameter.grad for name, parameter in run.parameters.items()}
+
+
+def assert_compiled_is_eager(monkeypatch, name: str, folder: Path, settings: dict[str, Any], graphs: int) -> None:
+    """Without dropout; also that it is so many graphs from first to last, without a break."""
+    monkeypatch.setattr("engine.train.compiler_error", lambda device: None)  # which would be one graph more
+    options = {"prompt_dropout": 0.0} if "stop" in name else {}
+    settings = {"precision": "fp32", **settings}
+    values, gradients = steps_of(name, folder, **settings, options=dict(options))
+    torch._dynamo.reset()
+    counters.clear()
+    compiled_values, compiled_gradients = steps_of(name, folder, **settings, options=dict(options), compile=True)
+    assert counters["stats"]["unique_graphs"] == graphs
+    assert not counters["graph_break"]
+    assert compiled_gradients.keys() == gradients.keys()
+    for ours, theirs in zip(compiled_values, values, strict=True):
+        assert ours == pytest.approx(theirs, rel=1e-4)
+    for tensor, gradient in gradients.items():
+        if gradient is None:  # the scorer of stop_released
+            assert compiled_gradients[tensor] is None
+        else:  # some of stop_released's are zero but for rounding
+            torch.testing.assert_close(compiled_gradients[tensor], gradient, rtol=1e-4, atol=1e-6, msg=tensor)
+
+
+COMPILED: list[Any] = [
+    *((name, {}, 1) for name in ALL_METHODS),
+    ("stop", {"gradient_accumulation_steps": 2, "activation_checkpointing": True}, 2),
+]
+
+
+@pytest.mark.parametrize(("name", "settings", "graphs"), COMPILED, ids=named)
+def test_compiled_steps_are_the_eager_ones(name, settings, graphs, tmp_path, monkeypatch):
+    """Graphs that run on torch's own kernels."""
+    monkeypatch.setattr(nn.Module, "compile", partialmethod(nn.Module.compile, backend="aot_eager"))
+    assert_compiled_is_eager(monkeypatch, name, tmp_path, settings, graphs)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "settings", "graphs"), COMPILED, ids=named)
+def test_compiled_steps_with_generated_kernels(name, settings, graphs, tmp_path, monkeypatch):
+    assert_compiled_is_eager(monkeypatch, name, tmp_path, settings, graphs)
+
+
+def test_a_run_may_go_on_compiled(small_data, tmp_path, monkeypatch):
+    """With generated kernels: the same weights under the same names, from a point that was written without."""
+    flags = ["--method", "vpt", "--lr", "1e-3"]
+    assert main(training(small_data, tmp_path / "whole", *flags)) == 0
+    with monkeypatch.context() as patched:
+        interrupt_after(patched, 3)
+        assert main(training(small_data, tmp_path / "cut", *flags)) == EXIT_INTERRUPTED
+    assert main(training(small_data, tmp_path / "cut", *flags, "--resume", "auto", "--compile")) == 0
+    assert "resumed after step 3 of 10" in (tmp_path / "cut" / "log.txt").read_text()
+    assert_same_weights(tmp_path / "cut", tmp_path / "whole", atol=1e-5, rtol=0)
+
+
+@pytest.mark.slow
+def test_compiled_processes_change_nothing(small_data, tmp_path):
+    """Under DistributedDataParallel, in parts and with blocks recomputed."""
+    flags = [*METHODS["stop"], "--epochs", "1", "--prompt_depth", "1", "--activation_checkpointing"]
+    assert main(training(small_data, tmp_path / "one", *flags)) == 0
+    for parts in (1, 2):
+        folder = tmp_path / f"two, parts {parts}"
+        more = ["--gradient_accumulation_steps", str(parts), "--compile"]
+        subprocess.run(launch(2, training(small_data, folder, *flags, *more)), check=True, timeout=900)
+        assert_same_weights(folder, tmp_path / "one", atol=1e-5, rtol=0)
+
+
+def test_without_a_compiler_one_sentence_says_so(small_data, tmp_path):
+    command = [sys.executable, str(ROOT / "main_task_retrieval.py")]
+    command += training(small_data, tmp_path / "run", *METHODS["clip4clip"], "--compile")
+    environment = os.environ | {"CXX": "no_such_compiler", "TORCHINDUCTOR_CACHE_DIR": str(tmp_path / "cache")}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=200, check=False)
+    assert done.returncode == 2
+    assert "Traceback" not in done.stderr
+    last = done.stderr.strip().splitlines()[-1]
+    assert last.startswith("error: --compile needs a working C++ compiler (g++)")
+    assert "no_such_compiler" in last
 
 
 @pytest.mark.parametrize(("what", "video"), [("--do_train", "video3.mp4"), ("--do_eval", "video12.mp4")])
