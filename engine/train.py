@@ -265,8 +265,8 @@ class Training:
                 block.recompute = settings.activation_checkpointing
         if settings.compile:
             process.fail_together(compiler_error(process.device))
-            # It would cut the graph where DistributedDataParallel sends gradients, and refuses ours: an
-            # autograd.Function and recomputed blocks are graphs within it.
+            # It would cut the graph where DistributedDataParallel sends gradients, which older versions of torch refuse
+            # for ours: an autograd.Function and recomputed blocks are graphs within it.
             torch._dynamo.config.optimize_ddp = False
             method.compile(dynamic=False)
         groups = method.parameter_groups(settings.lr, settings.coef_lr, settings.weight_decay)
