@@ -251,12 +251,12 @@ class RetrievalRun:
             "expand_msrvtt_sentences", "max_words", "max_frames", "frame_sampling", "frame_transform",
             "feature_framerate", "slice_framepos",
         )  # fmt: skip
-        of_memory_alone = ("gradient_accumulation_steps", "activation_checkpointing", "precision_val")
+        of_cost_alone = ("gradient_accumulation_steps", "activation_checkpointing", "compile", "precision_val")
         return {
             "method": config.model.method,
             **config.model.options,
             "CLIP (sha256)": self.backbone_sha256,
-            **{name: value for name, value in asdict(config.optim).items() if name not in of_memory_alone},
+            **{name: value for name, value in asdict(config.optim).items() if name not in of_cost_alone},
             **{name: getattr(config.data, name) for name in of_the_data},
             **{name: getattr(config.run, name) for name in ("seed", "select_on", "holdout_videos")},
             "training pairs": n_pairs,

@@ -6,6 +6,8 @@ Splitting it there lets frames travel to the device as bytes, a quarter of their
 Shapes: T frames, H x W pixels, S = `size` the side of CLIP's square input.
 """
 
+from functools import cache
+
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -51,6 +53,12 @@ def _middle_square(video: torch.Tensor, size: int) -> torch.Tensor:
 def normalise(video: torch.Tensor) -> torch.Tensor:
     """Pixels uint8 [..., 3, H, W] -> float32 of the same shape and on the same device: scaled to 0..1, minus
     CLIP_MEAN, over CLIP_STD."""
-    mean = torch.tensor(CLIP_MEAN, device=video.device).view(3, 1, 1)
-    std = torch.tensor(CLIP_STD, device=video.device).view(3, 1, 1)
+    mean, std = _statistics(video.device)
     return (video.float() / 255).sub_(mean).div_(std)
+
+
+@cache  # to copy numbers to a GPU makes the host wait for it, so once is enough
+def _statistics(device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+    """CLIP_MEAN and CLIP_STD, float32 [3, 1, 1]."""
+    mean, std = torch.tensor([CLIP_MEAN, CLIP_STD], device=device).view(2, 3, 1, 1)
+    return mean, std

@@ -99,6 +99,11 @@ class OptimConfig:
     activation_checkpointing: Annotated[
         bool, "compute the inside of CLIP's blocks again in backward, to save memory at the cost of time"
     ] = False
+    compile: Annotated[
+        bool,
+        "run the encoders through torch.compile in training: the first step takes minutes, the others less time; needs "
+        "a C++ compiler, and on a GPU triton",
+    ] = False
     warmup_proportion: Annotated[float, "share of all steps in which the learning rate rises"] = 0.1
     max_grad_norm: Annotated[float, "gradients are scaled down to this norm over all parameters"] = 1.0
     schedule: Annotated[

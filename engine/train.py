@@ -6,6 +6,7 @@ Shapes: B pairs of the global batch, b = B/W pairs of this process, E joint embe
 import math
 import signal
 import time
+from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
@@ -148,6 +149,19 @@ def set_random_state(state: torch.Tensor, device: torch.device) -> None:
         torch.set_rng_state(state)
 
 
+def compiler_error(device: torch.device) -> ValueError | None:
+    """Why torch.compile cannot make code for `device` here; None where it can."""
+    try:
+        torch.compile(lambda x: x + 1)(torch.zeros(8, device=device))
+    except RuntimeError as error:
+        reason = str(error).strip().partition("\n")[0]
+        return ValueError(
+            "--compile needs a working C++ compiler (g++), and on a GPU triton and a C compiler with Python's headers; "
+            f"torch.compile says: {reason}"
+        )
+    return None
+
+
 class StepClock:
     """Where the time of the steps goes, in seconds a phase, without making a GPU wait."""
 
@@ -181,6 +195,16 @@ class StepClock:
         return {phase: seconds / total for phase, seconds in spent.items()}
 
 
+@dataclass(frozen=True)
+class Outcome:
+    """What a step came to, on its way from the device to the host."""
+
+    step: int
+    pairs: torch.Tensor  # int64 [b], on the CPU: this process's share of the batch
+    values: torch.Tensor  # fp32 [3], on the CPU once it has arrived: loss, norm of the gradient, 1 for a skipped step
+    arrived: torch.cuda.Event | None  # None: it is there
+
+
 @contextmanager
 def stop_requested() -> Iterator[Callable[[], bool]]:
     """Whether one of STOP_SIGNALS has come, as long as the context lasts."""
@@ -194,7 +218,13 @@ def stop_requested() -> Iterator[Callable[[], bool]]:
 
 
 class Training:
-    """A method in training: its optimiser, where it stands, and how that is saved and restored."""
+    """A method in training: its optimiser, where it stands, and how that is saved and restored.
+
+    With `settings.compile` the method's `forward`, from normalised pixels and words to embeddings, is one graph, made
+    in the first step; in parts it is two, without and with gradient. `encode_video` and `encode_text` stay eager, and
+    with them evaluation: its last batches are smaller, and each size would be compiled anew. Nothing gets another name.
+    Dropout draws other numbers than without.
+    """
 
     def __init__(
         self,
@@ -208,8 +238,8 @@ class Training:
         num_workers: int,
         prefetch_factor: int,
     ) -> None:
-        """Raises ValueError if the batch does not divide by the processes and their parts or exceeds the pairs, or if
-        pairs of one video cannot be kept apart."""
+        """Raises ValueError if the batch does not divide by the processes and their parts or exceeds the pairs, if
+        pairs of one video cannot be kept apart, or if torch.compile is asked for and does not work here."""
         self.method, self.pairs, self.settings, self.process, self.logger = method, pairs, settings, process, logger
         parts = settings.gradient_accumulation_steps
         if settings.batch_size % (process.world_size * parts):
@@ -225,13 +255,23 @@ class Training:
         self.total_steps = settings.epochs * len(self.sampler)
         self.step = 0
         self.skipped = 0
+        self.outcomes: deque[Outcome] = deque()  # of the steps that nobody has looked at yet
+        # Newest outcomes that wait: a GPU always has a step to work on while the host looks at the one before.
+        self.lag = 1 if process.device.type == "cuda" else 0
+        self.values: dict[str, float] = {}  # of the newest step that was looked at
 
         for block in method.modules():
             if isinstance(block, Block):
                 block.recompute = settings.activation_checkpointing
+        if settings.compile:
+            process.fail_together(compiler_error(process.device))
+            # It would cut the graph where DistributedDataParallel sends gradients, which older versions of torch refuse
+            # for ours: an autograd.Function and recomputed blocks are graphs within it.
+            torch._dynamo.config.optimize_ddp = False
+            method.compile(dynamic=False)
         groups = method.parameter_groups(settings.lr, settings.coef_lr, settings.weight_decay)
         self.parameters = dict(method.trainable_parameters())
-        self.optimizer = build_optimizer(groups, process.device)
+        self.optimizer = build_optimizer(groups)
         self.schedule = build_schedule(self.optimizer, self.total_steps, settings.warmup_proportion, settings.schedule)
         self.scaler = torch.amp.GradScaler(process.device.type, enabled=settings.precision == "fp16")
         self.contrastive = ContrastiveStep(
@@ -318,12 +358,13 @@ class Training:
                 self.scaler.scale(model(*part, gradient)).backward()
         return loss
 
-    def take_step(self, batch: Batch) -> dict[str, float]:
-        """One step of the optimiser.
+    def take_step(self, batch: Batch) -> None:
+        """One step of the optimiser; raises as `settle`, on a GPU about the step before."""
+        self.outcomes.append(self.advance(batch))
+        self.settle(self.lag)
 
-        Raises:
-            ValueError: for a loss, or without fp16 a gradient, that is not finite; with the step and the video ids.
-        """
+    def advance(self, batch: Batch) -> Outcome:
+        """Have the device take one step of the optimiser, without ever waiting for it."""
         self.clock.mark("data")
         video, frame_mask, token_ids, video_index = (
             batch[name].to(self.process.device, non_blocking=True)
@@ -335,33 +376,53 @@ class Training:
         )
         self.scaler.unscale_(self.optimizer)
         norm = nn.utils.clip_grad_norm_(self.parameters.values(), self.settings.max_grad_norm)
-        loss_value, norm_value = torch.stack([loss, norm]).tolist()
         self.clock.mark("backward")
-        if not math.isfinite(loss_value):
-            raise self._not_finite("loss", loss_value, batch)
-        if not math.isfinite(norm_value) and not self.scaler.is_enabled():
-            raise self._not_finite("norm of the gradient", norm_value, batch)
-        scale = self.scaler.get_scale()
+        one = torch.ones_like(loss)
+        scale = self.scaler.scale(one)
         self.scaler.step(self.optimizer)
         self.scaler.update()
-        self.skipped += self.scaler.get_scale() < scale  # the scaler lowers the scale when it leaves a step out
+        skipped = self.scaler.scale(one) < scale  # the scaler lowers the scale when it leaves a step out
         self.schedule.step()
         self.method.after_step()
+        values = torch.stack([loss, norm, skipped.to(loss.dtype)]).to("cpu", non_blocking=True)
+        arrived = torch.cuda.Event() if loss.is_cuda else None
+        if arrived is not None:
+            arrived.record()
+        outcome = Outcome(self.step, batch["index"], values, arrived)
         self.step += 1
         self.clock.mark("optimiser")
-        return {"loss": loss_value, "gradient_norm": norm_value}
+        return outcome
 
-    def _not_finite(self, what: str, value: float, batch: Batch) -> ValueError:
-        videos = ", ".join(self.pairs.video_id(int(index)) for index in batch["index"][:8])
+    def settle(self, lag: int = 0) -> None:
+        """Look at what the steps came to, but for the newest `lag`; with none left out, before the weights are used.
+
+        Raises:
+            ValueError: for a loss, or without fp16 a gradient, that is not finite; with the step and the video ids.
+        """
+        while len(self.outcomes) > lag:
+            outcome = self.outcomes.popleft()
+            if outcome.arrived is not None:
+                outcome.arrived.synchronize()
+            loss, norm, skipped = outcome.values.tolist()
+            if not math.isfinite(loss):
+                raise self._not_finite("loss", loss, outcome)
+            if not math.isfinite(norm) and not self.scaler.is_enabled():
+                raise self._not_finite("norm of the gradient", norm, outcome)
+            self.values = {"loss": loss, "gradient_norm": norm}
+            self.skipped += int(skipped)
+
+    def _not_finite(self, what: str, value: float, outcome: Outcome) -> ValueError:
+        videos = ", ".join(self.pairs.video_id(pair) for pair in outcome.pairs[:8].tolist())
         return ValueError(
-            f"the {what} is {value} in step {self.step} on process {self.process.rank}, with the videos {videos} ...; "
-            f"lower --lr{', pass --precision fp32' if self.scaler.is_enabled() else ''} or look at these files"
+            f"the {what} is {value} in step {outcome.step} on process {self.process.rank}, with the videos {videos} "
+            f"...; lower --lr{', pass --precision fp32' if self.scaler.is_enabled() else ''} or look at these files"
         )
 
-    def report(self, values: dict[str, float], steps: int, progress: tqdm) -> None:
-        """A line about the last `steps` steps."""
+    def report(self, steps: int, progress: tqdm) -> None:
+        """A line about the last `steps` steps; raises as `settle`."""
+        self.settle()
         elapsed = time.perf_counter() - self.clock.began
-        values |= {
+        values = self.values | {
             "epoch": round(self.step / len(self.sampler), 4),
             "lr": max(group["lr"] for group in self.optimizer.param_groups),
             "logit_scale": self.method.clip.logit_scale.detach().exp().item(),
@@ -416,7 +477,7 @@ def train(
     Raises:
         ValueError: if the batch does not divide by the processes, exceeds the pairs, or the loss or the gradient is
             not finite; if pairs of one video cannot be kept apart; if a video cannot be read, on all processes; if the
-            point to resume from is another run's.
+            point to resume from is another run's; if torch.compile is asked for and does not work here.
         Interrupted: after a signal, once the resume point is written.
     """
     notes = {} if notes is None else notes
@@ -433,6 +494,7 @@ def train(
         log.info("resumed after step %d of %d", run.step, run.total_steps)
 
     def save() -> None:
+        run.settle()
         random = process.share(random_state(process.device))
         error = None
         if process.is_main:
@@ -453,9 +515,9 @@ def train(
             run.clock.restart()
             displayed = run.step
             for batch in run.batches(epoch):
-                values = run.take_step(batch)
+                run.take_step(batch)
                 if run.step % n_display == 0 or run.step == run.total_steps:
-                    run.report(values, run.step - displayed, progress)
+                    run.report(run.step - displayed, progress)
                     displayed = run.step
                 progress.update()
                 at_epoch_end = run.step % len(run.sampler) == 0
@@ -464,6 +526,7 @@ def train(
                     raise Interrupted(f"stopped by a signal after step {run.step}; --resume auto goes on from there")
                 if save_every and run.step % save_every == 0 and not at_epoch_end:
                     save()
+            run.settle()
             if run.scaler.is_enabled():
                 log.info(
                     "epoch %d, %d of %d steps skipped: their gradients overflowed fp16",

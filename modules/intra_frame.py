@@ -69,7 +69,7 @@ def most_salient(saliency: Tensor, n_regions: int) -> Tensor:
 
 def rescaled(saliency: Tensor) -> Tensor:
     """Each frame's saliencies moved and stretched to 0..1: `[B,T,P]` -> `[B,T,P]`; a flat frame stays near 0."""
-    low, high = saliency.aminmax(dim=-1, keepdim=True)
+    low, high = saliency.amin(dim=-1, keepdim=True), saliency.amax(dim=-1, keepdim=True)
     return (saliency - low) / (high - low).clamp_min(FLAT)
 
 

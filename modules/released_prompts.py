@@ -145,7 +145,8 @@ class InterFramePrompt(nn.Module):
 
     Raises:
         ValueError: in `forward`, if all frames of the batch have one score and nothing can be stretched; the release
-            goes on with NaN.
+            goes on with NaN. In training it is NaN here too, which the training loop looks for: to ask now would make
+            the host wait for a GPU.
     """
 
     def __init__(self, width: int, heads: int, patches: int, *, norm: str) -> None:
@@ -171,10 +172,10 @@ class InterFramePrompt(nn.Module):
     def _rate(self, response: Tensor, mask: Tensor) -> Tensor:
         scores = (response.mean(dim=-1) * (1 + mask)).mean(dim=-1)  # [B,T]
         if self.norm == "clip":
-            low, high = scores.aminmax(dim=1, keepdim=True)
+            low, high = scores.amin(dim=1, keepdim=True), scores.amax(dim=1, keepdim=True)
             return torch.where(high > low, (scores - low) / torch.where(high > low, high - low, 1.0), 0.0)
-        low, high = scores.aminmax()
-        if not low.is_meta and not high > low:
+        low, high = scores.amin(), scores.amax()
+        if not self.training and not low.is_meta and not high > low:
             raise ValueError(
                 "all frames of this batch have the same score, and stretching them to 0..1 divides zero by zero; give "
                 "it more or other clips, or pass --inter_frame_norm clip"

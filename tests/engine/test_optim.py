@@ -27,7 +27,7 @@ def test_short_runs_stay_in_range(total, proportion):
 
 def test_every_group_keeps_its_own_rate():
     groups = [{"params": [torch.nn.Parameter(torch.ones(1))], "lr": lr, "weight_decay": 0.0} for lr in (1.0, 1e-3)]
-    optimizer = build_optimizer(groups, torch.device("cpu"))
+    optimizer = build_optimizer(groups)
     schedule = build_schedule(optimizer, 10, 0.5)
     for step in range(10):
         rates = [group["lr"] for group in optimizer.param_groups]
@@ -49,7 +49,7 @@ def rates_of_released_code(lr: float, total: int, warmup: int) -> list[float]:
 def test_released_schedule_of_every_group():
     """The authors' run on MSR-VTT: 7030 steps, 703 of warm-up; CLIP's tensors at coef_lr 5e-4."""
     groups = [{"params": [torch.nn.Parameter(torch.ones(1))], "lr": lr, "weight_decay": 0.0} for lr in (1e-3, 5e-7)]
-    optimizer = build_optimizer(groups, torch.device("cpu"))
+    optimizer = build_optimizer(groups)
     schedule = build_schedule(optimizer, 7030, 0.1, "released")
     rates = []
     for _ in range(7030):

@@ -7,20 +7,34 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from functools import partialmethod
 from pathlib import Path
+from typing import Any, Literal, get_args, get_origin
 
 import numpy as np
 import pytest
 import torch
+import torch._dynamo
 from safetensors.torch import load_file
+from torch import nn
+from torch._dynamo.utils import counters
+from torch.utils._python_dispatch import TorchDispatchMode
 
+from dataloaders.samples import Batch, FrameReader, Sample, TrainingPairs
 from engine.checkpoint import read_resume_point
+from engine.config import OptimConfig
+from engine.distributed import Process
+from engine.logger import RunLogger
 from engine.train import ContrastiveStep, Training, autocast_for
 from main_task_retrieval import EXIT_INTERRUPTED, main
 from modules.clip import Block
-from modules.methods import build_method
+from modules.methods import METHODS as ALL_METHODS
+from modules.methods import build_method, method_options
 from tests.engine.test_distributed import free_port
-from tests.tiny import tiny_batch, tiny_clip
+from tests.tiny import TINY, tiny_batch, tiny_clip
 
 ROOT = Path(__file__).parent.parent.parent
 METHODS = {
@@ -144,10 +158,14 @@ def test_two_machines_equal_one(small_data, tmp_path):
 
 
 @pytest.mark.parametrize("video_index", [None, torch.tensor([1, 6, 1, 1])])
-@pytest.mark.parametrize("dropout", [0.0, 0.5])
-def test_cached_gradients_are_exact(dropout, video_index):
+@pytest.mark.parametrize(
+    ("dropout", "compiled"), [(0.0, False), (0.5, False), pytest.param(0.5, True, marks=pytest.mark.slow)]
+)
+def test_cached_gradients_are_exact(dropout, compiled, video_index):
     """In parts as in one, the temperature's gradient included; with dropout, both passes of a part draw the same."""
     method = build_method("stop", tiny_clip(), prompt_dropout=dropout).train()
+    if compiled:
+        method.compile(dynamic=False)
     method.clip.logit_scale.requires_grad_(True)
     step = ContrastiveStep(method, autocast_for("fp32", torch.device("cpu")))
     video, frame_mask, token_ids = tiny_batch(batch=4)
@@ -338,6 +356,278 @@ def test_a_gradient_that_is_not_finite_stops_the_run(small_data, tmp_path, monke
     assert main(training(small_data, tmp_path, *METHODS["clip4clip"])) == 2
     message = capsys.readouterr().err
     assert "the norm of the gradient is nan in step 2 on process 0, with the videos video" in message
+
+
+@pytest.mark.parametrize(("step", "points"), [(2, [2]), (3, [2]), (4, [2, 4])])  # an epoch has 5
+@pytest.mark.parametrize("lag", [0, 1])
+def test_a_loss_that_is_not_finite_gets_nowhere(small_data, tmp_path, monkeypatch, capsys, lag, step, points):
+    """Looked at at once or a step later: neither a resume point nor a checkpoint has such weights in it."""
+    advance, backward, videos = Training.advance, Training.backward, []
+
+    def poisoned(self, *inputs):
+        return backward(self, *inputs) * (np.nan if self.step == step else 1)
+
+    def noted(self, batch):
+        self.lag = lag
+        videos.append([self.pairs.video_id(pair) for pair in batch["index"].tolist()])
+        return advance(self, batch)
+
+    monkeypatch.setattr(Training, "backward", poisoned)
+    monkeypatch.setattr(Training, "advance", noted)
+    flags = training(small_data, tmp_path, *METHODS["clip4clip"], "--n_display", "100", "--save_every", "2")
+    assert main(flags) == 2
+    message = f"the loss is nan in step {step} on process 0, with the videos {', '.join(videos[step])} ...; lower --lr"
+    assert message in capsys.readouterr().err
+    assert len(videos) <= step + 1 + lag
+    assert [point.name for point in sorted((tmp_path / "resume").iterdir())] == [f"step_{n:08}.pt" for n in points]
+    assert not (tmp_path / "last.safetensors").exists()
+
+
+FITTING = {"max_frames": 4, "cross_num_hidden_layers": 2}  # options of the methods that have them, for a tiny CLIP
+
+
+def one_training(name: str, device: torch.device, folder: Path, **settings: Any) -> Training:
+    """A method in training on pairs that cannot be read: the batches are `one_batch`'s."""
+    known = {option.name for option in method_options(ALL_METHODS[name])}
+    fitting = {option: value for option, value in FITTING.items() if option in known}
+    options = fitting | settings.pop("options", {})
+    method = build_method(name, tiny_clip(architecture=replace(TINY, text_width=TINY.embed_dim)), **options)
+    samples = [Sample(f"video{number}", folder / "none.mp4", ("a caption",)) for number in range(4)]
+    process = Process(0, 1, device)
+    return Training(
+        method.to(device).train(),
+        TrainingPairs(samples, lambda caption: torch.zeros(1, 8), FrameReader(4, 32), False, 0),
+        OptimConfig(batch_size=4, epochs=8, **settings),
+        process,
+        RunLogger(folder, process),
+        seed=0,
+        num_workers=0,
+        prefetch_factor=2,
+    )
+
+
+def one_batch(seed: int) -> Batch:
+    video, frame_mask, token_ids = tiny_batch(seed, batch=4)
+    return {
+        "video": video.clamp(0, 1).mul(255).to(torch.uint8),
+        "frame_mask": frame_mask,
+        "token_ids": token_ids,
+        "index": torch.arange(4),
+        "video_index": torch.tensor([0, 1, 1, 2]),
+    }
+
+
+def every_switch() -> list[Any]:
+    """Every method as it is, and with each of its options that is not a number set otherwise."""
+    found = []
+    for name, method in ALL_METHODS.items():
+        found.append((name, {}))
+        for option in method_options(method):
+            others = [not option.default] if option.type is bool else []
+            if get_origin(option.type) is Literal:
+                others = [choice for choice in get_args(option.type) if choice != option.default]
+            found += [(name, {"options": {option.name: other}}) for other in others]
+    return found
+
+
+IN_OTHER_WAYS: list[Any] = [
+    ("stop", {"gradient_accumulation_steps": 2}),
+    ("stop", {"activation_checkpointing": True}),
+    ("stop", {"same_video": "positives"}),
+    ("stop", {"precision": "bf16"}),
+    ("stop", {"precision": "fp16"}),
+    ("stop", {"schedule": "released"}),
+]
+
+
+def named(value: Any) -> str:
+    return str(value).replace("'", "")
+
+
+class NoWaiting(TorchDispatchMode):
+    """Raises for what would make the host wait if the tensors were a GPU's: their values asked for, or numbers of the
+    host's made a tensor of."""
+
+    WAITS = frozenset(
+        {
+            "_local_scalar_dense", "is_nonzero", "equal", "nonzero", "masked_select", "bincount", "lift_fresh",
+            "_unique", "_unique2", "unique_dim", "unique_consecutive", "unique_dim_consecutive",
+        }
+    )  # fmt: skip
+    INDEXING = frozenset({"index", "_unsafe_index", "index_put", "index_put_", "_index_put_impl_"})
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        name = func.overloadpacket.__name__
+        waits = name in self.WAITS or str(func) == "aten.repeat_interleave.Tensor"
+        if name in self.INDEXING:
+            waits = any(index is not None and index.dtype in (torch.bool, torch.uint8) for index in args[1])
+        assert not waits, f"{func} makes the host wait"
+        return func(*args, **(kwargs or {}))
+
+
+@contextmanager
+def no_waiting(monkeypatch) -> Iterator[None]:
+    """`NoWaiting`, and the ways to a tensor's values that pass it by."""
+
+    def refused(*_):
+        raise AssertionError("makes the host wait")
+
+    with monkeypatch.context() as patched, NoWaiting():
+        for name in ("tolist", "numpy", "__array__"):
+            patched.setattr(torch.Tensor, name, refused)
+        yield
+
+
+@pytest.mark.parametrize(
+    "ask",
+    [
+        lambda x: x.sum().item(),
+        lambda x: bool(x.any()),
+        lambda x: x[x > 0],
+        lambda x: x.nonzero(),
+        lambda x: x.tolist(),
+        lambda x: np.asarray(x),
+        lambda x: x.masked_select(x > 0),
+        lambda x: x.index_put((x > 0,), torch.zeros(())),
+        lambda x: x.repeat_interleave(torch.ones_like(x, dtype=torch.int64)),
+        lambda x: torch.tensor([1.0], device=x.device),
+        lambda x: torch.equal(x, x),
+        lambda x: x.unique(),
+        lambda x: (x * x.detach().requires_grad_()).sum().backward(torch.tensor(1.0)),
+    ],
+)
+def test_waiting_is_noticed(monkeypatch, ask):
+    x = torch.ones(3)
+    ask(x)
+    with no_waiting(monkeypatch), pytest.raises(AssertionError, match="makes the host wait"):
+        ask(x)
+
+
+@pytest.mark.parametrize(("name", "settings"), [*every_switch(), *IN_OTHER_WAYS], ids=named)
+def test_no_step_makes_the_host_wait(name, settings, tmp_path, monkeypatch):
+    """By the operators of a step on the CPU, from the copy of the batch to the outcome; not the first step, which makes
+    what stays."""
+    run = one_training(name, torch.device("cpu"), tmp_path, **{"precision": "fp32"} | settings)
+    batches = [one_batch(seed) for seed in range(3)]
+    run.take_step(batches[0])
+    with no_waiting(monkeypatch):
+        outcomes = [run.advance(batch) for batch in batches[1:]]
+    run.outcomes += outcomes
+    run.settle()
+    assert run.step == 3
+    assert np.isfinite(run.values["loss"])
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize(("name", "settings"), [*every_switch(), *IN_OTHER_WAYS], ids=named)
+def test_no_step_makes_the_host_wait_for_a_gpu(name, settings, tmp_path):
+    run = one_training(name, torch.device("cuda"), tmp_path, **{"precision": "fp32"} | settings)
+    batches = [{key: tensor.pin_memory() for key, tensor in one_batch(seed).items()} for seed in range(4)]
+    run.take_step(batches[0])
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        for batch in batches[1:]:
+            run.take_step(batch)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert len(run.outcomes) == 1
+    run.settle()
+    assert run.step == 4
+    assert np.isfinite(run.values["loss"])
+
+
+def steps_of(name: str, folder: Path, **settings: Any) -> tuple[list[dict[str, float]], dict[str, torch.Tensor]]:
+    """Loss and gradient norm of three steps, with clips of other lengths in each, and the last one's gradients."""
+    torch.manual_seed(0)
+    run, values = one_training(name, torch.device("cpu"), folder, **settings), []
+    for seed in range(3):
+        batch = one_batch(seed)
+        batch["frame_mask"] = torch.arange(4) < torch.tensor([4, 1 + seed, 4 - seed, 3])[:, None]
+        run.take_step(batch)
+        values.append(run.values)
+        run.method.eval()
+        with torch.no_grad():  # as after an epoch
+            run.method.encode_video(torch.rand(1 + seed, 4, 3, 32, 32), torch.ones(1 + seed, 4))
+            run.method.encode_text(batch["token_ids"][: 1 + seed])
+        run.method.train()
+    return values, {name: parameter.grad for name, parameter in run.parameters.items()}
+
+
+def assert_compiled_is_eager(monkeypatch, name: str, folder: Path, settings: dict[str, Any], graphs: int) -> None:
+    """Without dropout; also that it is so many graphs from first to last, without a break."""
+    monkeypatch.setattr("engine.train.compiler_error", lambda device: None)  # which would be one graph more
+    options = {"prompt_dropout": 0.0} if "stop" in name else {}
+    settings = {"precision": "fp32", **settings}
+    values, gradients = steps_of(name, folder, **settings, options=dict(options))
+    torch._dynamo.reset()
+    counters.clear()
+    compiled_values, compiled_gradients = steps_of(name, folder, **settings, options=dict(options), compile=True)
+    assert counters["stats"]["unique_graphs"] == graphs
+    assert not counters["graph_break"]
+    assert compiled_gradients.keys() == gradients.keys()
+    for ours, theirs in zip(compiled_values, values, strict=True):
+        assert ours == pytest.approx(theirs, rel=1e-4)
+    for tensor, gradient in gradients.items():
+        if gradient is None:  # the scorer of stop_released
+            assert compiled_gradients[tensor] is None
+        else:  # some of stop_released's are zero but for rounding
+            torch.testing.assert_close(compiled_gradients[tensor], gradient, rtol=1e-4, atol=1e-6, msg=tensor)
+
+
+COMPILED: list[Any] = [
+    *((name, {}, 1) for name in ALL_METHODS),
+    ("stop", {"gradient_accumulation_steps": 2, "activation_checkpointing": True}, 2),
+]
+
+
+@pytest.mark.parametrize(("name", "settings", "graphs"), COMPILED, ids=named)
+def test_compiled_steps_are_the_eager_ones(name, settings, graphs, tmp_path, monkeypatch):
+    """Graphs that run on torch's own kernels."""
+    monkeypatch.setattr(nn.Module, "compile", partialmethod(nn.Module.compile, backend="aot_eager"))
+    assert_compiled_is_eager(monkeypatch, name, tmp_path, settings, graphs)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "settings", "graphs"), COMPILED, ids=named)
+def test_compiled_steps_with_generated_kernels(name, settings, graphs, tmp_path, monkeypatch):
+    assert_compiled_is_eager(monkeypatch, name, tmp_path, settings, graphs)
+
+
+def test_a_run_may_go_on_compiled(small_data, tmp_path, monkeypatch):
+    """With generated kernels: the same weights under the same names, from a point that was written without."""
+    flags = ["--method", "vpt", "--lr", "1e-3"]
+    assert main(training(small_data, tmp_path / "whole", *flags)) == 0
+    with monkeypatch.context() as patched:
+        interrupt_after(patched, 3)
+        assert main(training(small_data, tmp_path / "cut", *flags)) == EXIT_INTERRUPTED
+    assert main(training(small_data, tmp_path / "cut", *flags, "--resume", "auto", "--compile")) == 0
+    assert "resumed after step 3 of 10" in (tmp_path / "cut" / "log.txt").read_text()
+    assert_same_weights(tmp_path / "cut", tmp_path / "whole", atol=1e-5, rtol=0)
+
+
+@pytest.mark.slow
+def test_compiled_processes_change_nothing(small_data, tmp_path):
+    """Under DistributedDataParallel, in parts and with blocks recomputed."""
+    flags = [*METHODS["stop"], "--epochs", "1", "--prompt_depth", "1", "--activation_checkpointing"]
+    assert main(training(small_data, tmp_path / "one", *flags)) == 0
+    for parts in (1, 2):
+        folder = tmp_path / f"two, parts {parts}"
+        more = ["--gradient_accumulation_steps", str(parts), "--compile"]
+        subprocess.run(launch(2, training(small_data, folder, *flags, *more)), check=True, timeout=900)
+        assert_same_weights(folder, tmp_path / "one", atol=1e-5, rtol=0)
+
+
+def test_without_a_compiler_one_sentence_says_so(small_data, tmp_path):
+    command = [sys.executable, str(ROOT / "main_task_retrieval.py")]
+    command += training(small_data, tmp_path / "run", *METHODS["clip4clip"], "--compile")
+    environment = os.environ | {"CXX": "no_such_compiler", "TORCHINDUCTOR_CACHE_DIR": str(tmp_path / "cache")}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=200, check=False)
+    assert done.returncode == 2
+    assert "Traceback" not in done.stderr
+    last = done.stderr.strip().splitlines()[-1]
+    assert last.startswith("error: --compile needs a working C++ compiler (g++)")
+    assert "no_such_compiler" in last
 
 
 @pytest.mark.parametrize(("what", "video"), [("--do_train", "video3.mp4"), ("--do_eval", "video12.mp4")])

@@ -169,7 +169,7 @@ def test_batch_wide_stretching_and_its_mend():
 def test_nothing_to_stretch():
     one_frame, mask = torch.randn(1, 1, 9, 16), torch.zeros(1, 1, 3, 3)
     with pytest.raises(ValueError, match=r"divides zero by zero; .* pass --inter_frame_norm clip"):
-        inter_frame_prompt()(one_frame, mask)
+        inter_frame_prompt().eval()(one_frame, mask)
     module = inter_frame_prompt("clip")
     prompts, rate = module(one_frame, mask)
     assert rate.item() == 0

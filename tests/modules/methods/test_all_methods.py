@@ -55,7 +55,7 @@ def test_a_clip_does_not_depend_on_its_batch_or_its_padding(method):
 def test_frozen_stays_and_trained_moves(method):
     method.train()
     before = copy.deepcopy(method.state_dict())
-    optimizer = build_optimizer(method.parameter_groups(1e-2, 1.0, 0.2), torch.device("cpu"))
+    optimizer = build_optimizer(method.parameter_groups(1e-2, 1.0, 0.2))
     for step in range(3):
         optimizer.zero_grad()
         loss_of(method, tiny_batch(seed=step)).backward()
@@ -103,7 +103,7 @@ def test_training_on_one_batch_learns_it(name):
     method.train()
     batch = tiny_batch(batch=4)
     lr = {"vpt": 5e-2}.get(name, 3e-3)  # a few learned tokens need larger steps than whole layers
-    optimizer = build_optimizer(method.parameter_groups(lr, 1.0, 0.0), torch.device("cpu"))
+    optimizer = build_optimizer(method.parameter_groups(lr, 1.0, 0.0))
     first = last = loss_of(method, batch).item()
     for _ in range(15):
         optimizer.zero_grad()
