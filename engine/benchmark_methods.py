@@ -164,7 +164,7 @@ class TrainingStep:
         self.contrastive = ContrastiveStep(method, autocast_for(precision, self.device))
         self.parameters = [parameter for _, parameter in method.trainable_parameters()]
         # So small a rate that nothing is learned, however often the step is taken.
-        self.optimizer = build_optimizer(method.parameter_groups(1e-9, 1.0, 0.2), self.device)
+        self.optimizer = build_optimizer(method.parameter_groups(1e-9, 1.0, 0.2))
 
     def update(self) -> None:
         nn.utils.clip_grad_norm_(self.parameters, 1.0)
