@@ -169,7 +169,7 @@ class _ConvolvedEnergy(torch.autograd.Function):
     def backward(ctx, gradient: Tensor) -> tuple[Tensor | None, Tensor | None]:  # type: ignore[override]
         volume, kernel, features = ctx.saved_tensors
         width, _, taps, *size = kernel.shape
-        of_features = features * (2 / width * gradient).to(features.dtype)
+        of_features = (features * (2 / width * gradient)).to(features.dtype)  # in this order, or fp16 loses small ones
         of_volume = of_kernel = None
         if ctx.needs_input_grad[0]:
             of_volume = F.conv3d(of_features, kernel.flip(2, 3, 4), padding=(taps - 1, 1, 1), groups=width)
