@@ -112,18 +112,18 @@ class Cost:
 
 
 def measure_ceilings(device: torch.device, precisions: Sequence[str], repeats: int) -> Ceilings:
-    """Of a matrix product and a copy that are too large for caches."""
-    n = 8192 if device.type == "cuda" else 2048
+    """The best of `repeats` matrix products and copies that are too large for caches."""
+    n = 8192 if device.type == "cuda" else 4096
     matrix = {}
     for precision in precisions:
         dtype = AUTOCAST.get(precision, torch.float32)
         a, b = (torch.randn(n, n, device=device).to(dtype) for _ in range(2))
         times = [timed(partial(torch.matmul, a, b), device)[1] for _ in range(repeats + 1)][1:]
-        matrix[precision] = 2 * n**3 / median(times) / 1e9
+        matrix[precision] = 2 * n**3 / min(times) / 1e9
     source = torch.zeros(2**30 if device.type == "cuda" else 2**28, dtype=torch.uint8, device=device)
     target = torch.empty_like(source)
     times = [timed(lambda: target.copy_(source), device)[1] for _ in range(repeats + 1)][1:]
-    return Ceilings(matrix, source.numel() / median(times) / 1e6)
+    return Ceilings(matrix, source.numel() / min(times) / 1e6)
 
 
 def count_step(name: str, architecture: CLIPArchitecture, frames: int, max_words: int, **options: Any) -> int:

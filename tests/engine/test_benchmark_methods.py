@@ -159,4 +159,4 @@ def test_wrong_commands(flags, message, capsys):
 
 def test_ceilings_are_given_in_teraflops_and_gigabytes(monkeypatch):
     monkeypatch.setattr("engine.benchmark_methods.timed", lambda run, device: (run(), 1000.0))
-    assert measure_ceilings(CPU, ("fp32",), 1) == Ceilings({"fp32": 2 * 2048**3 / 1e12}, 2**28 / 1e9)
+    assert measure_ceilings(CPU, ("fp32",), 1) == Ceilings({"fp32": 2 * 4096**3 / 1e12}, 2**28 / 1e9)

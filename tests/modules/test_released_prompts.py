@@ -8,6 +8,7 @@ from modules.released_prompts import (
     InterFramePrompt,
     PixelPrompter,
     above_threshold,
+    convolve,
     convolve_in_frequency,
     convolve_over_time,
     fast_length,
@@ -20,13 +21,13 @@ def pixel_prompter(**options):
     return PixelPrompter(7, **options)
 
 
-@pytest.mark.parametrize("convolve", [convolve_over_time, convolve_in_frequency])
+@pytest.mark.parametrize("way", [convolve_over_time, convolve_in_frequency])
 @pytest.mark.parametrize(("channels", "kernel"), [((3, 5), (3, 11, 11)), ((1, 4), (3, 5, 9)), ((4, 1), (5, 3, 7))])
-def test_convolutions_equal_torchs(convolve, channels, kernel):
+def test_convolutions_equal_torchs(way, channels, kernel):
     torch.manual_seed(0)
     conv = nn.Conv3d(*channels, kernel, padding=[size // 2 for size in kernel]).double()
     x = torch.randn(2, 4, channels[0], 13, 17, dtype=torch.float64, requires_grad=True)
-    ours, theirs = convolve(conv, x), conv(x.transpose(1, 2)).transpose(1, 2)
+    ours, theirs = way(conv, x), conv(x.transpose(1, 2)).transpose(1, 2)
     torch.testing.assert_close(ours, theirs)
     gradient = torch.randn_like(ours)
     tensors = [x, conv.weight, conv.bias]
@@ -34,6 +35,16 @@ def test_convolutions_equal_torchs(convolve, channels, kernel):
         torch.autograd.grad(ours, tensors, gradient), torch.autograd.grad(theirs, tensors, gradient), strict=True
     ):
         torch.testing.assert_close(a, b)
+
+
+def test_half_precision_is_convolved_directly_and_fp32_in_frequency(monkeypatch):
+    ways = []
+    for name in ("convolve_over_time", "convolve_in_frequency"):
+        monkeypatch.setattr(f"modules.released_prompts.{name}", lambda conv, x, name=name: ways.append(name))
+    convolve(nn.Conv3d(3, 9, (3, 11, 11)), torch.zeros(1, 2, 3, 14, 14))
+    with torch.autocast("cpu", torch.bfloat16):
+        convolve(nn.Conv3d(3, 9, (3, 11, 11)), torch.zeros(1, 2, 3, 14, 14))
+    assert ways == ["convolve_in_frequency", "convolve_over_time"]
 
 
 def test_fast_length():
