@@ -594,6 +594,7 @@ def test_compiled_steps_with_generated_kernels(name, settings, graphs, tmp_path,
     assert_compiled_is_eager(monkeypatch, name, tmp_path, settings, graphs)
 
 
+@pytest.mark.slow
 def test_a_run_may_go_on_compiled(small_data, tmp_path, monkeypatch):
     """With generated kernels: the same weights under the same names, from a point that was written without."""
     flags = ["--method", "vpt", "--lr", "1e-3"]
