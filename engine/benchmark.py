@@ -23,7 +23,8 @@ import torch
 from torch import Tensor, nn
 
 from dataloaders.transforms import normalise
-from engine.cli import parse_flags
+from engine.cli import parse_flags, print_report
+from engine.config import between
 from engine.describe import count_operations
 from engine.distributed import Process
 from engine.logger import provenance
@@ -56,8 +57,7 @@ class Settings:
         if self.method not in METHODS:
             raise ValueError(f"--method {self.method!r} is not one of: {', '.join(METHODS)}")
         for name, low in (("batch_size", 1), ("max_frames", 1), ("max_words", 3), ("repeats", 1)):
-            if getattr(self, name) < low:
-                raise ValueError(f"--{name} {getattr(self, name)} is out of range: it takes a number at least {low}")
+            between(name, getattr(self, name), low)
 
 
 @dataclass(frozen=True)
@@ -276,15 +276,13 @@ def report(settings: Settings, options: dict[str, Any]) -> str:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    try:
+    def measured() -> str:
         values = parse_flags({"benchmark": Settings}, Settings.method, argv)
         settings = Settings(**{item.name: values[item.name] for item in fields(Settings)})
         options = {option.name: values[option.name] for option in method_options(METHODS[settings.method])}
-        print(report(settings, options))
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+        return report(settings, options)
+
+    return print_report(measured)
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import median
 from typing import Annotated
@@ -33,7 +33,8 @@ from dataloaders.cache import FRAME_CACHE_FORMAT, FrameCache
 from dataloaders.files import VIDEO_EXTENSIONS
 from dataloaders.samples import EpochSampler, FrameReader, Sample, TrainingPairs, make_training_loader
 from dataloaders.transforms import normalise
-from engine.cli import parse_flags
+from engine.cli import parse_settings, print_report
+from engine.config import between
 from engine.distributed import Process
 from engine.logger import provenance
 
@@ -58,8 +59,7 @@ class Settings:
     def __post_init__(self) -> None:
         lowest = dict.fromkeys(("image_size", "clips", "max_frames", "batch_size", "repeats"), 1)
         for name, low in (lowest | {"num_thread_reader": 0}).items():
-            if getattr(self, name) < low:
-                raise ValueError(f"--{name} {getattr(self, name)} is out of range: it takes a number at least {low}")
+            between(name, getattr(self, name), low)
 
 
 @dataclass(frozen=True)
@@ -202,13 +202,7 @@ def report(settings: Settings) -> str:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    try:
-        values = parse_flags({"benchmark": Settings}, "", argv)
-        print(report(Settings(**{item.name: values[item.name] for item in fields(Settings)})))
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+    return print_report(lambda: report(parse_settings(Settings, argv)))
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ Shapes: B clips, T frames.
 import json
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import median
 from typing import Annotated, Literal
@@ -23,7 +23,8 @@ from tqdm import tqdm
 
 from engine.benchmark import random_batch
 from engine.benchmark_methods import TrainingStep, count_step
-from engine.cli import parse_flags
+from engine.cli import parse_settings, print_report
+from engine.config import between
 from engine.distributed import Process
 from engine.logger import provenance
 from modules.clip import CLIP
@@ -55,8 +56,7 @@ class Settings:
             if not all(word.strip().isdecimal() and int(word) >= least for word in words):
                 raise ValueError(f"--{name} {getattr(self, name)!r} is not a list such as 4,8,16 of at least {least}")
         for name, least in (("max_words", 3), ("repeats", 1)):
-            if getattr(self, name) < least:
-                raise ValueError(f"--{name} {getattr(self, name)} is out of range: it takes a number at least {least}")
+            between(name, getattr(self, name), least)
 
     @property
     def sizes(self) -> list[tuple[int, int]]:
@@ -176,13 +176,7 @@ def report(settings: Settings) -> str:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    try:
-        values = parse_flags({"benchmark": Settings}, "", argv)
-        print(report(Settings(**{item.name: values[item.name] for item in fields(Settings)})))
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+    return print_report(lambda: report(parse_settings(Settings, argv)))
 
 
 if __name__ == "__main__":

@@ -22,7 +22,7 @@ import multiprocessing
 import resource
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from math import prod
 from pathlib import Path
@@ -37,7 +37,8 @@ from tqdm import tqdm
 
 from dataloaders.transforms import normalise
 from engine.benchmark import EVALUATION, REST, STEP, TEXT, Batch, measure, random_batch, timed
-from engine.cli import parse_flags
+from engine.cli import parse_settings, print_report
+from engine.config import between
 from engine.describe import count_operations
 from engine.distributed import Process
 from engine.logger import provenance
@@ -74,8 +75,15 @@ class Settings:
             if name not in METHODS:
                 raise ValueError(f"--only {name!r} is not one of: {', '.join(METHODS)}")
         for name, low in (("batch_size", 0), ("frames", 1), ("max_words", 3), ("repeats", 1)):
-            if getattr(self, name) < low:
-                raise ValueError(f"--{name} {getattr(self, name)} is out of range: it takes a number at least {low}")
+            between(name, getattr(self, name), low)
+
+    def for_this_machine(self) -> "Settings":
+        """With the batch and the precision that stand for 0 and auto here."""
+        on_gpu = torch.cuda.is_available()
+        precision = self.precision
+        if precision == "auto":
+            precision = "bf16" if on_gpu and torch.cuda.is_bf16_supported() else "fp32"
+        return replace(self, batch_size=self.batch_size or (128 if on_gpu else 2), precision=precision)
 
     @property
     def methods(self) -> list[str]:
@@ -373,17 +381,7 @@ def report(settings: Settings) -> str:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    try:
-        values = parse_flags({"benchmark": Settings}, "", argv)
-        on_gpu = torch.cuda.is_available()
-        values["batch_size"] = values["batch_size"] or (128 if on_gpu else 2)
-        if values["precision"] == "auto":
-            values["precision"] = "bf16" if on_gpu and torch.cuda.is_bf16_supported() else "fp32"
-        print(report(Settings(**{item.name: values[item.name] for item in fields(Settings)})))
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+    return print_report(lambda: report(parse_settings(Settings, argv).for_this_machine()))
 
 
 if __name__ == "__main__":

@@ -2,14 +2,17 @@
 
 import argparse
 import difflib
-from collections.abc import Mapping, Sequence
+import sys
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
-from typing import Annotated, Any, Literal, NoReturn, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal, NoReturn, TypeVar, get_args, get_origin, get_type_hints
 
 from engine.checkpoint import read_header
 from engine.config import SECTIONS, Config
 from modules.methods import METHODS, method_options
+
+Settings = TypeVar("Settings")
 
 
 class _Parser(argparse.ArgumentParser):
@@ -63,6 +66,22 @@ def settings_of_checkpoint(argv: Sequence[str] | None) -> dict[str, Any]:
     of_the_run = {item.name for item in fields(SECTIONS["run"])} | {"init_model"}
     settings = read_header(Path(known.init_model)).settings
     return {name: value for name, value in settings.items() if name not in of_the_run}
+
+
+def parse_settings(settings: type[Settings], argv: Sequence[str] | None = None) -> Settings:
+    """A dataclass of `Annotated` fields from the command line of a benchmark; raises ValueError as `parse_flags`, and
+    what `settings` raises itself."""
+    return settings(**parse_flags({"benchmark": settings}, "", argv))
+
+
+def print_report(report: Callable[[], str]) -> int:
+    """Print what `report` gives, or one sentence about a mistake; returns the exit code 0 or 2."""
+    try:
+        print(report())
+    except (ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
 
 
 def parse_flags(

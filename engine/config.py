@@ -12,7 +12,8 @@ from dataloaders import DATASETS, NEEDED_FLAGS
 from modules.methods import METHODS, method_options
 
 
-def _between(name: str, value: float, low: float, high: float = float("inf")) -> None:
+def between(name: str, value: float, low: float, high: float = float("inf")) -> None:
+    """Raises ValueError unless the flag's value is in this range."""
     if not low <= value <= high:
         allowed = f"at least {low:g}" if high == float("inf") else f"from {low:g} to {high:g}"
         raise ValueError(f"--{name} {value:g} is out of range: it takes a number {allowed}")
@@ -74,12 +75,12 @@ class DataConfig:
         _one_of("datatype", self.datatype, DATASETS)
         _one_of("frame_sampling", self.frame_sampling, ("uniform", "segment", "released"))
         _one_of("frame_transform", self.frame_transform, ("resize", "crop"))
-        _between("max_words", self.max_words, 3, 77)
-        _between("max_frames", self.max_frames, 1)
-        _between("feature_framerate", self.feature_framerate, 0)
-        _between("slice_framepos", self.slice_framepos, 0, 2)
-        _between("num_thread_reader", self.num_thread_reader, 0)
-        _between("prefetch_factor", self.prefetch_factor, 1)
+        between("max_words", self.max_words, 3, 77)
+        between("max_frames", self.max_frames, 1)
+        between("feature_framerate", self.feature_framerate, 0)
+        between("slice_framepos", self.slice_framepos, 0, 2)
+        between("num_thread_reader", self.num_thread_reader, 0)
+        between("prefetch_factor", self.prefetch_factor, 1)
 
 
 @dataclass(frozen=True)
@@ -134,12 +135,12 @@ class OptimConfig:
     ] = "same"
 
     def __post_init__(self) -> None:
-        _between("epochs", self.epochs, 1)
-        _between("batch_size", self.batch_size, 2)
-        _between("gradient_accumulation_steps", self.gradient_accumulation_steps, 1)
+        between("epochs", self.epochs, 1)
+        between("batch_size", self.batch_size, 2)
+        between("gradient_accumulation_steps", self.gradient_accumulation_steps, 1)
         for name in ("lr", "coef_lr", "weight_decay"):
-            _between(name, getattr(self, name), 0)
-        _between("warmup_proportion", self.warmup_proportion, 0, 1)
+            between(name, getattr(self, name), 0)
+        between("warmup_proportion", self.warmup_proportion, 0, 1)
         if self.max_grad_norm <= 0:
             raise ValueError(f"--max_grad_norm {self.max_grad_norm:g} is out of range: it takes a number above 0")
         _one_of("schedule", self.schedule, ("warmup_cosine", "released"))
@@ -204,19 +205,19 @@ class RunConfig:
         if not (self.do_train or self.do_eval or self.describe):
             raise ValueError("nothing to do: pass --do_train, --do_eval or --describe")
         _one_of("frame_cache_format", self.frame_cache_format, ("raw", "jpeg"))
-        _between("allow_missing", self.allow_missing, 0)
+        between("allow_missing", self.allow_missing, 0)
         _one_of("select_on", self.select_on, ("last", "holdout", "test"))
         if (self.select_on == "holdout") != (self.holdout_videos > 0):
             raise ValueError("--select_on holdout and --holdout_videos N (2 or more) go together; only one is given")
-        _between("holdout_videos", self.holdout_videos, 2 if self.select_on == "holdout" else 0)
-        _between("batch_size_val", self.batch_size_val, 1)
-        _between("n_display", self.n_display, 1)
+        between("holdout_videos", self.holdout_videos, 2 if self.select_on == "holdout" else 0)
+        between("batch_size_val", self.batch_size_val, 1)
+        between("n_display", self.n_display, 1)
         if self.dsl_temperature <= 0:
             raise ValueError(f"--dsl_temperature {self.dsl_temperature:g} is out of range: it takes a number above 0")
-        _between("querybank_size", self.querybank_size, 1)
-        _between("save_every", self.save_every, 0)
-        _between("keep_checkpoints", self.keep_checkpoints, 1)
-        _between("seed", self.seed, 0, 2**32 - 1)
+        between("querybank_size", self.querybank_size, 1)
+        between("save_every", self.save_every, 0)
+        between("keep_checkpoints", self.keep_checkpoints, 1)
+        between("seed", self.seed, 0, 2**32 - 1)
 
 
 @dataclass(frozen=True)

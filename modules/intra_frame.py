@@ -62,9 +62,9 @@ def salient_patches(saliency: Tensor, n_regions: int) -> Tensor:
     return saliency.sort(dim=-1, descending=True, stable=True).indices[..., :n_regions]
 
 
-def most_salient(saliency: Tensor, n_regions: int) -> Tensor:
-    """Eq. 4: ones at the N_s largest of each frame's saliencies, ties to the lower index: `[B,T,P]` -> `[B,T,P]`."""
-    return torch.zeros_like(saliency).scatter_(-1, salient_patches(saliency, n_regions), 1.0)
+def region_mask(saliency: Tensor, patches: Tensor) -> Tensor:
+    """Eq. 4: ones, of the saliency's shape `[B,T,P]` and dtype, at the chosen patches, int64 `[B,T,N_s]`."""
+    return torch.zeros_like(saliency).scatter_(-1, patches, 1.0)
 
 
 def rescaled(saliency: Tensor) -> Tensor:
@@ -131,7 +131,7 @@ class IntraFramePrompter(nn.Module):
             motion = distribution(self.dynamics(changes(normal, frame_mask)))  # eq. 2
             saliency = self.alpha * attention + (1 - self.alpha) * motion  # eq. 3
         patches = salient_patches(saliency.detach(), self.n_regions)  # eq. 4
-        region = torch.zeros_like(saliency).scatter_(-1, patches, 1.0)
+        region = region_mask(saliency, patches)
         if self.dynamics is not None and not self.hard_region_mask:
             # [D] Straight-through: the value is the hard mask's, the gradient the saliency's. As published the mask has
             # no gradient and N_s can never learn.

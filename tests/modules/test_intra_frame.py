@@ -17,8 +17,9 @@ from modules.intra_frame import (
     SpatialPromptNet,
     attention_map,
     distribution,
-    most_salient,
+    region_mask,
     rescaled,
+    salient_patches,
 )
 from tests.modules import stop_reference as slow
 
@@ -44,6 +45,10 @@ def moving_clip(grid: int = 3, frames: int = 4, seed: int = 0) -> tuple[Tensor, 
     tokens = torch.randn(1, frames, grid * grid, WIDTH, generator=generator, dtype=torch.float64)
     class_token = torch.randn(1, 1, WIDTH, generator=generator, dtype=torch.float64)
     return class_token, tokens, torch.ones(1, frames, dtype=torch.bool)
+
+
+def most_salient(saliency: Tensor, n_regions: int) -> Tensor:
+    return region_mask(saliency, salient_patches(saliency, n_regions))
 
 
 def of_every_patch(prompts: FactoredPrompts) -> Tensor:
