@@ -16,7 +16,7 @@ draws is given for the text tower; here it serves both.
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -72,6 +72,20 @@ ARCHITECTURES = {  # joint; image, patch; vision width, layers, heads; words, vo
 }
 
 
+class KeysValues(NamedTuple):
+    """Of tokens that are attended to but ask nothing and have no output, each [N, heads, S, D / heads]."""
+
+    keys: Tensor
+    values: Tensor
+
+    def followed_by(self, others: "KeysValues") -> "KeysValues":
+        """These, then the others, which are the same for all rows where their N is 1."""
+        return KeysValues(
+            torch.cat([self.keys, others.keys.expand(len(self.keys), -1, -1, -1)], dim=2),
+            torch.cat([self.values, others.values.expand(len(self.values), -1, -1, -1)], dim=2),
+        )
+
+
 class Attention(nn.Module):
     """Multi-head attention: queries come from x, keys and values from x followed by a context where one is given."""
 
@@ -84,6 +98,12 @@ class Attention(nn.Module):
         nn.init.normal_(self.out_proj.weight, std=width**-0.5)
         nn.init.zeros_(self.out_proj.bias)
         self._in, self._out = Ready(), Ready()
+
+    def draw_as_torch(self) -> None:
+        """Fresh weights as torch.nn.MultiheadAttention has them, for attention that is not CLIP's."""
+        nn.init.xavier_uniform_(self.in_proj_weight)
+        self.out_proj.reset_parameters()
+        nn.init.zeros_(self.out_proj.bias)
 
     def _split_heads(self, x: Tensor) -> Tensor:
         return x.unflatten(-1, (self.heads, -1)).transpose(1, 2)
@@ -98,33 +118,30 @@ class Attention(nn.Module):
         weight, bias = self._in(self.in_proj_weight)[: self.width], self.in_proj_bias[: self.width]
         return self._split_heads(F.linear(x, weight, bias))
 
-    def keys_values(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """[N, L, D] -> keys and values alone, each [N, heads, L, D / heads]."""
+    def keys_values(self, x: Tensor) -> KeysValues:
+        """[N, L, D] -> keys and values alone."""
         weight, bias = self._in(self.in_proj_weight)[self.width :], self.in_proj_bias[self.width :]
         k, v = F.linear(x, weight, bias).chunk(2, dim=-1)
-        return self._split_heads(k), self._split_heads(v)
+        return KeysValues(self._split_heads(k), self._split_heads(v))
 
     def project_out(self, mixed: Tensor) -> Tensor:
         """What the heads found, [N, heads, L, D / heads], joined and projected: [N, L, D]."""
         return F.linear(mixed.transpose(1, 2).flatten(2), self._out(self.out_proj.weight), self.out_proj.bias)
 
     def forward(
-        self, x: Tensor, context: Tensor | None = None, mask: Tensor | None = None, causal: bool = False
+        self, x: Tensor, context: KeysValues | None = None, mask: Tensor | None = None, causal: bool = False
     ) -> Tensor:
         """Each token of x attends to x and to the context: [N, L, D] -> [N, L, D].
 
         Args:
-            context: [N, S, D], tokens that are attended to but ask nothing and have no output: the result is that of
-                attention over x and context joined, with the context's outputs dropped, at less cost. [1, S, D] is
-                the same context for all rows, and projected once.
+            context: what `keys_values` makes of S tokens for each row, or for all (N = 1). The result is that of
+                attention over x and these tokens joined, with their outputs dropped, at less cost.
             mask: broadcastable to [N, heads, L, L + S], the context last; bool (True: may attend) or float (added).
             causal: token i of x sees tokens 0..i of x; the whole context stays visible.
         """
         q, k, v = self.project(x)
         if context is not None:
-            context_k, context_v = self.keys_values(context)
-            context_k, context_v = (part.expand(len(x), -1, -1, -1) for part in (context_k, context_v))
-            k, v = torch.cat([k, context_k], dim=2), torch.cat([v, context_v], dim=2)
+            k, v = KeysValues(k, v).followed_by(context)
         if causal and (context is not None or mask is not None):
             # torch's own causal flag neither combines with a mask nor leaves the context visible
             mask, causal = _with_causal(mask, q.shape[2], k.shape[2], q.device), False
@@ -172,14 +189,17 @@ class Block(nn.Module):
         self.mlp = MLP(width, activation)
         self.recompute = False  # in backward, instead of keeping what is inside: less memory, a forward pass more
 
+    def context(self, tokens: Tensor) -> KeysValues:
+        """What makes tokens [N, S, D], normalised as x is, a context."""
+        return self.attn.keys_values(self.ln_1(tokens))
+
     def attend(
-        self, x: Tensor, context: Tensor | None = None, mask: Tensor | None = None, causal: bool = False
+        self, x: Tensor, context: KeysValues | None = None, mask: Tensor | None = None, causal: bool = False
     ) -> Tensor:
         """First half, residual included: [N, L, D] -> [N, L, D]; the arguments are those of `Attention.forward`."""
         return self.run(self._attend, x, context, mask, causal)
 
-    def _attend(self, x: Tensor, context: Tensor | None, mask: Tensor | None, causal: bool) -> Tensor:
-        context = None if context is None else self.ln_1(context)
+    def _attend(self, x: Tensor, context: KeysValues | None, mask: Tensor | None, causal: bool) -> Tensor:
         return x + self.attn(self.ln_1(x), context, mask, causal)
 
     def feed_forward(self, x: Tensor) -> Tensor:
@@ -196,19 +216,39 @@ class Block(nn.Module):
         return half(*arguments)
 
     def forward(
-        self, x: Tensor, context: Tensor | None = None, mask: Tensor | None = None, causal: bool = False
+        self, x: Tensor, context: KeysValues | None = None, mask: Tensor | None = None, causal: bool = False
     ) -> Tensor:
-        """[N, L, D] -> [N, L, D]; the context [N, S, D] is normalised like x, attended to, and left unchanged."""
+        """[N, L, D] -> [N, L, D]; the arguments are those of `Attention.forward`."""
         return self.feed_forward(self.attend(x, context, mask, causal))
 
-    def first_token(self, x: Tensor, context: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
+    def first_token(self, x: Tensor, context: KeysValues | None = None, mask: Tensor | None = None) -> Tensor:
         """What `forward` makes of the first token alone: [N, L, D] -> [N, 1, D]; `mask` must not depend on the query.
 
         For a last block of which only the class token is read: the others then need keys and values only, which is a
         sixth of the work.
         """
-        others = x[:, 1:] if context is None else torch.cat([x[:, 1:], context], dim=1)
-        return self(x[:, :1], others, mask)
+        others = self.context(x[:, 1:])
+        return self(x[:, :1], others if context is None else others.followed_by(context), mask)
+
+    def attend_from(
+        self, x: Tensor, places: Tensor, context: KeysValues | None = None, seen: Tensor | None = None
+    ) -> Tensor:
+        """What `attend` makes, with `causal`, of one token of each row alone: [N, L, D] -> [N, 1, D].
+
+        For a last block of which only that token is read, as `first_token`.
+
+        Args:
+            places: int64 [N], where it stands.
+            seen: bool [N or 1, 1, L, S], which tokens see which of the context.
+        """
+        rows = torch.arange(len(x), device=x.device)
+        before = torch.arange(x.shape[1], device=x.device) < places.unsqueeze(-1)
+        visible = [torch.ones_like(before[:, :1]), before]  # its own key first, then those of the tokens
+        others = self.context(x)
+        if context is not None and seen is not None:
+            others = others.followed_by(context)
+            visible.append(seen.expand(len(x), -1, -1, -1)[rows, 0, places])
+        return self.attend(x[rows, places].unsqueeze(1), others, torch.cat(visible, dim=1)[:, None, None])
 
 
 def make_blocks(width: int, layers: int, heads: int, activation: str) -> nn.ModuleList:
@@ -294,16 +334,18 @@ class TextTransformer(nn.Module):
         """[N, L] -> int64 [N]: where each text ends, which is at its largest id, END being the vocabulary's last."""
         return token_ids.argmax(dim=-1)
 
-    def pool(self, tokens: Tensor, end_positions: Tensor) -> Tensor:
-        """[N, L, D] and int64 [N] -> [N, E]: the token a text ends with stands for it, having seen all before it."""
-        rows = torch.arange(len(tokens), device=tokens.device)
-        return self.ln_final(tokens[rows, end_positions]) @ self.text_projection
+    def pool(self, end: Tensor) -> Tensor:
+        """[N, D] -> [N, E]: the token that a text ends with stands for it, having seen all before it."""
+        return self.ln_final(end) @ self.text_projection
 
     def forward(self, token_ids: Tensor) -> Tensor:
         tokens = self.embed(token_ids)
-        for block in self.blocks:
+        *blocks, last = self.blocks
+        for block in blocks:
             tokens = block(tokens, causal=True)
-        return self.pool(tokens, self.end_positions(token_ids))
+        assert isinstance(last, Block)
+        end = last.feed_forward(last.attend_from(tokens, self.end_positions(token_ids)))
+        return self.pool(end.squeeze(1))
 
 
 class CLIP(nn.Module):

@@ -1,6 +1,9 @@
 """The dynamics nets N_s and N_t of STOP, light 3-D convolutions that look for change, and what both stages share.
 
-Shapes: B clips, T frames, P = G*G patches, D width. Tokens are channel-last, `[B,T,P,D]`.
+Shapes: B clips, T frames, P = G*G patches, D width. Through both stages the tokens of a clip stay in the C sequences
+that the blocks see, `[B,C,L,D]`: C = 1 of the whole clip, or C = T of a frame each. A sequence is a class token and the
+patches of its frames, L = 1 + P*T/C. To take the patches out and put them back would cost more than what is done to
+them.
 
 Source: Liu et al., CVPR 2025 (arXiv 2503.15973), the 3-D convolution of each prompting stage. [D] marks a decision of
 ours where the paper is silent.
@@ -33,6 +36,19 @@ def at_least_fp32(x: Tensor) -> Tensor:
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
+def sequences(class_tokens: Tensor, patches: Tensor) -> Tensor:
+    """Class tokens `[B,C,D]` and patches `[B,T,P,D]` -> `[B,C,L,D]`."""
+    count = class_tokens.shape[1]
+    by_sequence = patches.unflatten(1, (count, -1)).flatten(2, 3)
+    return torch.cat([class_tokens.unsqueeze(2), by_sequence], dim=2)
+
+
+def patches_of(x: Tensor, frames: int) -> Tensor:
+    """Sequences `[B,C,L,D]` of T frames -> their patches `[B,T,P,D]`, a view."""
+    by_frame = x[:, :, 1:].unflatten(2, (frames // x.shape[1], -1))
+    return by_frame.flatten(1, 2)
+
+
 def hold_last_frame(tokens: Tensor, frame_mask: Tensor) -> Tensor:
     """Put the last real frame in the place of the padding frames: `[B,T,P,D]`, bool `[B,T]` -> `[B,T,P,D]`."""
     last = frame_mask.sum(dim=1) - 1
@@ -44,7 +60,7 @@ def changes(normal: Tensor, frame_mask: Tensor) -> Tensor:
     """What every frame differs by from the one before it, zero where there is none.
 
     Args:
-        normal: LayerNormed tokens `[B,T,P,D]`.
+        normal: LayerNormed sequences `[B,C,L,D]`.
         frame_mask: bool `[B,T]`, padding last.
 
     Returns:
@@ -54,7 +70,8 @@ def changes(normal: Tensor, frame_mask: Tensor) -> Tensor:
     """
     real_gap, dtype = frame_mask[:, 1:], compute_dtype(normal)
     if torch.compiler.is_compiling():  # which joins the passes itself, and writes into no slices
-        between = (normal[:, 1:] - normal[:, :-1]) * real_gap[:, :, None, None]
+        patches = patches_of(normal, frame_mask.shape[1])
+        between = (patches[:, 1:] - patches[:, :-1]) * real_gap[:, :, None, None]
         return F.pad(between, (0, 0, 0, 0, 1, 1)).to(dtype)
     return _Changes.apply(normal, real_gap, dtype)
 
@@ -66,12 +83,13 @@ class _Changes(torch.autograd.Function):
     @staticmethod
     def forward(ctx, normal: Tensor, real_gap: Tensor, dtype: torch.dtype) -> Tensor:  # type: ignore[override]
         ctx.save_for_backward(real_gap)
-        ctx.dtype = normal.dtype
-        batch, frames, patches, width = normal.shape
+        ctx.dtype, ctx.shape = normal.dtype, normal.shape
+        tokens = patches_of(normal, real_gap.shape[1] + 1)
+        batch, frames, patches, width = tokens.shape
         found = torch.empty(batch, frames + 1, patches, width, dtype=dtype, device=normal.device)
         found[:, 0] = 0
         found[:, -1] = 0
-        torch.sub(normal[:, 1:], normal[:, :-1], out=found[:, 1:-1])
+        torch.sub(tokens[:, 1:], tokens[:, :-1], out=found[:, 1:-1])
         found[:, 1:-1] *= real_gap[:, :, None, None]
         return found
 
@@ -79,10 +97,12 @@ class _Changes(torch.autograd.Function):
     def backward(ctx, gradient: Tensor) -> tuple[Tensor, None, None]:  # type: ignore[override]
         (real_gap,) = ctx.saved_tensors
         of_gaps, real = gradient[:, 1:-1].to(ctx.dtype), real_gap[:, :, None, None].to(ctx.dtype)
-        back = torch.empty_like(gradient[:, 1:], dtype=ctx.dtype)
-        back[:, 0] = 0
-        torch.mul(of_gaps, real, out=back[:, 1:])
-        back[:, :-1].addcmul_(of_gaps, real, value=-1)
+        back = torch.empty(ctx.shape, dtype=ctx.dtype, device=gradient.device)
+        back[:, :, 0] = 0
+        of_tokens = patches_of(back, real_gap.shape[1] + 1)
+        of_tokens[:, 0] = 0
+        torch.mul(of_gaps, real, out=of_tokens[:, 1:])
+        of_tokens[:, :-1].addcmul_(of_gaps, real, value=-1)
         return back, None, None
 
 

@@ -1,8 +1,9 @@
 """Inter-frame temporal prompting, the second prompting stage of STOP (arXiv 2503.15973, Figure 2c).
 
 Shapes: B clips, T frames, P = G*G patches, D width, T-1 gaps between neighbouring frames, eta slots in a gap. Gap i
-lies between frames i and i+1 (0-based). The equation numbers are those of this stage. [D] marks a decision of ours
-where the paper is silent, with its reason.
+lies between frames i and i+1 (0-based). Tokens stand in C sequences a clip of L tokens (`modules.dynamics`); keys and
+values are of h heads, d wide, and S in the context of a sequence. The equation numbers are those of this stage. [D]
+marks a decision of ours where the paper is silent, with its reason.
 """
 
 from dataclasses import dataclass
@@ -10,6 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from modules.clip import Attention, Block, KeysValues
 from modules.dynamics import DynamicsNet, PlaceGain, changes, layer_norm
 from modules.intra_frame import convolve_frames
 
@@ -94,17 +96,17 @@ class InterFramePrompter(nn.Module):
         self.slots = nn.Parameter(0.2 * torch.randn(eta, width))  # small beside a token: what is added soon turns it
         self.dropout = nn.Dropout(dropout)
 
-    def forward(self, tokens: Tensor, region_mask: Tensor, frame_mask: Tensor) -> TemporalPrompting:
+    def forward(self, x: Tensor, region_mask: Tensor, frame_mask: Tensor) -> TemporalPrompting:
         """Make the prompts of every gap.
 
         Args:
-            tokens: h^s, `[B,T,P,D]` with T >= 2.
+            x: h^s and class tokens, `[B,C,L,D]` of T >= 2 frames.
             region_mask: r, `[B,T,P]`.
             frame_mask: bool `[B,T]`, padding last; a gap before a padding frame holds nothing.
         """
         real_gap = frame_mask[:, 1:]
         # Eq. 1, dh_i = h^s_i - h^s_{i-1}; zero at the gaps of padding frames, which so influence no convolution.
-        change = changes(layer_norm(tokens), frame_mask)
+        change = changes(layer_norm(x), frame_mask)
         energy = self.dynamics(change) * real_gap.unsqueeze(-1)  # eq. 2
         variation = normalised_variation(frame_variation(energy, region_mask[:, 1:], self.beta), self.noise_floor)
         if self.uniform:
@@ -136,7 +138,8 @@ class TemporalPromptNet(nn.Module):
         super().__init__()
         self.grid = grid
         self.down = nn.Linear(width, bottleneck)
-        self.attention = nn.MultiheadAttention(bottleneck, heads, batch_first=True)
+        self.attention = Attention(bottleneck, heads)
+        self.attention.draw_as_torch()
         self.temporal = nn.Linear(3 * bottleneck, bottleneck)  # 3x1x1: a Linear over three gaps side by side
         self.place = PlaceGain(bottleneck)
         self.spatial = nn.Conv2d(bottleneck, bottleneck, kernel_size=3, padding=1)
@@ -155,7 +158,7 @@ class TemporalPromptNet(nn.Module):
     def forward(self, change: Tensor, gain: Tensor, real_gap: Tensor) -> Tensor:
         """dh with an empty gap at either end `[B,T+1,P,D]`, 1 + W_t `[B,T-1]`, bool `[B,T-1]` -> `[B,T-1,eta,D]`."""
         x = self.down(change)[:, 1:-1].flatten(0, 1)  # narrowed first: a slice of what is wide would be copied
-        x = (x + self.attention(x, x, x, need_weights=False)[0]).unflatten(0, real_gap.shape)
+        x = (x + self.attention(x)).unflatten(0, real_gap.shape)
         x = x * real_gap[:, :, None, None]  # the attention's biases have filled the gaps of padding frames
         beyond = torch.zeros_like(x[:, :1])
         x = torch.cat([beyond, x, beyond], dim=1)
@@ -167,52 +170,57 @@ class TemporalPromptNet(nn.Module):
 
 
 def insert_joint(
-    class_token: Tensor, tokens: Tensor, frame_mask: Tensor, prompting: TemporalPrompting | None
-) -> tuple[Tensor, Tensor | None, Tensor]:
+    block: Block, frame_mask: Tensor, patches: int, prompting: TemporalPrompting | None
+) -> tuple[KeysValues | None, Tensor]:
     """One sequence a clip, Figure 2: `[h_cls, h^s_1, p^t_1, h^s_2, ..., h^s_T]` under the block's self-attention.
 
     Attention does not depend on the order of its keys, and a prompt's own output is thrown away after the block; so the
     prompts stand behind the tokens as a context that is attended to and asks nothing: no queries and no MLP for them.
 
     Args:
-        class_token: `[B,1,D]`.
-        tokens: h^s, `[B,T,P,D]`.
         frame_mask: bool `[B,T]`.
+        patches: P.
         prompting: None for a block without temporal prompts.
 
     Returns:
-        The block's arguments: x `[B,1+T*P,D]`, context `[B,(T-1)*eta,D]` or None, mask bool `[B,1,1,keys]`.
+        For a block on `[B,L,D]`: the context, S = (T-1)*eta, or None; the mask, bool `[B,1,1,L+S]`.
     """
-    batch, _, patches, _ = tokens.shape
-    x = torch.cat([class_token, tokens.flatten(1, 2)], dim=1)
-    always = torch.ones(batch, 1, dtype=torch.bool, device=x.device)
-    mask = torch.cat([always, frame_mask.repeat_interleave(patches, dim=1)], dim=1)
+    class_token = torch.ones_like(frame_mask[:, :1])
+    seen = [class_token, frame_mask.repeat_interleave(patches, dim=1)]
     if prompting is None:
-        return x, None, mask[:, None, None]
-    mask = torch.cat([mask, prompting.valid.flatten(1)], dim=1)
-    return x, prompting.prompts.flatten(1, 2), mask[:, None, None]
+        return None, torch.cat(seen, dim=1)[:, None, None]
+    seen.append(prompting.valid.flatten(1))
+    return block.context(prompting.prompts.flatten(1, 2)), torch.cat(seen, dim=1)[:, None, None]
 
 
 def insert_by_frame(
-    class_token: Tensor, tokens: Tensor, prompting: TemporalPrompting | None
-) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    block: Block, patches: int, prompting: TemporalPrompting | None
+) -> tuple[KeysValues | None, Tensor | None]:
     """One sequence a frame: its class token, its patches, and the prompts of the two gaps beside it as context.
 
+    A gap's prompts are projected once for both frames.
+
     Args:
-        class_token: `[B,T,D]`.
-        tokens: h^s, `[B,T,P,D]`.
+        patches: P.
         prompting: None for a block without temporal prompts.
 
     Returns:
-        The block's arguments: x `[B*T,1+P,D]`, context `[B*T,2*eta,D]` or None, mask bool `[B*T,1,1,keys]` or None.
+        For a block on `[B*T,1+P,D]`: the context, S = 2*eta, or None; the mask, bool `[B*T,1,1,1+P+S]`, or None.
     """
-    x = torch.cat([class_token.unsqueeze(2), tokens], dim=2).flatten(0, 1)
     if prompting is None:
-        return x, None, None
-    # An empty gap before the first frame and after the last one.
-    prompts = nn.functional.pad(prompting.prompts, (0, 0, 0, 0, 1, 1))
-    valid = nn.functional.pad(prompting.valid, (0, 0, 1, 1))
-    context = torch.cat([prompts[:, :-1], prompts[:, 1:]], dim=2).flatten(0, 1)
-    beside = torch.cat([valid[:, :-1], valid[:, 1:]], dim=2).flatten(0, 1)
-    own = torch.ones(x.shape[:2], dtype=torch.bool, device=x.device)
-    return x, context, torch.cat([own, beside], dim=1)[:, None, None]
+        return None, None
+    gaps, eta = prompting.valid.shape[1:]
+
+    def beside(
+        of_gaps: Tensor,
+    ) -> Tensor:  # [B,T-1,eta,...] -> [B*T,2*eta,...], none before the first and after the last
+        none = torch.zeros_like(of_gaps[:, :1])
+        return torch.cat([torch.cat([none, of_gaps], dim=1), torch.cat([of_gaps, none], dim=1)], dim=2).flatten(0, 1)
+
+    def arrange(part: Tensor) -> Tensor:  # [B,h,(T-1)*eta,d] -> [B*T,h,2*eta,d]
+        return beside(part.transpose(1, 2).unflatten(1, (gaps, eta))).transpose(1, 2)
+
+    keys, values = block.context(prompting.prompts.flatten(1, 2))
+    seen = beside(prompting.valid)
+    own = torch.ones(len(seen), 1 + patches, dtype=torch.bool, device=seen.device)
+    return KeysValues(arrange(keys), arrange(values)), torch.cat([own, seen], dim=1)[:, None, None]

@@ -1,8 +1,8 @@
 """Intra-frame spatial prompting, the first prompting stage of STOP (arXiv 2503.15973, Figure 2b).
 
-Shapes: B clips, T frames, P = G*G patches, D width, C class tokens of a clip (1, or T where every frame has its own).
-`h_i` are the patch tokens of frame i, `tokens[:, i]`. The equation numbers are those of this stage. [D] marks a
-decision of ours where the paper is silent, with its reason.
+Shapes: B clips, T frames, P = G*G patches, D width; tokens stand in C sequences a clip of L = 1 + P*T/C tokens
+(`modules.dynamics`). `h_i` are the patch tokens of frame i, `patches_of(x, T)[:, i]`. The equation numbers are those of
+this stage. [D] marks a decision of ours where the paper is silent, with its reason.
 """
 
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from modules.clip import Block
-from modules.dynamics import DynamicsNet, PlaceGain, at_least_fp32, changes, layer_norm
+from modules.dynamics import DynamicsNet, PlaceGain, at_least_fp32, changes, layer_norm, patches_of
 
 STILL = 1e-3  # a frame whose N_s features have a smaller mean square than this counts as still, the more the smaller
 FLAT = 1e-3  # saliencies of a frame that differ by less than this are hardly ranked
@@ -21,9 +21,9 @@ FLAT = 1e-3  # saliencies of a frame that differ by less than this are hardly ra
 
 @dataclass(frozen=True)
 class SpatialPrompting:
-    """What the stage found and did; all `[B,T,P]` but the tokens `[B,T,P,D]`."""
+    """What the stage found and did; all `[B,T,P]` but the sequences `[B,C,L,D]`."""
 
-    tokens: Tensor  # h^s
+    x: Tensor  # h^s in the place of h
     region_mask: Tensor  # r, exactly N_s ones in a real frame; its gradient is that of the saliency unless hard
     attention_map: Tensor  # A
     dynamics_map: Tensor  # M, sums to 1 over a frame where anything moves, else 0
@@ -65,6 +65,16 @@ def salient_patches(saliency: Tensor, n_regions: int) -> Tensor:
 def region_mask(saliency: Tensor, patches: Tensor) -> Tensor:
     """Eq. 4: ones, of the saliency's shape `[B,T,P]` and dtype, at the chosen patches, int64 `[B,T,N_s]`."""
     return torch.zeros_like(saliency).scatter_(-1, patches, 1.0)
+
+
+def add_to_patches(x: Tensor, patches: Tensor, added: Tensor) -> Tensor:
+    """Sequences `[B,C,L,D]`, int64 `[B,T,n]` and `[B,T,n,D]`, one for each of these patches -> `[B,C,L,D]`."""
+    count, frames = x.shape[1], patches.shape[1]
+    in_sequence = torch.arange(frames, device=x.device) % (frames // count)  # each frame's number in its sequence
+    first = 1 + (x.shape[2] - 1) // (frames // count) * in_sequence  # the place of its first patch there
+    places = (first[:, None] + patches).unflatten(1, (count, -1)).flatten(2)
+    added = added.unflatten(1, (count, -1)).flatten(2, 3)
+    return x.scatter_add(2, places.unsqueeze(-1).expand_as(added), added)
 
 
 def rescaled(saliency: Tensor) -> Tensor:
@@ -114,16 +124,15 @@ class IntraFramePrompter(nn.Module):
         )
         self.dropout = nn.Dropout(dropout)
 
-    def forward(self, block: Block, class_token: Tensor, tokens: Tensor, frame_mask: Tensor) -> SpatialPrompting:
-        """Prompt the tokens that are about to enter `block`.
+    def forward(self, block: Block, x: Tensor, frame_mask: Tensor) -> SpatialPrompting:
+        """Prompt the patches that are about to enter `block`.
 
         Args:
-            class_token: h_cls, `[B,C,D]`.
-            tokens: h, `[B,T,P,D]`.
+            x: h_cls and h, `[B,C,L,D]`.
             frame_mask: bool `[B,T]`, padding last; padding frames influence nothing.
         """
-        normal = layer_norm(tokens)
-        attention = attention_map(block, class_token, normal)  # eq. 1
+        normal = layer_norm(x)
+        attention = attention_map(block, x[:, :, 0], patches_of(normal, frame_mask.shape[1]))  # eq. 1
         if self.dynamics is None:
             motion = torch.zeros_like(attention)
             saliency = self._random_saliency(attention)
@@ -142,7 +151,7 @@ class IntraFramePrompter(nn.Module):
         # Eq. 5, h^s = h + r * p^s: prompts are made where r is 1 alone. [D] What r's gradient sees is p^s without
         # dropout.
         added = self.dropout(prompts.at(patches)) * frame_mask[:, :, None, None]
-        prompted = tokens.scatter_add(2, patches.unsqueeze(-1).expand_as(added), added.to(tokens.dtype))
+        prompted = add_to_patches(x, patches, added.to(x.dtype))
         if region.requires_grad:
             prompted = _RegionGradient.apply(prompted, region, *prompts.detached())
         return SpatialPrompting(prompted, region, attention, motion, saliency)
@@ -199,11 +208,11 @@ class _RegionGradient(torch.autograd.Function):
     @staticmethod
     def backward(ctx, gradient: Tensor) -> tuple[Tensor, Tensor, None, None, None]:  # type: ignore[override]
         hidden, weight, bias = ctx.saved_tensors
-        rows = gradient.to(hidden.dtype)
         if bias is not None:  # one more row of the weight, for a hidden value of one
             weight = torch.cat([weight, bias.unsqueeze(1)], dim=1)
             hidden = F.pad(hidden, (0, 1), value=1.0)
-        of_region = (F.linear(rows, weight.t().to(hidden.dtype)) * hidden).sum(dim=-1)
+        carried = F.linear(gradient.to(hidden.dtype), weight.t().to(hidden.dtype))
+        of_region = (patches_of(carried, hidden.shape[1]) * hidden).sum(dim=-1)
         return gradient, of_region.to(ctx.dtype), None, None, None
 
 
@@ -231,11 +240,12 @@ class SpatialPromptNet(nn.Module):
         nn.init.zeros_(self.out.bias)
 
     def forward(self, normal: Tensor, frame_mask: Tensor) -> FactoredPrompts:
-        """LayerNormed tokens `[B,T,P,D]` and bool `[B,T]` -> p^s."""
+        """LayerNormed sequences `[B,C,L,D]` and bool `[B,T]` -> p^s."""
         # One product for all; what neighbours differ by is as well taken behind it, where tokens are narrow.
         weight = torch.cat([self.own.weight, *self.beside.weight.chunk(2, dim=1)])
         own, before, after = F.linear(normal, weight).split(len(self.own.bias), dim=-1)
         beside = changes(after, frame_mask)[:, 1:] - changes(before, frame_mask)[:, :-1]
+        own = patches_of(own, frame_mask.shape[1])
         x = (own + self.own.bias + self.place(beside, frame_mask)).relu()
         hidden = self.hidden(convolve_frames(self.spatial, x, self.grid)).relu()
         return FactoredPrompts(hidden, self.out.weight, self.out.bias)
@@ -255,7 +265,6 @@ class StaticSpatialPrompt(nn.Module):
         self.prompt = nn.Parameter(torch.zeros(grid * grid, width))
 
     def forward(self, normal: Tensor, frame_mask: Tensor) -> FactoredPrompts:
-        """`[B,T,P,D]`, bool `[B,T]` -> p^s, patch by patch a row of the learned prompts."""
-        batch, frames, patches, _ = normal.shape
-        which = torch.eye(patches, dtype=normal.dtype, device=normal.device)
-        return FactoredPrompts(which.expand(batch, frames, -1, -1), self.prompt.t(), None)
+        """`[B,C,L,D]`, bool `[B,T]` -> p^s, patch by patch a row of the learned prompts."""
+        which = torch.eye(len(self.prompt), dtype=normal.dtype, device=normal.device)
+        return FactoredPrompts(which.expand(*frame_mask.shape, -1, -1), self.prompt.t(), None)

@@ -58,9 +58,7 @@ class TransformerLatentSpace(nn.Module):
         self.block = Block(width, heads, "quick_gelu")
         self.to_text = MLP(width, "quick_gelu", hidden=2 * width, out=text_width)
         # torch's own initial values where CLIP has others
-        nn.init.xavier_uniform_(self.block.attn.in_proj_weight)
-        self.block.attn.out_proj.reset_parameters()
-        nn.init.zeros_(self.block.attn.out_proj.bias)
+        self.block.attn.draw_as_torch()
         for layer in (self.block.mlp.c_fc, self.block.mlp.c_proj, self.to_text.c_fc, self.to_text.c_proj):
             layer.reset_parameters()
 

@@ -57,6 +57,10 @@ def encode_with_context(
     mask = torch.cat([words, seen], dim=-1)
     for layer, (block, prompt) in enumerate(zip(text.blocks, prompts, strict=True)):
         assert isinstance(block, Block)
-        tokens = block.attend(tokens, prompt.unsqueeze(0), mask, causal=True)
+        context = block.context(prompt.unsqueeze(0))
+        if block is text.blocks[-1]:
+            tokens = block.attend_from(tokens, text.end_positions(token_ids), context, seen)
+        else:
+            tokens = block.attend(tokens, context, mask, causal=True)
         tokens = feed_forward(layer, block, tokens)
-    return text.pool(tokens, text.end_positions(token_ids))
+    return text.pool(tokens.squeeze(1))

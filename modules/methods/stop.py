@@ -4,7 +4,8 @@ CLIP stays frozen. Before each of its first `prompt_depth` visual blocks, patche
 (`IntraFramePrompter`), and prompts are inserted between frames, more where more changes (`InterFramePrompter`), as in
 Figure 2. What the paper leaves open is marked [D] where it is decided. The authors' released code is another model.
 
-Shapes: B clips, T frames, P patches, D width, N captions, L words, E joint embedding, C class tokens of a clip.
+Shapes: B clips, T frames, P patches, D width, N captions, L tokens of a sequence or a caption, E joint embedding, C
+sequences of a clip (`modules.dynamics`).
 """
 
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from modules.clip import CLIP, Block
+from modules.dynamics import patches_of, sequences
 from modules.inter_frame import InterFramePrompter, TemporalPrompting, insert_by_frame, insert_joint
 from modules.intra_frame import IntraFramePrompter, SpatialPrompting
 from modules.methods.base import Method
@@ -133,54 +135,43 @@ class STOP(Method):
     def _encode(self, video: Tensor, frame_mask: Tensor, maps: list[LayerMaps] | None) -> Tensor:
         frame_mask = frame_mask.bool()
         visual = self.clip.visual
-        embedded = visual.embed(video.flatten(0, 1)).unflatten(0, video.shape[:2])
-        class_token, tokens = embedded[:, :, 0], embedded[:, :, 1:]  # [B,T,D], [B,T,P,D]
+        x = visual.embed(video.flatten(0, 1)).unflatten(0, video.shape[:2])  # [B,T,1+P,D]: a sequence a frame
         if self.attention == "joint":
-            class_token = class_token[:, :1]  # before the first block all frames have the same
+            x = sequences(x[:, :1, 0], x[:, :, 1:])  # before the first block all frames have the same class token
         for layer, block in enumerate(visual.blocks):
             assert isinstance(block, Block)
-            tokens, found = self._prompt(layer, block, class_token, tokens, frame_mask)
+            x, found = self._prompt(layer, block, x, frame_mask)
             if maps is not None and (found.spatial or found.temporal):
                 maps.append(found)
-            class_token, tokens = self._run(block, class_token, tokens, frame_mask, found.temporal)
-        embedding = visual.pool(class_token.flatten(0, 1).unsqueeze(1)).unflatten(0, class_token.shape[:2])
+            x = self._run(block, x, frame_mask, found.temporal)
+        embedding = visual.pool(x.flatten(0, 1)).unflatten(0, x.shape[:2])
         return embedding[:, 0] if self.attention == "joint" else masked_mean(embedding, frame_mask)
 
-    def _prompt(
-        self, layer: int, block: Block, class_token: Tensor, tokens: Tensor, frame_mask: Tensor
-    ) -> tuple[Tensor, LayerMaps]:
-        """The two stages before one block: h `[B,T,P,D]` -> h^s `[B,T,P,D]` and the temporal prompts."""
+    def _prompt(self, layer: int, block: Block, x: Tensor, frame_mask: Tensor) -> tuple[Tensor, LayerMaps]:
+        """The two stages before one block: h in `[B,C,L,D]` -> h^s in the same, and the temporal prompts."""
         spatial = temporal = None
-        region_mask = torch.zeros_like(tokens[..., 0])
         if layer < len(self.intra):
-            spatial = self.intra[layer](block, class_token, tokens, frame_mask)
-            tokens, region_mask = spatial.tokens, spatial.region_mask
-        if layer < len(self.inter) and tokens.shape[1] > 1:
-            temporal = self.inter[layer](tokens, region_mask, frame_mask)
-        return tokens, LayerMaps(spatial, temporal)
+            spatial = self.intra[layer](block, x, frame_mask)
+            x = spatial.x
+        if layer < len(self.inter) and frame_mask.shape[1] > 1:
+            region_mask = (
+                torch.zeros_like(patches_of(x, frame_mask.shape[1])[..., 0]) if spatial is None else spatial.region_mask
+            )
+            temporal = self.inter[layer](x, region_mask, frame_mask)
+        return x, LayerMaps(spatial, temporal)
 
-    def _run(
-        self,
-        block: Block,
-        class_token: Tensor,
-        tokens: Tensor,
-        frame_mask: Tensor,
-        temporal: TemporalPrompting | None,
-    ) -> tuple[Tensor, Tensor]:
-        """The frozen block on the prompted sequence: class tokens `[B,C,D]` and tokens `[B,T,P,D]` in and out.
-
-        Behind the last block only the class tokens are read, and the tokens are returned as they came.
-        """
-        frames, patches = tokens.shape[1:3]
-        last = block is self.clip.visual.blocks[-1]
+    def _run(self, block: Block, x: Tensor, frame_mask: Tensor, temporal: TemporalPrompting | None) -> Tensor:
+        """The frozen block on the prompted sequences, `[B,C,L,D]` in and out; behind the last block only the class
+        tokens are read, `[B,C,1,D]`."""
+        patches = self.clip.visual.grid**2
         mask: Tensor | None
         if self.attention == "joint":
-            x, context, mask = insert_joint(class_token, tokens, frame_mask, temporal)
+            context, mask = insert_joint(block, frame_mask, patches, temporal)
         else:
-            x, context, mask = insert_by_frame(class_token, tokens, temporal)
-        x = block.first_token(x, context, mask) if last else block(x, context=context, mask=mask)
-        x = x.unflatten(0, (-1, class_token.shape[1]))  # [B,C,L,D]
-        return x[:, :, 0], tokens if last else x[:, :, 1:].reshape(-1, frames, patches, tokens.shape[-1])
+            context, mask = insert_by_frame(block, patches, temporal)
+        last = block is self.clip.visual.blocks[-1]
+        rows = (block.first_token if last else block)(x.flatten(0, 1), context, mask)
+        return rows.unflatten(0, x.shape[:2])
 
     def encode_text(self, token_ids: Tensor) -> Tensor:
         """CLIP's frozen text tower with learned tokens after START in every block; `[N,L]` -> `[N,E]`.

@@ -11,7 +11,7 @@ from typing import Annotated
 import torch
 from torch import Tensor, nn
 
-from modules.clip import CLIP
+from modules.clip import CLIP, Block
 from modules.methods.base import Method
 from modules.similarity import masked_mean
 from modules.text_prompts import encode_with_prefix, text_prompts
@@ -46,8 +46,11 @@ class VPT(Method):
     def encode_video(self, video: Tensor, frame_mask: Tensor) -> Tensor:
         visual = self.clip.visual
         tokens = visual.embed(video.flatten(0, 1))
+        last = visual.blocks[-1]
         for block, prompts in zip(visual.blocks, self.prompts, strict=True):
-            tokens = block(tokens, context=prompts.unsqueeze(0))
+            assert isinstance(block, Block)
+            context = block.context(prompts.unsqueeze(0))
+            tokens = block.first_token(tokens, context) if block is last else block(tokens, context)
         return masked_mean(visual.pool(tokens).unflatten(0, video.shape[:2]), frame_mask)
 
     def encode_text(self, token_ids: Tensor) -> Tensor:

@@ -286,7 +286,7 @@ def temporal_prompts(
     attended = []
     for gap in change:
         down = [net.down.weight @ token + net.down.bias for token in gap]
-        mixed = attend(down, (mha.in_proj_weight, mha.in_proj_bias), mha.out_proj, mha.num_heads)
+        mixed = attend(down, (mha.in_proj_weight, mha.in_proj_bias), mha.out_proj, mha.heads)
         attended.append([token + answer for token, answer in zip(down, mixed, strict=True)])
     x = scaled_by_place(net.place, convolve_time(net.temporal, stack_frames(attended)))
     x = convolve_space(net.spatial, relu(x), grid)
@@ -383,6 +383,12 @@ def encode_caption(method: torch.nn.Module, token_ids: Tensor) -> Tensor:
 
 
 # ---- inputs ---------------------------------------------------------------------------------------------------------
+
+
+def in_sequences(patches: Tensor, count: int = 1) -> Tensor:
+    """Patches `[B,T,P,D]` in `count` sequences a clip, with class tokens too large to be mistaken for patches."""
+    by_sequence = patches.reshape(len(patches), count, -1, patches.shape[-1])
+    return torch.cat([torch.full_like(by_sequence[:, :, :1], 1e3), by_sequence], dim=2)
 
 
 def padded_clips(seed: int, frames_of_clip: list[int], patches: int, width: int) -> tuple[Tensor, Tensor]:

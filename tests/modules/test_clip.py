@@ -130,7 +130,8 @@ def test_forward_is_embed_blocks_pool() -> None:
     words = clip.text.embed(token_ids)
     for block in clip.text.blocks:
         words = block(words, causal=True)
-    assert torch.equal(clip.text.pool(words, torch.tensor([15, 6, 2])), clip.text(token_ids))
+    ends = words[torch.arange(3), torch.tensor([15, 6, 2])]
+    torch.testing.assert_close(clip.text(token_ids), clip.text.pool(ends), atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize("with_context", [False, True])
@@ -139,8 +140,23 @@ def test_first_token_is_that_of_the_whole_block(with_context: bool) -> None:
     x, context = torch.randn(3, 5, 64), torch.randn(3, 4, 64) if with_context else None
     mask = torch.rand(3, 1, 1, 9 if with_context else 5) > 0.3
     mask[..., 0] = True
+    context = None if context is None else block.context(context)
     whole = block(x, context, mask)
     torch.testing.assert_close(block.first_token(x, context, mask), whole[:, :1], atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("contexts", [0, 1, 3])
+def test_attending_from_one_token_alone_is_that_of_the_whole_block(contexts: int) -> None:
+    """`contexts` 1: the same context for all rows, but each row's tokens see other parts of it."""
+    block = randomised(CLIP(TINY)).text.blocks[0]
+    x, places, context, seen, mask = torch.randn(3, 5, 48), torch.tensor([4, 0, 2]), None, None, None
+    if contexts:
+        context, seen = block.context(torch.randn(contexts, 4, 48)), torch.rand(3, 1, 5, 4) > 0.4
+        mask = torch.cat([torch.ones(3, 1, 5, 5, dtype=torch.bool), seen], dim=-1)
+    whole = block.attend(x, context, mask, causal=True)
+    alone = block.attend_from(x, places, context, seen)
+    assert alone.shape == (3, 1, 48)
+    torch.testing.assert_close(alone.squeeze(1), whole[torch.arange(3), places], atol=1e-5, rtol=0)
 
 
 def test_end_positions_are_where_the_largest_id_stands() -> None:
@@ -182,7 +198,7 @@ def test_context_equals_joined_tokens_whose_outputs_are_dropped(causal: bool) ->
     if causal:
         allowed[:5, :5] = torch.ones(5, 5, dtype=torch.bool).tril()
     joined = block(torch.cat([x, context], dim=1), mask=allowed)[:, :5]
-    torch.testing.assert_close(block(x, context, causal=causal), joined, rtol=0, atol=1e-5)
+    torch.testing.assert_close(block(x, block.context(context), causal=causal), joined, rtol=0, atol=1e-5)
 
 
 def slow_attention(attention: Attention, x: Tensor, context: Tensor, bias: Tensor) -> Tensor:
@@ -223,7 +239,7 @@ def test_masks_against_a_slow_attention(kind: str, context_tokens: int, causal: 
     if causal:
         bias[..., :5] = bias[..., :5].masked_fill(torch.ones(5, 5, dtype=torch.bool).triu(1), float("-inf"))
     expected = slow_attention(attention, x, context, bias)
-    result = attention(x, context if context_tokens else None, mask=mask, causal=causal)
+    result = attention(x, attention.keys_values(context) if context_tokens else None, mask=mask, causal=causal)
     torch.testing.assert_close(result, expected, rtol=0, atol=1e-5)
 
 
@@ -240,7 +256,8 @@ def test_a_block_is_its_two_halves_and_leaves_its_inputs_alone() -> None:
     block = randomised(Block(32, 4, "gelu"))
     x, context = torch.randn(2, 5, 32), torch.randn(2, 3, 32)
     x_before, context_before = x.clone(), context.clone()
-    assert torch.equal(block(x, context), block.feed_forward(block.attend(x, context)))
+    made = block.context(context)
+    assert torch.equal(block(x, made), block.feed_forward(block.attend(x, made)))
     assert torch.equal(x, x_before)
     assert torch.equal(context, context_before)
 
@@ -251,7 +268,8 @@ def test_gradient_reaches_every_parameter_and_the_context() -> None:
     (clip.visual(pixels).square().sum() + clip.text(token_ids).square().sum() + clip.logit_scale).backward()
     assert [name for name, parameter in clip.named_parameters() if parameter.grad is None] == []
     context = torch.randn(3, 2, 64, requires_grad=True)
-    clip.visual.blocks[0](clip.visual.embed(pixels), context).sum().backward()
+    block = clip.visual.blocks[0]
+    block(clip.visual.embed(pixels), block.context(context)).sum().backward()
     assert context.grad is not None
     assert context.grad.abs().sum() > 0
 

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from modules.dynamics import DynamicsNet, changes, hold_last_frame, layer_norm
+from modules.dynamics import DynamicsNet, changes, hold_last_frame, layer_norm, patches_of, sequences
 from tests.modules import stop_reference as slow
 
 
@@ -22,7 +22,20 @@ def everywhere(tokens: Tensor) -> Tensor:
 
 
 def energy(net: DynamicsNet, tokens: Tensor) -> Tensor:
-    return net(changes(tokens, everywhere(tokens)))
+    return net(changes(slow.in_sequences(tokens), everywhere(tokens)))
+
+
+@pytest.mark.parametrize("count", [1, 3])
+def test_sequences_are_class_tokens_and_the_patches_of_their_frames(count):
+    class_tokens, patches = torch.randn(2, count, 5), torch.randn(2, 3, 4, 5)
+    x = sequences(class_tokens, patches)
+    assert x.shape == (2, count, 1 + 3 * 4 // count, 5)
+    for clip in range(2):
+        for place in range(count):
+            own = patches[clip] if count == 1 else patches[clip, place : place + 1]
+            assert torch.equal(x[clip, place], torch.cat([class_tokens[clip, place : place + 1], *own]))
+    assert torch.equal(patches_of(x, 3), patches)
+    assert patches_of(x, 3).data_ptr() == x[:, :, 1:].data_ptr()
 
 
 @settings(derandomize=True, deadline=None, max_examples=25)
@@ -38,7 +51,7 @@ def test_equals_loops_over_frames_and_patches(seed, grid, frames_of_clip, width,
     tokens, frame_mask = slow.padded_clips(seed, frames_of_clip, grid * grid, width)
     net = net_of(width, grid, sees=sees, seed=seed)
     with torch.no_grad():
-        found = net(changes(tokens, frame_mask))
+        found = net(changes(slow.in_sequences(tokens), frame_mask))
         for clip, frames in enumerate(frames_of_clip):
             real = tokens[clip, :frames]
             if sees == "changes":
@@ -50,9 +63,10 @@ def test_equals_loops_over_frames_and_patches(seed, grid, frames_of_clip, width,
 
 @settings(derandomize=True, deadline=None, max_examples=25)
 @given(seed=st.integers(0, 10**6), frames_of_clip=st.lists(st.integers(1, 5), min_size=1, max_size=4))
-def test_changes_are_between_real_neighbours_and_else_zero(seed, frames_of_clip):
+@pytest.mark.parametrize("by_frame", [False, True])
+def test_changes_are_between_real_neighbours_and_else_zero(seed, frames_of_clip, by_frame):
     tokens, frame_mask = slow.padded_clips(seed, frames_of_clip, 4, 3)
-    found = changes(tokens, frame_mask)
+    found = changes(slow.in_sequences(tokens, tokens.shape[1] if by_frame else 1), frame_mask)
     assert found.shape == (len(frames_of_clip), 1 + max(frames_of_clip), 4, 3)
     for clip, frames in enumerate(frames_of_clip):
         for place in range(found.shape[1]):
@@ -61,9 +75,10 @@ def test_changes_are_between_real_neighbours_and_else_zero(seed, frames_of_clip)
             assert torch.equal(found[clip, place], expected.to(found))
 
 
-def test_the_gradient_of_changes_is_right():
+@pytest.mark.parametrize("count", [1, 3])
+def test_the_gradient_of_changes_is_right(count):
     torch.manual_seed(0)
-    tokens = torch.randn(2, 3, 2, 2, dtype=torch.float64, requires_grad=True)
+    tokens = torch.randn(2, count, 1 + 2 * 3 // count, 2, dtype=torch.float64, requires_grad=True)
     frame_mask = torch.tensor([[True, True, True], [True, True, False]])
     assert torch.autograd.gradcheck(lambda tokens: changes(tokens, frame_mask), tokens)
 
@@ -122,7 +137,7 @@ def test_gradients(sees):
 
     def energies(tokens, *parameters):
         names = [name for name, _ in net.named_parameters()]
-        change = changes(tokens, everywhere(tokens))
+        change = changes(slow.in_sequences(tokens), everywhere(tokens))
         return torch.func.functional_call(net, dict(zip(names, parameters, strict=True)), (change,))
 
     assert torch.autograd.gradcheck(energies, (tokens, *net.parameters()))
@@ -132,10 +147,10 @@ def test_in_half_precision_the_energy_is_fp32_and_changes_come_in_what_products_
     tokens, frame_mask = slow.padded_clips(5, [4, 3], 9, 8)
     tokens, net = layer_norm(tokens).float().requires_grad_(), DynamicsNet(8, 3, sees="tokens")
     with torch.autocast("cpu", torch.bfloat16):
-        change = changes(tokens, frame_mask)
+        change = changes(slow.in_sequences(tokens), frame_mask)
         found = net(change)
     assert change.dtype == torch.bfloat16
     assert found.dtype == torch.float32
-    torch.testing.assert_close(found, net(changes(tokens, frame_mask)), atol=2e-2, rtol=2e-2)
+    torch.testing.assert_close(found, net(changes(slow.in_sequences(tokens), frame_mask)), atol=2e-2, rtol=2e-2)
     found.sum().backward()
     assert tokens.grad.dtype == net.conv.weight.grad.dtype == torch.float32

@@ -1,5 +1,7 @@
 """Inter-frame temporal prompting: every equation against loops, the counts, and the insertion into a block."""
 
+from collections.abc import Callable
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -9,6 +11,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from modules.clip import Block
+from modules.dynamics import patches_of, sequences
 from modules.inter_frame import (
     InterFramePrompter,
     TemporalPrompting,
@@ -50,13 +53,14 @@ def random_regions(seed: int, tokens: Tensor, frame_mask: Tensor) -> Tensor:
     eta=st.integers(1, 6),
     beta=st.sampled_from([0.0, 0.5, 1.0, 10.0]),
     noise_floor=st.sampled_from([1e-6, 0.05, 1.0]),
+    by_frame=st.booleans(),
 )
-def test_equals_the_equations(seed, grid, frames_of_clip, eta, beta, noise_floor):
+def test_equals_the_equations(seed, grid, frames_of_clip, eta, beta, noise_floor, by_frame):
     tokens, frame_mask = slow.padded_clips(seed, frames_of_clip, grid * grid, WIDTH)
     region_mask = random_regions(seed, tokens, frame_mask)
     prompter = make_prompter(seed, grid, eta=eta, beta=beta, noise_floor=noise_floor)
     with torch.no_grad():
-        found = prompter(tokens, region_mask, frame_mask)
+        found = prompter(slow.in_sequences(tokens, tokens.shape[1] if by_frame else 1), region_mask, frame_mask)
         for clip, frames in enumerate(frames_of_clip):
             gaps = frames - 1
             expected = slow.prompt_gaps(prompter, tokens[clip, :frames], region_mask[clip, :frames])
@@ -116,7 +120,7 @@ class TestCounts:
         prompter = make_prompter(seed, 3, noise_floor=1e-6)
         # One rounding error away from still is still.
         for clip in (tokens, tokens + 1e-9 * torch.randn(tokens.shape, dtype=tokens.dtype)):
-            found = prompter(clip, random_regions(seed, clip, frame_mask), frame_mask)
+            found = prompter(slow.in_sequences(clip), random_regions(seed, clip, frame_mask), frame_mask)
             assert found.prompts_per_gap.tolist() == [[0] * 5]
             assert not found.valid.any()
             assert found.prompts.isfinite().all()
@@ -131,7 +135,7 @@ class TestCounts:
             WIDTH, 3, eta=4, beta=1.0, bottleneck=4, heads=2, dropout=0.0, noise_floor=0.05
         ).double()
         frame_mask = torch.ones(1, 6, dtype=torch.bool)
-        found = prompter(tokens, random_regions(0, tokens, frame_mask), frame_mask)
+        found = prompter(slow.in_sequences(tokens), random_regions(0, tokens, frame_mask), frame_mask)
         assert found.prompts_per_gap.tolist() == [[4 if i == gap else 0 for i in range(5)]]
 
     def test_more_where_more_moves(self):
@@ -142,7 +146,9 @@ class TestCounts:
         prompter = InterFramePrompter(
             WIDTH, 3, eta=8, beta=0.0, bottleneck=4, heads=2, dropout=0.0, noise_floor=0.05
         ).double()
-        counts = prompter(tokens, torch.zeros(1, 4, 9), torch.ones(1, 4, dtype=torch.bool)).prompts_per_gap[0]
+        counts = prompter(
+            slow.in_sequences(tokens), torch.zeros(1, 4, 9), torch.ones(1, 4, dtype=torch.bool)
+        ).prompts_per_gap[0]
         assert 0 < counts[0] < counts[1] < counts[2] == 8
 
     def test_below_the_noise_floor_the_floor_counts(self):
@@ -162,14 +168,16 @@ class TestCounts:
         region_mask = random_regions(1, tokens, frame_mask)
         changed = region_mask.clone()
         changed[:, 0] = 1 - changed[:, 0]
-        found = [prompter(tokens, mask, frame_mask).frame_variation for mask in (region_mask, changed)]
+        found = [
+            prompter(slow.in_sequences(tokens), mask, frame_mask).frame_variation for mask in (region_mask, changed)
+        ]
         assert torch.equal(*found)
 
     def test_uniform_fills_every_real_gap(self):
         tokens, frame_mask = slow.padded_clips(3, [5, 2, 1], 9, WIDTH)
         region_mask = random_regions(3, tokens, frame_mask)
-        found = make_prompter(3, 3, uniform=True)(tokens, region_mask, frame_mask)
-        driven = make_prompter(3, 3)(tokens, region_mask, frame_mask)
+        found = make_prompter(3, 3, uniform=True)(slow.in_sequences(tokens), region_mask, frame_mask)
+        driven = make_prompter(3, 3)(slow.in_sequences(tokens), region_mask, frame_mask)
         assert found.prompts_per_gap.tolist() == [[4, 4, 4, 4], [4, 0, 0, 0], [0, 0, 0, 0]]
         assert torch.equal(found.prompts, driven.prompts)
         assert torch.equal(found.frame_variation, driven.frame_variation)
@@ -180,9 +188,11 @@ def test_static_prompts_are_the_slots():
     region_mask = random_regions(3, tokens, frame_mask)
     prompter, dynamic = make_prompter(3, 3, static_prompts=True), make_prompter(3, 3)
     prompter.dynamics.load_state_dict(dynamic.dynamics.state_dict())
-    found = prompter(tokens, region_mask, frame_mask)
+    found = prompter(slow.in_sequences(tokens), region_mask, frame_mask)
     assert torch.equal(found.prompts, prompter.slots.expand(2, 4, 4, WIDTH))
-    assert torch.equal(found.prompts_per_gap, dynamic(tokens, region_mask, frame_mask).prompts_per_gap)
+    assert torch.equal(
+        found.prompts_per_gap, dynamic(slow.in_sequences(tokens), region_mask, frame_mask).prompts_per_gap
+    )
     assert [name for name, parameter in prompter.named_parameters() if parameter.requires_grad] == ["slots"]
 
 
@@ -190,10 +200,10 @@ def test_dropout_acts_in_training_only():
     tokens, frame_mask = slow.padded_clips(3, [3], 9, WIDTH)
     prompter = make_prompter(3, 3, dropout=0.5)
     torch.manual_seed(0)
-    runs = [prompter(tokens, torch.zeros(1, 3, 9), frame_mask).prompts for _ in range(2)]
+    runs = [prompter(slow.in_sequences(tokens), torch.zeros(1, 3, 9), frame_mask).prompts for _ in range(2)]
     assert not torch.equal(*runs)
     prompter.eval()
-    runs = [prompter(tokens, torch.zeros(1, 3, 9), frame_mask).prompts for _ in range(2)]
+    runs = [prompter(slow.in_sequences(tokens), torch.zeros(1, 3, 9), frame_mask).prompts for _ in range(2)]
     assert torch.equal(*runs)
 
 
@@ -230,7 +240,7 @@ class TestGradient:
         region_mask = random_regions(1, tokens, frame_mask)
         prompter = make_prompter(1, 2)
         direction = torch.randn(3, 4, WIDTH, dtype=torch.float64)
-        ours = prompter(tokens, region_mask, frame_mask).prompts[0]
+        ours = prompter(slow.in_sequences(tokens), region_mask, frame_mask).prompts[0]
         theirs = slow.stack_frames(slow.prompt_gaps(prompter, tokens[0], region_mask[0]).prompts)
         parameters = dict(prompter.named_parameters())
         for name, mine, reference in zip(
@@ -273,14 +283,12 @@ class TestInsertion:
         torch.manual_seed(seed)
         class_token = torch.randn(batch, 1 if joint else frames, WIDTH, dtype=torch.float64)
         prompting = self.prompting(seed, frames_of_clip, eta) if with_prompts else None
-        if joint:
-            x, context, mask = insert_joint(class_token, tokens, frame_mask, prompting)
-            out = block(x, context=context, mask=mask)
-            new_class, new_tokens = out[:, :1], out[:, 1:].unflatten(1, (frames, patches))
-        else:
-            x, context, mask = insert_by_frame(class_token, tokens, prompting)
-            out = block(x, context=context, mask=mask).unflatten(0, (batch, frames))
-            new_class, new_tokens = out[:, :, 0], out[:, :, 1:]
+        x = sequences(class_token, tokens)
+        context, mask = (
+            insert_joint(block, frame_mask, patches, prompting) if joint else insert_by_frame(block, patches, prompting)
+        )
+        out = block(x.flatten(0, 1), context, mask).view_as(x)
+        new_class, new_tokens = out[:, :, 0], patches_of(out, frames)
         for clip, real in enumerate(frames_of_clip):
             inserted = None
             if prompting is not None:
@@ -299,19 +307,29 @@ class TestInsertion:
         tokens, frame_mask = slow.padded_clips(0, [frames], patches, width)
         block = make_block(0)
 
-        def operations(x, context, mask) -> int:
+        def operations(work: Callable[[], object]) -> int:
             with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
-                block(x, context=context, mask=mask)
+                work()
             return counter.get_total_flops()
 
-        arguments = insert_joint(tokens[:, 0, :1], tokens, frame_mask, self.prompting(0, [frames], eta))
-        without = insert_joint(tokens[:, 0, :1], tokens, frame_mask, None)
+        def run(prompting: TemporalPrompting | None) -> None:
+            context, mask = insert_joint(block, frame_mask, patches, prompting)
+            block(x, context, mask)
+
+        x = torch.cat([tokens[:, 0, :1], tokens.flatten(1, 2)], dim=1)
+        prompting = self.prompting(0, [frames], eta)
         queries, prompts = 1 + frames * patches, (frames - 1) * eta
-        assert arguments[0].shape == (1, queries, width)
-        assert arguments[1].shape == (1, prompts, width)
         # A key and a value each (2 operations a multiply-add), and a score and a share of the mix for every query.
         keys_and_values, scores_and_mix = 2 * prompts * width * 2 * width, 2 * queries * prompts * 2 * width
-        cost = operations(*arguments) - operations(*without)
+        cost = operations(lambda: run(prompting)) - operations(lambda: run(None))
         assert cost == keys_and_values + scores_and_mix
-        inserted = operations(torch.cat(arguments[:2], dim=1), None, arguments[2]) - operations(*without)
-        assert cost < inserted / 3
+        inserted = torch.cat([x, prompting.prompts.flatten(1, 2)], dim=1)
+        assert cost < (operations(lambda: block(inserted)) - operations(lambda: run(None))) / 3
+
+    def test_prompts_of_a_gap_are_projected_once_for_both_frames_beside_it(self):
+        frames, patches, eta, width = 4, 4, 2, WIDTH
+        block, prompting = make_block(0), self.prompting(0, [frames], eta)
+        with FlopCounterMode(display=False) as counter:
+            context, _ = insert_by_frame(block, patches, prompting)
+        assert context.keys.shape == (frames, HEADS, 2 * eta, width // HEADS)
+        assert counter.get_total_flops() == 2 * (frames - 1) * eta * width * 2 * width

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from modules.clip import Block
-from modules.dynamics import layer_norm
+from modules.dynamics import layer_norm, patches_of, sequences
 from modules.intra_frame import (
     FactoredPrompts,
     IntraFramePrompter,
@@ -73,27 +73,33 @@ def test_equals_the_equations(seed, grid, frames_of_clip, alpha, share, class_to
     asking = tokens.shape[1] if class_token_a_frame else 1
     class_token = torch.randn(len(tokens), asking, WIDTH, generator=generator, dtype=torch.float64)
     with torch.no_grad():
-        found = prompter(block, class_token, tokens, frame_mask)
+        found = prompter(block, sequences(class_token, tokens), frame_mask)
+        prompted = patches_of(found.x, tokens.shape[1])
+        assert torch.equal(found.x[:, :, 0], class_token)
         for clip, frames in enumerate(frames_of_clip):
             expected = slow.prompt_frames(prompter, block, class_token[clip], tokens[clip, :frames])
-            for name in ("attention_map", "dynamics_map", "saliency", "region_mask", "tokens"):
+            for name in ("attention_map", "dynamics_map", "saliency", "region_mask"):
                 torch.testing.assert_close(
                     getattr(found, name)[clip, :frames].double(), getattr(expected, name), atol=1e-5, rtol=0, msg=name
                 )
+            torch.testing.assert_close(prompted[clip, :frames], expected.tokens, atol=1e-5, rtol=0)
             assert not found.region_mask[clip, frames:].any()
-            assert torch.equal(found.tokens[clip, frames:], tokens[clip, frames:])
+            assert torch.equal(prompted[clip, frames:], tokens[clip, frames:])
 
 
 @settings(derandomize=True, deadline=None, max_examples=20)
-@given(seed=st.integers(0, 10**6), grid=st.integers(2, 4), frames=st.integers(1, 4))
-def test_spatial_prompts_equal_the_equation(seed, grid, frames):
+@given(seed=st.integers(0, 10**6), grid=st.integers(2, 4), frames=st.integers(1, 4), by_frame=st.booleans())
+def test_spatial_prompts_equal_the_equation(seed, grid, frames, by_frame):
     tokens, _ = slow.padded_clips(seed, [frames], grid * grid, WIDTH)
     prompter = make_prompter(seed, grid)
     with torch.no_grad():
         expected = slow.spatial_prompts(prompter.prompter, tokens[0], grid)
         everywhere = torch.ones(1, frames, dtype=torch.bool)
         torch.testing.assert_close(
-            of_every_patch(prompter.prompter(tokens, everywhere))[0], expected, atol=1e-9, rtol=0
+            of_every_patch(prompter.prompter(slow.in_sequences(tokens, frames if by_frame else 1), everywhere))[0],
+            expected,
+            atol=1e-9,
+            rtol=0,
         )
 
 
@@ -104,7 +110,11 @@ def test_a_prompt_sees_its_frame_and_the_two_beside_it_only():
     changed = tokens.clone()
     changed[:, 3] += 1
     real = torch.ones(1, 7, dtype=torch.bool)
-    moved = (of_every_patch(net(changed, real)) - of_every_patch(net(tokens, real))).abs().amax(dim=(0, 2, 3))
+    moved = (
+        (of_every_patch(net(slow.in_sequences(changed), real)) - of_every_patch(net(slow.in_sequences(tokens), real)))
+        .abs()
+        .amax(dim=(0, 2, 3))
+    )
     assert (moved > 1e-9).tolist() == [False, False, True, True, True, False, False]
 
 
@@ -115,22 +125,24 @@ def test_frames_of_a_still_clip_get_the_same_prompts_wherever_they_are():
     moving = still.clone()
     moving[:, 1::2] *= 2
     real = torch.ones(1, 5, dtype=torch.bool)
-    prompts = of_every_patch(net(still, real))
+    prompts = of_every_patch(net(slow.in_sequences(still), real))
     torch.testing.assert_close(prompts, prompts[:, :1].expand_as(prompts), atol=1e-12, rtol=0)
-    prompts = of_every_patch(net(moving, real))
+    prompts = of_every_patch(net(slow.in_sequences(moving), real))
     assert (prompts[:, 1] - prompts[:, 3]).abs().max() > 1e-3
 
 
 def test_starts_without_any_prompt():
     prompter = IntraFramePrompter(WIDTH, 3, n_regions=3, alpha=0.5, bottleneck=5, dropout=0.0).double()
     class_token, tokens, frame_mask = moving_clip()
-    assert torch.equal(prompter(make_block(0), class_token, tokens, frame_mask).tokens, tokens)
+    assert torch.equal(
+        prompter(make_block(0), sequences(class_token, tokens), frame_mask).x, sequences(class_token, tokens)
+    )
 
 
 class TestMaps:
     def test_both_are_distributions(self):
         class_token, tokens, frame_mask = moving_clip()
-        found = make_prompter(0, 3)(make_block(0), class_token, tokens, frame_mask)
+        found = make_prompter(0, 3)(make_block(0), sequences(class_token, tokens), frame_mask)
         for name in ("attention_map", "dynamics_map", "saliency"):
             rows = getattr(found, name).double().sum(dim=-1)
             torch.testing.assert_close(rows, torch.ones_like(rows), atol=1e-5, rtol=0)
@@ -144,7 +156,7 @@ class TestMaps:
         tokens[:] = tokens[:, :1].clone()
         tokens[:, 2:, 5] += torch.arange(WIDTH)
         prompter = IntraFramePrompter(WIDTH, 3, n_regions=1, alpha=0.0, bottleneck=5, dropout=0.0).double()
-        found = prompter(make_block(0), class_token, tokens, frame_mask)
+        found = prompter(make_block(0), sequences(class_token, tokens), frame_mask)
         # A central difference sees the jump from frame 1 to frame 2 in both; frames 0 and 3 see nothing.
         assert found.dynamics_map[0, [1, 2], 5].tolist() == [1.0, 1.0]
         assert found.dynamics_map[0, [0, 3]].abs().max() == 0
@@ -154,7 +166,7 @@ class TestMaps:
         class_token, tokens, frame_mask = moving_clip()
         tokens = tokens[:, :1].expand_as(tokens)
         prompter = IntraFramePrompter(WIDTH, 3, n_regions=2, alpha=0.5, bottleneck=5, dropout=0.0).double()
-        found = prompter(make_block(0), class_token, tokens, frame_mask)
+        found = prompter(make_block(0), sequences(class_token, tokens), frame_mask)
         assert found.dynamics_map.abs().max() == 0
         assert torch.equal(found.region_mask, most_salient(found.attention_map, 2).to(found.region_mask))
 
@@ -177,7 +189,7 @@ class TestRegions:
     def test_exactly_n_in_every_real_frame(self, options, training):
         tokens, frame_mask = slow.padded_clips(5, [4, 2, 1], 16, WIDTH)
         prompter = make_prompter(1, 4, n_regions=5, **options).train(training)
-        region = prompter(make_block(1), tokens[:, :1, 0], tokens, frame_mask).region_mask.detach()
+        region = prompter(make_block(1), sequences(tokens[:, :1, 0], tokens), frame_mask).region_mask.detach()
         torch.testing.assert_close(region, region.round(), atol=1e-6, rtol=0)
         assert torch.equal(region.round().sum(dim=-1), 5.0 * frame_mask)
 
@@ -190,7 +202,7 @@ class TestRegions:
             drawn = []
             for seed in range(6):
                 class_token, tokens, frame_mask = moving_clip(seed=seed)
-                drawn.append(prompter(make_block(0), class_token, tokens, frame_mask).region_mask)
+                drawn.append(prompter(make_block(0), sequences(class_token, tokens), frame_mask).region_mask)
             regions[training] = [torch.equal(drawn[0], other) for other in drawn[1:]]
         assert all(regions[False])
         assert not all(regions[True])
@@ -202,7 +214,7 @@ class TestGradient:
     @staticmethod
     def of_the_mask(prompter: IntraFramePrompter) -> tuple[SpatialPrompting, Tensor, tuple[Tensor, Tensor, Tensor]]:
         inputs = moving_clip()
-        found = prompter(make_block(0), *inputs)
+        found = prompter(make_block(0), sequences(*inputs[:2]), inputs[2])
         direction = torch.randn(found.region_mask.shape, dtype=found.region_mask.dtype)
         return found, direction, inputs
 
@@ -222,7 +234,10 @@ class TestGradient:
 
     def test_hard_and_straight_through_are_equal_forward(self):
         inputs = moving_clip()
-        found = [make_prompter(2, 3, hard_region_mask=hard)(make_block(0), *inputs) for hard in (False, True)]
+        found = [
+            make_prompter(2, 3, hard_region_mask=hard)(make_block(0), sequences(*inputs[:2]), inputs[2])
+            for hard in (False, True)
+        ]
         for name in (field.name for field in dataclasses.fields(SpatialPrompting)):
             torch.testing.assert_close(getattr(found[0], name), getattr(found[1], name), atol=1e-7, rtol=0, msg=name)
 
@@ -230,7 +245,7 @@ class TestGradient:
         prompter = make_prompter(2, 3, hard_region_mask=True)
         found, _, _ = self.of_the_mask(prompter)
         assert not found.region_mask.requires_grad
-        found.tokens.sum().backward()
+        found.x.sum().backward()
         without = [name for name, parameter in prompter.named_parameters() if parameter.grad is None]
         assert without == ["dynamics.conv.weight"]
 
@@ -240,10 +255,10 @@ class TestGradient:
         class_token, tokens, frame_mask = moving_clip()
         direction = torch.randn(tokens.shape, dtype=tokens.dtype)
         parameters = list(prompter.prompter.parameters())
-        ours = prompter(make_block(0), class_token, tokens, frame_mask).tokens
+        ours = prompter(make_block(0), sequences(class_token, tokens), frame_mask).x
         theirs = slow.prompt_frames(prompter, make_block(0), class_token[0], tokens[0]).tokens
         for mine, reference in zip(
-            torch.autograd.grad((ours * direction).sum(), parameters),
+            torch.autograd.grad((patches_of(ours, 4) * direction).sum(), parameters),
             torch.autograd.grad((theirs * direction[0]).sum(), parameters),
             strict=True,
         ):
@@ -259,7 +274,7 @@ class TestGradient:
 
         def prompts(tokens, *parameters):
             tensors = dict(zip(names, parameters, strict=True))
-            return of_every_patch(torch.func.functional_call(net, tensors, (tokens, real)))
+            return of_every_patch(torch.func.functional_call(net, tensors, (slow.in_sequences(tokens), real)))
 
         assert torch.autograd.gradcheck(prompts, (tokens, *net.parameters()))
 
@@ -270,10 +285,10 @@ class TestGradient:
         prompter = make_prompter(2, 3, static_prompts=static_prompts)
         class_token, tokens, frame_mask = moving_clip()
         direction = torch.randn(tokens.shape, dtype=tokens.dtype)
-        found = prompter(make_block(0), class_token, tokens, frame_mask)
+        found = prompter(make_block(0), sequences(class_token, tokens), frame_mask)
         parameters = list(prompter.dynamics.parameters())
-        ours = torch.autograd.grad((found.tokens * direction).sum(), parameters, retain_graph=True)
-        prompts = of_every_patch(prompter.prompter(layer_norm(tokens), frame_mask)).detach()
+        ours = torch.autograd.grad((patches_of(found.x, 4) * direction).sum(), parameters, retain_graph=True)
+        prompts = of_every_patch(prompter.prompter(slow.in_sequences(layer_norm(tokens)), frame_mask)).detach()
         theirs = torch.autograd.grad((found.region_mask.unsqueeze(-1) * prompts * direction).sum(), parameters)
         assert theirs[0].abs().max() > 1e-3
         torch.testing.assert_close(ours, theirs, atol=1e-9, rtol=1e-7)
@@ -291,7 +306,7 @@ class TestGradient:
     def test_of_a_still_clip_is_finite(self):
         prompter = IntraFramePrompter(WIDTH, 3, n_regions=3, alpha=0.5, bottleneck=5, dropout=0.0)
         class_token, tokens, frame_mask = (x if x.dtype == torch.bool else x.float() for x in moving_clip())
-        found = prompter(make_block(0).float(), class_token, tokens[:, :1].expand_as(tokens), frame_mask)
+        found = prompter(make_block(0).float(), sequences(class_token, tokens[:, :1].expand_as(tokens)), frame_mask)
         (100 * found.region_mask * torch.linspace(-1, 1, 9)).sum().backward()
         for name, parameter in prompter.dynamics.named_parameters():
             assert parameter.grad.isfinite().all(), name
@@ -300,21 +315,21 @@ class TestGradient:
 def test_static_prompts_are_those_of_the_place():
     prompter = make_prompter(4, 3, static_prompts=True)
     class_token, tokens, frame_mask = moving_clip()
-    found = prompter(make_block(0), class_token, tokens, frame_mask)
+    found = prompter(make_block(0), sequences(class_token, tokens), frame_mask)
     expected = tokens + found.region_mask.unsqueeze(-1) * prompter.prompter.prompt
-    torch.testing.assert_close(found.tokens, expected, atol=1e-12, rtol=0)
+    torch.testing.assert_close(patches_of(found.x, 4), expected, atol=1e-12, rtol=0)
     dynamic = make_prompter(4, 3)
     with torch.no_grad():
         dynamic.dynamics.load_state_dict(prompter.dynamics.state_dict())
-    assert torch.equal(dynamic(make_block(0), class_token, tokens, frame_mask).saliency, found.saliency)
+    assert torch.equal(dynamic(make_block(0), sequences(class_token, tokens), frame_mask).saliency, found.saliency)
 
 
 def test_dropout_acts_in_training_only():
     class_token, tokens, frame_mask = moving_clip()
     prompter = make_prompter(0, 3, dropout=0.5)
     torch.manual_seed(0)
-    runs = [prompter(make_block(0), class_token, tokens, frame_mask).tokens for _ in range(2)]
+    runs = [prompter(make_block(0), sequences(class_token, tokens), frame_mask).x for _ in range(2)]
     assert not torch.equal(*runs)
     prompter.eval()
-    without = make_prompter(0, 3)(make_block(0), class_token, tokens, frame_mask)
-    assert torch.equal(prompter(make_block(0), class_token, tokens, frame_mask).tokens, without.tokens)
+    without = make_prompter(0, 3)(make_block(0), sequences(class_token, tokens), frame_mask)
+    assert torch.equal(prompter(make_block(0), sequences(class_token, tokens), frame_mask).x, without.x)

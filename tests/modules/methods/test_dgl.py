@@ -70,7 +70,7 @@ def test_text_equals_prompts_in_the_sequence(space):
             prefix, postfix = (p[layer].expand(len(token_ids), -1, -1) for p in (prompts.prefix, prompts.postfix))
             x = attention_with_mask(block, torch.cat([words[:, :1], prefix, words[:, 1:], postfix], dim=1), causal)
             words = torch.cat([x[:, :1], x[:, 5:12]], dim=1)
-        expected = text.pool(words, token_ids.argmax(dim=-1))
+        expected = text.pool(words[torch.arange(len(words)), token_ids.argmax(dim=-1)])
     torch.testing.assert_close(ours, expected, atol=1e-5, rtol=1e-5)
 
 
@@ -102,7 +102,7 @@ def test_postfix_before_end_is_seen_by_end_alone():
             x = torch.cat([words[:, :1], prefix, words[:, 1:end], postfix, words[:, end:]], dim=1)
             x = attention_with_mask(block, x, causal)
             words = torch.cat([x[:, :1], x[:, 5 : 4 + end], x[:, 8 + end :]], dim=1)
-        expected = text.pool(words, token_ids.argmax(dim=-1))
+        expected = text.pool(words[torch.arange(len(words)), token_ids.argmax(dim=-1)])
     torch.testing.assert_close(ours, expected, atol=1e-5, rtol=1e-5)
 
 

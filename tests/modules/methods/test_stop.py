@@ -15,6 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from engine.describe import describe
 from modules.clip import ARCHITECTURES, CLIP, CLIPArchitecture
+from modules.dynamics import patches_of
 from modules.losses import symmetric_info_nce
 from modules.methods import build_method
 from modules.methods.stop import STOP
@@ -79,7 +80,7 @@ def test_equals_prompts_really_inserted(attention, seed, frames_of_clip, options
             assert len(maps) == (options.get("prompt_depth") or 2)
             for ours, (spatial, temporal) in zip(maps, found, strict=False):
                 if spatial is not None:
-                    tokens = ours.spatial.tokens[clip, :frames]
+                    tokens = patches_of(ours.spatial.x, video.shape[1])[clip, :frames]
                     torch.testing.assert_close(tokens, spatial.tokens, atol=1e-5, rtol=1e-5)
                     assert torch.equal(ours.spatial.region_mask[clip, :frames].round(), spatial.region_mask)
                 if temporal is not None:
@@ -318,12 +319,13 @@ class TestBudget:
         few, many = (operations(lambda m=m: m.encode_video(video, frame_mask)) for m in methods)
         width, patches, bottleneck, frames, layers, more = 768, 49, 80, 12, 12, 8
         making = (frames - 1) * more * 2 * bottleneck * (patches + width)
-        # A frame looks at the prompts of two gaps, a joint sequence at all of them once.
-        slots = more * (frames - 1 if attention == "joint" else 2 * frames)
+        # Each has its key and value once. A frame looks at the prompts of two gaps, a joint sequence at all of them.
+        made = more * (frames - 1)
+        seen = made if attention == "joint" else more * 2 * frames
         queries = 1 + frames * patches if attention == "joint" else 1 + patches
         # In the last block only the class token asks.
         asking = (layers - 1) * queries + 1
-        assert many - few == layers * (making + slots * 4 * width**2) + slots * 4 * asking * width
+        assert many - few == layers * (making + made * 4 * width**2) + seen * 4 * asking * width
 
 
 class TestAnySize:
@@ -391,8 +393,8 @@ class TestOptions:
         assert trained_names(method) - trained_names(without) == {n for n in trained_names(method) if n[:5] == "intra"}
         found = first_layer(without, moving)
         assert found.spatial is None
-        tokens = without.clip.visual.embed(moving[0].flatten(0, 1))[:, 1:].unflatten(0, moving[0].shape[:2])
-        expected = method.inter[0](tokens, torch.zeros_like(tokens[..., 0]), moving[1])
+        x = without.clip.visual.embed(moving[0].flatten(0, 1)).unflatten(0, moving[0].shape[:2])
+        expected = method.inter[0](x, torch.zeros_like(x[:, :, 1:, 0]), moving[1])
         assert_same(found.temporal, expected)
 
     def test_use_inter(self, moving):
@@ -410,7 +412,7 @@ class TestOptions:
         method = make_stop()
         static = like(method, static_prompts=True)
         found, dynamic = first_layer(static, moving), first_layer(method, moving)
-        assert_same(found.spatial, dynamic.spatial, but=("tokens",))
+        assert_same(found.spatial, dynamic.spatial, but=("x",))
         assert torch.equal(found.temporal.prompts, method.inter[0].slots.expand_as(found.temporal.prompts))
         names = {name for name in trained_names(static) if not name.startswith("intra")}
         assert names == {"inter.0.slots", "inter.1.slots", "text_prompts"}
@@ -422,7 +424,7 @@ class TestOptions:
         method = make_stop()
         found = first_layer(like(method, random_regions=True), moving)
         driven = first_layer(method, moving)
-        assert_same(found.spatial, driven.spatial, but=("tokens", "region_mask", "saliency", "dynamics_map"))
+        assert_same(found.spatial, driven.spatial, but=("x", "region_mask", "saliency", "dynamics_map"))
         other = first_layer(like(method, random_regions=True), clips_that_move([5, 3], seed=2))
         assert torch.equal(found.spatial.region_mask, other.spatial.region_mask)
 
@@ -457,9 +459,8 @@ class TestOptions:
         assert_same(found.spatial, default.spatial)
         assert not torch.allclose(found.temporal.frame_variation, default.temporal.frame_variation)
         ignorant = like(method, beta=0.0).inter[0]
-        h = found.spatial.tokens
-        ones = torch.ones_like(h[..., 0])
-        assert_same(ignorant(h, ones, moving[1]), ignorant(h, 0 * ones, moving[1]))
+        x, ones = found.spatial.x, torch.ones_like(found.spatial.region_mask)
+        assert_same(ignorant(x, ones, moving[1]), ignorant(x, 0 * ones, moving[1]))
 
     @pytest.mark.parametrize("eta", [1, 2, 9])
     def test_eta(self, moving, eta):
@@ -483,7 +484,7 @@ class TestOptions:
     def test_n_regions(self, moving, n_regions):
         method = make_stop()
         found = first_layer(like(method, n_regions=n_regions), moving).spatial
-        assert_same(found, first_layer(method, moving).spatial, but=("tokens", "region_mask"))
+        assert_same(found, first_layer(method, moving).spatial, but=("x", "region_mask"))
         assert torch.equal(found.region_mask.round().sum(-1), n_regions * moving[1].float())
 
     def test_prompt_depth(self, moving):
@@ -500,8 +501,10 @@ class TestOptions:
         frame = like(joint, attention="frame")
         assert trained_names(joint) == trained_names(frame)
         # Before the first block all class tokens are the same, so that both layouts find the same.
-        assert_same(first_layer(joint, moving).spatial, first_layer(frame, moving).spatial)
-        assert_same(first_layer(joint, moving).temporal, first_layer(frame, moving).temporal)
+        of_joint, of_frame = first_layer(joint, moving), first_layer(frame, moving)
+        assert_same(of_joint.spatial, of_frame.spatial, but=("x",))
+        torch.testing.assert_close(*(patches_of(found.spatial.x, 5) for found in (of_joint, of_frame)))
+        assert_same(of_joint.temporal, of_frame.temporal)
         assert not torch.allclose(joint.encode_video(*moving), frame.encode_video(*moving), atol=1e-3)
 
     @pytest.mark.parametrize("length", [0, 1, 7])
