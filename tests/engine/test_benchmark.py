@@ -83,7 +83,7 @@ def test_a_call_made_again_is_the_same_call():
         for one, other in zip(tensors_in(again), tensors_in(original), strict=True):
             assert torch.equal(one, other)
             assert one.requires_grad == other.requires_grad
-    tokens = [call.arguments[2] for call in calls["intra"]]
+    tokens = [call.arguments[1] for call in calls["intra"]]
     assert [one.requires_grad for one in tokens] == [False, True], "only prompted tokens want a gradient"
     assert all(one.is_leaf for one in tokens)
 

@@ -64,7 +64,9 @@ def test_counts_of_bare_clip_are_those_of_its_sizes():
     pixels = 2 * patches * width * 3 * TINY.patch_size**2
     last = 2 * (2 * tokens * width * width + 10 * width * width) + 2 * 2 * tokens * width  # for one token of the last
     visual = tower(tokens, width) + last + 2 * width * TINY.embed_dim
-    text = 2 * tower(words, TINY.text_width) + 2 * TINY.text_width * TINY.embed_dim
+    width = TINY.text_width  # END once as the one that asks, and once more among those it sees
+    last = 2 * (2 * words * width * width + 12 * width * width) + 2 * 2 * (words + 1) * width
+    text = tower(words, width) + last + 2 * width * TINY.embed_dim
     assert count_step("clip4clip", TINY, frames, words) == 3 * (frames * visual + text) + frames * pixels
 
 
