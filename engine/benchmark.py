@@ -11,11 +11,13 @@ so the parts' shares are good to a few percent.
 Shapes: B clips with a caption each, T frames, L words.
 """
 
+import json
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields, is_dataclass, replace
 from functools import partial
+from pathlib import Path
 from statistics import median
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -246,6 +248,19 @@ def format_rows(rows: Sequence[Row]) -> str:
     return "\n".join(lines)
 
 
+def origin_of(device: torch.device) -> tuple[dict[str, Any], str]:
+    """Hardware, versions, threads and commit of a measurement: by name for a file, and as a line."""
+    origin: dict[str, Any] = {**provenance(Process(0, 1, device)), "threads": torch.get_num_threads()}
+    threads = "" if device.type == "cuda" else f", {origin['threads']} threads"
+    return origin, f"{origin['hardware']}{threads}, {origin['versions']}, commit {origin['commit']}"
+
+
+def write_json(path: Path, content: dict[str, Any]) -> None:
+    """Write what was measured, into a new folder if need be."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(content, indent=1) + "\n")
+
+
 def report(settings: Settings, options: dict[str, Any]) -> str:
     """Build what the settings name, measure it, and say how."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -258,14 +273,12 @@ def report(settings: Settings, options: dict[str, Any]) -> str:
     method = build_method(settings.method, CLIP(architecture), **options).to(device)
     batch = random_batch(architecture, settings.batch_size, frames, words, device)
     rows = measure(method, batch, settings.repeats, settings.precision)
-    origin = provenance(Process(0, 1, device))
-    threads = "" if device.type == "cuda" else f", threads {torch.get_num_threads()}"
     training, evaluation = (1e3 * settings.batch_size / row.both for row in rows[:2])
     return "\n".join(
         (
             f"{settings.method} on {settings.pretrained_clip_name}, {settings.precision}, batch {settings.batch_size}, "
             f"frames {frames}, words {words}, medians of {settings.repeats}",
-            f"{origin['hardware']}{threads}, {origin['versions']}, commit {origin['commit']}",
+            origin_of(device)[1],
             "",
             format_rows(rows),
             "",

@@ -10,7 +10,6 @@ Beside the milliseconds stand the operations counted, which know no noise.
 Shapes: B clips, T frames.
 """
 
-import json
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -21,12 +20,10 @@ from typing import Annotated, Literal
 import torch
 from tqdm import tqdm
 
-from engine.benchmark import random_batch
+from engine.benchmark import origin_of, random_batch, write_json
 from engine.benchmark_methods import TrainingStep, count_step
 from engine.cli import parse_settings, print_report
 from engine.config import between
-from engine.distributed import Process
-from engine.logger import provenance
 from modules.clip import CLIP
 from modules.clip_weights import architecture_of
 from modules.methods import build_method
@@ -156,16 +153,13 @@ def report(settings: Settings) -> str:
     """Measure, write the files, and say what was found."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     points = measure_points(settings, device)
-    origin = provenance(Process(0, 1, device))
-    threads = "" if device.type == "cuda" else f", {torch.get_num_threads()} threads"
+    origin, where = origin_of(device)
     title = (
         f"stop on {settings.pretrained_clip_name}, {settings.precision}, words {settings.max_words}, "
-        f"medians of {settings.repeats}\n{origin['hardware']}{threads}, {origin['versions']}, commit {origin['commit']}"
+        f"medians of {settings.repeats}\n{where}"
     )
-    content = {"settings": asdict(settings), **origin, "threads": torch.get_num_threads()}
-    content["points"] = [asdict(point) for point in points]
-    Path(settings.output).parent.mkdir(parents=True, exist_ok=True)
-    Path(settings.output).write_text(json.dumps(content, indent=1) + "\n")
+    content = {"settings": asdict(settings), **origin, "points": [asdict(point) for point in points]}
+    write_json(Path(settings.output), content)
     draw_points(points, title, Path(settings.chart))
     found = []
     for attention in ATTENTION:

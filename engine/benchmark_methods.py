@@ -17,7 +17,6 @@ floor's included: allocated on a GPU, resident on a CPU.
 Shapes: B clips with a caption each, T frames, L words.
 """
 
-import json
 import multiprocessing
 import resource
 import sys
@@ -36,12 +35,10 @@ from torch.utils.flop_counter import FlopCounterMode
 from tqdm import tqdm
 
 from dataloaders.transforms import normalise
-from engine.benchmark import EVALUATION, REST, STEP, TEXT, Batch, measure, random_batch, timed
+from engine.benchmark import EVALUATION, REST, STEP, TEXT, Batch, measure, origin_of, random_batch, timed, write_json
 from engine.cli import parse_settings, print_report
 from engine.config import between
 from engine.describe import count_operations
-from engine.distributed import Process
-from engine.logger import provenance
 from engine.optim import build_optimizer
 from engine.train import AUTOCAST, ContrastiveStep, autocast_for
 from modules.clip import CLIP, CLIPArchitecture
@@ -355,16 +352,12 @@ def report(settings: Settings) -> str:
         in_own_process(measure_method, name, settings, ceilings.matrix[settings.precision])
         for name in tqdm(settings.methods, "methods", leave=False)
     ]
-    origin = provenance(Process(0, 1, device))
-    threads = "" if device.type == "cuda" else f", {torch.get_num_threads()} threads"
+    origin, where = origin_of(device)
     sizes = f"batch {settings.batch_size}, frames {settings.frames}, words {settings.max_words}"
     what = f"{settings.pretrained_clip_name}, {settings.precision}, {sizes}, medians of {settings.repeats}"
-    where = f"{origin['hardware']}{threads}, {origin['versions']}, commit {origin['commit']}"
     if settings.output:
-        Path(settings.output).parent.mkdir(parents=True, exist_ok=True)
-        content = {"settings": asdict(settings), **origin, "threads": torch.get_num_threads()}
-        content |= {"ceilings": asdict(ceilings), "methods": [asdict(cost) for cost in costs]}
-        Path(settings.output).write_text(json.dumps(content, indent=1) + "\n")
+        measured = {"ceilings": asdict(ceilings), "methods": [asdict(cost) for cost in costs]}
+        write_json(Path(settings.output), {"settings": asdict(settings), **origin, **measured})
     if settings.chart:
         draw_costs(costs, settings.batch_size, f"{what}\n{where}", Path(settings.chart))
     matrix = ", ".join(f"{rate:.2f} in {precision}" for precision, rate in ceilings.matrix.items())

@@ -141,7 +141,7 @@ class IntraFramePrompter(nn.Module):
             saliency = self.alpha * attention + (1 - self.alpha) * motion  # eq. 3
         patches = salient_patches(saliency.detach(), self.n_regions)  # eq. 4
         region = region_mask(saliency, patches)
-        if self.dynamics is not None and not self.hard_region_mask:
+        if not self.hard_region_mask:
             # [D] Straight-through: the value is the hard mask's, the gradient the saliency's. As published the mask has
             # no gradient and N_s can never learn.
             weight = rescaled(saliency)
