@@ -45,8 +45,7 @@ def sequences(class_tokens: Tensor, patches: Tensor) -> Tensor:
 
 def patches_of(x: Tensor, frames: int) -> Tensor:
     """Sequences `[B,C,L,D]` of T frames -> their patches `[B,T,P,D]`, a view."""
-    by_frame = x[:, :, 1:].unflatten(2, (frames // x.shape[1], -1))
-    return by_frame.flatten(1, 2)
+    return x[:, :, 1:].unflatten(2, (frames // x.shape[1], -1)).flatten(1, 2)
 
 
 def hold_last_frame(tokens: Tensor, frame_mask: Tensor) -> Tensor:

@@ -211,9 +211,8 @@ def insert_by_frame(
         return None, None
     gaps, eta = prompting.valid.shape[1:]
 
-    def beside(
-        of_gaps: Tensor,
-    ) -> Tensor:  # [B,T-1,eta,...] -> [B*T,2*eta,...], none before the first and after the last
+    def beside(of_gaps: Tensor) -> Tensor:  # [B,T-1,eta,...] -> [B*T,2*eta,...]
+        # An empty gap before the first frame and after the last one.
         none = torch.zeros_like(of_gaps[:, :1])
         return torch.cat([torch.cat([none, of_gaps], dim=1), torch.cat([of_gaps, none], dim=1)], dim=2).flatten(0, 1)
 

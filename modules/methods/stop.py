@@ -154,10 +154,8 @@ class STOP(Method):
             spatial = self.intra[layer](block, x, frame_mask)
             x = spatial.x
         if layer < len(self.inter) and frame_mask.shape[1] > 1:
-            region_mask = (
-                torch.zeros_like(patches_of(x, frame_mask.shape[1])[..., 0]) if spatial is None else spatial.region_mask
-            )
-            temporal = self.inter[layer](x, region_mask, frame_mask)
+            nowhere = torch.zeros_like(patches_of(x, frame_mask.shape[1])[..., 0])
+            temporal = self.inter[layer](x, spatial.region_mask if spatial else nowhere, frame_mask)
         return x, LayerMaps(spatial, temporal)
 
     def _run(self, block: Block, x: Tensor, frame_mask: Tensor, temporal: TemporalPrompting | None) -> Tensor:
