@@ -40,11 +40,12 @@ def test_describe_needs_no_files(capsys):
     assert counts["trainable_parameters"] == 123_540_993
     assert counts["total_parameters"] == 151_277_313
     assert sum(counts["trainable_by_part"].values()) == counts["trainable_parameters"]
-    # By hand, 2 operations a multiply-add: patches, 11 blocks of 12 D^2 L + 2 L^2 D, projection; the same for text, all
-    # 12 blocks. In the last block for images only the class token has a query, an output and an MLP.
+    # By hand, 2 operations a multiply-add: patches, 11 blocks of 12 D^2 L + 2 L^2 D, projection; the same for text. In
+    # the last block only the class token or END has a query, an output and an MLP; END's key and value are made twice.
     last = 2 * 768**2 * 50 + 10 * 768**2 + 2 * 50 * 768
     frame = 49 * 3072 * 768 + 11 * (12 * 768**2 * 50 + 2 * 50**2 * 768) + last + 768 * 512
-    words = 12 * (12 * 512**2 * 32 + 2 * 32**2 * 512) + 512 * 512
+    end = 2 * 512**2 * 32 + 12 * 512**2 + 2 * 33 * 512
+    words = 11 * (12 * 512**2 * 32 + 2 * 32**2 * 512) + end + 512 * 512
     assert counts["gflops_per_clip"] == pytest.approx(2 * (12 * frame + words) / 1e9, rel=1e-3)
 
 

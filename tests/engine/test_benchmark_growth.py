@@ -1,5 +1,6 @@
 """The curves over frames and clips: their sizes, where one leaves the line, and the command's files."""
 
+import dataclasses
 import json
 
 import pytest
@@ -30,7 +31,7 @@ def test_where_a_curve_leaves_the_line():
 
 
 def test_operations_grow_in_proportion_to_frames_with_attention_frame_alone():
-    architecture = ARCHITECTURES["ViT-B/32"]
+    architecture = dataclasses.replace(ARCHITECTURES["ViT-B/32"], vision_layers=2, text_layers=2)
     frame, joint = (
         [count_step("stop", architecture, frames, 3, attention=attention) for frames in (8, 16, 32)]
         for attention in ("frame", "joint")

@@ -41,6 +41,7 @@ METHODS = {
     "clip4clip": ["--method", "clip4clip", "--lr", "1e-3", "--coef_lr", "1"],
     "stop": ["--method", "stop", "--lr", "1e-3", "--prompt_dropout", "0", "--frame_sampling", "segment"],
 }
+ALL_RUNS = {"1 x 1": (1, 1), "1 x 2": (1, 2), "1 x 4": (1, 4), "2 x 2": (2, 2), "4 x 1": (4, 1)}  # processes, parts
 
 
 def training(small_data, output: Path, *flags: str) -> list[str]:
@@ -69,22 +70,30 @@ def assert_same_weights(first: Path, second: Path, **tolerance: float) -> None:
     assert ours.keys() == theirs.keys()
     for name in ours:
         if tolerance:
-            torch.testing.assert_close(ours[name], theirs[name], **tolerance)
+            mine, other = ours[name], theirs[name]
+            if name.endswith("in_proj_bias"):
+                # Not the keys' third: softmax removes it, so that its gradient is rounding alone, which Adam blows up.
+                mine, other = (bias.view(3, -1)[[0, 2]] for bias in (mine, other))
+            torch.testing.assert_close(mine, other, msg=lambda found, name=name: f"{name}: {found}", **tolerance)
         else:
             assert torch.equal(ours[name], theirs[name]), name
 
 
 @pytest.mark.parametrize(
-    ("method", "more"),
+    ("method", "more", "runs"),
     [
-        ("clip4clip", []),
-        ("stop", []),
-        ("stop", ["--same_video", "positives", "--batch_size", "8", "--epochs", "5", "--lr", "1e-4"]),
+        ("clip4clip", [], ALL_RUNS),
+        ("stop", [], ALL_RUNS),
+        (
+            "stop",
+            ["--same_video", "positives", "--batch_size", "8", "--epochs", "5", "--lr", "1e-4"],
+            {name: ALL_RUNS[name] for name in ("1 x 1", "2 x 2")},
+        ),
     ],
+    ids=["clip4clip", "stop", "same video"],
 )
-def test_processes_and_parts_change_nothing(small_data, tmp_path, method, more):
+def test_processes_and_parts_change_nothing(small_data, tmp_path, method, more, runs):
     """1, 2 and 4 processes, the batch in 1, 2 and 4 parts: one loss curve, one set of weights."""
-    runs = {"1 x 1": (1, 1), "1 x 2": (1, 2), "1 x 4": (1, 4), "2 x 2": (2, 2), "4 x 1": (4, 1)}
     for name, (processes, parts) in runs.items():
         flags = [*METHODS[method], *more, "--gradient_accumulation_steps", str(parts)]
         flags = training(small_data, tmp_path / name, *flags)
