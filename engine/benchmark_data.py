@@ -14,7 +14,6 @@ The sources take turns in every round, and the median round counts.
 Shapes: B batch, T frames, S image side.
 """
 
-import json
 import sys
 import tempfile
 import time
@@ -33,6 +32,7 @@ from dataloaders.cache import FRAME_CACHE_FORMAT, FrameCache
 from dataloaders.files import VIDEO_EXTENSIONS
 from dataloaders.samples import EpochSampler, FrameReader, Sample, TrainingPairs, make_training_loader
 from dataloaders.transforms import normalise
+from engine.benchmark import write_json
 from engine.cli import parse_settings, print_report
 from engine.config import between
 from engine.distributed import Process
@@ -187,9 +187,8 @@ def report(settings: Settings) -> str:
         rows += measure(MADE, made, 224, settings, folder / "caches")
     origin = provenance(Process(0, 1, torch.device("cuda" if torch.cuda.is_available() else "cpu")))
     if settings.output:
-        Path(settings.output).parent.mkdir(parents=True, exist_ok=True)
         content = {"settings": asdict(settings), **origin, "rows": [asdict(row) for row in rows]}
-        Path(settings.output).write_text(json.dumps(content, indent=1) + "\n")
+        write_json(Path(settings.output), content)
     return "\n".join(
         (
             f"{settings.clips} clips of {settings.max_frames} frames, batch {settings.batch_size}, "

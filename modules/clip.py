@@ -239,13 +239,14 @@ class Block(nn.Module):
 
         Args:
             places: int64 [N], where it stands.
-            seen: bool [N or 1, 1, L, S], which tokens see which of the context.
+            seen: bool [N or 1, 1, L, S], which tokens see which of the context; given where a context is.
         """
         rows = torch.arange(len(x), device=x.device)
         before = torch.arange(x.shape[1], device=x.device) < places.unsqueeze(-1)
         visible = [torch.ones_like(before[:, :1]), before]  # its own key first, then those of the tokens
         others = self.context(x)
-        if context is not None and seen is not None:
+        if context is not None:
+            assert seen is not None
             others = others.followed_by(context)
             visible.append(seen.expand(len(x), -1, -1, -1)[rows, 0, places])
         return self.attend(x[rows, places].unsqueeze(1), others, torch.cat(visible, dim=1)[:, None, None])

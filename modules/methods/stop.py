@@ -150,12 +150,13 @@ class STOP(Method):
     def _prompt(self, layer: int, block: Block, x: Tensor, frame_mask: Tensor) -> tuple[Tensor, LayerMaps]:
         """The two stages before one block: h in `[B,C,L,D]` -> h^s in the same, and the temporal prompts."""
         spatial = temporal = None
+        frames = frame_mask.shape[1]
         if layer < len(self.intra):
             spatial = self.intra[layer](block, x, frame_mask)
             x = spatial.x
-        if layer < len(self.inter) and frame_mask.shape[1] > 1:
-            nowhere = torch.zeros_like(patches_of(x, frame_mask.shape[1])[..., 0])
-            temporal = self.inter[layer](x, spatial.region_mask if spatial else nowhere, frame_mask)
+        if layer < len(self.inter) and frames > 1:
+            region_mask = spatial.region_mask if spatial else torch.zeros_like(patches_of(x, frames)[..., 0])
+            temporal = self.inter[layer](x, region_mask, frame_mask)
         return x, LayerMaps(spatial, temporal)
 
     def _run(self, block: Block, x: Tensor, frame_mask: Tensor, temporal: TemporalPrompting | None) -> Tensor:

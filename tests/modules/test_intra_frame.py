@@ -110,11 +110,8 @@ def test_a_prompt_sees_its_frame_and_the_two_beside_it_only():
     changed = tokens.clone()
     changed[:, 3] += 1
     real = torch.ones(1, 7, dtype=torch.bool)
-    moved = (
-        (of_every_patch(net(slow.in_sequences(changed), real)) - of_every_patch(net(slow.in_sequences(tokens), real)))
-        .abs()
-        .amax(dim=(0, 2, 3))
-    )
+    before, after = (of_every_patch(net(slow.in_sequences(clip), real)) for clip in (tokens, changed))
+    moved = (after - before).abs().amax(dim=(0, 2, 3))
     assert (moved > 1e-9).tolist() == [False, False, True, True, True, False, False]
 
 
