@@ -23,7 +23,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from modules.precision import Ready
+from modules.precision import Ready, times
 
 # f and s of f(s z) / s. quick_gelu, z · sigmoid(1.702 z), is what OpenAI's CLIP weights were trained with.
 ACTIVATIONS: dict[str, tuple[Callable[[Tensor], Tensor], float]] = {
@@ -73,21 +73,26 @@ ARCHITECTURES = {  # joint; image, patch; vision width, layers, heads; words, vo
 
 
 class KeysValues(NamedTuple):
-    """Of tokens that are attended to but ask nothing and have no output, each [N, heads, S, D / heads]."""
+    """Of tokens that are attended to but ask nothing and have no output, each [N, S, D]."""
 
     keys: Tensor
     values: Tensor
 
     def followed_by(self, others: "KeysValues") -> "KeysValues":
         """These, then the others, which are the same for all rows where their N is 1."""
+        rows = len(self.keys)
         return KeysValues(
-            torch.cat([self.keys, others.keys.expand(len(self.keys), -1, -1, -1)], dim=2),
-            torch.cat([self.values, others.values.expand(len(self.values), -1, -1, -1)], dim=2),
+            torch.cat([self.keys, others.keys.expand(rows, -1, -1)], dim=1),
+            torch.cat([self.values, others.values.expand(rows, -1, -1)], dim=1),
         )
 
 
 class Attention(nn.Module):
-    """Multi-head attention: queries come from x, keys and values from x followed by a context where one is given."""
+    """Multi-head attention: queries come from x, keys and values from x followed by a context where one is given.
+
+    x may come normalised by `layer_norm` alone where `norm` is given: its gain and bias are then multiplied into the
+    projection, once where all are frozen.
+    """
 
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
@@ -98,6 +103,7 @@ class Attention(nn.Module):
         nn.init.normal_(self.out_proj.weight, std=width**-0.5)
         nn.init.zeros_(self.out_proj.bias)
         self._in, self._out = Ready(), Ready()
+        self._normed_in, self._normed_in_bias = Ready(torch.mul), Ready(torch.addmv)
 
     def draw_as_torch(self) -> None:
         """Fresh weights as torch.nn.MultiheadAttention has them, for attention that is not CLIP's."""
@@ -105,31 +111,47 @@ class Attention(nn.Module):
         self.out_proj.reset_parameters()
         nn.init.zeros_(self.out_proj.bias)
 
-    def _split_heads(self, x: Tensor) -> Tensor:
-        return x.unflatten(-1, (self.heads, -1)).transpose(1, 2)
+    def projection(self, norm: nn.LayerNorm | None = None) -> tuple[Tensor, Tensor]:
+        """Weight [3 D, D] and bias of queries, keys and values."""
+        if norm is None:
+            return self._in(self.in_proj_weight), self.in_proj_bias
+        weight = self._normed_in(self.in_proj_weight, norm.weight)
+        return weight, self._normed_in_bias(self.in_proj_bias, self.in_proj_weight, norm.bias)
 
-    def project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """[N, L, D] -> queries, keys and values, each [N, heads, L, D / heads]."""
-        q, k, v = F.linear(x, self._in(self.in_proj_weight), self.in_proj_bias).chunk(3, dim=-1)
-        return self._split_heads(q), self._split_heads(k), self._split_heads(v)
+    def project(self, x: Tensor, norm: nn.LayerNorm | None = None) -> tuple[Tensor, Tensor, Tensor]:
+        """[..., D] -> queries, keys and values, each [..., D]."""
+        q, k, v = F.linear(x, *self.projection(norm)).chunk(3, dim=-1)
+        return q, k, v
 
-    def query(self, x: Tensor) -> Tensor:
-        """[N, L, D] -> queries alone, [N, heads, L, D / heads]."""
-        weight, bias = self._in(self.in_proj_weight)[: self.width], self.in_proj_bias[: self.width]
-        return self._split_heads(F.linear(x, weight, bias))
+    def query(self, x: Tensor, norm: nn.LayerNorm | None = None) -> Tensor:
+        """[..., D] -> queries alone, [..., D]."""
+        weight, bias = self.projection(norm)
+        return F.linear(x, weight[: self.width], bias[: self.width])
 
-    def keys_values(self, x: Tensor) -> KeysValues:
-        """[N, L, D] -> keys and values alone."""
-        weight, bias = self._in(self.in_proj_weight)[self.width :], self.in_proj_bias[self.width :]
-        k, v = F.linear(x, weight, bias).chunk(2, dim=-1)
-        return KeysValues(self._split_heads(k), self._split_heads(v))
+    def keys_values(self, x: Tensor, norm: nn.LayerNorm | None = None) -> KeysValues:
+        """[..., D] -> keys and values alone."""
+        weight, bias = self.projection(norm)
+        return KeysValues(*F.linear(x, weight[self.width :], bias[self.width :]).chunk(2, dim=-1))
 
-    def project_out(self, mixed: Tensor) -> Tensor:
-        """What the heads found, [N, heads, L, D / heads], joined and projected: [N, L, D]."""
-        return F.linear(mixed.transpose(1, 2).flatten(2), self._out(self.out_proj.weight), self.out_proj.bias)
+    def find(self, q: Tensor, seen: KeysValues, mask: Tensor | None = None, causal: bool = False) -> Tensor:
+        """What queries [N, L, D] find in S keys and values, the heads side by side: [N, L, D]; `mask` broadcastable to
+        [N, heads, L, S]."""
+        q, k, v = (part.unflatten(-1, (self.heads, -1)).transpose(1, 2) for part in (q, *seen))
+        if mask is not None and mask.is_floating_point():
+            mask = mask.to(q.dtype)  # which autocast may have changed
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal).transpose(1, 2).flatten(2)
+
+    def project_out(self, found: Tensor) -> Tensor:
+        """[..., D] -> [..., D]."""
+        return F.linear(found, self._out(self.out_proj.weight), self.out_proj.bias)
 
     def forward(
-        self, x: Tensor, context: KeysValues | None = None, mask: Tensor | None = None, causal: bool = False
+        self,
+        x: Tensor,
+        context: KeysValues | None = None,
+        mask: Tensor | None = None,
+        causal: bool = False,
+        norm: nn.LayerNorm | None = None,
     ) -> Tensor:
         """Each token of x attends to x and to the context: [N, L, D] -> [N, L, D].
 
@@ -138,17 +160,16 @@ class Attention(nn.Module):
                 attention over x and these tokens joined, with their outputs dropped, at less cost.
             mask: broadcastable to [N, heads, L, L + S], the context last; bool (True: may attend) or float (added).
             causal: token i of x sees tokens 0..i of x; the whole context stays visible.
+            norm: whose gain and bias x has not had yet.
         """
-        q, k, v = self.project(x)
+        q, *own = self.project(x, norm)
+        seen = KeysValues(*own)
         if context is not None:
-            k, v = KeysValues(k, v).followed_by(context)
+            seen = seen.followed_by(context)
         if causal and (context is not None or mask is not None):
             # torch's own causal flag neither combines with a mask nor leaves the context visible
-            mask, causal = _with_causal(mask, q.shape[2], k.shape[2], q.device), False
-        if mask is not None and mask.is_floating_point():
-            mask = mask.to(q.dtype)  # which autocast may have changed
-        mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal)
-        return self.project_out(mixed)
+            mask, causal = _with_causal(mask, q.shape[1], seen.keys.shape[1], q.device), False
+        return self.project_out(self.find(q, seen, mask, causal))
 
 
 def _with_causal(mask: Tensor | None, length: int, keys: int, device: torch.device) -> Tensor:
@@ -168,7 +189,7 @@ class MLP(nn.Module):
         self.c_fc = nn.Linear(width, hidden or 4 * width)
         self.c_proj = nn.Linear(hidden or 4 * width, out or width)
         self.activation, scale = ACTIVATIONS[activation]
-        self._in, self._in_bias, self._out = Ready(scale), Ready(scale), Ready(1 / scale)
+        self._in, self._in_bias, self._out = times(scale), times(scale), times(1 / scale)
         nn.init.normal_(self.c_fc.weight, std=(2 * width) ** -0.5)
         nn.init.normal_(self.c_proj.weight, std=width**-0.5)
 
@@ -194,13 +215,28 @@ class Block(nn.Module):
         return self.attn.keys_values(self.ln_1(tokens))
 
     def attend(
-        self, x: Tensor, context: KeysValues | None = None, mask: Tensor | None = None, causal: bool = False
+        self,
+        x: Tensor,
+        context: KeysValues | None = None,
+        mask: Tensor | None = None,
+        causal: bool = False,
+        normal: Tensor | None = None,
     ) -> Tensor:
-        """First half, residual included: [N, L, D] -> [N, L, D]; the arguments are those of `Attention.forward`."""
-        return self.run(self._attend, x, context, mask, causal)
+        """First half, residual included: [N, L, D] -> [N, L, D].
 
-    def _attend(self, x: Tensor, context: KeysValues | None, mask: Tensor | None, causal: bool) -> Tensor:
-        return x + self.attn(self.ln_1(x), context, mask, causal)
+        Args:
+            normal: x after LayerNorm without gain and bias, where that is at hand.
+
+        The other arguments are those of `Attention.forward`.
+        """
+        return self.run(self._attend, x, context, mask, causal, normal)
+
+    def _attend(
+        self, x: Tensor, context: KeysValues | None, mask: Tensor | None, causal: bool, normal: Tensor | None
+    ) -> Tensor:
+        if normal is None:
+            return x + self.attn(self.ln_1(x), context, mask, causal)
+        return x + self.attn(normal, context, mask, causal, self.ln_1)
 
     def feed_forward(self, x: Tensor) -> Tensor:
         """Second half, residual included: [N, L, D] -> [N, L, D]."""
@@ -216,19 +252,38 @@ class Block(nn.Module):
         return half(*arguments)
 
     def forward(
-        self, x: Tensor, context: KeysValues | None = None, mask: Tensor | None = None, causal: bool = False
+        self,
+        x: Tensor,
+        context: KeysValues | None = None,
+        mask: Tensor | None = None,
+        causal: bool = False,
+        normal: Tensor | None = None,
     ) -> Tensor:
-        """[N, L, D] -> [N, L, D]; the arguments are those of `Attention.forward`."""
-        return self.feed_forward(self.attend(x, context, mask, causal))
+        """[N, L, D] -> [N, L, D]; the arguments are those of `attend`."""
+        return self.feed_forward(self.attend(x, context, mask, causal, normal))
 
-    def first_token(self, x: Tensor, context: KeysValues | None = None, mask: Tensor | None = None) -> Tensor:
+    def first_token(
+        self,
+        x: Tensor,
+        context: KeysValues | None = None,
+        mask: Tensor | None = None,
+        normal: Tensor | None = None,
+    ) -> Tensor:
         """What `forward` makes of the first token alone: [N, L, D] -> [N, 1, D]; `mask` must not depend on the query.
 
         For a last block of which only the class token is read: the others then need keys and values only, which is a
         sixth of the work.
         """
-        others = self.context(x[:, 1:])
-        return self(x[:, :1], others if context is None else others.followed_by(context), mask)
+        return self.feed_forward(self.run(self._first_attends, x, context, mask, normal))
+
+    def _first_attends(
+        self, x: Tensor, context: KeysValues | None, mask: Tensor | None, normal: Tensor | None
+    ) -> Tensor:
+        normal, norm = (self.ln_1(x), None) if normal is None else (normal, self.ln_1)
+        seen = self.attn.keys_values(normal, norm)
+        if context is not None:
+            seen = seen.followed_by(context)
+        return x[:, :1] + self.attn.project_out(self.attn.find(self.attn.query(normal[:, :1], norm), seen, mask))
 
     def attend_from(
         self, x: Tensor, places: Tensor, context: KeysValues | None = None, seen: Tensor | None = None

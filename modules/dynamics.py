@@ -1,16 +1,17 @@
 """The dynamics nets N_s and N_t of STOP, light 3-D convolutions that look for change, and what both stages share.
 
-Shapes: B clips, T frames, P = G*G patches, D width. Through both stages the tokens of a clip stay in the C sequences
-that the blocks see, `[B,C,L,D]`: C = 1 of the whole clip, or C = T of a frame each. A sequence is a class token and the
-patches of its frames, L = 1 + P*T/C. To take the patches out and put them back would cost more than what is done to
-them.
+Shapes: B clips, T frames, P = G*G patches, D width, c channels of a bottleneck. Through both stages the tokens of a
+clip stay in the C sequences that the blocks see, `[B,C,L,D]`: C = 1 of the whole clip, or C = T of a frame each. A
+sequence is a class token and the patches of its frames, L = 1 + P*T/C. To take the patches out and put them back would
+cost more than what is done to them.
 
 Source: Liu et al., CVPR 2025 (arXiv 2503.15973), the 3-D convolution of each prompting stage. [D] marks a decision of
 ours where the paper is silent.
 """
 
 import math
-from typing import Literal
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -55,54 +56,38 @@ def hold_last_frame(tokens: Tensor, frame_mask: Tensor) -> Tensor:
     return torch.where(frame_mask[:, :, None, None], tokens, held.unsqueeze(1))
 
 
-def changes(normal: Tensor, frame_mask: Tensor) -> Tensor:
-    """What every frame differs by from the one before it, zero where there is none.
+@dataclass(frozen=True)
+class Timeline:
+    """Which frames of a batch's clips are real, and where in its clip each lies: the same for all layers."""
 
-    Args:
-        normal: LayerNormed sequences `[B,C,L,D]`.
-        frame_mask: bool `[B,T]`, padding last.
-
-    Returns:
-        `[B,T+1,P,D]` in the precision of matrix products: place i is frame i less frame i-1. Zero are the places before
-        the first frame, behind the last, and of padding frames: as if the ends of a clip were repeated for ever. [D]
-        With frames of zeros beyond the ends, those of a still clip would look as if something changed.
-    """
-    real_gap, dtype = frame_mask[:, 1:], compute_dtype(normal)
-    if torch.compiler.is_compiling():  # which joins the passes itself, and writes into no slices
-        patches = patches_of(normal, frame_mask.shape[1])
-        between = (patches[:, 1:] - patches[:, :-1]) * real_gap[:, :, None, None]
-        return F.pad(between, (0, 0, 0, 0, 1, 1)).to(dtype)
-    return _Changes.apply(normal, real_gap, dtype)
-
-
-class _Changes(torch.autograd.Function):
-    """`changes`, written at once into its place: torch's own way back through slices and padding takes twice the
-    passes over memory."""
+    frame_mask: Tensor  # bool [B,T], padding last
+    gap_mask: Tensor  # bool [B,T-1], gaps between two real frames
+    frame_place: Tensor  # [B,T,2*WAVES], see `waves`
+    gap_place: Tensor  # [B,T-1,2*WAVES]
+    padded: bool  # false where there is surely no padding, and masks need not be applied
 
     @staticmethod
-    def forward(ctx, normal: Tensor, real_gap: Tensor, dtype: torch.dtype) -> Tensor:  # type: ignore[override]
-        ctx.save_for_backward(real_gap)
-        ctx.dtype, ctx.shape = normal.dtype, normal.shape
-        tokens = patches_of(normal, real_gap.shape[1] + 1)
-        batch, frames, patches, width = tokens.shape
-        found = torch.empty(batch, frames + 1, patches, width, dtype=dtype, device=normal.device)
-        found[:, 0] = 0
-        found[:, -1] = 0
-        torch.sub(tokens[:, 1:], tokens[:, :-1], out=found[:, 1:-1])
-        found[:, 1:-1] *= real_gap[:, :, None, None]
-        return found
+    def of(frame_mask: Tensor, dtype: torch.dtype) -> "Timeline":
+        """From a bool `[B,T]`, padding last; places come in `dtype`."""
+        # On a GPU the host would have to wait for the answer, and a traced graph cannot depend on it.
+        known = frame_mask.device.type == "cpu" and not torch.compiler.is_compiling()
+        gap_mask = frame_mask[:, 1:]
+        padded = not (known and bool(frame_mask.all()))
+        return Timeline(frame_mask, gap_mask, waves(frame_mask, dtype), waves(gap_mask, dtype), padded)
 
-    @staticmethod
-    def backward(ctx, gradient: Tensor) -> tuple[Tensor, None, None]:  # type: ignore[override]
-        (real_gap,) = ctx.saved_tensors
-        of_gaps, real = gradient[:, 1:-1].to(ctx.dtype), real_gap[:, :, None, None].to(ctx.dtype)
-        back = torch.empty(ctx.shape, dtype=ctx.dtype, device=gradient.device)
-        back[:, :, 0] = 0
-        of_tokens = patches_of(back, real_gap.shape[1] + 1)
-        of_tokens[:, 0] = 0
-        torch.mul(of_gaps, real, out=of_tokens[:, 1:])
-        of_tokens[:, :-1].addcmul_(of_gaps, real, value=-1)
-        return back, None, None
+    @property
+    def frames(self) -> int:
+        """T."""
+        return self.frame_mask.shape[1]
+
+
+def waves(real: Tensor, dtype: torch.dtype) -> Tensor:
+    """Where frames or gaps lie in their clip, bool `[B,T]` -> `[B,T,2*WAVES]`: sines and cosines of k pi (i+1)/(n+1),
+    k = 1..WAVES, for the clip's i-th of n real ones."""
+    count = real.to(dtype)
+    place = count.cumsum(dim=1) / (count.sum(dim=1, keepdim=True) + 1)
+    angles = math.pi * place.unsqueeze(-1) * torch.arange(1, WAVES + 1, device=real.device)
+    return torch.cat([angles.sin(), angles.cos()], dim=-1)
 
 
 class PlaceGain(nn.Module):
@@ -110,9 +95,8 @@ class PlaceGain(nn.Module):
 
     [D] A channel can so let something pass early and not late. The frozen blocks' attention knows no order of frames;
     without this no prompt could say that one event came before another. It scales and adds nothing, so that nothing
-    stays nothing. The place is given as sines and cosines of k pi (i+1)/(n+1), k = 1..WAVES, for the clip's i-th of n.
-    At first the gains are about 1 +- 0.35: larger ones turn a channel's sign round within a clip, and with it the
-    direction of a motion that it tells.
+    stays nothing. At first the gains are about 1 +- 0.35: larger ones turn a channel's sign round within a clip, and
+    with it the direction of a motion that it tells.
     """
 
     def __init__(self, channels: int) -> None:
@@ -120,28 +104,25 @@ class PlaceGain(nn.Module):
         self.weight = nn.Parameter(torch.empty(channels, 2 * WAVES))
         nn.init.normal_(self.weight, std=0.5 * (2 * WAVES) ** -0.5)
 
-    def forward(self, x: Tensor, real: Tensor) -> Tensor:
-        """`[B,T,P,c]` and bool `[B,T]`, padding last, which does not count -> `[B,T,P,c]`."""
-        count = at_least_fp32(real.to(x.dtype))
-        place = count.cumsum(dim=1) / (count.sum(dim=1, keepdim=True) + 1)
-        angles = math.pi * place.unsqueeze(-1) * torch.arange(1, WAVES + 1, device=x.device)
-        waves = torch.cat([angles.sin(), angles.cos()], dim=-1).to(x.dtype)
-        return x * (1 + F.linear(waves, self.weight)).unsqueeze(2)
+    def forward(self, x: Tensor, place: Tensor) -> Tensor:
+        """`[B,T,P,c]` and the places of its frames or gaps, `[B,T,2*WAVES]` -> `[B,T,P,c]`."""
+        return x * (1 + F.linear(place, self.weight)).unsqueeze(2)
 
 
 class DynamicsNet(nn.Module):
     """A depth-wise 3x3x3 convolution over (T, G, G) without bias that keeps the D channels apart: N_s and N_t.
 
-    [D] The paper says "a light 3-D convolution"; depth-wise is the lightest. Both nets give exactly zero where nothing
-    changes, however they are trained. N_t sees changes and needs no more than to have no bias. N_s sees tokens
-    (`sees="tokens"`): its kernels' means over the three taps in time are taken out, else whatever stands still soon
-    outweighs what moves (measured: a fifth instead of four fifths of M on moving patches after training). Both start
-    from what they are there to find: N_s from the difference of the two neighbour frames, N_t from the identity.
+    `look` applies it. [D] The paper says "a light 3-D convolution"; depth-wise is the lightest. Both nets give exactly
+    zero where nothing changes, however they are trained. N_t sees changes and needs no more than to have no bias. N_s
+    sees tokens (`sees="tokens"`): its kernels' means over the three taps in time are taken out, else whatever stands
+    still soon outweighs what moves (measured: a fifth instead of four fifths of M on moving patches after training).
+    Both start from what they are there to find: N_s from the difference of the two neighbour frames, N_t from the
+    identity.
     """
 
-    def __init__(self, width: int, grid: int, *, sees: Literal["tokens", "changes"]) -> None:
+    def __init__(self, width: int, *, sees: Literal["tokens", "changes"]) -> None:
         super().__init__()
-        self.grid, self.sees = grid, sees
+        self.sees = sees
         self.conv = nn.Conv3d(width, width, kernel_size=3, padding=(0, 1, 1), groups=width, bias=False)
         with torch.no_grad():
             self.conv.weight.zero_()
@@ -151,54 +132,188 @@ class DynamicsNet(nn.Module):
             else:
                 self.conv.weight[:, 0, 1, 1, 1] = 1.0
 
-    def forward(self, changes: Tensor) -> Tensor:
-        """What `changes` gave, `[B,T+1,P,D]` -> the mean over channels of h~^2, all that either stage asks of h~, at
-        least fp32: `[B,T,P]` of the frames for N_s, `[B,T-1,P]` of the gaps between them for N_t."""
-        kernel = self.conv.weight[:, 0]
-        if self.sees == "tokens":
-            # Taps a, b, c that sum to zero are -a and c on the changes before and after: zero without rounding.
-            kernel = kernel - kernel.mean(dim=1, keepdim=True)
-            kernel = torch.stack([-kernel[:, 0], kernel[:, 2]], dim=1)
-        batch, places, _, width = changes.shape
-        # All clips as one long one: what looks across the border of two is cut off here.
-        volume = changes.reshape(1, batch * places, self.grid, self.grid, width).permute(0, 4, 1, 2, 3)
-        energy = _ConvolvedEnergy.apply(volume, kernel.unsqueeze(1).to(volume.dtype))
-        taps = kernel.shape[1]
-        energy = F.pad(energy.flatten(1), (0, 0, 0, taps - 1)).unflatten(0, (batch, places))
-        return energy[:, : places - taps + 1]
+    def on_changes(self) -> Tensor:
+        """The kernels on changes, `[D,1,k,3,3]`: k = 3 for N_t, and 2 for N_s, before a frame and after it."""
+        if self.sees == "changes":
+            return self.conv.weight
+        # Taps a, b, c that sum to zero are -a and c on the changes before and after: zero without rounding.
+        kernel = self.conv.weight
+        mean = kernel.mean(dim=2, keepdim=True)
+        return torch.cat([mean - kernel[:, :, :1], kernel[:, :, 2:] - mean], dim=2)
 
 
-class _ConvolvedEnergy(torch.autograd.Function):
-    """The mean over channels of the square of a depth-wise convolution: `[1,D,N,G,G]` with the channels last in memory,
-    as tokens are, and kernels `[D,1,k,3,3]` -> `[N-k+1,G,G]`.
+class Look(NamedTuple):
+    """What a stage sees of the tokens and of their changes from frame to frame."""
 
-    Backward, the input's gradient is a convolution by the mirrored kernel, and the kernel's that of a 2-D convolution
-    for each tap in time: on a CPU torch's own way back for depth-wise 3-D kernels takes several times as long
-    (docs/performance.md).
+    energy: Tensor | None  # of N_s `[B,T,P]`, of N_t `[B,T-1,P]`: 1/D sum_k h~_k^2, at least fp32
+    changes: Tensor | None  # a Linear of the changes, `[B,T+1,P,c]`: at place i of frame i less frame i-1
+    tokens: Tensor | None  # a Linear of the tokens, `[B,C,L,c]`
+
+
+def look(
+    normal: Tensor,
+    timeline: Timeline,
+    *,
+    kernel: Tensor | None = None,
+    of_changes: Tensor | None = None,
+    of_tokens: Tensor | None = None,
+) -> Look:
+    """Apply up to three linear maps to tokens or to what every frame differs by from the one before it.
+
+    The changes are zero at the places before the first frame, behind the last, and of padding frames: as if the ends of
+    a clip were repeated for ever. [D] With frames of zeros beyond the ends, those of a still clip would look as if
+    something changed.
+
+    Args:
+        normal: LayerNormed sequences `[B,C,L,D]`.
+        kernel: of a dynamics net on the changes, `[D,1,k,3,3]`: only the mean over channels of the square of what it
+            finds is given out, all that either stage asks of it.
+        of_changes: the weight of a Linear, `[c,D]`.
+        of_tokens: the weight of another.
     """
+    gap_mask = timeline.gap_mask if timeline.padded else None
+    return Look(
+        *_Look.apply(normal, timeline.frames, gap_mask, compute_dtype(normal), kernel, of_changes, of_tokens)
+    )
+
+
+class _Look(torch.autograd.Function):
+    """`look`. As one function, the three gradients of the widest tensors of a stage are added up where the first one
+    lies, and the changes are written where they are read: torch's own way takes twice the passes over memory."""
 
     @staticmethod
-    def forward(ctx, volume: Tensor, kernel: Tensor) -> Tensor:  # type: ignore[override]
-        features = F.conv3d(volume, kernel, padding=(0, 1, 1), groups=len(kernel))
-        ctx.save_for_backward(volume, kernel, features)
-        dtype = torch.promote_types(features.dtype, torch.float32)
-        return torch.linalg.vector_norm(features[0], dim=0, dtype=dtype).square() / len(kernel)
+    def forward(  # type: ignore[override]
+        ctx: Any,
+        normal: Tensor,
+        frames: int,
+        gap_mask: Tensor | None,
+        dtype: torch.dtype,
+        kernel: Tensor | None,
+        of_changes: Tensor | None,
+        of_tokens: Tensor | None,
+    ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+        tokens = normal.to(dtype)
+        kernel, of_changes, of_tokens = (
+            None if weight is None else weight.to(dtype) for weight in (kernel, of_changes, of_tokens)
+        )
+        changes = energy = features = seen_changes = seen_tokens = None
+        if kernel is not None or of_changes is not None:
+            changes = _changes(patches_of(tokens, frames), gap_mask)
+        if kernel is not None:
+            energy, features = _energy(changes, kernel)
+        if of_changes is not None:
+            seen_changes = F.linear(changes, of_changes)
+        if of_tokens is not None:
+            seen_tokens = F.linear(tokens, of_tokens)
+        ctx.set_materialize_grads(False)
+        ctx.frames, ctx.shape, ctx.dtype = frames, normal.shape, normal.dtype
+        kept = None if of_tokens is None else tokens
+        ctx.save_for_backward(gap_mask, kernel, of_changes, of_tokens, kept, changes, features)
+        return energy, seen_changes, seen_tokens
 
     @staticmethod
-    def backward(ctx, gradient: Tensor) -> tuple[Tensor | None, Tensor | None]:  # type: ignore[override]
-        volume, kernel, features = ctx.saved_tensors
-        width, _, taps, *size = kernel.shape
-        of_features = (features * (2 / width * gradient)).to(features.dtype)  # in this order, or fp16 loses small ones
-        of_volume = of_kernel = None
-        if ctx.needs_input_grad[0]:
-            of_volume = F.conv3d(of_features, kernel.flip(2, 3, 4), padding=(taps - 1, 1, 1), groups=width)
-        if ctx.needs_input_grad[1]:
-            images, of_images = volume[0].transpose(0, 1), of_features[0].transpose(0, 1)
-            of_kernel = torch.stack(
-                [
-                    conv2d_weight(images[tap:][: len(of_images)], (width, 1, *size), of_images, padding=1, groups=width)
-                    for tap in range(taps)
-                ],
-                dim=2,
-            )
-        return of_volume, of_kernel
+    def backward(ctx, by_energy, by_changes, by_tokens):  # type: ignore[no-untyped-def, override]
+        gap_mask, kernel, of_changes, of_tokens, tokens, changes, features = ctx.saved_tensors
+        wanted = ctx.needs_input_grad[0]
+        of_normal = through_changes = of_kernel = of_of_changes = of_of_tokens = None
+        if by_energy is not None:
+            through_changes, of_kernel = _energy_backward(by_energy, changes, features, kernel, wanted)
+        if by_changes is not None:
+            through_changes, of_of_changes = _linear_backward(by_changes, changes, of_changes, wanted, through_changes)
+        if wanted and through_changes is not None:
+            of_normal = _changes_backward(through_changes.to(ctx.dtype), gap_mask, ctx.shape, ctx.frames)
+        if by_tokens is not None:
+            of_normal, of_of_tokens = _linear_backward(by_tokens, tokens, of_tokens, wanted, of_normal)
+        return of_normal, None, None, None, of_kernel, of_of_changes, of_of_tokens
+
+
+def _volume(changes: Tensor) -> Tensor:
+    """`[B,N,P,D]` -> `[1,D,B*N,G,G]`, a view with the channels last in memory; all clips as one long one."""
+    grid = math.isqrt(changes.shape[2])
+    # In this order, or the stride of the first axis would not be the one that tells torch of channels last.
+    return changes.reshape(1, -1, grid, grid, changes.shape[-1]).permute(0, 4, 1, 2, 3)
+
+
+def _energy(changes: Tensor, kernel: Tensor) -> tuple[Tensor, Tensor]:
+    """Changes `[B,N,P,D]`, kernels `[D,1,k,3,3]` -> the energy `[B,N-k+1,P]`, at least fp32, and what it is of."""
+    taps, places = kernel.shape[2], changes.shape[1]
+    features = F.conv3d(_volume(changes), kernel, padding=(0, 1, 1), groups=len(kernel))
+    dtype = torch.promote_types(features.dtype, torch.float32)
+    energy = torch.linalg.vector_norm(features[0], dim=0, dtype=dtype).square() / len(kernel)
+    # Of the one long clip, what lies across the border of two is cut off.
+    energy = F.pad(energy.flatten(1), (0, 0, 0, taps - 1)).unflatten(0, changes.shape[:2])
+    return energy[:, : places - taps + 1], features
+
+
+def _energy_backward(
+    gradient: Tensor, changes: Tensor, features: Tensor, kernel: Tensor, wanted: bool
+) -> tuple[Tensor | None, Tensor]:
+    """Of the changes, if wanted, and of the kernels.
+
+    That of the kernels is the one of a 2-D convolution for each tap in time: on a CPU torch's own way back for
+    depth-wise 3-D kernels takes several times as long (docs/performance.md).
+    """
+    width, _, taps, *size = kernel.shape
+    padded = F.pad(gradient, (0, 0, 0, taps - 1)).flatten(0, 1)[: features.shape[2]].view_as(features[0, 0])
+    of_features = (features * (2 / width * padded)).to(features.dtype)  # in this order, or fp16 loses small ones
+    of_changes = None
+    if wanted:
+        of_volume = F.conv3d(of_features, kernel.flip(2, 3, 4), padding=(taps - 1, 1, 1), groups=width)
+        of_changes = of_volume[0].permute(1, 2, 3, 0).contiguous().view_as(changes)
+    images, of_images = _volume(changes)[0].transpose(0, 1), of_features[0].transpose(0, 1)
+    of_kernel = torch.stack(
+        [
+            conv2d_weight(images[tap:][: len(of_images)], (width, 1, *size), of_images, padding=1, groups=width)
+            for tap in range(taps)
+        ],
+        dim=2,
+    )
+    return of_changes, of_kernel
+
+
+def _linear_backward(
+    gradient: Tensor, x: Tensor, weight: Tensor, wanted: bool, others: Tensor | None
+) -> tuple[Tensor | None, Tensor]:
+    """Of `x [...,D]`, if wanted, added to what `others` have given it and in their place, and of the weight."""
+    flat = gradient.flatten(0, -2)
+    of_weight = flat.t() @ x.flatten(0, -2)
+    if not wanted:
+        return None, of_weight
+    if others is None:
+        return gradient @ weight, of_weight
+    if others.dtype == weight.dtype:
+        others.view(-1, weight.shape[1]).addmm_(flat, weight)
+    else:
+        others += gradient @ weight
+    return others, of_weight
+
+
+def _changes(patches: Tensor, gap_mask: Tensor | None) -> Tensor:
+    """`[B,T,P,D]`, bool `[B,T-1]` or None -> what `look` says of changes, `[B,T+1,P,D]`."""
+    if torch.compiler.is_compiling():  # which joins the passes itself, and writes into no slices
+        between = patches[:, 1:] - patches[:, :-1]
+        if gap_mask is not None:
+            between = between * gap_mask[:, :, None, None]
+        return F.pad(between, (0, 0, 0, 0, 1, 1))
+    batch, frames, count, width = patches.shape
+    changes = patches.new_empty(batch, frames + 1, count, width)
+    changes[:, ::frames] = 0
+    between = changes[:, 1:-1]
+    torch.sub(patches[:, 1:], patches[:, :-1], out=between)
+    if gap_mask is not None:
+        between *= gap_mask[:, :, None, None]
+    return changes
+
+
+def _changes_backward(gradient: Tensor, gap_mask: Tensor | None, shape: torch.Size, frames: int) -> Tensor:
+    """From the gradient of changes `[B,T+1,P,D]`, which is overwritten, that of the sequences of this shape."""
+    gradient[:, ::frames] = 0
+    if gap_mask is not None:
+        gradient[:, 1:-1] *= gap_mask[:, :, None, None]
+    if torch.compiler.is_compiling():
+        of_patches = (gradient[:, :-1] - gradient[:, 1:]).unflatten(1, (shape[1], -1)).flatten(2, 3)
+        return F.pad(of_patches, (0, 0, 1, 0))
+    of_normal = gradient.new_empty(shape)
+    of_normal[:, :, 0] = 0
+    torch.sub(gradient[:, :-1], gradient[:, 1:], out=patches_of(of_normal, frames))
+    return of_normal

@@ -1,18 +1,19 @@
 """Inter-frame temporal prompting, the second prompting stage of STOP (arXiv 2503.15973, Figure 2c).
 
 Shapes: B clips, T frames, P = G*G patches, D width, T-1 gaps between neighbouring frames, eta slots in a gap. Gap i
-lies between frames i and i+1 (0-based). Tokens stand in C sequences a clip of L tokens (`modules.dynamics`); keys and
-values are of h heads, d wide, and S in the context of a sequence. The equation numbers are those of this stage. [D]
+lies between frames i and i+1 (0-based). Tokens stand in C sequences a clip of L tokens (`modules.dynamics`), with S
+in the context of a sequence. The equation numbers are those of this stage. [D]
 marks a decision of ours where the paper is silent, with its reason.
 """
 
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from modules.clip import Attention, Block, KeysValues
-from modules.dynamics import DynamicsNet, PlaceGain, changes, layer_norm
+from modules.dynamics import DynamicsNet, PlaceGain, Timeline, look
 from modules.intra_frame import convolve_frames
 
 NEGLIGIBLE = 1e-3  # a change below this share of the clip's largest (or of the noise floor) is rounding, not change
@@ -89,25 +90,27 @@ class InterFramePrompter(nn.Module):
         super().__init__()
         self.eta, self.beta, self.noise_floor, self.uniform = eta, beta, noise_floor, uniform
         # N_t learns through the prompts that its variation scales; where nothing is scaled it would be dead weight.
-        self.dynamics = DynamicsNet(width, grid, sees="changes")
+        self.dynamics = DynamicsNet(width, sees="changes")
         self.prompter = None if static_prompts else TemporalPromptNet(width, grid, eta, bottleneck, heads)
         if static_prompts:
             self.dynamics.requires_grad_(False)
         self.slots = nn.Parameter(0.2 * torch.randn(eta, width))  # small beside a token: what is added soon turns it
         self.dropout = nn.Dropout(dropout)
 
-    def forward(self, x: Tensor, region_mask: Tensor, frame_mask: Tensor) -> TemporalPrompting:
+    def forward(self, normal: Tensor, region_mask: Tensor, timeline: Timeline) -> TemporalPrompting:
         """Make the prompts of every gap.
 
         Args:
-            x: h^s and class tokens, `[B,C,L,D]` of T >= 2 frames.
+            normal: h^s and class tokens after `layer_norm`, `[B,C,L,D]` of T >= 2 frames.
             region_mask: r, `[B,T,P]`.
-            frame_mask: bool `[B,T]`, padding last; a gap before a padding frame holds nothing.
+            timeline: a gap before a padding frame holds nothing.
         """
-        real_gap = frame_mask[:, 1:]
-        # Eq. 1, dh_i = h^s_i - h^s_{i-1}; zero at the gaps of padding frames, which so influence no convolution.
-        change = changes(layer_norm(x), frame_mask)
-        energy = self.dynamics(change) * real_gap.unsqueeze(-1)  # eq. 2
+        real_gap = timeline.gap_mask
+        # Eq. 1, dh_i = h^s_i - h^s_{i-1}, and eq. 2.
+        of_changes = None if self.prompter is None else self.prompter.down.weight
+        seen = look(normal, timeline, kernel=self.dynamics.on_changes(), of_changes=of_changes)
+        assert seen.energy is not None
+        energy = seen.energy * real_gap.unsqueeze(-1) if timeline.padded else seen.energy
         variation = normalised_variation(frame_variation(energy, region_mask[:, 1:], self.beta), self.noise_floor)
         if self.uniform:
             count = self.eta * real_gap.long()
@@ -115,7 +118,8 @@ class InterFramePrompter(nn.Module):
             count = prompts_per_gap(variation.detach(), self.eta)  # eq. 4
         prompts: Tensor = self.slots.expand(*real_gap.shape, -1, -1)
         if self.prompter is not None:
-            prompts = prompts + self.dropout(self.prompter(change, 1 + variation, real_gap))  # eq. 5
+            assert seen.changes is not None
+            prompts = prompts + self.dropout(self.prompter(seen.changes, 1 + variation, timeline))  # eq. 5
         valid = torch.arange(self.eta, device=count.device) < count.unsqueeze(-1)
         return TemporalPrompting(prompts, valid, variation, count)
 
@@ -155,15 +159,16 @@ class TemporalPromptNet(nn.Module):
         nn.init.normal_(self.to_slots.weight, mean=scale, std=scale)
         nn.init.zeros_(self.up.weight)
 
-    def forward(self, change: Tensor, gain: Tensor, real_gap: Tensor) -> Tensor:
-        """dh with an empty gap at either end `[B,T+1,P,D]`, 1 + W_t `[B,T-1]`, bool `[B,T-1]` -> `[B,T-1,eta,D]`."""
-        x = self.down(change)[:, 1:-1].flatten(0, 1)  # narrowed first: a slice of what is wide would be copied
-        x = (x + self.attention(x)).unflatten(0, real_gap.shape)
-        x = x * real_gap[:, :, None, None]  # the attention's biases have filled the gaps of padding frames
-        beyond = torch.zeros_like(x[:, :1])
-        x = torch.cat([beyond, x, beyond], dim=1)
+    def forward(self, down: Tensor, gain: Tensor, timeline: Timeline) -> Tensor:
+        """The changes after the weight of `down`, `[B,T+1,P,c_t]` with an empty gap at either end, and 1 + W_t
+        `[B,T-1]` -> `[B,T-1,eta,D]`."""
+        x = (down[:, 1:-1] + self.down.bias).flatten(0, 1)
+        x = (x + self.attention(x)).unflatten(0, gain.shape)
+        if timeline.padded:
+            x = x * timeline.gap_mask[:, :, None, None]  # biases have filled the gaps of padding frames
+        x = F.pad(x, (0, 0, 0, 0, 1, 1))
         x = self.temporal(torch.cat([x[:, :-2], x[:, 1:-1], x[:, 2:]], dim=-1))
-        x = self.place(x, real_gap).relu()
+        x = self.place(x, timeline.gap_place).relu()
         x = convolve_frames(self.spatial, x, self.grid)
         x = self.to_slots(x.transpose(2, 3)).transpose(2, 3)  # [B,T-1,eta,c_t]
         return self.up(x * gain[:, :, None, None].to(x.dtype))
@@ -209,17 +214,15 @@ def insert_by_frame(
     """
     if prompting is None:
         return None, None
-    gaps, eta = prompting.valid.shape[1:]
+    gaps = prompting.valid.shape[1]
 
-    def beside(of_gaps: Tensor) -> Tensor:  # [B,T-1,eta,...] -> [B*T,2*eta,...]
+    def beside(of_gaps: Tensor) -> Tensor:  # [B,T-1,eta,any] -> [B*T,2*eta,any]
         # An empty gap before the first frame and after the last one.
-        none = torch.zeros_like(of_gaps[:, :1])
-        return torch.cat([torch.cat([none, of_gaps], dim=1), torch.cat([of_gaps, none], dim=1)], dim=2).flatten(0, 1)
+        padded = F.pad(of_gaps, (0, 0, 0, 0, 1, 1))
+        return torch.cat([padded[:, :-1], padded[:, 1:]], dim=2).flatten(0, 1)
 
-    def arrange(part: Tensor) -> Tensor:  # [B,h,(T-1)*eta,d] -> [B*T,h,2*eta,d]
-        return beside(part.transpose(1, 2).unflatten(1, (gaps, eta))).transpose(1, 2)
-
-    keys, values = block.context(prompting.prompts.flatten(1, 2))
-    seen = beside(prompting.valid)
+    projected = block.context(prompting.prompts.flatten(1, 2))
+    context = KeysValues(*(beside(part.unflatten(1, (gaps, -1))) for part in projected))
+    seen = beside(prompting.valid.unsqueeze(-1)).squeeze(-1)
     own = torch.ones(len(seen), 1 + patches, dtype=torch.bool, device=seen.device)
-    return KeysValues(arrange(keys), arrange(values)), torch.cat([own, seen], dim=1)[:, None, None]
+    return context, torch.cat([own, seen], dim=1)[:, None, None]

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from modules.clip import Block
-from modules.dynamics import DynamicsNet, PlaceGain, at_least_fp32, changes, layer_norm, patches_of
+from modules.dynamics import DynamicsNet, Look, PlaceGain, Timeline, at_least_fp32, layer_norm, look, patches_of
 
 STILL = 1e-3  # a frame whose N_s features have a smaller mean square than this counts as still, the more the smaller
 FLAT = 1e-3  # saliencies of a frame that differ by less than this are hardly ranked
@@ -31,28 +31,26 @@ class SpatialPrompting:
 
 
 @torch.no_grad()
-def attention_map(block: Block, class_token: Tensor, normal: Tensor) -> Tensor:
+def attention_map(block: Block, normal: Tensor, frames: int) -> Tensor:
     """Eq. 1, A_i = Attn(h_cls, h_i): how the block's own frozen attention spreads over the patches of each frame.
 
     Softmax over the P patches of q_cls . k_ij / sqrt(d_head) in each head, then the mean over heads. [D] Without
     gradient: the map is a measurement by the frozen CLIP.
 
     Args:
-        class_token: `[B,C,D]`.
-        normal: the tokens after `layer_norm`, `[B,T,P,D]`.
+        normal: the sequences after `layer_norm`, `[B,C,L,D]`, of T frames.
 
     Returns:
         `[B,T,P]`, every frame sums to 1.
     """
-    heads, width = block.attn.heads, normal.shape[-1]
-    query = block.attn.query(block.ln_1(class_token))  # [B,heads,C,d]
-    key_weight = block.attn.in_proj_weight[width : 2 * width].unflatten(0, (heads, -1))  # [heads,d,D]
+    attention = block.attn
+    query = attention.query(normal[:, :, 0], block.ln_1)  # [B,C,D]
+    query = query.unflatten(-1, (attention.heads, -1)) * (query.shape[-1] / attention.heads) ** -0.5
+    key_weight = attention.projection(block.ln_1)[0].chunk(3)[1].unflatten(0, (attention.heads, -1))  # [heads,d,D]
     # q . (W x + b) = (W^T q) . x + q . b: the query is carried back to the width of the tokens, so that no token is
-    # projected (D/heads times fewer operations), and past the gain of the block's LayerNorm, so that none is normalised
-    # again. q . b and the LayerNorm's bias are the same for all patches and drop out of the softmax.
-    carried = torch.einsum("bhcd,hdw->bchw", query, key_weight) * (block.ln_1.weight * query.shape[-1] ** -0.5)
-    carried = carried.expand(-1, normal.shape[1], -1, -1)
-    scores = torch.einsum("bthw,btpw->bthp", carried, normal)
+    # projected (D/heads times fewer operations). q . b is the same for all patches and drops out of the softmax.
+    carried = torch.einsum("bchd,hdw->bchw", query, key_weight).expand(-1, frames, -1, -1)
+    scores = torch.einsum("bthw,btpw->bthp", carried, patches_of(normal, frames).to(carried.dtype))
     return at_least_fp32(scores).softmax(dim=-1).mean(dim=2)
 
 
@@ -62,9 +60,42 @@ def salient_patches(saliency: Tensor, n_regions: int) -> Tensor:
     return saliency.sort(dim=-1, descending=True, stable=True).indices[..., :n_regions]
 
 
-def region_mask(saliency: Tensor, patches: Tensor) -> Tensor:
-    """Eq. 4: ones, of the saliency's shape `[B,T,P]` and dtype, at the chosen patches, int64 `[B,T,N_s]`."""
-    return torch.zeros_like(saliency).scatter_(-1, patches, 1.0)
+def region_mask(saliency: Tensor, patches: Tensor, frame_mask: Tensor, *, hard: bool) -> Tensor:
+    """Eq. 4: r, one at the chosen patches, int64 `[B,T,N_s]`, of frames that are real, bool `[B,T]`; `[B,T,P]` like the
+    saliency.
+
+    [D] Straight-through unless `hard`: the value is the mask's, the gradient that of the `rescaled` saliency. As
+    published the mask has no gradient and N_s can never learn.
+    """
+    if hard or not saliency.requires_grad:
+        return _hard_mask(saliency, patches, frame_mask)
+    return _StraightThrough.apply(saliency, patches, frame_mask)
+
+
+def _hard_mask(saliency: Tensor, patches: Tensor, frame_mask: Tensor) -> Tensor:
+    ones = frame_mask.unsqueeze(-1).expand_as(patches).to(saliency.dtype)
+    return torch.zeros_like(saliency).scatter_(-1, patches, ones)
+
+
+class _StraightThrough(torch.autograd.Function):
+    """The hard mask, with the gradient of `rescaled`, whose values are not needed."""
+
+    @staticmethod
+    def forward(ctx, saliency: Tensor, patches: Tensor, frame_mask: Tensor) -> Tensor:  # type: ignore[override]
+        ctx.save_for_backward(saliency, frame_mask)
+        return _hard_mask(saliency, patches, frame_mask)
+
+    @staticmethod
+    def backward(ctx, gradient: Tensor) -> tuple[Tensor, None, None]:  # type: ignore[override]
+        saliency, frame_mask = ctx.saved_tensors
+        low, high = saliency.aminmax(dim=-1, keepdim=True)
+        span = high - low
+        gradient = gradient * frame_mask.unsqueeze(-1) / span.clamp_min(FLAT)
+        # A larger span makes all smaller; where it is held at FLAT it does nothing.
+        by_span = (gradient * (saliency - low)).sum(dim=-1, keepdim=True) * (span >= FLAT) / span.clamp_min(FLAT)
+        at_low, at_high = saliency == low, saliency == high  # equal ones share
+        gradient = gradient - at_low * ((gradient.sum(dim=-1, keepdim=True) - by_span) / at_low.sum(-1, keepdim=True))
+        return gradient - at_high * (by_span / at_high.sum(-1, keepdim=True)), None, None
 
 
 def add_to_patches(x: Tensor, patches: Tensor, added: Tensor) -> Tensor:
@@ -114,43 +145,37 @@ class IntraFramePrompter(nn.Module):
         super().__init__()
         self.n_regions, self.alpha = n_regions, alpha
         self.hard_region_mask = hard_region_mask
-        self.dynamics = None if random_regions else DynamicsNet(width, grid, sees="tokens")  # N_s
+        self.dynamics = None if random_regions else DynamicsNet(width, sees="tokens")  # N_s
         if self.dynamics is not None and hard_region_mask:
             self.dynamics.requires_grad_(
                 False
             )  # nothing reaches it, and DDP refuses trainable tensors without gradient
-        self.prompter: nn.Module = (  # P_s
+        self.prompter: SpatialPromptNet | StaticSpatialPrompt = (  # P_s
             StaticSpatialPrompt(width, grid) if static_prompts else SpatialPromptNet(width, grid, bottleneck)
         )
         self.dropout = nn.Dropout(dropout)
 
-    def forward(self, block: Block, x: Tensor, frame_mask: Tensor) -> SpatialPrompting:
-        """Prompt the patches that are about to enter `block`.
-
-        Args:
-            x: h_cls and h, `[B,C,L,D]`.
-            frame_mask: bool `[B,T]`, padding last; padding frames influence nothing.
-        """
+    def forward(self, block: Block, x: Tensor, timeline: Timeline) -> SpatialPrompting:
+        """Prompt the patches that are about to enter `block`: h_cls and h, `[B,C,L,D]`; padding frames influence
+        nothing."""
         normal = layer_norm(x)
-        attention = attention_map(block, x[:, :, 0], patches_of(normal, frame_mask.shape[1]))  # eq. 1
-        if self.dynamics is None:
+        attention = attention_map(block, normal, timeline.frames)  # eq. 1
+        kernel = None if self.dynamics is None else self.dynamics.on_changes()
+        seen = look(normal, timeline, kernel=kernel, **self.prompter.looks())
+        if seen.energy is None:
             motion = torch.zeros_like(attention)
             saliency = self._random_saliency(attention)
         else:
-            motion = distribution(self.dynamics(changes(normal, frame_mask)))  # eq. 2
+            motion = distribution(seen.energy)  # eq. 2
             saliency = self.alpha * attention + (1 - self.alpha) * motion  # eq. 3
         patches = salient_patches(saliency.detach(), self.n_regions)  # eq. 4
-        region = region_mask(saliency, patches)
-        if not self.hard_region_mask:
-            # [D] Straight-through: the value is the hard mask's, the gradient the saliency's. As published the mask has
-            # no gradient and N_s can never learn.
-            weight = rescaled(saliency)
-            region = region + (weight - weight.detach())
-        region = region * frame_mask.unsqueeze(-1)
-        prompts: FactoredPrompts = self.prompter(normal, frame_mask)
+        region = region_mask(saliency, patches, timeline.frame_mask, hard=self.hard_region_mask)
+        prompts: FactoredPrompts = self.prompter(seen, timeline)
         # Eq. 5, h^s = h + r * p^s: prompts are made where r is 1 alone. [D] What r's gradient sees is p^s without
         # dropout.
-        added = self.dropout(prompts.at(patches)) * frame_mask[:, :, None, None]
+        added = self.dropout(prompts.at(patches))
+        if timeline.padded:
+            added = added * timeline.frame_mask[:, :, None, None]
         prompted = add_to_patches(x, patches, added.to(x.dtype))
         if region.requires_grad:
             prompted = _RegionGradient.apply(prompted, region, *prompts.detached())
@@ -239,14 +264,22 @@ class SpatialPromptNet(nn.Module):
         nn.init.zeros_(self.out.weight)
         nn.init.zeros_(self.out.bias)
 
-    def forward(self, normal: Tensor, frame_mask: Tensor) -> FactoredPrompts:
-        """LayerNormed sequences `[B,C,L,D]` and bool `[B,T]` -> p^s."""
-        # One product for all; what neighbours differ by is as well taken behind it, where tokens are narrow.
-        weight = torch.cat([self.own.weight, *self.beside.weight.chunk(2, dim=1)])
-        own, before, after = F.linear(normal, weight).split(len(self.own.bias), dim=-1)
-        beside = changes(after, frame_mask)[:, 1:] - changes(before, frame_mask)[:, :-1]
-        own = patches_of(own, frame_mask.shape[1])
-        x = (own + self.own.bias + self.place(beside, frame_mask)).relu()
+    def looks(self) -> dict[str, Tensor]:
+        """The arguments of `look` that it asks for."""
+        # One product for all: narrow ones reach half the rate. What neighbours differ by is as well taken behind it.
+        return {"of_tokens": torch.cat([self.own.weight, *self.beside.weight.chunk(2, dim=1)])}
+
+    def forward(self, seen: Look, timeline: Timeline) -> FactoredPrompts:
+        """What `look` gave -> p^s."""
+        assert seen.tokens is not None
+        channels = len(self.own.bias)
+        own, both = patches_of(seen.tokens, timeline.frames).split([channels, 2 * channels], dim=-1)
+        change = both[:, 1:] - both[:, :-1]
+        if timeline.padded:
+            change = change * timeline.gap_mask[:, :, None, None]
+        before, after = change.chunk(2, dim=-1)  # of the frame after a gap, and of the one before it
+        beside = F.pad(after, (0, 0, 0, 0, 0, 1)) - F.pad(before, (0, 0, 0, 0, 1, 0))
+        x = (own + self.own.bias + self.place(beside, timeline.frame_place)).relu()
         hidden = self.hidden(convolve_frames(self.spatial, x, self.grid)).relu()
         return FactoredPrompts(hidden, self.out.weight, self.out.bias)
 
@@ -264,7 +297,11 @@ class StaticSpatialPrompt(nn.Module):
         super().__init__()
         self.prompt = nn.Parameter(torch.zeros(grid * grid, width))
 
-    def forward(self, normal: Tensor, frame_mask: Tensor) -> FactoredPrompts:
-        """`[B,C,L,D]`, bool `[B,T]` -> p^s, patch by patch a row of the learned prompts."""
-        which = torch.eye(len(self.prompt), dtype=normal.dtype, device=normal.device)
-        return FactoredPrompts(which.expand(*frame_mask.shape, -1, -1), self.prompt.t(), None)
+    def looks(self) -> dict[str, Tensor]:
+        """It looks at nothing."""
+        return {}
+
+    def forward(self, seen: Look, timeline: Timeline) -> FactoredPrompts:
+        """p^s, patch by patch a row of the learned prompts."""
+        which = torch.eye(len(self.prompt), dtype=self.prompt.dtype, device=self.prompt.device)
+        return FactoredPrompts(which.expand(*timeline.frame_mask.shape, -1, -1), self.prompt.t(), None)

@@ -1,5 +1,8 @@
 """The precision of matrix products, which autocast may set, and frozen weights made ready for it once."""
 
+from collections.abc import Callable
+from functools import partial
+
 import torch
 from torch import Tensor
 
@@ -13,26 +16,34 @@ def compute_dtype(x: Tensor) -> torch.dtype:
 
 
 class Ready:
-    """A weight times a factor in the precision of matrix products; a frozen one is made once.
+    """What is made of weights, in the precision of matrix products; of frozen ones once.
 
     autocast keeps its casts of trained weights for the length of a step, and casts frozen ones anew at every use. Here
-    the copy of a frozen weight lasts until the weight is written to or moved, or another precision is asked for. For a
-    weight in training it is an ordinary product, with its gradient.
+    what was made of frozen weights lasts until one of them is written to or moved, or another precision is asked for.
+    Of weights in training it is made at every use, with its gradient.
     """
 
-    def __init__(self, factor: float = 1.0) -> None:
-        self.factor = factor
+    def __init__(self, make: Callable[..., Tensor] | None = None) -> None:
+        self.make = make
         self._made: Tensor | None = None
         self._made_of: tuple[object, ...] = ()
 
-    def __call__(self, weight: Tensor) -> Tensor:
-        """The shape of `weight`; fp32 weights in training stay fp32, and autocast casts them."""
-        if weight.requires_grad or torch.compiler.is_compiling():
-            return weight if self.factor == 1 else weight * self.factor
+    def __call__(self, weight: Tensor, *others: Tensor) -> Tensor:
+        """`make(weight, *others)`, or the weight itself; fp32 weights in training stay fp32, and autocast casts them."""
+        weights = (weight, *others)
+        if torch.compiler.is_compiling() or any(part.requires_grad for part in weights):
+            return weight if self.make is None else self.make(*weights)
         dtype = compute_dtype(weight)
-        if self.factor == 1 and dtype == weight.dtype:
+        if self.make is None and dtype == weight.dtype:
             return weight
-        made_of = (weight.data_ptr(), weight._version, weight.device, weight.dtype, dtype)
+        made_of = (dtype, *((part.data_ptr(), part._version, part.device, part.dtype) for part in weights))
         if self._made is None or self._made_of != made_of:
-            self._made, self._made_of = (weight.detach() * self.factor).to(dtype), made_of
+            with torch.no_grad():
+                made = weight if self.make is None else self.make(*weights)
+                self._made, self._made_of = made.to(dtype), made_of
         return self._made
+
+
+def times(factor: float) -> Ready:
+    """A weight times a factor."""
+    return Ready() if factor == 1 else Ready(partial(torch.mul, other=factor))

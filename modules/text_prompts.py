@@ -53,14 +53,15 @@ def encode_with_context(
         feed_forward: the second half of a block, given its number, the block and the tokens.
     """
     tokens = text.embed(token_ids)
-    words = torch.ones(len(seen), 1, seen.shape[2], seen.shape[2], dtype=torch.bool, device=tokens.device)
-    mask = torch.cat([words, seen], dim=-1)
+    length = seen.shape[2]
+    past = torch.ones(length, length, dtype=torch.bool, device=tokens.device).tril()
+    mask = torch.cat([past.expand(len(seen), 1, -1, -1), seen], dim=-1)
     for layer, (block, prompt) in enumerate(zip(text.blocks, prompts, strict=True)):
         assert isinstance(block, Block)
         context = block.context(prompt.unsqueeze(0))
         if block is text.blocks[-1]:
             tokens = block.attend_from(tokens, text.end_positions(token_ids), context, seen)
         else:
-            tokens = block.attend(tokens, context, mask, causal=True)
+            tokens = block.attend(tokens, context, mask)
         tokens = feed_forward(layer, block, tokens)
     return text.pool(tokens.squeeze(1))

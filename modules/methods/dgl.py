@@ -11,10 +11,9 @@ from functools import partial
 from typing import Annotated, Literal
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from modules.clip import CLIP, Block
+from modules.clip import CLIP, Block, KeysValues
 from modules.dynamics import hold_last_frame
 from modules.methods.base import DeadParameters, Method
 from modules.shared_latent import (
@@ -106,15 +105,18 @@ class DGL(Method):
         frames = tokens.shape[1]
         if prompts.shape[2] not in (1, frames):
             raise ValueError(f"the clip has {frames} frames, and this model was made for max_frames={prompts.shape[2]}")
-        x = torch.cat([self.global_prompts.expand(len(tokens), -1, -1).to(tokens.dtype), tokens.flatten(1, 2)], dim=1)
+        # All clips' global prompts, then all their frames: so both kinds of queries are slices that need no copy.
+        globals_ = self.global_prompts.expand(len(tokens), -1, -1).to(tokens.dtype)
+        x = torch.cat([globals_.flatten(0, 1), tokens.flatten(0, 2)])
         last = len(self.clip.visual.blocks) - 1
         for layer, block in enumerate(self.clip.visual.blocks):
             assert isinstance(block, Block)
-            attend = partial(global_local_attention, block, frames=frames, first_only=layer == last)
+            attend = partial(global_local_attention, block, size=tokens.shape[:3], first_only=layer == last)
             mixed = block.run(attend, x, prompts[layer])
-            x = x[:, : mixed.shape[1]] + mixed
-            x = self.feed_forward("visual", layer, block, x)
-        return self.clip.visual.pool(x)
+            if layer == last:
+                x = x[: globals_[..., 0].numel() : GLOBAL_PROMPTS]
+            x = self.feed_forward("visual", layer, block, x + mixed)
+        return self.clip.visual.pool(x.unsqueeze(1))
 
     def _encode_text(self, token_ids: Tensor, prompts: LatentPrompts) -> Tensor:
         context, seen = prompts.prefix, seen_after_start(token_ids, prompts.prefix.shape[1])
@@ -153,53 +155,46 @@ class DGL(Method):
         return super().released_name(name)
 
 
-def global_local_attention(block: Block, x: Tensor, prompts: Tensor, frames: int, *, first_only: bool) -> Tensor:
-    """What the attention of a frozen block adds to a clip: a global prompt sees everything, a frame's tokens see the
+def global_local_attention(
+    block: Block, x: Tensor, prompts: Tensor, size: tuple[int, int, int], *, first_only: bool
+) -> Tensor:
+    """What the attention of a frozen block adds to clips: a global prompt sees all of its clip, a frame's tokens see the
     global prompts and their own frame (section 3.3).
 
     Every block brings its own frame prompts, so that what a block makes of them is never used: they are seen, and ask
     nothing. The two kinds of queries are two attentions over the same keys, arranged once.
 
     Args:
-        x: `[B,M,D]`, the global prompts, then the T frames' class token and patches, frame by frame.
+        x: `[R,D]`, the global prompts clip by clip, then class token and patches, frame by frame.
         prompts: `[B or 1,T or 1,F,D]`.
-        frames: T.
-        first_only: only for the first global prompt, all that is read behind the last block.
+        size: B, T, 1 + P.
+        first_only: only for the first global prompt of each clip, all that is read behind the last block.
 
     Returns:
-        `[B,M,D]`, or `[B,1,D]` with `first_only`; without the residual.
+        `[R,D]`, or `[B,D]` with `first_only`; without the residual.
     """
-    attention, batch = block.attn, len(x)
-
-    def by_frame(part: Tensor) -> Tensor:  # [B,heads,M,d] -> [B,heads,T,1+P,d]
-        return part[:, :, GLOBAL_PROMPTS:].unflatten(2, (frames, -1))
-
+    attention, (batch, frames, _), n_globals = block.attn, size, size[0] * GLOBAL_PROMPTS
     normed = block.ln_1(x)
     if first_only:
-        q, (k, v) = attention.query(normed[:, :1]), attention.keys_values(normed)
+        q, (k, v) = attention.query(normed[:n_globals:GLOBAL_PROMPTS]), attention.keys_values(normed)
     else:
         q, k, v = attention.project(normed)
-    prompt_k, prompt_v = (
-        part.unflatten(0, prompts.shape[:2]).transpose(1, 2).expand(batch, -1, frames, -1, -1)
-        for part in attention.keys_values(block.ln_1(prompts.flatten(0, 1)))
-    )  # [B,heads,T,F,d]
-    frame_k, frame_v = (
-        torch.cat([part[:, :, None, :GLOBAL_PROMPTS].expand(-1, -1, frames, -1, -1), by_frame(part), prompt], dim=3)
-        for part, prompt in ((k, prompt_k), (v, prompt_v))
-    )  # [B,heads,T,G+1+P+F,d]
+
+    def by_frame(part: Tensor, of_prompts: Tensor) -> Tensor:  # [R,D], [B or 1 * T or 1,F,D] -> [B,T,G+1+P+F,D]
+        of_globals = part[:n_globals].view(batch, 1, GLOBAL_PROMPTS, -1).expand(-1, frames, -1, -1)
+        of_prompts = of_prompts.unflatten(0, prompts.shape[:2]).expand(batch, frames, -1, -1)
+        return torch.cat([of_globals, part[n_globals:].view(*size, -1), of_prompts], dim=2)
+
+    of_prompts = attention.keys_values(block.ln_1(prompts.flatten(0, 1)))
+    seen = KeysValues(by_frame(k, of_prompts.keys), by_frame(v, of_prompts.values))
     # Side by side all frames' keys are all keys, the global prompts T times, of which one counts.
-    once = torch.ones(frame_k.shape[2:4], dtype=torch.bool, device=x.device)
+    once = torch.ones(frames, seen.keys.shape[2], dtype=torch.bool, device=x.device)
     once[1:, :GLOBAL_PROMPTS] = False
-    mixed = F.scaled_dot_product_attention(
-        q[:, :, :GLOBAL_PROMPTS],
-        frame_k.flatten(2, 3),
-        frame_v.flatten(2, 3),
-        attn_mask=once.flatten()[None, None, None],
-    )
+    by_globals = q[: batch if first_only else n_globals].view(batch, -1, q.shape[-1])
+    of_clips = KeysValues(*(part.flatten(1, 2) for part in seen))
+    found = attention.find(by_globals, of_clips, once.flatten()[None, None, None]).flatten(0, 1)
     if not first_only:
-        of_frames = F.scaled_dot_product_attention(
-            by_frame(q).flatten(1, 2), frame_k.flatten(1, 2), frame_v.flatten(1, 2)
-        )
-        of_frames = of_frames.unflatten(1, (attention.heads, frames)).flatten(2, 3)
-        mixed = torch.cat([mixed, of_frames], dim=2)
-    return attention.project_out(mixed)
+        by_frames = q[n_globals:].view(batch * frames, -1, q.shape[-1])
+        of_frames = attention.find(by_frames, KeysValues(*(part.flatten(0, 1) for part in seen)))
+        found = torch.cat([found, of_frames.flatten(0, 1)])
+    return attention.project_out(found)

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from modules.clip import CLIP, Block
-from modules.dynamics import patches_of, sequences
+from modules.dynamics import Timeline, at_least_fp32, layer_norm, patches_of, sequences
 from modules.inter_frame import InterFramePrompter, TemporalPrompting, insert_by_frame, insert_joint
 from modules.intra_frame import IntraFramePrompter, SpatialPrompting
 from modules.methods.base import Method
@@ -138,38 +138,41 @@ class STOP(Method):
         x = visual.embed(video.flatten(0, 1)).unflatten(0, video.shape[:2])  # [B,T,1+P,D]: a sequence a frame
         if self.attention == "joint":
             x = sequences(x[:, :1, 0], x[:, :, 1:])  # before the first block all frames have the same class token
+        timeline = Timeline.of(frame_mask, at_least_fp32(x).dtype)
         for layer, block in enumerate(visual.blocks):
             assert isinstance(block, Block)
-            x, found = self._prompt(layer, block, x, frame_mask)
+            x, normal, found = self._prompt(layer, block, x, timeline)
             if maps is not None and (found.spatial or found.temporal):
                 maps.append(found)
-            x = self._run(block, x, frame_mask, found.temporal)
+            x = self._run(block, x, normal, timeline, found.temporal)
         embedding = visual.pool(x.flatten(0, 1)).unflatten(0, x.shape[:2])
         return embedding[:, 0] if self.attention == "joint" else masked_mean(embedding, frame_mask)
 
-    def _prompt(self, layer: int, block: Block, x: Tensor, frame_mask: Tensor) -> tuple[Tensor, LayerMaps]:
-        """The two stages before one block: h in `[B,C,L,D]` -> h^s in the same, and the temporal prompts."""
+    def _prompt(self, layer: int, block: Block, x: Tensor, timeline: Timeline) -> tuple[Tensor, Tensor, LayerMaps]:
+        """The two stages before one block: h in `[B,C,L,D]` -> h^s and LayerNormed h^s in the same, and the rest."""
         spatial = temporal = None
-        frames = frame_mask.shape[1]
         if layer < len(self.intra):
-            spatial = self.intra[layer](block, x, frame_mask)
+            spatial = self.intra[layer](block, x, timeline)
             x = spatial.x
-        if layer < len(self.inter) and frames > 1:
-            region_mask = spatial.region_mask if spatial else torch.zeros_like(patches_of(x, frames)[..., 0])
-            temporal = self.inter[layer](x, region_mask, frame_mask)
-        return x, LayerMaps(spatial, temporal)
+        normal = layer_norm(x)  # for the second stage and the block
+        if layer < len(self.inter) and timeline.frames > 1:
+            region_mask = spatial.region_mask if spatial else torch.zeros_like(patches_of(x, timeline.frames)[..., 0])
+            temporal = self.inter[layer](normal, region_mask, timeline)
+        return x, normal, LayerMaps(spatial, temporal)
 
-    def _run(self, block: Block, x: Tensor, frame_mask: Tensor, temporal: TemporalPrompting | None) -> Tensor:
+    def _run(
+        self, block: Block, x: Tensor, normal: Tensor, timeline: Timeline, temporal: TemporalPrompting | None
+    ) -> Tensor:
         """The frozen block on the prompted sequences, `[B,C,L,D]` in and out; behind the last block only the class
         tokens are read, `[B,C,1,D]`."""
         patches = self.clip.visual.grid**2
         mask: Tensor | None
         if self.attention == "joint":
-            context, mask = insert_joint(block, frame_mask, patches, temporal)
+            context, mask = insert_joint(block, timeline.frame_mask, patches, temporal)
         else:
             context, mask = insert_by_frame(block, patches, temporal)
-        last = block is self.clip.visual.blocks[-1]
-        rows = (block.first_token if last else block)(x.flatten(0, 1), context, mask)
+        run = block.first_token if block is self.clip.visual.blocks[-1] else block
+        rows = run(x.flatten(0, 1), context, mask, normal=normal.flatten(0, 1))
         return rows.unflatten(0, x.shape[:2])
 
     def encode_text(self, token_ids: Tensor) -> Tensor:

@@ -145,6 +145,20 @@ def test_first_token_is_that_of_the_whole_block(with_context: bool) -> None:
     torch.testing.assert_close(block.first_token(x, context, mask), whole[:, :1], atol=1e-5, rtol=0)
 
 
+@pytest.mark.parametrize("frozen", [False, True])
+def test_a_block_takes_tokens_already_normalised(frozen: bool) -> None:
+    block = randomised(CLIP(TINY)).visual.blocks[0].requires_grad_(not frozen)
+    x = 3 * torch.randn(3, 5, 64) + 1
+    normal, context = torch.nn.functional.layer_norm(x, (64,)), block.context(torch.randn(3, 4, 64))
+    torch.testing.assert_close(block(x, context, normal=normal), block(x, context), atol=1e-5, rtol=1e-5)
+    first = block.first_token(x, context, normal=normal)
+    torch.testing.assert_close(first, block.first_token(x, context), atol=1e-5, rtol=1e-5)
+    with torch.no_grad():  # what was made of frozen weights is made anew when one of them changes
+        block.ln_1.weight.mul_(2)
+        block.ln_1.bias.add_(1)
+    torch.testing.assert_close(block(x, context, normal=normal), block(x, context), atol=1e-4, rtol=1e-5)
+
+
 @pytest.mark.parametrize("contexts", [0, 1, 3])
 def test_attending_from_one_token_alone_is_that_of_the_whole_block(contexts: int) -> None:
     """`contexts` 1: the same context for all rows, but each row's tokens see other parts of it."""
@@ -247,7 +261,7 @@ def test_projections_by_parts_equal_the_whole() -> None:
     attention = randomised(Attention(24, 3))
     x = torch.randn(2, 5, 24)
     q, k, v = attention.project(x)
-    assert q.shape == k.shape == v.shape == (2, 3, 5, 8)
+    assert q.shape == k.shape == v.shape == (2, 5, 24)
     for part, whole in zip((attention.query(x), *attention.keys_values(x)), (q, k, v), strict=True):
         torch.testing.assert_close(part, whole, rtol=0, atol=1e-5)
 

@@ -1,17 +1,19 @@
 """The dynamics nets and the changes they see: against loops over frames and patches, starts, and exact stillness."""
 
+import dataclasses
+
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from modules.dynamics import DynamicsNet, changes, hold_last_frame, layer_norm, patches_of, sequences
+from modules.dynamics import DynamicsNet, Timeline, hold_last_frame, layer_norm, look, patches_of, sequences
 from tests.modules import stop_reference as slow
 
 
-def net_of(width: int, grid: int, *, sees: str = "tokens", seed: int | None = None) -> DynamicsNet:
-    net = DynamicsNet(width, grid, sees=sees).double()
+def net_of(width: int, *, sees: str = "tokens", seed: int | None = None) -> DynamicsNet:
+    net = DynamicsNet(width, sees=sees).double()
     if seed is not None:
         slow.randomise(net, seed)
     return net
@@ -21,8 +23,19 @@ def everywhere(tokens: Tensor) -> Tensor:
     return torch.ones(tokens.shape[:2], dtype=torch.bool)
 
 
-def energy(net: DynamicsNet, tokens: Tensor) -> Tensor:
-    return net(changes(slow.in_sequences(tokens), everywhere(tokens)))
+def timeline_of(frame_mask: Tensor) -> Timeline:
+    return Timeline.of(frame_mask, torch.float64)
+
+
+def energy(net: DynamicsNet, tokens: Tensor, frame_mask: Tensor | None = None) -> Tensor:
+    timeline = timeline_of(everywhere(tokens) if frame_mask is None else frame_mask)
+    return look(slow.in_sequences(tokens), timeline, kernel=net.on_changes()).energy
+
+
+def changes(normal: Tensor, frame_mask: Tensor) -> Tensor:
+    """The changes themselves, seen through the identity."""
+    eye = torch.eye(normal.shape[-1], dtype=normal.dtype)
+    return look(normal, timeline_of(frame_mask), of_changes=eye).changes
 
 
 @pytest.mark.parametrize("count", [1, 3])
@@ -49,9 +62,9 @@ def test_sequences_are_class_tokens_and_the_patches_of_their_frames(count):
 def test_equals_loops_over_frames_and_patches(seed, grid, frames_of_clip, width, sees):
     """Each clip as if it were alone, though all are convolved as one."""
     tokens, frame_mask = slow.padded_clips(seed, frames_of_clip, grid * grid, width)
-    net = net_of(width, grid, sees=sees, seed=seed)
+    net = net_of(width, sees=sees, seed=seed)
     with torch.no_grad():
-        found = net(changes(slow.in_sequences(tokens), frame_mask))
+        found = energy(net, tokens, frame_mask)
         for clip, frames in enumerate(frames_of_clip):
             real = tokens[clip, :frames]
             if sees == "changes":
@@ -101,7 +114,7 @@ def test_padding_frames_become_the_last_real_one(seed, frames_of_clip):
 
 def test_starts_as_a_central_time_difference():
     tokens, _ = slow.padded_clips(1, [5], 9, 4)
-    found = energy(net_of(4, 3), tokens)
+    found = energy(net_of(4), tokens)
     for i in range(5):
         difference = (tokens[:, min(i + 1, 4)] - tokens[:, max(i - 1, 0)]) / 2
         torch.testing.assert_close(found[:, i], difference.square().mean(-1), atol=1e-12, rtol=1e-9)
@@ -109,14 +122,14 @@ def test_starts_as_a_central_time_difference():
 
 def test_starts_as_the_identity():
     tokens, _ = slow.padded_clips(1, [4], 9, 4)
-    found = energy(net_of(4, 3, sees="changes"), tokens)
+    found = energy(net_of(4, sees="changes"), tokens)
     torch.testing.assert_close(found, tokens.diff(dim=1).square().mean(-1), atol=1e-12, rtol=1e-9)
 
 
 def test_channels_never_mix():
     """The energy is a sum over channels of what each gives alone."""
     tokens, _ = slow.padded_clips(2, [3], 9, 4)
-    net = net_of(4, 3, seed=0)
+    net = net_of(4, seed=0)
     alone = sum(energy(net, tokens * (torch.arange(4) == channel)) for channel in range(4))
     torch.testing.assert_close(energy(net, tokens), alone, atol=1e-12, rtol=1e-9)
 
@@ -124,33 +137,65 @@ def test_channels_never_mix():
 @pytest.mark.parametrize("sees", ["tokens", "changes"])
 def test_a_still_clip_gives_exactly_zero_whatever_was_learned(sees):
     tokens, _ = slow.padded_clips(4, [1], 9, 4)
-    net = net_of(4, 3, sees=sees, seed=3)
+    net = net_of(4, sees=sees, seed=3)
     assert energy(net, tokens.expand(-1, 5, -1, -1)).abs().max() == 0
     assert {name for name, _ in net.named_parameters()} == {"conv.weight"}
 
 
+@pytest.mark.parametrize("by_frame", [False, True])
 @pytest.mark.parametrize("sees", ["tokens", "changes"])
-def test_gradients(sees):
+@pytest.mark.parametrize("maps", ["kernel", "of_changes", "of_tokens", "kernel of_changes", "kernel of_changes of_tokens"])
+def test_gradients_of_every_set_of_maps(maps, sees, by_frame):
+    """Of the kernels of N_s and N_t too, and with padding."""
     torch.manual_seed(0)
-    net = net_of(3, 2, sees=sees, seed=4)
-    tokens = torch.randn(2, 4, 4, 3, dtype=torch.float64, requires_grad=True)
+    net = net_of(3, sees=sees, seed=4)
+    tokens = torch.randn(2, 4 if by_frame else 1, 5 if by_frame else 17, 3, dtype=torch.float64, requires_grad=True)
+    timeline = timeline_of(torch.tensor([[True] * 4, [True] * 2 + [False] * 2]))
+    given = {
+        name: net.conv.weight if name == "kernel" else torch.randn(2, 3, dtype=torch.float64, requires_grad=True)
+        for name in maps.split()
+    }
 
-    def energies(tokens, *parameters):
-        names = [name for name, _ in net.named_parameters()]
-        change = changes(slow.in_sequences(tokens), everywhere(tokens))
-        return torch.func.functional_call(net, dict(zip(names, parameters, strict=True)), (change,))
+    def seen(tokens, *weights):
+        found = dict(zip(given, weights, strict=True))
+        if "kernel" in found:  # that of the net, which gradcheck changes in its place
+            found["kernel"] = net.on_changes()
+        return tuple(part for part in look(tokens, timeline, **found) if part is not None)
 
-    assert torch.autograd.gradcheck(energies, (tokens, *net.parameters()))
+    assert torch.autograd.gradcheck(seen, (tokens, *given.values()))
 
 
-def test_in_half_precision_the_energy_is_fp32_and_changes_come_in_what_products_use():
+def test_tokens_alone_get_their_gradient_where_nothing_is_asked_of_changes():
+    tokens = torch.randn(1, 2, 5, 3, requires_grad=True)
+    weight = torch.randn(2, 3)
+    look(tokens, timeline_of(torch.ones(1, 2, dtype=torch.bool)), of_tokens=weight).tokens.sum().backward()
+    torch.testing.assert_close(tokens.grad, weight.sum(dim=0).expand_as(tokens))
+
+
+def test_without_padding_nothing_is_masked_and_nothing_differs():
+    tokens, frame_mask = slow.padded_clips(1, [4, 4], 4, 3)
+    whole = timeline_of(frame_mask)
+    assert not whole.padded
+    assert timeline_of(torch.tensor([[True, False]])).padded
+    masked = dataclasses.replace(whole, padded=True)
+    net = net_of(3, seed=1)
+    found = [look(slow.in_sequences(tokens), each, kernel=net.on_changes()).energy for each in (whole, masked)]
+    assert torch.equal(*found)
+
+
+def test_in_half_precision_the_energy_is_fp32_and_the_rest_comes_in_what_products_use():
     tokens, frame_mask = slow.padded_clips(5, [4, 3], 9, 8)
-    tokens, net = layer_norm(tokens).float().requires_grad_(), DynamicsNet(8, 3, sees="tokens")
+    tokens, net = layer_norm(tokens).float().requires_grad_(), DynamicsNet(8, sees="tokens")
+    weight = torch.randn(3, 8, requires_grad=True)
+    maps = {"of_changes": weight, "of_tokens": weight}
     with torch.autocast("cpu", torch.bfloat16):
-        change = changes(slow.in_sequences(tokens), frame_mask)
-        found = net(change)
-    assert change.dtype == torch.bfloat16
-    assert found.dtype == torch.float32
-    torch.testing.assert_close(found, net(changes(slow.in_sequences(tokens), frame_mask)), atol=2e-2, rtol=2e-2)
-    found.sum().backward()
-    assert tokens.grad.dtype == net.conv.weight.grad.dtype == torch.float32
+        found = look(slow.in_sequences(tokens), timeline_of(frame_mask), kernel=net.on_changes(), **maps)
+    exact = look(slow.in_sequences(tokens), timeline_of(frame_mask), kernel=net.on_changes(), **maps)
+    assert [part.dtype for part in found] == [torch.float32, torch.bfloat16, torch.bfloat16]
+    for half, full in zip(found, exact, strict=True):
+        torch.testing.assert_close(half[:, :1].float(), full[:, :1], atol=5e-2, rtol=5e-2)
+    leaves = (tokens, weight, net.conv.weight)
+    gradients = [torch.autograd.grad(sum(part.float().sum() for part in parts), leaves) for parts in (found, exact)]
+    for half, full in zip(*gradients, strict=True):
+        assert half.dtype == torch.float32
+        torch.testing.assert_close(half, full, atol=5e-2 * full.abs().max().item(), rtol=0)

@@ -11,7 +11,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from modules.clip import Block
-from modules.dynamics import patches_of, sequences
+from modules.dynamics import Timeline, layer_norm, look, patches_of, sequences
 from modules.inter_frame import (
     InterFramePrompter,
     TemporalPrompting,
@@ -40,6 +40,11 @@ def make_block(seed: int) -> Block:
     return block.requires_grad_(False)
 
 
+def prompted(prompter: InterFramePrompter, x: Tensor, region_mask: Tensor, frame_mask: Tensor) -> TemporalPrompting:
+    """The stage on tokens that are not normalised yet."""
+    return prompter(layer_norm(x), region_mask, Timeline.of(frame_mask, x.dtype))
+
+
 def random_regions(seed: int, tokens: Tensor, frame_mask: Tensor) -> Tensor:
     generator = torch.Generator().manual_seed(seed)
     return (torch.rand(tokens.shape[:3], generator=generator) < 0.4).to(tokens) * frame_mask.unsqueeze(-1)
@@ -60,7 +65,7 @@ def test_equals_the_equations(seed, grid, frames_of_clip, eta, beta, noise_floor
     region_mask = random_regions(seed, tokens, frame_mask)
     prompter = make_prompter(seed, grid, eta=eta, beta=beta, noise_floor=noise_floor)
     with torch.no_grad():
-        found = prompter(slow.in_sequences(tokens, tokens.shape[1] if by_frame else 1), region_mask, frame_mask)
+        found = prompted(prompter, slow.in_sequences(tokens, tokens.shape[1] if by_frame else 1), region_mask, frame_mask)
         for clip, frames in enumerate(frames_of_clip):
             gaps = frames - 1
             expected = slow.prompt_gaps(prompter, tokens[clip, :frames], region_mask[clip, :frames])
@@ -120,7 +125,7 @@ class TestCounts:
         prompter = make_prompter(seed, 3, noise_floor=1e-6)
         # One rounding error away from still is still.
         for clip in (tokens, tokens + 1e-9 * torch.randn(tokens.shape, dtype=tokens.dtype)):
-            found = prompter(slow.in_sequences(clip), random_regions(seed, clip, frame_mask), frame_mask)
+            found = prompted(prompter, slow.in_sequences(clip), random_regions(seed, clip, frame_mask), frame_mask)
             assert found.prompts_per_gap.tolist() == [[0] * 5]
             assert not found.valid.any()
             assert found.prompts.isfinite().all()
@@ -135,7 +140,7 @@ class TestCounts:
             WIDTH, 3, eta=4, beta=1.0, bottleneck=4, heads=2, dropout=0.0, noise_floor=0.05
         ).double()
         frame_mask = torch.ones(1, 6, dtype=torch.bool)
-        found = prompter(slow.in_sequences(tokens), random_regions(0, tokens, frame_mask), frame_mask)
+        found = prompted(prompter, slow.in_sequences(tokens), random_regions(0, tokens, frame_mask), frame_mask)
         assert found.prompts_per_gap.tolist() == [[4 if i == gap else 0 for i in range(5)]]
 
     def test_more_where_more_moves(self):
@@ -146,8 +151,7 @@ class TestCounts:
         prompter = InterFramePrompter(
             WIDTH, 3, eta=8, beta=0.0, bottleneck=4, heads=2, dropout=0.0, noise_floor=0.05
         ).double()
-        counts = prompter(
-            slow.in_sequences(tokens), torch.zeros(1, 4, 9), torch.ones(1, 4, dtype=torch.bool)
+        counts = prompted(prompter, slow.in_sequences(tokens), torch.zeros(1, 4, 9), torch.ones(1, 4, dtype=torch.bool)
         ).prompts_per_gap[0]
         assert 0 < counts[0] < counts[1] < counts[2] == 8
 
@@ -169,15 +173,15 @@ class TestCounts:
         changed = region_mask.clone()
         changed[:, 0] = 1 - changed[:, 0]
         found = [
-            prompter(slow.in_sequences(tokens), mask, frame_mask).frame_variation for mask in (region_mask, changed)
+            prompted(prompter, slow.in_sequences(tokens), mask, frame_mask).frame_variation for mask in (region_mask, changed)
         ]
         assert torch.equal(*found)
 
     def test_uniform_fills_every_real_gap(self):
         tokens, frame_mask = slow.padded_clips(3, [5, 2, 1], 9, WIDTH)
         region_mask = random_regions(3, tokens, frame_mask)
-        found = make_prompter(3, 3, uniform=True)(slow.in_sequences(tokens), region_mask, frame_mask)
-        driven = make_prompter(3, 3)(slow.in_sequences(tokens), region_mask, frame_mask)
+        found = prompted(make_prompter(3, 3, uniform=True), slow.in_sequences(tokens), region_mask, frame_mask)
+        driven = prompted(make_prompter(3, 3), slow.in_sequences(tokens), region_mask, frame_mask)
         assert found.prompts_per_gap.tolist() == [[4, 4, 4, 4], [4, 0, 0, 0], [0, 0, 0, 0]]
         assert torch.equal(found.prompts, driven.prompts)
         assert torch.equal(found.frame_variation, driven.frame_variation)
@@ -188,10 +192,10 @@ def test_static_prompts_are_the_slots():
     region_mask = random_regions(3, tokens, frame_mask)
     prompter, dynamic = make_prompter(3, 3, static_prompts=True), make_prompter(3, 3)
     prompter.dynamics.load_state_dict(dynamic.dynamics.state_dict())
-    found = prompter(slow.in_sequences(tokens), region_mask, frame_mask)
+    found = prompted(prompter, slow.in_sequences(tokens), region_mask, frame_mask)
     assert torch.equal(found.prompts, prompter.slots.expand(2, 4, 4, WIDTH))
     assert torch.equal(
-        found.prompts_per_gap, dynamic(slow.in_sequences(tokens), region_mask, frame_mask).prompts_per_gap
+        found.prompts_per_gap, prompted(dynamic, slow.in_sequences(tokens), region_mask, frame_mask).prompts_per_gap
     )
     assert [name for name, parameter in prompter.named_parameters() if parameter.requires_grad] == ["slots"]
 
@@ -200,10 +204,10 @@ def test_dropout_acts_in_training_only():
     tokens, frame_mask = slow.padded_clips(3, [3], 9, WIDTH)
     prompter = make_prompter(3, 3, dropout=0.5)
     torch.manual_seed(0)
-    runs = [prompter(slow.in_sequences(tokens), torch.zeros(1, 3, 9), frame_mask).prompts for _ in range(2)]
+    runs = [prompted(prompter, slow.in_sequences(tokens), torch.zeros(1, 3, 9), frame_mask).prompts for _ in range(2)]
     assert not torch.equal(*runs)
     prompter.eval()
-    runs = [prompter(slow.in_sequences(tokens), torch.zeros(1, 3, 9), frame_mask).prompts for _ in range(2)]
+    runs = [prompted(prompter, slow.in_sequences(tokens), torch.zeros(1, 3, 9), frame_mask).prompts for _ in range(2)]
     assert torch.equal(*runs)
 
 
@@ -213,15 +217,16 @@ class TestGradient:
         net = TemporalPromptNet(3, 2, eta=2, bottleneck=4, heads=2).double()
         slow.randomise(net, 0)
         names = [name for name, _ in net.named_parameters()]
-        change = torch.randn(1, 4, 4, 3, dtype=torch.float64, requires_grad=True)
+        tokens = torch.randn(1, 3, 5, 3, dtype=torch.float64, requires_grad=True)
         gain = torch.tensor([[1.2, 1.9]], dtype=torch.float64, requires_grad=True)
-        real_gap = torch.tensor([[True, True]])
+        timeline = Timeline.of(torch.ones(1, 3, dtype=torch.bool), torch.float64)
 
-        def prompts(change, gain, *parameters):
+        def prompts(tokens, gain, *parameters):
             tensors = dict(zip(names, parameters, strict=True))
-            return torch.func.functional_call(net, tensors, (change, gain, real_gap))
+            down = look(tokens, timeline, of_changes=tensors["down.weight"]).changes
+            return torch.func.functional_call(net, tensors, (down, gain, timeline))
 
-        assert torch.autograd.gradcheck(prompts, (change, gain, *net.parameters()))
+        assert torch.autograd.gradcheck(prompts, (tokens, gain, *net.parameters()))
 
     def test_of_the_normalised_variation_is_right(self):
         variation = torch.tensor([[0.2, 0.9, 0.4], [0.01, 0.02, 0.03]], dtype=torch.float64, requires_grad=True)
@@ -240,7 +245,7 @@ class TestGradient:
         region_mask = random_regions(1, tokens, frame_mask)
         prompter = make_prompter(1, 2)
         direction = torch.randn(3, 4, WIDTH, dtype=torch.float64)
-        ours = prompter(slow.in_sequences(tokens), region_mask, frame_mask).prompts[0]
+        ours = prompted(prompter, slow.in_sequences(tokens), region_mask, frame_mask).prompts[0]
         theirs = slow.stack_frames(slow.prompt_gaps(prompter, tokens[0], region_mask[0]).prompts)
         parameters = dict(prompter.named_parameters())
         for name, mine, reference in zip(
@@ -331,5 +336,5 @@ class TestInsertion:
         block, prompting = make_block(0), self.prompting(0, [frames], eta)
         with FlopCounterMode(display=False) as counter:
             context, _ = insert_by_frame(block, patches, prompting)
-        assert context.keys.shape == (frames, HEADS, 2 * eta, width // HEADS)
+        assert context.keys.shape == (frames, 2 * eta, width)
         assert counter.get_total_flops() == 2 * (frames - 1) * eta * width * 2 * width

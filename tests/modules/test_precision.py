@@ -5,7 +5,7 @@ import copy
 import torch
 
 from modules.clip import Block
-from modules.precision import Ready, compute_dtype
+from modules.precision import Ready, compute_dtype, times
 
 
 def bf16() -> torch.autocast:
@@ -24,7 +24,7 @@ def test_the_precision_of_products():
 
 
 def test_a_frozen_weight_is_made_once_for_each_precision():
-    ready, weight = Ready(1.702), torch.randn(3, 3)
+    ready, weight = times(1.702), torch.randn(3, 3)
     first = ready(weight)
     assert torch.equal(first, weight * 1.702)
     assert ready(weight) is first
@@ -33,10 +33,21 @@ def test_a_frozen_weight_is_made_once_for_each_precision():
         assert torch.equal(half, (weight * 1.702).bfloat16())
         assert ready(weight) is half
     assert Ready()(weight) is weight
+    assert times(1)(weight) is weight
+
+
+def test_what_is_made_of_several_weights_is_made_again_when_one_is_written_to():
+    ready, weights = Ready(torch.addmv), [torch.zeros(2), torch.eye(2), torch.ones(2)]
+    assert ready(*weights).tolist() == [1.0, 1.0]
+    assert ready(*weights) is ready(*weights)
+    weights[2].mul_(3)
+    assert ready(*weights).tolist() == [3.0, 3.0]
+    ready(weights[0].requires_grad_(), *weights[1:]).sum().backward()
+    assert weights[0].grad.tolist() == [1.0, 1.0]
 
 
 def test_it_is_made_again_when_the_weight_is_written_to_or_exchanged():
-    ready, weight = Ready(2.0), torch.ones(3)
+    ready, weight = times(2.0), torch.ones(3)
     ready(weight)
     weight.copy_(torch.full((3,), 5.0))
     assert ready(weight).tolist() == [10.0] * 3
@@ -45,7 +56,7 @@ def test_it_is_made_again_when_the_weight_is_written_to_or_exchanged():
 
 
 def test_a_trained_weight_keeps_its_gradient():
-    ready, weight = Ready(3.0), torch.ones(2, requires_grad=True)
+    ready, weight = times(3.0), torch.ones(2, requires_grad=True)
     ready(weight).sum().backward()
     assert weight.grad.tolist() == [3.0, 3.0]
     with bf16():

@@ -25,7 +25,8 @@ def dgl(**options):
 
 
 def attention_with_mask(block, x, allowed):
-    q, k, v = block.attn.project(block.ln_1(x))
+    parts = block.attn.project(block.ln_1(x))
+    q, k, v = (part.unflatten(-1, (block.attn.heads, -1)).transpose(1, 2) for part in parts)
     scores = (q @ k.transpose(-1, -2)) * q.shape[-1] ** -0.5
     mixed = scores.masked_fill(~allowed, -torch.inf).softmax(dim=-1) @ v
     return block.feed_forward(x + block.attn.out_proj(mixed.transpose(1, 2).flatten(2)))

@@ -15,7 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from engine.describe import describe
 from modules.clip import ARCHITECTURES, CLIP, CLIPArchitecture
-from modules.dynamics import patches_of
+from modules.dynamics import Timeline, layer_norm, patches_of
 from modules.losses import symmetric_info_nce
 from modules.methods import build_method
 from modules.methods.stop import STOP
@@ -394,7 +394,8 @@ class TestOptions:
         found = first_layer(without, moving)
         assert found.spatial is None
         x = without.clip.visual.embed(moving[0].flatten(0, 1)).unflatten(0, moving[0].shape[:2])
-        expected = method.inter[0](x, torch.zeros_like(x[:, :, 1:, 0]), moving[1])
+        timeline = Timeline.of(moving[1], torch.float32)
+        expected = method.inter[0](layer_norm(x), torch.zeros_like(x[:, :, 1:, 0]), timeline)
         assert_same(found.temporal, expected)
 
     def test_use_inter(self, moving):
@@ -459,8 +460,9 @@ class TestOptions:
         assert_same(found.spatial, default.spatial)
         assert not torch.allclose(found.temporal.frame_variation, default.temporal.frame_variation)
         ignorant = like(method, beta=0.0).inter[0]
-        x, ones = found.spatial.x, torch.ones_like(found.spatial.region_mask)
-        assert_same(ignorant(x, ones, moving[1]), ignorant(x, 0 * ones, moving[1]))
+        normal, ones = layer_norm(found.spatial.x), torch.ones_like(found.spatial.region_mask)
+        timeline = Timeline.of(moving[1], torch.float32)
+        assert_same(ignorant(normal, ones, timeline), ignorant(normal, 0 * ones, timeline))
 
     @pytest.mark.parametrize("eta", [1, 2, 9])
     def test_eta(self, moving, eta):
