@@ -172,7 +172,7 @@ class TrainingStep:
         self.optimizer = build_optimizer(method.parameter_groups(1e-9, 1.0, 0.2))
 
     def update(self) -> None:
-        nn.utils.clip_grad_norm_(self.parameters, 1.0)
+        nn.utils.clip_grad_norm_(self.parameters, 1.0, foreach=True)
         self.optimizer.step()
         self.method.after_step()
 

@@ -375,7 +375,7 @@ class Training:
             (video, frame_mask, token_ids), video_index if self.settings.same_video == "positives" else None
         )
         self.scaler.unscale_(self.optimizer)
-        norm = nn.utils.clip_grad_norm_(self.parameters.values(), self.settings.max_grad_norm)
+        norm = nn.utils.clip_grad_norm_(self.parameters.values(), self.settings.max_grad_norm, foreach=True)
         self.clock.mark("backward")
         one = torch.ones_like(loss)
         scale = self.scaler.scale(one)

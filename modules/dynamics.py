@@ -132,15 +132,6 @@ class DynamicsNet(nn.Module):
             else:
                 self.conv.weight[:, 0, 1, 1, 1] = 1.0
 
-    def on_changes(self) -> Tensor:
-        """The kernels on changes, `[D,1,k,3,3]`: k = 3 for N_t, and 2 for N_s, before a frame and after it."""
-        if self.sees == "changes":
-            return self.conv.weight
-        # Taps a, b, c that sum to zero are -a and c on the changes before and after: zero without rounding.
-        kernel = self.conv.weight
-        mean = kernel.mean(dim=2, keepdim=True)
-        return torch.cat([mean - kernel[:, :, :1], kernel[:, :, 2:] - mean], dim=2)
-
 
 class Look(NamedTuple):
     """What a stage sees of the tokens and of their changes from frame to frame."""
@@ -154,7 +145,7 @@ def look(
     normal: Tensor,
     timeline: Timeline,
     *,
-    kernel: Tensor | None = None,
+    dynamics: DynamicsNet | None = None,
     of_changes: Tensor | None = None,
     of_tokens: Tensor | None = None,
 ) -> Look:
@@ -166,15 +157,14 @@ def look(
 
     Args:
         normal: LayerNormed sequences `[B,C,L,D]`.
-        kernel: of a dynamics net on the changes, `[D,1,k,3,3]`: only the mean over channels of the square of what it
-            finds is given out, all that either stage asks of it.
+        dynamics: N_s or N_t, of which only the energy is given out, all that either stage asks of it.
         of_changes: the weight of a Linear, `[c,D]`.
         of_tokens: the weight of another.
     """
     gap_mask = timeline.gap_mask if timeline.padded else None
-    return Look(
-        *_Look.apply(normal, timeline.frames, gap_mask, compute_dtype(normal), kernel, of_changes, of_tokens)
-    )
+    weight, centred = (None, False) if dynamics is None else (dynamics.conv.weight, dynamics.sees == "tokens")
+    dtype = compute_dtype(normal)
+    return Look(*_Look.apply(normal, timeline.frames, gap_mask, dtype, centred, weight, of_changes, of_tokens))
 
 
 class _Look(torch.autograd.Function):
@@ -188,25 +178,27 @@ class _Look(torch.autograd.Function):
         frames: int,
         gap_mask: Tensor | None,
         dtype: torch.dtype,
-        kernel: Tensor | None,
+        centred: bool,
+        weight: Tensor | None,
         of_changes: Tensor | None,
         of_tokens: Tensor | None,
     ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
         tokens = normal.to(dtype)
-        kernel, of_changes, of_tokens = (
-            None if weight is None else weight.to(dtype) for weight in (kernel, of_changes, of_tokens)
-        )
-        changes = energy = features = seen_changes = seen_tokens = None
-        if kernel is not None or of_changes is not None:
+        of_changes, of_tokens = (None if linear is None else linear.to(dtype) for linear in (of_changes, of_tokens))
+        changes = energy = kernel = features = seen_changes = seen_tokens = None
+        if weight is not None or of_changes is not None:
             changes = _changes(patches_of(tokens, frames), gap_mask)
-        if kernel is not None:
+        if weight is not None:
+            assert changes is not None
+            kernel = (_on_changes(weight) if centred else weight).to(dtype)
             energy, features = _energy(changes, kernel)
         if of_changes is not None:
+            assert changes is not None
             seen_changes = F.linear(changes, of_changes)
         if of_tokens is not None:
             seen_tokens = F.linear(tokens, of_tokens)
         ctx.set_materialize_grads(False)
-        ctx.frames, ctx.shape, ctx.dtype = frames, normal.shape, normal.dtype
+        ctx.frames, ctx.centred, ctx.shape, ctx.dtype = frames, centred, normal.shape, normal.dtype
         kept = None if of_tokens is None else tokens
         ctx.save_for_backward(gap_mask, kernel, of_changes, of_tokens, kept, changes, features)
         return energy, seen_changes, seen_tokens
@@ -215,16 +207,30 @@ class _Look(torch.autograd.Function):
     def backward(ctx, by_energy, by_changes, by_tokens):  # type: ignore[no-untyped-def, override]
         gap_mask, kernel, of_changes, of_tokens, tokens, changes, features = ctx.saved_tensors
         wanted = ctx.needs_input_grad[0]
-        of_normal = through_changes = of_kernel = of_of_changes = of_of_tokens = None
+        of_normal = through_changes = of_weight = of_of_changes = of_of_tokens = None
         if by_energy is not None:
-            through_changes, of_kernel = _energy_backward(by_energy, changes, features, kernel, wanted)
+            through_changes, taps = _energy_backward(by_energy, changes, features, kernel, wanted)
+            of_weight = torch.stack(_on_changes_backward(*taps) if ctx.centred else taps, dim=2)
         if by_changes is not None:
             through_changes, of_of_changes = _linear_backward(by_changes, changes, of_changes, wanted, through_changes)
         if wanted and through_changes is not None:
             of_normal = _changes_backward(through_changes.to(ctx.dtype), gap_mask, ctx.shape, ctx.frames)
         if by_tokens is not None:
             of_normal, of_of_tokens = _linear_backward(by_tokens, tokens, of_tokens, wanted, of_normal)
-        return of_normal, None, None, None, of_kernel, of_of_changes, of_of_tokens
+        return of_normal, None, None, None, None, of_weight, of_of_changes, of_of_tokens
+
+
+def _on_changes(weight: Tensor) -> Tensor:
+    """N_s's kernels on tokens, less their mean over time, `[D,1,3,3,3]` -> on changes, `[D,1,2,3,3]`: taps a, b, c that
+    sum to zero are -a and c on the changes before and after, zero without rounding where there are none."""
+    mean = weight.mean(dim=2)
+    return torch.stack([mean - weight[:, :, 0], weight[:, :, 2] - mean], dim=2)
+
+
+def _on_changes_backward(of_before: Tensor, of_after: Tensor) -> list[Tensor]:
+    """From the gradients of these two taps those of the three, each `[D,1,3,3]`."""
+    of_mean = (of_before - of_after) / 3
+    return [of_mean - of_before, of_mean, of_mean + of_after]
 
 
 def _volume(changes: Tensor) -> Tensor:
@@ -247,10 +253,10 @@ def _energy(changes: Tensor, kernel: Tensor) -> tuple[Tensor, Tensor]:
 
 def _energy_backward(
     gradient: Tensor, changes: Tensor, features: Tensor, kernel: Tensor, wanted: bool
-) -> tuple[Tensor | None, Tensor]:
-    """Of the changes, if wanted, and of the kernels.
+) -> tuple[Tensor | None, list[Tensor]]:
+    """Of the changes, if wanted, and of the kernels' taps in time, each `[D,1,3,3]`.
 
-    That of the kernels is the one of a 2-D convolution for each tap in time: on a CPU torch's own way back for
+    That of a kernel is the one of a 2-D convolution for each tap in time: on a CPU torch's own way back for
     depth-wise 3-D kernels takes several times as long (docs/performance.md).
     """
     width, _, taps, *size = kernel.shape
@@ -261,14 +267,10 @@ def _energy_backward(
         of_volume = F.conv3d(of_features, kernel.flip(2, 3, 4), padding=(taps - 1, 1, 1), groups=width)
         of_changes = of_volume[0].permute(1, 2, 3, 0).contiguous().view_as(changes)
     images, of_images = _volume(changes)[0].transpose(0, 1), of_features[0].transpose(0, 1)
-    of_kernel = torch.stack(
-        [
-            conv2d_weight(images[tap:][: len(of_images)], (width, 1, *size), of_images, padding=1, groups=width)
-            for tap in range(taps)
-        ],
-        dim=2,
-    )
-    return of_changes, of_kernel
+    return of_changes, [
+        conv2d_weight(images[tap:][: len(of_images)], (width, 1, *size), of_images, padding=1, groups=width)
+        for tap in range(taps)
+    ]
 
 
 def _linear_backward(

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from modules.clip import Attention, Block, KeysValues
+from modules.dropout import PromptDropout
 from modules.dynamics import DynamicsNet, PlaceGain, Timeline, look
 from modules.intra_frame import convolve_frames
 
@@ -95,7 +96,7 @@ class InterFramePrompter(nn.Module):
         if static_prompts:
             self.dynamics.requires_grad_(False)
         self.slots = nn.Parameter(0.2 * torch.randn(eta, width))  # small beside a token: what is added soon turns it
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = PromptDropout(dropout)
 
     def forward(self, normal: Tensor, region_mask: Tensor, timeline: Timeline) -> TemporalPrompting:
         """Make the prompts of every gap.
@@ -108,7 +109,7 @@ class InterFramePrompter(nn.Module):
         real_gap = timeline.gap_mask
         # Eq. 1, dh_i = h^s_i - h^s_{i-1}, and eq. 2.
         of_changes = None if self.prompter is None else self.prompter.down.weight
-        seen = look(normal, timeline, kernel=self.dynamics.on_changes(), of_changes=of_changes)
+        seen = look(normal, timeline, dynamics=self.dynamics, of_changes=of_changes)
         assert seen.energy is not None
         energy = seen.energy * real_gap.unsqueeze(-1) if timeline.padded else seen.energy
         variation = normalised_variation(frame_variation(energy, region_mask[:, 1:], self.beta), self.noise_floor)

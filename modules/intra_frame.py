@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from modules.clip import Block
+from modules.dropout import PromptDropout
 from modules.dynamics import DynamicsNet, Look, PlaceGain, Timeline, at_least_fp32, layer_norm, look, patches_of
 
 STILL = 1e-3  # a frame whose N_s features have a smaller mean square than this counts as still, the more the smaller
@@ -153,15 +154,14 @@ class IntraFramePrompter(nn.Module):
         self.prompter: SpatialPromptNet | StaticSpatialPrompt = (  # P_s
             StaticSpatialPrompt(width, grid) if static_prompts else SpatialPromptNet(width, grid, bottleneck)
         )
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = PromptDropout(dropout)
 
     def forward(self, block: Block, x: Tensor, timeline: Timeline) -> SpatialPrompting:
         """Prompt the patches that are about to enter `block`: h_cls and h, `[B,C,L,D]`; padding frames influence
         nothing."""
         normal = layer_norm(x)
         attention = attention_map(block, normal, timeline.frames)  # eq. 1
-        kernel = None if self.dynamics is None else self.dynamics.on_changes()
-        seen = look(normal, timeline, kernel=kernel, **self.prompter.looks())
+        seen = look(normal, timeline, dynamics=self.dynamics, **self.prompter.looks())
         if seen.energy is None:
             motion = torch.zeros_like(attention)
             saliency = self._random_saliency(attention)

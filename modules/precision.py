@@ -29,7 +29,7 @@ class Ready:
         self._made_of: tuple[object, ...] = ()
 
     def __call__(self, weight: Tensor, *others: Tensor) -> Tensor:
-        """`make(weight, *others)`, or the weight itself; fp32 weights in training stay fp32, and autocast casts them."""
+        """`make(weight, *others)`, or the weight; fp32 weights in training stay fp32, and autocast casts them."""
         weights = (weight, *others)
         if torch.compiler.is_compiling() or any(part.requires_grad for part in weights):
             return weight if self.make is None else self.make(*weights)

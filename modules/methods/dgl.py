@@ -7,6 +7,7 @@ Shapes: B clips, T frames, P patches, D width, G = 4 global prompts, F = 4 promp
 a clip, N captions, L words, E joint embedding.
 """
 
+from collections.abc import Sequence
 from functools import partial
 from typing import Annotated, Literal
 
@@ -156,9 +157,9 @@ class DGL(Method):
 
 
 def global_local_attention(
-    block: Block, x: Tensor, prompts: Tensor, size: tuple[int, int, int], *, first_only: bool
+    block: Block, x: Tensor, prompts: Tensor, size: Sequence[int], *, first_only: bool
 ) -> Tensor:
-    """What the attention of a frozen block adds to clips: a global prompt sees all of its clip, a frame's tokens see the
+    """What the attention of a frozen block adds to clips: a global prompt sees its whole clip, a frame's tokens see the
     global prompts and their own frame (section 3.3).
 
     Every block brings its own frame prompts, so that what a block makes of them is never used: they are seen, and ask

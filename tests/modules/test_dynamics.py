@@ -29,7 +29,7 @@ def timeline_of(frame_mask: Tensor) -> Timeline:
 
 def energy(net: DynamicsNet, tokens: Tensor, frame_mask: Tensor | None = None) -> Tensor:
     timeline = timeline_of(everywhere(tokens) if frame_mask is None else frame_mask)
-    return look(slow.in_sequences(tokens), timeline, kernel=net.on_changes()).energy
+    return look(slow.in_sequences(tokens), timeline, dynamics=net).energy
 
 
 def changes(normal: Tensor, frame_mask: Tensor) -> Tensor:
@@ -144,7 +144,9 @@ def test_a_still_clip_gives_exactly_zero_whatever_was_learned(sees):
 
 @pytest.mark.parametrize("by_frame", [False, True])
 @pytest.mark.parametrize("sees", ["tokens", "changes"])
-@pytest.mark.parametrize("maps", ["kernel", "of_changes", "of_tokens", "kernel of_changes", "kernel of_changes of_tokens"])
+@pytest.mark.parametrize(
+    "maps", ["dynamics", "of_changes", "of_tokens", "dynamics of_changes", "dynamics of_changes of_tokens"]
+)
 def test_gradients_of_every_set_of_maps(maps, sees, by_frame):
     """Of the kernels of N_s and N_t too, and with padding."""
     torch.manual_seed(0)
@@ -152,14 +154,14 @@ def test_gradients_of_every_set_of_maps(maps, sees, by_frame):
     tokens = torch.randn(2, 4 if by_frame else 1, 5 if by_frame else 17, 3, dtype=torch.float64, requires_grad=True)
     timeline = timeline_of(torch.tensor([[True] * 4, [True] * 2 + [False] * 2]))
     given = {
-        name: net.conv.weight if name == "kernel" else torch.randn(2, 3, dtype=torch.float64, requires_grad=True)
+        name: net.conv.weight if name == "dynamics" else torch.randn(2, 3, dtype=torch.float64, requires_grad=True)
         for name in maps.split()
     }
 
     def seen(tokens, *weights):
         found = dict(zip(given, weights, strict=True))
-        if "kernel" in found:  # that of the net, which gradcheck changes in its place
-            found["kernel"] = net.on_changes()
+        if "dynamics" in found:  # gradcheck changes its weight in its place
+            found["dynamics"] = net
         return tuple(part for part in look(tokens, timeline, **found) if part is not None)
 
     assert torch.autograd.gradcheck(seen, (tokens, *given.values()))
@@ -179,7 +181,7 @@ def test_without_padding_nothing_is_masked_and_nothing_differs():
     assert timeline_of(torch.tensor([[True, False]])).padded
     masked = dataclasses.replace(whole, padded=True)
     net = net_of(3, seed=1)
-    found = [look(slow.in_sequences(tokens), each, kernel=net.on_changes()).energy for each in (whole, masked)]
+    found = [look(slow.in_sequences(tokens), each, dynamics=net).energy for each in (whole, masked)]
     assert torch.equal(*found)
 
 
@@ -189,8 +191,8 @@ def test_in_half_precision_the_energy_is_fp32_and_the_rest_comes_in_what_product
     weight = torch.randn(3, 8, requires_grad=True)
     maps = {"of_changes": weight, "of_tokens": weight}
     with torch.autocast("cpu", torch.bfloat16):
-        found = look(slow.in_sequences(tokens), timeline_of(frame_mask), kernel=net.on_changes(), **maps)
-    exact = look(slow.in_sequences(tokens), timeline_of(frame_mask), kernel=net.on_changes(), **maps)
+        found = look(slow.in_sequences(tokens), timeline_of(frame_mask), dynamics=net, **maps)
+    exact = look(slow.in_sequences(tokens), timeline_of(frame_mask), dynamics=net, **maps)
     assert [part.dtype for part in found] == [torch.float32, torch.bfloat16, torch.bfloat16]
     for half, full in zip(found, exact, strict=True):
         torch.testing.assert_close(half[:, :1].float(), full[:, :1], atol=5e-2, rtol=5e-2)

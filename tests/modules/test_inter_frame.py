@@ -65,7 +65,9 @@ def test_equals_the_equations(seed, grid, frames_of_clip, eta, beta, noise_floor
     region_mask = random_regions(seed, tokens, frame_mask)
     prompter = make_prompter(seed, grid, eta=eta, beta=beta, noise_floor=noise_floor)
     with torch.no_grad():
-        found = prompted(prompter, slow.in_sequences(tokens, tokens.shape[1] if by_frame else 1), region_mask, frame_mask)
+        found = prompted(
+            prompter, slow.in_sequences(tokens, tokens.shape[1] if by_frame else 1), region_mask, frame_mask
+        )
         for clip, frames in enumerate(frames_of_clip):
             gaps = frames - 1
             expected = slow.prompt_gaps(prompter, tokens[clip, :frames], region_mask[clip, :frames])
@@ -151,7 +153,8 @@ class TestCounts:
         prompter = InterFramePrompter(
             WIDTH, 3, eta=8, beta=0.0, bottleneck=4, heads=2, dropout=0.0, noise_floor=0.05
         ).double()
-        counts = prompted(prompter, slow.in_sequences(tokens), torch.zeros(1, 4, 9), torch.ones(1, 4, dtype=torch.bool)
+        counts = prompted(
+            prompter, slow.in_sequences(tokens), torch.zeros(1, 4, 9), torch.ones(1, 4, dtype=torch.bool)
         ).prompts_per_gap[0]
         assert 0 < counts[0] < counts[1] < counts[2] == 8
 
@@ -173,7 +176,8 @@ class TestCounts:
         changed = region_mask.clone()
         changed[:, 0] = 1 - changed[:, 0]
         found = [
-            prompted(prompter, slow.in_sequences(tokens), mask, frame_mask).frame_variation for mask in (region_mask, changed)
+            prompted(prompter, slow.in_sequences(tokens), mask, frame_mask).frame_variation
+            for mask in (region_mask, changed)
         ]
         assert torch.equal(*found)
 

@@ -145,7 +145,8 @@ def test_starts_without_any_prompt():
     prompter = IntraFramePrompter(WIDTH, 3, n_regions=3, alpha=0.5, bottleneck=5, dropout=0.0).double()
     class_token, tokens, frame_mask = moving_clip()
     assert torch.equal(
-        prompter(make_block(0), sequences(class_token, tokens), timeline_of(frame_mask)).x, sequences(class_token, tokens)
+        prompter(make_block(0), sequences(class_token, tokens), timeline_of(frame_mask)).x,
+        sequences(class_token, tokens),
     )
 
 
@@ -199,7 +200,9 @@ class TestRegions:
     def test_exactly_n_in_every_real_frame(self, options, training):
         tokens, frame_mask = slow.padded_clips(5, [4, 2, 1], 16, WIDTH)
         prompter = make_prompter(1, 4, n_regions=5, **options).train(training)
-        region = prompter(make_block(1), sequences(tokens[:, :1, 0], tokens), timeline_of(frame_mask)).region_mask.detach()
+        region = prompter(
+            make_block(1), sequences(tokens[:, :1, 0], tokens), timeline_of(frame_mask)
+        ).region_mask.detach()
         torch.testing.assert_close(region, region.round(), atol=1e-6, rtol=0)
         assert torch.equal(region.round().sum(dim=-1), 5.0 * frame_mask)
 
@@ -212,7 +215,9 @@ class TestRegions:
             drawn = []
             for seed in range(6):
                 class_token, tokens, frame_mask = moving_clip(seed=seed)
-                drawn.append(prompter(make_block(0), sequences(class_token, tokens), timeline_of(frame_mask)).region_mask)
+                drawn.append(
+                    prompter(make_block(0), sequences(class_token, tokens), timeline_of(frame_mask)).region_mask
+                )
             regions[training] = [torch.equal(drawn[0], other) for other in drawn[1:]]
         assert all(regions[False])
         assert not all(regions[True])
@@ -330,7 +335,9 @@ def test_static_prompts_are_those_of_the_place():
     dynamic = make_prompter(4, 3)
     with torch.no_grad():
         dynamic.dynamics.load_state_dict(prompter.dynamics.state_dict())
-    assert torch.equal(dynamic(make_block(0), sequences(class_token, tokens), timeline_of(frame_mask)).saliency, found.saliency)
+    assert torch.equal(
+        dynamic(make_block(0), sequences(class_token, tokens), timeline_of(frame_mask)).saliency, found.saliency
+    )
 
 
 def test_dropout_acts_in_training_only():
