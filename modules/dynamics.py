@@ -29,7 +29,9 @@ def layer_norm(tokens: Tensor) -> Tensor:
     [D] Both dynamics nets see normalised tokens, so that a change means the same in every layer of every CLIP. A
     difference is taken after normalising: to normalise the difference itself would erase how large it is.
     """
-    return F.layer_norm(tokens, tokens.shape[-1:])
+    width = tokens.shape[-1]
+    # A gain of ones, since on CPUs torch takes three times as long without one.
+    return F.layer_norm(tokens, (width,), tokens.new_ones(width))
 
 
 def at_least_fp32(x: Tensor) -> Tensor:
