@@ -174,28 +174,31 @@ def global_local_attention(
     Returns:
         `[R,D]`, or `[B,D]` with `first_only`; without the residual.
     """
-    attention, (batch, frames, _), n_globals = block.attn, size, size[0] * GLOBAL_PROMPTS
+    attention, (batch, frames, length) = block.attn, size
+    parts = [batch * GLOBAL_PROMPTS, batch * frames * length]  # to be split, as slices fill all they leave with zeros
     normed = block.ln_1(x)
     if first_only:
-        q, (k, v) = attention.query(normed[:n_globals:GLOBAL_PROMPTS]), attention.keys_values(normed)
+        q, (k, v) = attention.query(normed[: parts[0] : GLOBAL_PROMPTS]), attention.keys_values(normed)
     else:
         q, k, v = attention.project(normed)
 
     def by_frame(part: Tensor, of_prompts: Tensor) -> Tensor:  # [R,D], [B or 1 * T or 1,F,D] -> [B,T,G+1+P+F,D]
-        of_globals = part[:n_globals].view(batch, 1, GLOBAL_PROMPTS, -1).expand(-1, frames, -1, -1)
+        of_globals, of_frames = part.split(parts)
+        of_globals = of_globals.unflatten(0, (batch, 1, GLOBAL_PROMPTS)).expand(-1, frames, -1, -1)
         of_prompts = of_prompts.unflatten(0, prompts.shape[:2]).expand(batch, frames, -1, -1)
-        return torch.cat([of_globals, part[n_globals:].view(*size, -1), of_prompts], dim=2)
+        return torch.cat([of_globals, of_frames.unflatten(0, size), of_prompts], dim=2)
 
     of_prompts = attention.keys_values(block.ln_1(prompts.flatten(0, 1)))
     seen = KeysValues(by_frame(k, of_prompts.keys), by_frame(v, of_prompts.values))
     # Side by side all frames' keys are all keys, the global prompts T times, of which one counts.
     once = torch.ones(frames, seen.keys.shape[2], dtype=torch.bool, device=x.device)
     once[1:, :GLOBAL_PROMPTS] = False
-    by_globals = q[: batch if first_only else n_globals].view(batch, -1, q.shape[-1])
+    by_globals, *by_frames = [q] if first_only else q.split(parts)
     of_clips = KeysValues(*(part.flatten(1, 2) for part in seen))
-    found = attention.find(by_globals, of_clips, once.flatten()[None, None, None]).flatten(0, 1)
-    if not first_only:
-        by_frames = q[n_globals:].view(batch * frames, -1, q.shape[-1])
-        of_frames = attention.find(by_frames, KeysValues(*(part.flatten(0, 1) for part in seen)))
-        found = torch.cat([found, of_frames.flatten(0, 1)])
+    found = attention.find(by_globals.unflatten(0, (batch, -1)), of_clips, once.flatten()[None, None, None])
+    found = found.flatten(0, 1)
+    if by_frames:
+        of_frames = KeysValues(*(part.flatten(0, 1) for part in seen))
+        found_by_frames = attention.find(by_frames[0].unflatten(0, (batch * frames, length)), of_frames)
+        found = torch.cat([found, found_by_frames.flatten(0, 1)])
     return attention.project_out(found)
