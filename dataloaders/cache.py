@@ -37,7 +37,7 @@ from dataloaders.decode import decoder_version, file_status
 
 FRAME_CACHE_FORMAT = ("raw", "jpeg")
 JPEG_QUALITY = 95
-LAYOUT = 1  # of an entry; a change of it makes all entries anew
+LAYOUT = 2  # of an entry; a change of it makes all entries anew
 MAX_MAPPED = 16_384  # entries kept open in a process, a quarter of the mappings that Linux allows it
 PARTIAL = ".partial"
 LABEL = "entry"  # the one text in an entry: of several, safetensors would change the order from file to file
@@ -194,10 +194,13 @@ def _source(path: Path, settings: str) -> Source:
 
 
 def _label(terms: str, tensors: Mapping[str, torch.Tensor]) -> str:
-    """What an entry says of itself: its terms, and the CRC-32 of its tensors' bytes in the order of their names."""
+    """What an entry says of itself: its terms, and the CRC-32 of its tensors, what they are and then their bytes, in the
+    order of their names."""
     checksum = 0
     for name in sorted(tensors):
-        checksum = zlib.crc32(tensors[name].numpy().data, checksum)
+        values = tensors[name].numpy()
+        checksum = zlib.crc32(f"{name} {values.dtype} {values.shape}".encode(), checksum)
+        checksum = zlib.crc32(values.data, checksum)
     return f"{terms} {checksum:08x}"
 
 

@@ -71,16 +71,22 @@ class Timeline:
     @staticmethod
     def of(frame_mask: Tensor, dtype: torch.dtype) -> "Timeline":
         """From a bool `[B,T]`, padding last; places come in `dtype`."""
-        # On a GPU the host would have to wait for the answer, and a traced graph cannot depend on it.
-        known = frame_mask.device.type == "cpu" and not torch.compiler.is_compiling()
         gap_mask = frame_mask[:, 1:]
-        padded = not (known and bool(frame_mask.all()))
-        return Timeline(frame_mask, gap_mask, waves(frame_mask, dtype), waves(gap_mask, dtype), padded)
+        places = waves(frame_mask, dtype), waves(gap_mask, dtype)
+        return Timeline(frame_mask, gap_mask, *places, padded=not surely_whole(frame_mask))
 
     @property
     def frames(self) -> int:
         """T."""
         return self.frame_mask.shape[1]
+
+
+def surely_whole(frame_mask: Tensor) -> bool:
+    """Whether no frame is padding, where that can be told: on a GPU the host would have to wait for the answer, and a
+    traced graph cannot depend on it."""
+    if frame_mask.device.type != "cpu" or torch.compiler.is_compiling():
+        return False
+    return bool(frame_mask.all())
 
 
 def waves(real: Tensor, dtype: torch.dtype) -> Tensor:
@@ -301,7 +307,7 @@ def _changes(patches: Tensor, gap_mask: Tensor | None) -> Tensor:
         return F.pad(between, (0, 0, 0, 0, 1, 1))
     batch, frames, count, width = patches.shape
     changes = patches.new_empty(batch, frames + 1, count, width)
-    changes[:, ::frames] = 0
+    changes[:, ::frames].zero_()
     between = changes[:, 1:-1]
     torch.sub(patches[:, 1:], patches[:, :-1], out=between)
     if gap_mask is not None:
@@ -311,13 +317,13 @@ def _changes(patches: Tensor, gap_mask: Tensor | None) -> Tensor:
 
 def _changes_backward(gradient: Tensor, gap_mask: Tensor | None, shape: torch.Size, frames: int) -> Tensor:
     """From the gradient of changes `[B,T+1,P,D]`, which is overwritten, that of the sequences of this shape."""
-    gradient[:, ::frames] = 0
+    gradient[:, ::frames].zero_()
     if gap_mask is not None:
         gradient[:, 1:-1] *= gap_mask[:, :, None, None]
     if torch.compiler.is_compiling():
         of_patches = (gradient[:, :-1] - gradient[:, 1:]).unflatten(1, (shape[1], -1)).flatten(2, 3)
         return F.pad(of_patches, (0, 0, 1, 0))
     of_normal = gradient.new_empty(shape)
-    of_normal[:, :, 0] = 0
+    of_normal[:, :, 0].zero_()
     torch.sub(gradient[:, :-1], gradient[:, 1:], out=patches_of(of_normal, frames))
     return of_normal

@@ -192,7 +192,7 @@ def global_local_attention(
     seen = KeysValues(by_frame(k, of_prompts.keys), by_frame(v, of_prompts.values))
     # Side by side all frames' keys are all keys, the global prompts T times, of which one counts.
     once = torch.ones(frames, seen.keys.shape[2], dtype=torch.bool, device=x.device)
-    once[1:, :GLOBAL_PROMPTS] = False
+    once[1:, :GLOBAL_PROMPTS].zero_()
     by_globals, *by_frames = [q] if first_only else q.split(parts)
     of_clips = KeysValues(*(part.flatten(1, 2) for part in seen))
     found = attention.find(by_globals.unflatten(0, (batch, -1)), of_clips, once.flatten()[None, None, None])

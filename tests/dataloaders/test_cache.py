@@ -257,6 +257,18 @@ def test_a_damaged_entry_is_noticed_and_made_again(tmp_path_factory, encoding, d
     assert place.read_bytes() == whole
 
 
+@pytest.mark.parametrize(("written", "damaged"), [(b'"promised"', b'"psomised"'), (b'"dtype":"U8"', b'"dtype":"I8"')])
+def test_a_damaged_header_that_can_still_be_read_is_noticed(tmp_path, written, damaged):
+    path = write_video(tmp_path / "a.mp4", moving(9))
+    expected, _ = reader(tmp_path / "cache")(path)
+    (place,) = entries(tmp_path / "cache")
+    whole = place.read_bytes()
+    assert whole.count(written) == 1
+    place.write_bytes(whole.replace(written, damaged))
+    assert torch.equal(reader(tmp_path / "cache")(path)[0], expected)
+    assert place.read_bytes() == whole
+
+
 def test_the_log_names_a_damaged_entry(tmp_path, caplog, monkeypatch):
     monkeypatch.setattr(cache_module.log, "propagate", True)
     path = write_video(tmp_path / "a.mp4", moving(9))
