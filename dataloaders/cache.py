@@ -194,7 +194,7 @@ def _source(path: Path, settings: str) -> Source:
 
 
 def _label(terms: str, tensors: Mapping[str, torch.Tensor]) -> str:
-    """What an entry says of itself: its terms, and the CRC-32 of its tensors, what they are and then their bytes, in the
+    """What an entry says of itself: its terms, and the CRC-32 of its tensors' names, types, shapes and bytes, in the
     order of their names."""
     checksum = 0
     for name in sorted(tensors):
