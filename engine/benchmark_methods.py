@@ -137,7 +137,11 @@ def count_step(name: str, architecture: CLIPArchitecture, frames: int, max_words
     Of a batch of two clips on the meta device, halved: what a method shares between clips would count twice in one.
     """
     counter = FlopCounterMode(
-        display=False, custom_mapping={torch.ops.aten.convolution_backward: _convolution_backward}
+        display=False,
+        custom_mapping={
+            torch.ops.aten.convolution_backward: _convolution_backward,
+            torch.ops.aten.addmm_: _added_product,
+        },
     )
     with torch.device("meta"):
         method = build_method(name, CLIP(architecture), **options).train()
@@ -158,6 +162,11 @@ def _convolution_backward(
     count takes a depth-wise kernel for a full one."""
     wanted = sum(arguments[-1][:2])
     return wanted * 2 * of_output[0] * prod(of_output[2:]) * prod(kernel)
+
+
+def _added_product(into: list[int], a: list[int], b: list[int], **_: Any) -> int:
+    """Operations of a product added to what is there, which torch's own count passes over."""
+    return 2 * prod(a) * b[1]
 
 
 class TrainingStep:

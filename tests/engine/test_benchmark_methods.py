@@ -75,6 +75,12 @@ def test_frozen_weights_cost_nothing_on_the_way_back():
     assert count_step("stop", architecture, 2, 8) < 0.8 * count_step("clip4clip", architecture, 2, 8)
 
 
+def test_products_added_in_place_count(monkeypatch):
+    found = count_step("stop", TINY, 3, 8)
+    monkeypatch.setattr(torch.Tensor, "addmm_", lambda self, a, b: self.add_(a @ b))
+    assert count_step("stop", TINY, 3, 8) == found
+
+
 @pytest.mark.parametrize("name", METHODS)
 def test_a_step_trains_in_every_method(name):
     method = build_method(name, CLIP(TINY), **({"max_frames": 3} if name in ("dgl", "stop_released") else {})).train()
