@@ -239,9 +239,12 @@ class Block(nn.Module):
     def _attend(
         self, x: Tensor, context: KeysValues | None, mask: Tensor | None, causal: bool, normal: Tensor | None
     ) -> Tensor:
-        if normal is None:
-            return x + self.attn(self.ln_1(x), context, mask, causal)
-        return x + self.attn(normal, context, mask, causal, self.ln_1)
+        normal, norm = self._normalised(x, normal)
+        return x + self.attn(normal, context, mask, causal, norm)
+
+    def _normalised(self, x: Tensor, normal: Tensor | None) -> tuple[Tensor, nn.LayerNorm | None]:
+        """What goes into attention, and the norm whose gain and bias it has not had yet."""
+        return (self.ln_1(x), None) if normal is None else (normal, self.ln_1)
 
     def feed_forward(self, x: Tensor) -> Tensor:
         """Second half, residual included: [N, L, D] -> [N, L, D]."""
@@ -284,7 +287,7 @@ class Block(nn.Module):
     def _first_attends(
         self, x: Tensor, context: KeysValues | None, mask: Tensor | None, normal: Tensor | None
     ) -> Tensor:
-        normal, norm = (self.ln_1(x), None) if normal is None else (normal, self.ln_1)
+        normal, norm = self._normalised(x, normal)
         seen = self.attn.keys_values(normal, norm)
         if context is not None:
             seen = seen.followed_by(context)

@@ -3,8 +3,8 @@ both towers share, and four global prompts that attend to the whole clip.
 
 The prompts do not depend on the input. CLIP stays frozen.
 
-Shapes: B clips, T frames, P patches, D width, G = 4 global prompts, F = 4 prompts of a frame, M = G + T(1+P) tokens of
-a clip, N captions, L words, E joint embedding.
+Shapes: B clips, T frames, P patches, D width, G = 4 global prompts, F = 4 prompts of a frame, R = B(G + T(1+P)) tokens
+of all clips, N captions, L words, E joint embedding.
 """
 
 from collections.abc import Sequence
@@ -115,7 +115,7 @@ class DGL(Method):
             attend = partial(global_local_attention, block, size=tokens.shape[:3], first_only=layer == last)
             mixed = block.run(attend, x, prompts[layer])
             if layer == last:
-                x = x[: globals_[..., 0].numel() : GLOBAL_PROMPTS]
+                x = x[: len(tokens) * GLOBAL_PROMPTS : GLOBAL_PROMPTS]
             x = self.feed_forward("visual", layer, block, x + mixed)
         return self.clip.visual.pool(x.unsqueeze(1))
 
