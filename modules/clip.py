@@ -16,6 +16,7 @@ draws is given for the text tower; here it serves both.
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -23,7 +24,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from modules.precision import Ready, times
+from modules.precision import Ready, compute_dtype, times
 
 # f and s of f(s z) / s. quick_gelu, z · sigmoid(1.702 z), is what OpenAI's CLIP weights were trained with.
 ACTIVATIONS: dict[str, tuple[Callable[[Tensor], Tensor], float]] = {
@@ -337,6 +338,7 @@ class VisionTransformer(nn.Module):
         self.grid = architecture.grid
         self.width = width = architecture.vision_width
         self.conv1 = nn.Conv2d(3, width, kernel_size=self.patch_size, stride=self.patch_size, bias=False)
+        self._patch_weight = Ready(partial(torch.flatten, start_dim=1))
         self.class_embedding = nn.Parameter(torch.randn(width) * width**-0.5)
         self.positional_embedding = nn.Parameter(torch.randn(1 + self.grid**2, width) * width**-0.5)
         self.ln_pre = nn.LayerNorm(width)
@@ -355,7 +357,11 @@ class VisionTransformer(nn.Module):
             raise ValueError(
                 f"This CLIP takes images of {size} pixels, not {height}x{width}: resize and crop them first."
             )
-        patches = self.conv1(pixels).flatten(2).transpose(1, 2)
+        # As one product of whole patches: on a GPU ten times as fast as this convolution, on a CPU as fast.
+        squares = pixels.to(compute_dtype(pixels)).unflatten(3, (self.grid, -1)).unflatten(2, (self.grid, -1))
+        patches = F.linear(
+            squares.permute(0, 2, 4, 1, 3, 5).flatten(3).flatten(1, 2), self._patch_weight(self.conv1.weight)
+        )
         class_token = self.class_embedding.to(patches.dtype).expand(len(patches), 1, -1)
         return self.ln_pre(torch.cat([class_token, patches], dim=1) + self.positional_embedding)
 

@@ -18,20 +18,22 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.grad import conv2d_weight
 
+from modules.kernels import changes as change_kernels
 from modules.precision import compute_dtype
 
 WAVES = 4  # frequencies that say where in the clip something lies
 
 
 def layer_norm(tokens: Tensor) -> Tensor:
-    """LayerNorm without parameters over the last axis: each token gets mean 0 and mean square 1.
+    """LayerNorm without parameters over the last axis, in the precision of matrix products: each token gets mean 0 and
+    mean square 1.
 
     [D] Both dynamics nets see normalised tokens, so that a change means the same in every layer of every CLIP. A
     difference is taken after normalising: to normalise the difference itself would erase how large it is.
     """
     width = tokens.shape[-1]
     # A gain of ones, since on CPUs torch takes three times as long without one.
-    return F.layer_norm(tokens, (width,), tokens.new_ones(width))
+    return F.layer_norm(tokens, (width,), tokens.new_ones(width)).to(compute_dtype(tokens))
 
 
 def at_least_fp32(x: Tensor) -> Tensor:
@@ -171,8 +173,8 @@ def look(
     """
     gap_mask = timeline.gap_mask if timeline.padded else None
     weight, centred = (None, False) if dynamics is None else (dynamics.conv.weight, dynamics.sees == "tokens")
-    dtype = compute_dtype(normal)
-    return Look(*_Look.apply(normal, timeline.frames, gap_mask, dtype, centred, weight, of_changes, of_tokens))
+    normal = normal.to(compute_dtype(normal))
+    return Look(*_Look.apply(normal, timeline.frames, gap_mask, centred, weight, of_changes, of_tokens))
 
 
 class _Look(torch.autograd.Function):
@@ -182,23 +184,23 @@ class _Look(torch.autograd.Function):
     @staticmethod
     def forward(  # type: ignore[override]
         ctx: Any,
-        normal: Tensor,
+        tokens: Tensor,
         frames: int,
         gap_mask: Tensor | None,
-        dtype: torch.dtype,
         centred: bool,
         weight: Tensor | None,
         of_changes: Tensor | None,
         of_tokens: Tensor | None,
     ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-        tokens = normal.to(dtype)
-        of_changes, of_tokens = (None if linear is None else linear.to(dtype) for linear in (of_changes, of_tokens))
+        of_changes, of_tokens = (
+            None if linear is None else linear.to(tokens.dtype) for linear in (of_changes, of_tokens)
+        )
         changes = energy = kernel = features = seen_changes = seen_tokens = None
         if weight is not None or of_changes is not None:
             changes = _changes(patches_of(tokens, frames), gap_mask)
         if weight is not None:
             assert changes is not None
-            kernel = (_on_changes(weight) if centred else weight).to(dtype)
+            kernel = (_on_changes(weight) if centred else weight).to(tokens.dtype)
             energy, features = _energy(changes, kernel)
         if of_changes is not None:
             assert changes is not None
@@ -206,7 +208,7 @@ class _Look(torch.autograd.Function):
         if of_tokens is not None:
             seen_tokens = F.linear(tokens, of_tokens)
         ctx.set_materialize_grads(False)
-        ctx.frames, ctx.centred, ctx.shape, ctx.dtype = frames, centred, normal.shape, normal.dtype
+        ctx.frames, ctx.centred, ctx.shape = frames, centred, tokens.shape
         kept = None if of_tokens is None else tokens
         ctx.save_for_backward(gap_mask, kernel, of_changes, of_tokens, kept, changes, features)
         return energy, seen_changes, seen_tokens
@@ -217,15 +219,16 @@ class _Look(torch.autograd.Function):
         wanted = ctx.needs_input_grad[0]
         of_normal = through_changes = of_weight = of_of_changes = of_of_tokens = None
         if by_energy is not None:
-            through_changes, taps = _energy_backward(by_energy, changes, features, kernel, wanted)
-            of_weight = torch.stack(_on_changes_backward(*taps) if ctx.centred else taps, dim=2)
+            through_changes, of_weight = _energy_backward(by_energy, changes, features, kernel, wanted)
+            if ctx.centred:
+                of_weight = _on_changes_backward(of_weight)
         if by_changes is not None:
             through_changes, of_of_changes = _linear_backward(by_changes, changes, of_changes, wanted, through_changes)
         if wanted and through_changes is not None:
-            of_normal = _changes_backward(through_changes.to(ctx.dtype), gap_mask, ctx.shape, ctx.frames)
+            of_normal = _changes_backward(through_changes, gap_mask, ctx.shape, ctx.frames)
         if by_tokens is not None:
             of_normal, of_of_tokens = _linear_backward(by_tokens, tokens, of_tokens, wanted, of_normal)
-        return of_normal, None, None, None, None, of_weight, of_of_changes, of_of_tokens
+        return of_normal, None, None, None, of_weight, of_of_changes, of_of_tokens
 
 
 def _on_changes(weight: Tensor) -> Tensor:
@@ -235,10 +238,11 @@ def _on_changes(weight: Tensor) -> Tensor:
     return torch.stack([mean - weight[:, :, 0], weight[:, :, 2] - mean], dim=2)
 
 
-def _on_changes_backward(of_before: Tensor, of_after: Tensor) -> list[Tensor]:
-    """From the gradients of these two taps those of the three, each `[D,1,3,3]`."""
+def _on_changes_backward(gradient: Tensor) -> Tensor:
+    """From the gradient of these, that of N_s's kernels."""
+    of_before, of_after = gradient.unbind(dim=2)
     of_mean = (of_before - of_after) / 3
-    return [of_mean - of_before, of_mean, of_mean + of_after]
+    return torch.stack([of_mean - of_before, of_mean, of_mean + of_after], dim=2)
 
 
 def _volume(changes: Tensor) -> Tensor:
@@ -250,6 +254,9 @@ def _volume(changes: Tensor) -> Tensor:
 
 def _energy(changes: Tensor, kernel: Tensor) -> tuple[Tensor, Tensor]:
     """Changes `[B,N,P,D]`, kernels `[D,1,k,3,3]` -> the energy `[B,N-k+1,P]`, at least fp32, and what it is of."""
+    if change_kernels.usable(changes):
+        energy, features = change_kernels.change_energy(changes, kernel)
+        return energy, features
     taps, places = kernel.shape[2], changes.shape[1]
     features = F.conv3d(_volume(changes), kernel, padding=(0, 1, 1), groups=len(kernel))
     dtype = torch.promote_types(features.dtype, torch.float32)
@@ -261,12 +268,15 @@ def _energy(changes: Tensor, kernel: Tensor) -> tuple[Tensor, Tensor]:
 
 def _energy_backward(
     gradient: Tensor, changes: Tensor, features: Tensor, kernel: Tensor, wanted: bool
-) -> tuple[Tensor | None, list[Tensor]]:
-    """Of the changes, if wanted, and of the kernels' taps in time, each `[D,1,3,3]`.
+) -> tuple[Tensor | None, Tensor]:
+    """Of the changes, if wanted, and of the kernels.
 
     That of a kernel is the one of a 2-D convolution for each tap in time: on a CPU torch's own way back for
     depth-wise 3-D kernels takes several times as long (docs/performance.md).
     """
+    if change_kernels.usable(changes):
+        of_changes = change_kernels.to_changes(gradient, features, kernel) if wanted else None
+        return of_changes, change_kernels.to_kernel(gradient, features, changes)
     width, _, taps, *size = kernel.shape
     padded = F.pad(gradient, (0, 0, 0, taps - 1)).flatten(0, 1)[: features.shape[2]].view_as(features[0, 0])
     of_features = (features * (2 / width * padded)).to(features.dtype)  # in this order, or fp16 loses small ones
@@ -275,10 +285,11 @@ def _energy_backward(
         of_volume = F.conv3d(of_features, kernel.flip(2, 3, 4), padding=(taps - 1, 1, 1), groups=width)
         of_changes = of_volume[0].permute(1, 2, 3, 0).contiguous().view_as(changes)
     images, of_images = _volume(changes)[0].transpose(0, 1), of_features[0].transpose(0, 1)
-    return of_changes, [
+    of_taps = [
         conv2d_weight(images[tap:][: len(of_images)], (width, 1, *size), of_images, padding=1, groups=width)
         for tap in range(taps)
     ]
+    return of_changes, torch.stack(of_taps, dim=2)
 
 
 def _linear_backward(
@@ -291,10 +302,7 @@ def _linear_backward(
         return None, of_weight
     if others is None:
         return gradient @ weight, of_weight
-    if others.dtype == weight.dtype:
-        others.view(-1, weight.shape[1]).addmm_(flat, weight)
-    else:
-        others += gradient @ weight
+    others.view(-1, weight.shape[1]).addmm_(flat, weight)
     return others, of_weight
 
 

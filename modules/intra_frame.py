@@ -236,6 +236,8 @@ class _RegionGradient(torch.autograd.Function):
         if bias is not None:  # one more row of the weight, for a hidden value of one
             weight = torch.cat([weight, bias.unsqueeze(1)], dim=1)
             hidden = F.pad(hidden, (0, 1), value=1.0)
+        # GPUs have fast products in half precision for multiples of eight alone.
+        weight, hidden = (F.pad(x, (0, -x.shape[-1] % 8)) for x in (weight, hidden))
         carried = F.linear(gradient.to(hidden.dtype), weight.t().to(hidden.dtype))
         of_region = (patches_of(carried, hidden.shape[1]) * hidden).sum(dim=-1)
         return gradient, of_region.to(ctx.dtype), None, None, None

@@ -10,7 +10,9 @@ from torch import Tensor
 def compute_dtype(x: Tensor) -> torch.dtype:
     """What a matrix product of x is computed in: autocast's precision where it is on, else x's own."""
     device = x.device.type
-    if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
+    # Some versions of torch.compile cannot ask the first; what they compile for has autocast.
+    available = torch.compiler.is_compiling() or torch.amp.is_autocast_available(device)
+    if available and torch.is_autocast_enabled(device):
         return torch.get_autocast_dtype(device)
     return x.dtype
 

@@ -1,0 +1,123 @@
+"""The kernels of the dynamics nets against torch's own operators, on a GPU, or interpreted where there is none."""
+
+import os
+
+import pytest
+import torch
+from torch import Tensor
+
+from modules import dynamics
+from modules.dynamics import DynamicsNet, Timeline, look
+from modules.methods import build_method
+from tests.tiny import tiny_batch, tiny_clip
+
+pytest.importorskip("triton")
+
+ON_GPU = torch.cuda.is_available()
+DEVICE = torch.device("cuda" if ON_GPU else "cpu")
+
+pytestmark = pytest.mark.skipif(
+    not ON_GPU and os.environ.get("TRITON_INTERPRET") != "1", reason="needs a CUDA device, or TRITON_INTERPRET=1"
+)
+
+SIZES = [  # clips, sequences a clip, frames, grid, width
+    (2, 4, 4, 3, 24),
+    (2, 1, 4, 2, 40),
+    (1, 3, 3, 5, 16),
+    (2, 2, 2, 7, 32),
+]
+
+
+def use_kernels(monkeypatch, used: bool) -> None:
+    monkeypatch.setattr(dynamics.change_kernels, "usable", lambda x: used)
+
+
+def all_of(size: tuple[int, ...], sees: str, padded: bool, dtype: torch.dtype, which: str) -> list[Tensor]:
+    """What `look` gives, and every gradient, from random gradients on those parts that `which` names."""
+    clips, count, frames, grid, width = size
+    torch.manual_seed(0)
+    normal = torch.randn(clips, count, 1 + grid * grid * frames // count, width)
+    normal[0] = normal[0, :, :1]  # a still clip
+    normal = normal.to(DEVICE, dtype).requires_grad_()
+    net = DynamicsNet(width, sees=sees)  # type: ignore[arg-type]
+    torch.nn.init.normal_(net.conv.weight)
+    net.to(DEVICE)
+    linears = [torch.randn(c, width, device=DEVICE, requires_grad=True) for c in (3, 5)]
+    frame_mask = torch.ones(clips, frames, dtype=torch.bool)
+    if padded:
+        frame_mask[-1, -1] = False
+    timeline = Timeline.of(frame_mask.to(DEVICE), torch.float32)
+    seen = look(normal, timeline, dynamics=net, of_changes=linears[0], of_tokens=linears[1])
+    given = [seen.energy, seen.changes, seen.tokens]
+    loss = torch.zeros((), device=DEVICE)
+    for letter, values in zip("ect", given, strict=True):
+        if letter in which:
+            loss = loss + (values.float() * torch.randn(values.shape, device=DEVICE)).sum()
+    asked = [normal, net.conv.weight, *linears]
+    gradients = torch.autograd.grad(loss, asked, allow_unused=True)
+    return [values.detach() for values in given] + [g for g in gradients if g is not None]
+
+
+@pytest.mark.parametrize("which", ["ect", "e", "ct", "c"])
+@pytest.mark.parametrize("padded", [False, True])
+@pytest.mark.parametrize("sees", ["tokens", "changes"])
+@pytest.mark.parametrize("size", SIZES, ids=str)
+def test_look_is_the_same_by_kernels(size, sees, padded, which, monkeypatch):
+    results = []
+    for used in (True, False):
+        use_kernels(monkeypatch, used)
+        results.append(all_of(size, sees, padded, torch.float32, which))
+    assert len(results[0]) == len(results[1]) == 3 + 1 + ("e" in which) + ("c" in which) + ("t" in which)
+    for ours, theirs in zip(*results, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4 * theirs.abs().max().item())
+
+
+@pytest.mark.parametrize("sees", ["tokens", "changes"])
+def test_half_precision_is_near_fp32(sees, monkeypatch):
+    use_kernels(monkeypatch, True)
+    half = all_of(SIZES[3], sees, True, torch.bfloat16, "ect")
+    whole = all_of(SIZES[3], sees, True, torch.float32, "ect")
+    for ours, theirs in zip(half, whole, strict=True):
+        assert (ours.float() - theirs).norm() < 0.02 * theirs.norm()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("sees", ["tokens", "changes"])
+def test_a_still_clip_has_no_energy_at_all(sees, dtype, monkeypatch):
+    use_kernels(monkeypatch, True)
+    net = DynamicsNet(24, sees=sees)
+    torch.nn.init.normal_(net.conv.weight)
+    normal = torch.randn(1, 1, 10, 24).expand(2, 4, -1, -1).to(DEVICE, dtype)
+    timeline = Timeline.of(torch.ones(2, 4, dtype=torch.bool, device=DEVICE), torch.float32)
+    seen = look(normal, timeline, dynamics=net.to(DEVICE))
+    assert seen.energy is not None
+    assert not seen.energy.any()
+
+
+@pytest.mark.parametrize("attention", ["frame", "joint"])
+def test_a_step_of_stop_is_the_same_by_kernels(attention, monkeypatch):
+    batch = [tensor.to(DEVICE) for tensor in tiny_batch()]
+    results = []
+    for used in (True, False):
+        use_kernels(monkeypatch, used)
+        method = build_method("stop", tiny_clip(), attention=attention, prompt_dropout=0.0).to(DEVICE).train()
+        torch.manual_seed(1)
+        with torch.no_grad():
+            for parameter in method.parameters():
+                if parameter.requires_grad:
+                    parameter.add_(0.05 * torch.randn_like(parameter))
+        text, clips = method(*batch)
+        (text.square().sum() + (clips * torch.linspace(-1, 1, clips.shape[1], device=DEVICE)).sum()).backward()
+        results.append({"clips": clips} | {name: p.grad for name, p in method.named_parameters() if p.requires_grad})
+    for name, theirs in results[1].items():
+        torch.testing.assert_close(results[0][name], theirs, rtol=2e-3, atol=2e-4 * theirs.abs().max().item(), msg=name)
+
+
+@pytest.mark.parametrize("sees", ["tokens", "changes"])
+def test_compiled_is_eager(sees, monkeypatch):
+    use_kernels(monkeypatch, True)
+    eager = all_of(SIZES[0], sees, True, torch.float32, "ect")
+    torch._dynamo.reset()
+    monkeypatch.setitem(globals(), "look", torch.compile(look, backend="aot_eager", fullgraph=True))
+    for ours, theirs in zip(all_of(SIZES[0], sees, True, torch.float32, "ect"), eager, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
