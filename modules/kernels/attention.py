@@ -140,8 +140,9 @@ def _attend_backward(
     of_qkv = qkv.new_empty(qkv.shape)
     of_keys = of_values = None
     if context_wanted:
-        assert context_keys is not None and context_values is not None
-        of_keys, of_values = (_room(qkv, context) for context in (context_keys, context_values))
+        assert context_keys is not None
+        assert context_values is not None
+        of_keys, of_values = _room(qkv, context_keys), _room(qkv, context_values)
     with torch.cuda.device_of(qkv):
         _backward[(len(qkv) * heads,)](
             gradient=gradient.contiguous(),
@@ -164,11 +165,11 @@ def _(
     heads: int,
     context_wanted: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    of_context = [
+    of_keys, of_values = (
         qkv.new_empty(context.shape if context_wanted and context is not None else 0)
         for context in (context_keys, context_values)
-    ]
-    return qkv.new_empty(qkv.shape), *of_context
+    )
+    return qkv.new_empty(qkv.shape), of_keys, of_values
 
 
 def _room(qkv: Tensor, context: Tensor) -> Tensor:
