@@ -1,0 +1,354 @@
+"""Attention in one tile against torch's own over joined keys: values, gradients, masks, memory beyond the ends.
+
+On a GPU the kernels run there. Elsewhere triton interprets them, if TRITON_INTERPRET is set before triton is first
+imported: so one test runs this file in a process of its own, where the others then run, and for the process that it
+stands in nothing changes.
+"""
+
+import importlib.util
+import os
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+ON_GPU = torch.cuda.is_available()
+DEVICE = "cuda" if ON_GPU else "cpu"
+INTERPRETED = not ON_GPU and os.environ.get("TRITON_INTERPRET") == "1"
+HAS_TRITON = importlib.util.find_spec("triton") is not None
+HALF = torch.bfloat16 if ON_GPU else torch.float16  # triton's interpreter multiplies the bits of bf16 as integers
+
+
+@pytest.mark.skipif(ON_GPU or INTERPRETED or not HAS_TRITON, reason="for machines with triton and without a GPU")
+def test_all_of_this_file_in_the_interpreter():
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", __file__]
+    environment = os.environ | {"TRITON_INTERPRET": "1"}
+    run = subprocess.run(
+        command, env=environment, cwd=Path(__file__).parents[3], stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+    )
+    assert run.returncode == 0, run.stdout.decode()
+
+
+@pytest.fixture
+def attention() -> Any:
+    """The module under test, where its kernels can run."""
+    if not HAS_TRITON or not (ON_GPU or INTERPRETED):
+        pytest.skip("needs triton, and a GPU or TRITON_INTERPRET=1")
+    from modules.kernels import attention
+
+    return attention
+
+
+@dataclass(frozen=True)
+class Case:
+    rows: int
+    length: int
+    context: int
+    heads: int
+    head_width: int
+    shared: bool = False  # one context for all rows
+    mask: tuple[int, int] | None = None  # its N and its L, in full or 1
+
+
+CASES = {
+    "vision": Case(3, 50, 8, 2, 64),
+    "vision without context": Case(2, 50, 0, 3, 64),
+    "vision, some keys hidden": Case(3, 50, 8, 2, 64, mask=(3, 1)),
+    "prompter": Case(2, 49, 0, 8, 10),
+    "text": Case(3, 32, 4, 2, 64, shared=True, mask=(1, 32)),
+    "text, context of each row": Case(2, 32, 4, 2, 64, mask=(2, 32)),
+    "one token": Case(3, 1, 0, 2, 16),
+    "one token, one context token": Case(2, 1, 1, 1, 5, shared=True),
+    "one row, shared": Case(1, 7, 3, 2, 8, shared=True, mask=(1, 1)),
+    "full tiles": Case(2, 64, 64, 1, 64, shared=True),
+    "just over a tile": Case(2, 17, 17, 2, 17, mask=(2, 17)),
+}
+every_case = pytest.mark.parametrize("case", CASES.values(), ids=CASES.keys())
+
+
+def inputs_of(case: Case, dtype: torch.dtype = torch.float32) -> tuple[list[Tensor], Tensor | None, Tensor]:
+    """qkv and the context, of which a gradient is asked; a mask; and the gradient of the result."""
+    source = torch.Generator().manual_seed(0)
+    width = case.heads * case.head_width
+
+    def draw(*shape: int) -> Tensor:
+        return torch.randn(*shape, generator=source).to(DEVICE, dtype)
+
+    inputs = [draw(case.rows, case.length, 3 * width)]
+    if case.context:
+        inputs += [draw(1 if case.shared else case.rows, case.context, width) for _ in range(2)]
+    mask = None
+    if case.mask is not None:
+        rows, queries = case.mask
+        mask = torch.rand(rows, 1, queries, case.length + case.context, generator=source) < 0.6
+        if queries > 1:
+            mask[..., : case.length] &= torch.ones(queries, queries, dtype=torch.bool).tril()
+            mask[..., : case.length] |= torch.eye(queries, dtype=torch.bool)
+        mask[..., 0] = True
+        mask = mask.to(DEVICE)
+    return [part.requires_grad_() for part in inputs], mask, draw(case.rows, case.length, width)
+
+
+def reference(inputs: list[Tensor], mask: Tensor | None, heads: int) -> Tensor:
+    """Torch's attention, the context's keys and values put behind the own ones."""
+    q, k, v = inputs[0].chunk(3, dim=-1)
+    if len(inputs) > 1:
+        k, v = (
+            torch.cat([own, other.expand(len(q), -1, -1)], 1) for own, other in zip((k, v), inputs[1:], strict=True)
+        )
+    q, k, v = (part.unflatten(-1, (heads, -1)).transpose(1, 2) for part in (q, k, v))
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask).transpose(1, 2).flatten(2)
+
+
+def exact(inputs: list[Tensor], mask: Tensor | None, gradient: Tensor, heads: int) -> list[Tensor]:
+    """Result and gradients in fp64."""
+    doubles = [part.detach().double().requires_grad_() for part in inputs]
+    found = reference(doubles, mask, heads)
+    return [found, *torch.autograd.grad(found, doubles, gradient.double())]
+
+
+def of_kernels(attend: Any, inputs: list[Tensor], mask: Tensor | None, gradient: Tensor, heads: int) -> list[Tensor]:
+    found = attend(*inputs, mask=mask, heads=heads)
+    return [found, *torch.autograd.grad(found, inputs, gradient)]
+
+
+def assert_close(ours: list[Tensor], theirs: list[Tensor], tolerance: float) -> None:
+    """Each tensor to within a part of the largest number in it."""
+    assert len(ours) == len(theirs)
+    for our, their in zip(ours, theirs, strict=True):
+        assert our.shape == their.shape
+        largest = max(1.0, their.abs().max().item())
+        torch.testing.assert_close(our.double(), their.double(), rtol=0, atol=tolerance * largest)
+
+
+@every_case
+def test_values_and_gradients_are_those_of_torch(attention, case):
+    inputs, mask, gradient = inputs_of(case)
+    ours = of_kernels(attention.short_attention, inputs, mask, gradient, case.heads)
+    assert_close(ours, exact(inputs, mask, gradient, case.heads), 2e-6)
+
+
+@every_case
+def test_half_precision_rounds_no_more_than_its_steps(attention, case):
+    inputs, mask, gradient = inputs_of(case, HALF)
+    ours = of_kernels(attention.short_attention, inputs, mask, gradient, case.heads)
+    assert all(part.dtype == HALF for part in ours)
+    assert_close(ours, exact(inputs, mask, gradient, case.heads), 3 * torch.finfo(HALF).eps)
+
+
+def test_context_gradient_of_many_rows_is_summed_in_fp32(attention):
+    rows = 300
+    case = Case(rows, 1, 1, 1, 1, shared=True)
+    inputs, mask, _ = inputs_of(case, HALF)
+    gradient = torch.ones(rows, 1, 1, device=DEVICE, dtype=HALF)
+    ours = of_kernels(attention.short_attention, inputs, mask, gradient, 1)
+    assert_close(ours, exact(inputs, mask, gradient, 1), 2 * torch.finfo(HALF).eps)
+
+
+@pytest.mark.parametrize("wanted", ["qkv", "context_keys", "context_values"])
+def test_gradient_of_one_input_alone(attention, wanted):
+    case = CASES["text"]
+    inputs, mask, gradient = inputs_of(case)
+    place = ["qkv", "context_keys", "context_values"].index(wanted)
+    alone = [part.detach().requires_grad_(i == place) for i, part in enumerate(inputs)]
+    found = attention.short_attention(*alone, mask, heads=case.heads)
+    found.backward(gradient)
+    assert_close([alone[place].grad], [exact(inputs, mask, gradient, case.heads)[1 + place]], 2e-6)
+    assert all((part.grad is None) == (i != place) for i, part in enumerate(alone))
+
+
+def test_context_gradients_are_made_only_where_wanted(attention):
+    case = CASES["vision"]
+    inputs, mask, gradient = inputs_of(case)
+    plain = [part.detach() for part in inputs]
+    of_qkv, *of_context = torch.ops.stop.short_attention_backward(gradient, *plain, mask, case.heads, False)
+    assert [part.numel() for part in of_context] == [0, 0]
+    assert_close([of_qkv], [exact(inputs, mask, gradient, case.heads)[1]], 2e-6)
+
+
+def test_context_may_be_views(attention):
+    """As of one projection of keys and values, of every second token, with any last stride."""
+    case = CASES["vision"]
+    inputs, mask, gradient = inputs_of(case)
+    joined = torch.cat([part.detach().repeat_interleave(2, dim=1) for part in inputs[1:]], dim=-1)
+    keys, values = joined[:, ::2].chunk(2, dim=-1)
+    values = values.transpose(1, 2).contiguous().transpose(1, 2)
+    views = [part.requires_grad_() for part in (inputs[0].detach(), keys.detach(), values.detach())]
+    assert not any(part.is_contiguous() for part in views[1:])
+    ours = of_kernels(attention.short_attention, views, mask, gradient, case.heads)
+    assert_close(ours, exact(inputs, mask, gradient, case.heads), 2e-6)
+
+
+def test_qkv_and_the_gradient_may_lie_anyhow(attention):
+    case = CASES["prompter"]
+    inputs, mask, gradient = inputs_of(case)
+    views = [inputs[0].detach().transpose(0, 1).contiguous().transpose(0, 1).requires_grad_()]
+    turned = gradient.transpose(1, 2).contiguous().transpose(1, 2)
+    ours = of_kernels(attention.short_attention, views, mask, turned, case.heads)
+    assert_close(ours, exact(inputs, mask, gradient, case.heads), 2e-6)
+
+
+@pytest.mark.parametrize("shape", [(32, 36), (1, 36), (3, 1, 32, 1), (36,)])
+def test_masks_broadcast(attention, shape):
+    case = CASES["text"]
+    inputs, _, gradient = inputs_of(case)
+    mask = torch.rand(shape, generator=torch.Generator().manual_seed(1)).to(DEVICE) < 0.7
+    if shape[-1] > 1:
+        mask[..., 0] = True
+    else:
+        mask.fill_(True)
+    ours = of_kernels(attention.short_attention, inputs, mask, gradient, case.heads)
+    assert_close(ours, exact(inputs, mask, gradient, case.heads), 2e-6)
+
+
+def test_a_query_that_sees_nothing_finds_zeros_and_harms_no_other(attention):
+    case = CASES["text"]
+    inputs, mask, gradient = inputs_of(case)
+    assert mask is not None
+    ours = of_kernels(attention.short_attention, inputs, mask.clone(), gradient, case.heads)
+    blind = mask.clone()
+    blind[0, 0, 5] = False
+    found, of_qkv, *of_context = of_kernels(attention.short_attention, inputs, blind, gradient, case.heads)
+    assert not found[:, 5].any()
+    kept = [i for i in range(case.length) if i != 5]
+    assert torch.equal(found[:, kept], ours[0][:, kept])
+    without = gradient.clone()
+    without[:, 5] = 0
+    assert_close([of_qkv, *of_context], exact(inputs, mask, without, case.heads)[1:], 2e-6)
+
+
+@pytest.mark.parametrize("name", ["vision", "prompter", "just over a tile", "one token, one context token"])
+def test_nothing_beyond_the_ends_is_read(attention, name):
+    """Each input lies between NaNs, within the reach of a tile."""
+    case = CASES[name]
+    inputs, mask, gradient = inputs_of(case)
+
+    def between_nans(x: Tensor) -> Tensor:
+        margin = 64 * 3 * case.heads * case.head_width
+        room = x.new_full((x.numel() + 2 * margin,), torch.nan)
+        middle = room[margin:-margin]
+        middle.copy_(x.detach().flatten())
+        return middle.view(x.shape)
+
+    walled = [between_nans(part).requires_grad_() for part in inputs]
+    ours = of_kernels(attention.short_attention, walled, mask, between_nans(gradient), case.heads)
+    assert_close(ours, exact(inputs, mask, gradient, case.heads), 2e-6)
+
+
+@pytest.mark.parametrize("name", ["vision", "prompter", "just over a tile"])
+def test_everything_is_written_and_nothing_beyond_the_ends(attention, monkeypatch, name):
+    """Each output lies between sevens and is NaN before."""
+    case = CASES[name]
+    inputs, mask, gradient = inputs_of(case)
+    rooms = []
+    margin = 64 * 3 * case.heads * case.head_width
+
+    def walled(self: Tensor, *size: Any, dtype: torch.dtype | None = None) -> Tensor:
+        shape = torch.Size(size[0] if isinstance(size[0], torch.Size) else size)
+        room = torch.full((shape.numel() + 2 * margin,), 7.0, device=self.device, dtype=dtype or self.dtype)
+        rooms.append(room)
+        return room[margin : len(room) - margin].fill_(torch.nan).view(shape)
+
+    plain = [part.detach() for part in inputs] + [None] * (3 - len(inputs))
+    with monkeypatch.context() as patch:
+        patch.setattr(torch.Tensor, "new_empty", walled)
+        found = attention.short_attention(*plain, mask, heads=case.heads)
+        of_inputs = torch.ops.stop.short_attention_backward(gradient, *plain, mask, case.heads, len(inputs) > 1)
+    assert len(rooms) == 4
+    assert all((room[:margin] == 7).all() and (room[len(room) - margin :] == 7).all() for room in rooms)
+    assert_close([found, *of_inputs[: len(inputs)]], exact(inputs, mask, gradient, case.heads), 2e-6)
+
+
+def test_an_empty_context_is_none(attention):
+    case = CASES["prompter"]
+    inputs, _, _ = inputs_of(case)
+    empty = inputs[0].new_empty(case.rows, 0, 80)
+    with_empty = attention.short_attention(inputs[0], empty, empty, heads=8)
+    assert torch.equal(with_empty, attention.short_attention(inputs[0], heads=8))
+
+
+def test_a_context_of_another_dtype_is_cast(attention):
+    case = CASES["vision"]
+    (qkv, *context), _, gradient = inputs_of(case)
+    half = qkv.detach().to(HALF)
+    found = attention.short_attention(half, *context, heads=case.heads)
+    assert found.dtype == HALF
+    assert torch.equal(found, attention.short_attention(half, *(part.to(HALF) for part in context), heads=case.heads))
+    assert [part.dtype for part in torch.autograd.grad(found, context, gradient.to(HALF))] == [torch.float32] * 2
+
+
+def test_autocast_changes_nothing(attention):
+    case = CASES["text"]
+    inputs, mask, gradient = inputs_of(case)
+    plain = of_kernels(attention.short_attention, inputs, mask, gradient, case.heads)
+    with torch.autocast(DEVICE, dtype=torch.bfloat16):
+        cast = of_kernels(attention.short_attention, inputs, mask, gradient, case.heads)
+    assert all(torch.equal(ours, theirs) for ours, theirs in zip(cast, plain, strict=True))
+
+
+@pytest.mark.parametrize("name", ["vision, some keys hidden", "prompter", "text"])
+def test_compiled_is_eager(attention, name):
+    case = CASES[name]
+    inputs, mask, gradient = inputs_of(case)
+    compiled = torch.compile(attention.short_attention, backend="aot_eager", fullgraph=True)
+    ours = of_kernels(compiled, inputs, mask, gradient, case.heads)
+    eager = of_kernels(attention.short_attention, inputs, mask, gradient, case.heads)
+    assert all(torch.equal(one, other) for one, other in zip(ours, eager, strict=True))
+
+
+@pytest.mark.parametrize("name", ["vision", "prompter", "text"])
+def test_operators_keep_what_torch_asks_of_them(attention, name):
+    case = CASES[name]
+    inputs, mask, gradient = inputs_of(case)
+    padded = [*inputs, *[None] * (3 - len(inputs))]
+    torch.library.opcheck(torch.ops.stop.short_attention.default, (*padded, mask, case.heads))
+    plain = [part if part is None else part.detach() for part in padded]
+    for wanted in {False, len(inputs) > 1}:
+        arguments = (gradient, *plain, mask, case.heads, wanted)
+        torch.library.opcheck(torch.ops.stop.short_attention_backward.default, arguments)
+
+
+def test_no_rows_give_no_rows(attention):
+    assert attention.short_attention(torch.zeros(0, 5, 24, device=DEVICE), heads=2).shape == (0, 5, 8)
+
+
+def test_sizes_that_fit(attention):
+    assert attention.fits(64, 64, 64)
+    assert attention.fits(1, 0, 10)
+    assert not any(attention.fits(*sizes) for sizes in ((65, 0, 64), (50, 65, 64), (50, 8, 65)))
+
+
+def test_usable_on_a_gpu_alone(attention):
+    assert not attention.usable(torch.zeros(1))
+    assert attention.usable(torch.zeros(1, device=DEVICE)) == ON_GPU
+
+
+QKV = torch.zeros(2, 4, 24)
+CONTEXT = torch.zeros(2, 3, 8)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "heads", "message"),
+    [
+        ((QKV[0],), 2, "qkv must be"),
+        ((QKV,), 3, "multiple of 3 heads"),
+        ((QKV.double(),), 2, "bf16, fp16 or fp32"),
+        ((QKV, CONTEXT), 2, "both keys and values"),
+        ((QKV, CONTEXT, CONTEXT[:, 1:]), 2, "context must be"),
+        ((QKV, CONTEXT[..., 1:], CONTEXT[..., 1:]), 2, "context must be"),
+        ((QKV, CONTEXT.repeat(2, 1, 1), CONTEXT.repeat(2, 1, 1)), 2, "context must be"),
+        ((torch.zeros(1, 65, 24),), 2, "do not fit in a tile"),
+        ((QKV, None, None, torch.zeros(4, 4)), 2, "mask must be bool"),
+        ((QKV, None, None, torch.ones(2, 2, 4, 4, dtype=torch.bool)), 2, "mask must be broadcastable"),
+        ((QKV, CONTEXT, CONTEXT, torch.ones(4, 4, dtype=torch.bool)), 2, "mask must be broadcastable"),
+    ],
+)
+def test_what_does_not_fit_is_refused(attention, arguments, heads, message):
+    with pytest.raises(ValueError, match=message):
+        attention.short_attention(*arguments, heads=heads)
