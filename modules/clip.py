@@ -24,6 +24,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from modules.kernels import attention as attention_kernels
+from modules.kernels.attention import short_attention
 from modules.precision import Ready, compute_dtype, times
 
 # f and s of f(s z) / s. quick_gelu, z · sigmoid(1.702 z), is what OpenAI's CLIP weights were trained with.
@@ -168,7 +170,13 @@ class Attention(nn.Module):
             causal: token i of x sees tokens 0..i of x; the whole context stays visible.
             norm: whose gain and bias x has not had yet.
         """
-        q, *own = self.project(x, norm)
+        qkv = F.linear(x, *self.projection(norm))
+        if self._in_a_tile(qkv, context, mask):
+            if causal:
+                keys = x.shape[1] + (0 if context is None else context.keys.shape[1])
+                mask = _with_causal(mask, x.shape[1], keys, x.device)
+            return self.project_out(short_attention(qkv, *(context or ()), mask=mask, heads=self.heads))
+        q, *own = qkv.chunk(3, dim=-1)
         seen = KeysValues(*own)
         if context is not None:
             seen = seen.followed_by(context)
@@ -176,6 +184,17 @@ class Attention(nn.Module):
             # torch's own causal flag neither combines with a mask nor leaves the context visible
             mask, causal = _with_causal(mask, q.shape[1], seen.keys.shape[1], q.device), False
         return self.project_out(self.find(q, seen, mask, causal))
+
+
+    def _in_a_tile(self, qkv: Tensor, context: KeysValues | None, mask: Tensor | None) -> bool:
+        """Whether `short_attention` can do this."""
+        others = 0 if context is None else context.keys.shape[1]
+        return (
+            attention_kernels.usable(qkv)
+            and qkv.dtype in (torch.bfloat16, torch.float16)  # in fp32 it would use no tensor cores
+            and attention_kernels.fits(qkv.shape[1], others, self.width // self.heads)
+            and (mask is None or mask.dtype == torch.bool)
+        )
 
 
 def _with_causal(mask: Tensor | None, length: int, keys: int, device: torch.device) -> Tensor:

@@ -9,7 +9,6 @@ Shapes: B clips, T frames, P = G*G patches, D width, K taps in time (2 or 3), N 
 """
 
 import math
-from typing import Any
 
 import torch
 from torch import Tensor
