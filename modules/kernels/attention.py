@@ -233,7 +233,8 @@ def _arguments(
         "BLOCK_L": _block(length),
         "BLOCK_S": _block(context),
         "BLOCK_D": _block(width // heads),
-        "num_warps": 4,
+        # fp32 is multiplied in registers, of which fewer warps have too few for a tile.
+        "num_warps": 8 if qkv.dtype == torch.float32 else 4,
         "num_stages": 1,
     }
 

@@ -1,16 +1,11 @@
 """Attention in one tile against torch's own over joined keys: values, gradients, masks, memory beyond the ends.
 
-On a GPU the kernels run there. Elsewhere triton interprets them, if TRITON_INTERPRET is set before triton is first
-imported: so one test runs this file in a process of its own, where the others then run, and for the process that it
-stands in nothing changes.
+Runs on a GPU, or with TRITON_INTERPRET=1 on a CPU (test_interpreted.py).
 """
 
 import importlib.util
 import os
-import subprocess
-import sys
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -20,26 +15,18 @@ from torch import Tensor
 
 ON_GPU = torch.cuda.is_available()
 DEVICE = "cuda" if ON_GPU else "cpu"
-INTERPRETED = not ON_GPU and os.environ.get("TRITON_INTERPRET") == "1"
-HAS_TRITON = importlib.util.find_spec("triton") is not None
+FP32 = 5e-6  # what fp32 may be away from fp64
 HALF = torch.bfloat16 if ON_GPU else torch.float16  # triton's interpreter multiplies the bits of bf16 as integers
 
+pytestmark = [pytest.mark.gpu] if ON_GPU else []
 
-@pytest.mark.skipif(ON_GPU or INTERPRETED or not HAS_TRITON, reason="for machines with triton and without a GPU")
-def test_all_of_this_file_in_the_interpreter():
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", __file__]
-    environment = os.environ | {"TRITON_INTERPRET": "1"}
-    run = subprocess.run(
-        command, env=environment, cwd=Path(__file__).parents[3], stdout=subprocess.PIPE, stderr=subprocess.STDOUT
-    )
-    assert run.returncode == 0, run.stdout.decode()
+if importlib.util.find_spec("triton") is None or not (ON_GPU or os.environ.get("TRITON_INTERPRET") == "1"):
+    pytest.skip("needs triton, and a GPU or its interpreter (test_interpreted.py)", allow_module_level=True)
 
 
 @pytest.fixture
 def attention() -> Any:
-    """The module under test, where its kernels can run."""
-    if not HAS_TRITON or not (ON_GPU or INTERPRETED):
-        pytest.skip("needs triton, and a GPU or TRITON_INTERPRET=1")
+    """The module under test, which elsewhere in a process without a GPU is never imported."""
     from modules.kernels import attention
 
     return attention
@@ -57,16 +44,16 @@ class Case:
 
 
 CASES = {
-    "vision": Case(3, 50, 8, 2, 64),
-    "vision without context": Case(2, 50, 0, 3, 64),
-    "vision, some keys hidden": Case(3, 50, 8, 2, 64, mask=(3, 1)),
+    "vision": Case(2, 50, 8, 2, 64),
+    "vision without context": Case(2, 50, 0, 2, 64),
+    "vision, some keys hidden": Case(2, 50, 8, 2, 64, mask=(2, 1)),
     "prompter": Case(2, 49, 0, 8, 10),
     "text": Case(3, 32, 4, 2, 64, shared=True, mask=(1, 32)),
     "text, context of each row": Case(2, 32, 4, 2, 64, mask=(2, 32)),
     "one token": Case(3, 1, 0, 2, 16),
     "one token, one context token": Case(2, 1, 1, 1, 5, shared=True),
     "one row, shared": Case(1, 7, 3, 2, 8, shared=True, mask=(1, 1)),
-    "full tiles": Case(2, 64, 64, 1, 64, shared=True),
+    "full tiles": Case(1, 64, 64, 1, 64, shared=True),
     "just over a tile": Case(2, 17, 17, 2, 17, mask=(2, 17)),
 }
 every_case = pytest.mark.parametrize("case", CASES.values(), ids=CASES.keys())
@@ -103,6 +90,7 @@ def reference(inputs: list[Tensor], mask: Tensor | None, heads: int) -> Tensor:
             torch.cat([own, other.expand(len(q), -1, -1)], 1) for own, other in zip((k, v), inputs[1:], strict=True)
         )
     q, k, v = (part.unflatten(-1, (heads, -1)).transpose(1, 2) for part in (q, k, v))
+    mask = None if mask is None else torch.atleast_2d(mask)
     return F.scaled_dot_product_attention(q, k, v, attn_mask=mask).transpose(1, 2).flatten(2)
 
 
@@ -131,24 +119,28 @@ def assert_close(ours: list[Tensor], theirs: list[Tensor], tolerance: float) -> 
 def test_values_and_gradients_are_those_of_torch(attention, case):
     inputs, mask, gradient = inputs_of(case)
     ours = of_kernels(attention.short_attention, inputs, mask, gradient, case.heads)
-    assert_close(ours, exact(inputs, mask, gradient, case.heads), 2e-6)
+    assert_close(ours, exact(inputs, mask, gradient, case.heads), FP32)
 
 
-@every_case
-def test_half_precision_rounds_no_more_than_its_steps(attention, case):
+@pytest.mark.parametrize("name", ["vision, some keys hidden", "prompter", "text", "full tiles"])
+def test_half_precision_rounds_no_more_than_its_steps(attention, name):
+    case = CASES[name]
     inputs, mask, gradient = inputs_of(case, HALF)
     ours = of_kernels(attention.short_attention, inputs, mask, gradient, case.heads)
     assert all(part.dtype == HALF for part in ours)
     assert_close(ours, exact(inputs, mask, gradient, case.heads), 3 * torch.finfo(HALF).eps)
 
 
-def test_context_gradient_of_many_rows_is_summed_in_fp32(attention):
-    rows = 300
-    case = Case(rows, 1, 1, 1, 1, shared=True)
-    inputs, mask, _ = inputs_of(case, HALF)
-    gradient = torch.ones(rows, 1, 1, device=DEVICE, dtype=HALF)
-    ours = of_kernels(attention.short_attention, inputs, mask, gradient, 1)
-    assert_close(ours, exact(inputs, mask, gradient, 1), 2 * torch.finfo(HALF).eps)
+def test_gradient_of_a_shared_context_is_summed_before_it_is_rounded(attention):
+    """Only the context is visible, so that its gradient is the sum of all: 1 + e - 1, where 1 + e rounds to 1."""
+    e = torch.finfo(HALF).eps / 4
+    qkv = torch.randn(2, 2, 3, device=DEVICE, dtype=HALF)
+    keys, values = (torch.randn(1, 1, 1, device=DEVICE, dtype=HALF, requires_grad=True) for _ in range(2))
+    mask = torch.tensor([False, False, True], device=DEVICE)
+    gradient = torch.tensor([[1, e], [-1, 0]], device=DEVICE, dtype=HALF).unsqueeze(-1)
+    attention.short_attention(qkv, keys, values, mask, heads=1).backward(gradient)
+    assert values.grad.item() == e
+    assert keys.grad.item() == 0
 
 
 @pytest.mark.parametrize("wanted", ["qkv", "context_keys", "context_values"])
@@ -159,7 +151,7 @@ def test_gradient_of_one_input_alone(attention, wanted):
     alone = [part.detach().requires_grad_(i == place) for i, part in enumerate(inputs)]
     found = attention.short_attention(*alone, mask, heads=case.heads)
     found.backward(gradient)
-    assert_close([alone[place].grad], [exact(inputs, mask, gradient, case.heads)[1 + place]], 2e-6)
+    assert_close([alone[place].grad], [exact(inputs, mask, gradient, case.heads)[1 + place]], FP32)
     assert all((part.grad is None) == (i != place) for i, part in enumerate(alone))
 
 
@@ -169,7 +161,7 @@ def test_context_gradients_are_made_only_where_wanted(attention):
     plain = [part.detach() for part in inputs]
     of_qkv, *of_context = torch.ops.stop.short_attention_backward(gradient, *plain, mask, case.heads, False)
     assert [part.numel() for part in of_context] == [0, 0]
-    assert_close([of_qkv], [exact(inputs, mask, gradient, case.heads)[1]], 2e-6)
+    assert_close([of_qkv], [exact(inputs, mask, gradient, case.heads)[1]], FP32)
 
 
 def test_context_may_be_views(attention):
@@ -182,7 +174,7 @@ def test_context_may_be_views(attention):
     views = [part.requires_grad_() for part in (inputs[0].detach(), keys.detach(), values.detach())]
     assert not any(part.is_contiguous() for part in views[1:])
     ours = of_kernels(attention.short_attention, views, mask, gradient, case.heads)
-    assert_close(ours, exact(inputs, mask, gradient, case.heads), 2e-6)
+    assert_close(ours, exact(inputs, mask, gradient, case.heads), FP32)
 
 
 def test_qkv_and_the_gradient_may_lie_anyhow(attention):
@@ -191,7 +183,7 @@ def test_qkv_and_the_gradient_may_lie_anyhow(attention):
     views = [inputs[0].detach().transpose(0, 1).contiguous().transpose(0, 1).requires_grad_()]
     turned = gradient.transpose(1, 2).contiguous().transpose(1, 2)
     ours = of_kernels(attention.short_attention, views, mask, turned, case.heads)
-    assert_close(ours, exact(inputs, mask, gradient, case.heads), 2e-6)
+    assert_close(ours, exact(inputs, mask, gradient, case.heads), FP32)
 
 
 @pytest.mark.parametrize("shape", [(32, 36), (1, 36), (3, 1, 32, 1), (36,)])
@@ -204,7 +196,7 @@ def test_masks_broadcast(attention, shape):
     else:
         mask.fill_(True)
     ours = of_kernels(attention.short_attention, inputs, mask, gradient, case.heads)
-    assert_close(ours, exact(inputs, mask, gradient, case.heads), 2e-6)
+    assert_close(ours, exact(inputs, mask, gradient, case.heads), FP32)
 
 
 def test_a_query_that_sees_nothing_finds_zeros_and_harms_no_other(attention):
@@ -220,7 +212,7 @@ def test_a_query_that_sees_nothing_finds_zeros_and_harms_no_other(attention):
     assert torch.equal(found[:, kept], ours[0][:, kept])
     without = gradient.clone()
     without[:, 5] = 0
-    assert_close([of_qkv, *of_context], exact(inputs, mask, without, case.heads)[1:], 2e-6)
+    assert_close([of_qkv, *of_context], exact(inputs, mask, without, case.heads)[1:], FP32)
 
 
 @pytest.mark.parametrize("name", ["vision", "prompter", "just over a tile", "one token, one context token"])
@@ -238,7 +230,7 @@ def test_nothing_beyond_the_ends_is_read(attention, name):
 
     walled = [between_nans(part).requires_grad_() for part in inputs]
     ours = of_kernels(attention.short_attention, walled, mask, between_nans(gradient), case.heads)
-    assert_close(ours, exact(inputs, mask, gradient, case.heads), 2e-6)
+    assert_close(ours, exact(inputs, mask, gradient, case.heads), FP32)
 
 
 @pytest.mark.parametrize("name", ["vision", "prompter", "just over a tile"])
@@ -247,9 +239,12 @@ def test_everything_is_written_and_nothing_beyond_the_ends(attention, monkeypatc
     case = CASES[name]
     inputs, mask, gradient = inputs_of(case)
     rooms = []
+    new_empty = torch.Tensor.new_empty
     margin = 64 * 3 * case.heads * case.head_width
 
-    def walled(self: Tensor, *size: Any, dtype: torch.dtype | None = None) -> Tensor:
+    def walled(self: Tensor, *size: Any, dtype: torch.dtype | None = None, **others: Any) -> Tensor:
+        if others:  # a call of triton's interpreter
+            return new_empty(self, *size, dtype=dtype, **others)
         shape = torch.Size(size[0] if isinstance(size[0], torch.Size) else size)
         room = torch.full((shape.numel() + 2 * margin,), 7.0, device=self.device, dtype=dtype or self.dtype)
         rooms.append(room)
@@ -262,7 +257,7 @@ def test_everything_is_written_and_nothing_beyond_the_ends(attention, monkeypatc
         of_inputs = torch.ops.stop.short_attention_backward(gradient, *plain, mask, case.heads, len(inputs) > 1)
     assert len(rooms) == 4
     assert all((room[:margin] == 7).all() and (room[len(room) - margin :] == 7).all() for room in rooms)
-    assert_close([found, *of_inputs[: len(inputs)]], exact(inputs, mask, gradient, case.heads), 2e-6)
+    assert_close([found, *of_inputs[: len(inputs)]], exact(inputs, mask, gradient, case.heads), FP32)
 
 
 def test_an_empty_context_is_none(attention):
@@ -302,7 +297,7 @@ def test_compiled_is_eager(attention, name):
     assert all(torch.equal(one, other) for one, other in zip(ours, eager, strict=True))
 
 
-@pytest.mark.parametrize("name", ["vision", "prompter", "text"])
+@pytest.mark.parametrize("name", ["one token", "one token, one context token", "just over a tile"])
 def test_operators_keep_what_torch_asks_of_them(attention, name):
     case = CASES[name]
     inputs, mask, gradient = inputs_of(case)
@@ -352,3 +347,53 @@ CONTEXT = torch.zeros(2, 3, 8)
 def test_what_does_not_fit_is_refused(attention, arguments, heads, message):
     with pytest.raises(ValueError, match=message):
         attention.short_attention(*arguments, heads=heads)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not ON_GPU, reason="needs a CUDA device")
+class TestOnGpu:
+    """What the interpreter cannot show: sizes of training, and other code made for the GPU around the kernels."""
+
+    @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+    @pytest.mark.parametrize(
+        "case",
+        [
+            Case(1024, 50, 8, 12, 64),
+            Case(1024, 49, 0, 8, 10),
+            Case(256, 32, 4, 8, 64, shared=True, mask=(1, 32)),
+            Case(256, 50, 8, 12, 64, mask=(256, 1)),
+        ],
+    )
+    def test_no_further_from_exact_than_torch(self, attention, case, dtype):
+        inputs, mask, gradient = inputs_of(case, dtype)
+        ours = of_kernels(attention.short_attention, inputs, mask, gradient, case.heads)
+        found = reference(inputs, mask, case.heads)
+        theirs = [found, *torch.autograd.grad(found, inputs, gradient)]
+        for our, their, best in zip(ours, theirs, exact(inputs, mask, gradient, case.heads), strict=True):
+            assert our.dtype == dtype
+            assert (our - best).abs().mean() <= 1.5 * (their - best).abs().mean() + torch.finfo(dtype).eps / 100
+
+    def test_more_elements_than_int32_counts(self, attention):
+        rows, length, heads, head_width = 2**31 // (50 * 3 * 768) + 50, 50, 12, 64
+        if torch.cuda.mem_get_info()[0] < 20 * 2**30:
+            pytest.skip("needs 20 GiB of GPU memory")
+        qkv = torch.zeros(rows, length, 3 * heads * head_width, device=DEVICE, dtype=HALF)
+        qkv[-2:].normal_()
+        last = qkv[-2:].clone().requires_grad_()
+        found = attention.short_attention(qkv.requires_grad_(), heads=heads)
+        of_last = attention.short_attention(last, heads=heads)
+        assert torch.equal(found[-2:], of_last)
+        gradient = torch.ones_like(found)
+        found.backward(gradient)
+        of_last.backward(gradient[-2:])
+        assert torch.equal(qkv.grad[-2:], last.grad)
+
+    def test_compiled_with_generated_kernels(self, attention):
+        case = CASES["text"]
+        inputs, mask, gradient = inputs_of(case)
+
+        def within(qkv: Tensor, keys: Tensor, values: Tensor, *, mask: Tensor, heads: int) -> Tensor:
+            return attention.short_attention(2 * qkv, keys + 1, values.sin(), mask, heads=heads).cos()
+
+        compiled = of_kernels(torch.compile(within, fullgraph=True), inputs, mask, gradient, case.heads)
+        assert_close(compiled, of_kernels(within, inputs, mask, gradient, case.heads), FP32)

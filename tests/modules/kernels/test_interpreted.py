@@ -1,0 +1,31 @@
+"""The tests of the kernels in this folder on machines without a GPU, in triton's interpreter.
+
+Triton asks whether it interprets when it is first imported, and then does so for the whole process: hence one of its
+own, in which the others of this folder run. Here they are skipped.
+"""
+
+import importlib.util
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+FOLDER = Path(__file__).parent
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+
+
+@pytest.mark.skipif(torch.cuda.is_available() or INTERPRETED, reason="the kernels' tests run in this process")
+@pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="needs triton")
+def test_kernels_pass_their_tests_in_the_interpreter():
+    run = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(FOLDER)],
+        env=os.environ | {"TRITON_INTERPRET": "1"},
+        cwd=FOLDER.parents[2],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    assert run.returncode == 0, run.stdout
