@@ -174,12 +174,8 @@ def test_the_whole_command_compiled(data, tmp_path, capsys, monkeypatch, one_pro
     counters.clear()
     sizes = ["--pretrained_clip_name", str(data.clip), "--frames", "2", "--max_words", "8", "--precision", "fp32"]
     files = ["--output", str(tmp_path / "numbers.json"), "--chart", str(tmp_path / "chart.png")]
-    assert (
-        main(
-            ["--only", "stop", *sizes, *files, "--batch_size", "2", "--repeats", "2", "--compile", "--no-memory_search"]
-        )
-        == 0
-    )
+    flags = ["--only", "stop", *sizes, *files, "--batch_size", "2", "--repeats", "2"]
+    assert main([*flags, "--compile", "--no-memory_search"]) == 0
     assert counters["stats"]["unique_graphs"] == 1
     printed = capsys.readouterr().out
     assert "fp32, compiled, batch 2" in printed
