@@ -96,7 +96,7 @@ def measure(method: Method, batch: Batch, repeats: int, precision: str = "fp32")
         child of the method other than `clip` that a step calls, a container's modules together; what remains of the
         step. Those after evaluation add up to the whole step, but for remainders below zero, which become zero.
     """
-    video, frame_mask, token_ids = batch
+    video, _, token_ids = batch
     autocast = autocast_for(precision, video.device)
     train_step = ContrastiveStep(method, autocast)
 
@@ -106,10 +106,6 @@ def measure(method: Method, batch: Batch, repeats: int, precision: str = "fp32")
     def encode_text() -> Tensor:
         with autocast():
             return method.encode_text(token_ids)
-
-    def evaluate() -> Any:
-        with torch.no_grad(), autocast():
-            return method(normalise(video), frame_mask, token_ids)
 
     def row(name: str, forward: Callable[[], Any]) -> Row:
         return time_both_ways(name, forward, method, video.device, repeats)
@@ -121,14 +117,27 @@ def measure(method: Method, batch: Batch, repeats: int, precision: str = "fp32")
 
         return row(name, again)
 
-    method.eval()
-    evaluation = replace(row(EVALUATION, evaluate), backward=None)
-    method.train()
+    evaluation = measure_evaluation(method, batch, repeats, precision)
     whole = row(STEP, step)
     calls_in_text = [call for calls in record_calls(method, encode_text).values() for call in calls]
     text = remainder(TEXT, row(TEXT, encode_text), [row_of_calls("parts in it", calls_in_text)])
     parts = [row_of_calls(name, calls) for name, calls in record_calls(method, step).items()]
     return [whole, evaluation, text, *parts, remainder(REST, whole, [text, *parts])]
+
+
+def measure_evaluation(method: Method, batch: Batch, repeats: int, precision: str) -> Row:
+    """Time the forward pass in evaluation, of clips and captions; `method` comes back in training mode."""
+    video, frame_mask, token_ids = batch
+    autocast = autocast_for(precision, video.device)
+
+    def evaluate() -> Any:
+        with torch.no_grad(), autocast():
+            return method(normalise(video), frame_mask, token_ids)
+
+    method.eval()
+    row = time_both_ways(EVALUATION, evaluate, method, video.device, repeats)
+    method.train()
+    return replace(row, backward=None)
 
 
 def time_both_ways(name: str, forward: Callable[[], Any], method: Method, device: torch.device, repeats: int) -> Row:

@@ -9,10 +9,15 @@ products in each precision, and of copying. Then each method in a process of its
 that prompts a frozen CLIP: the bare visual tower forward on the same frames, and the gradient back to its tokens. The
 floor has no text and no optimiser, a step has both.
 
+With --compile the step is the one that `engine.train` takes with it: the method's forward pass is one graph, made in
+the step that warms up. Text, visual and prompters cannot be told apart in it, so there is one phase `forward` instead.
+Everything else stays eager: the floor, the evaluation (as in `engine.evaluate`) and the search for the largest batch,
+each size of which would be compiled anew.
+
 `ceiling` is the share of the measured matrix rate that a step reaches, counting the matrix products and convolutions
 that it computes. `text`, `visual` and `prompters` are forward times; `prompters` are measured alone (`engine.benchmark`
 says how and lists them), and `visual` is what remains. `GB` is the most memory that a process of this kind held, the
-floor's included: allocated on a GPU, resident on a CPU.
+floor's included: allocated on a GPU, resident on a CPU, there with the compiler's own.
 
 Shapes: B clips with a caption each, T frames, L words.
 """
@@ -35,17 +40,30 @@ from torch.utils.flop_counter import FlopCounterMode
 from tqdm import tqdm
 
 from dataloaders.transforms import normalise
-from engine.benchmark import EVALUATION, REST, STEP, TEXT, Batch, measure, origin_of, random_batch, timed, write_json
+from engine.benchmark import (
+    EVALUATION,
+    REST,
+    STEP,
+    TEXT,
+    Batch,
+    measure,
+    measure_evaluation,
+    origin_of,
+    random_batch,
+    timed,
+    write_json,
+)
 from engine.cli import parse_settings, print_report
 from engine.config import between
 from engine.describe import count_operations
 from engine.optim import build_optimizer
-from engine.train import AUTOCAST, ContrastiveStep, autocast_for
+from engine.train import AUTOCAST, ContrastiveStep, auto_precision, autocast_for, compile_forward, compiler_error
 from modules.clip import CLIP, CLIPArchitecture
 from modules.clip_weights import architecture_of
 from modules.methods import METHODS, Method, build_method
 
 PHASES = ("text", "visual", "prompters", "backward", "optimiser")
+COMPILED_PHASES = ("forward", "backward", "optimiser")
 MOST_CLIPS = 4096  # where the search for the largest batch ends
 
 
@@ -63,6 +81,8 @@ class Settings:
     precision: Annotated[
         Literal["auto", "fp32", "bf16", "fp16"], "of the encoders; auto: bf16 on a GPU that has it"
     ] = "auto"
+    compile: Annotated[bool, "the step's forward pass through torch.compile, as training does it"] = False
+    memory_search: Annotated[bool, "look for the largest batch that the GPU's memory holds"] = True
     repeats: Annotated[int, "steps of which the median counts, after one to warm up"] = 5
     output: Annotated[str, "a json file for the numbers"] = "results/benchmark.json"
     chart: Annotated[str, "a picture of the steps"] = "figs/benchmark.png"
@@ -76,11 +96,10 @@ class Settings:
 
     def for_this_machine(self) -> "Settings":
         """With the batch and the precision that stand for 0 and auto here."""
-        on_gpu = torch.cuda.is_available()
-        precision = self.precision
-        if precision == "auto":
-            precision = "bf16" if on_gpu and torch.cuda.is_bf16_supported() else "fp32"
-        return replace(self, batch_size=self.batch_size or (128 if on_gpu else 2), precision=precision)
+        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        batch_size = self.batch_size or (128 if device.type == "cuda" else 2)
+        precision = auto_precision(device) if self.precision == "auto" else self.precision
+        return replace(self, batch_size=batch_size, precision=precision)
 
     @property
     def methods(self) -> list[str]:
@@ -103,7 +122,7 @@ class Cost:
     trainable_parameters: int
     gflop_forward: float  # of a clip with a caption
     gflop_step: float  # of a clip with a caption, forward and backward
-    phases: dict[str, float]  # by PHASES
+    phases: dict[str, float]  # by PHASES, or by COMPILED_PHASES
     step: float
     step_range: tuple[float, float]
     floor: float
@@ -113,7 +132,7 @@ class Cost:
     ceiling_share: float
     evaluation_clips_per_second: float
     peak_memory_gb: float
-    largest_batch: int | None  # on a GPU
+    largest_batch: int | None  # on a GPU, if looked for
 
 
 def measure_ceilings(device: torch.device, precisions: Sequence[str], repeats: int) -> Ceilings:
@@ -214,12 +233,19 @@ def make_floor(architecture: CLIPArchitecture, video: Tensor, precision: str) ->
 
 
 def measure_method(name: str, settings: Settings, ceiling: float) -> Cost:
-    """Everything about one method, on a GPU if there is one; `ceiling` in 10^12 operations a second."""
+    """Everything about one method, on a GPU if there is one; `ceiling` in 10^12 operations a second.
+
+    Raises ValueError if torch.compile is asked for and does not work here.
+    """
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if settings.compile and (error := compiler_error(device)):
+        raise error
     architecture = architecture_of(settings.pretrained_clip_name)
     torch.manual_seed(0)
     method = build_method(name, CLIP(architecture)).to(device).train()
     batch = random_batch(architecture, settings.batch_size, settings.frames, settings.max_words, device)
+    if settings.compile:
+        compile_forward(method)
     step = TrainingStep(method, batch, settings.precision)
     floor = make_floor(architecture, batch[0], settings.precision)
     step()
@@ -240,10 +266,18 @@ def measure_method(name: str, settings: Settings, ceiling: float) -> Cost:
     forward, backward, update = (median(phase) for phase in zip(*steps, strict=True))
     whole = median(map(sum, steps))
 
-    rows = {row.name: row for row in measure(method, batch, settings.repeats, settings.precision)}
-    text = rows[TEXT].forward
-    prompters = sum(row.forward for part, row in rows.items() if part not in (STEP, EVALUATION, TEXT, REST))
-    phases = (text, max(0.0, forward - text - prompters), prompters, backward, update)
+    if settings.compile:
+        method._compiled_call_impl = None  # eager from here on
+        evaluation = measure_evaluation(method, batch, settings.repeats, settings.precision)
+        phases = dict(zip(COMPILED_PHASES, (forward, backward, update), strict=True))
+    else:
+        rows = {row.name: row for row in measure(method, batch, settings.repeats, settings.precision)}
+        evaluation = rows[EVALUATION]
+        text = rows[TEXT].forward
+        prompters = sum(row.forward for part, row in rows.items() if part not in (STEP, EVALUATION, TEXT, REST))
+        visual = max(0.0, forward - text - prompters)
+        phases = dict(zip(PHASES, (text, visual, prompters, backward, update), strict=True))
+    searched = settings.memory_search and device.type == "cuda"
     with torch.device("meta"):
         counted = build_method(name, CLIP(architecture)).eval().requires_grad_(False)
     operations = count_step(name, architecture, settings.frames, settings.max_words)
@@ -253,7 +287,7 @@ def measure_method(name: str, settings: Settings, ceiling: float) -> Cost:
         trainable_parameters=sum(parameter.numel() for parameter in step.parameters),
         gflop_forward=count_operations(counted, settings.frames, settings.max_words) / 1e9,
         gflop_step=operations / 1e9,
-        phases=dict(zip(PHASES, phases, strict=True)),
+        phases=phases,
         step=whole,
         step_range=(min(map(sum, steps)), max(map(sum, steps))),
         floor=median(floors),
@@ -261,14 +295,14 @@ def measure_method(name: str, settings: Settings, ceiling: float) -> Cost:
         floor_ratio_range=(min(ratios), max(ratios)),
         clips_per_second=clips_per_second,
         ceiling_share=clips_per_second * operations / 1e12 / ceiling,
-        evaluation_clips_per_second=1e3 * settings.batch_size / rows[EVALUATION].forward,
+        evaluation_clips_per_second=1e3 * settings.batch_size / evaluation.forward,
         peak_memory_gb=memory / 1e9,
-        largest_batch=largest_batch(method, architecture, settings) if device.type == "cuda" else None,
+        largest_batch=largest_batch(method, architecture, settings) if searched else None,
     )
 
 
 def largest_batch(method: Method, architecture: CLIPArchitecture, settings: Settings) -> int:
-    """Clips of the largest step that the GPU's memory holds, to an eighth; at most MOST_CLIPS."""
+    """Clips of the largest eager step that the GPU's memory holds, to an eighth; at most MOST_CLIPS."""
 
     def fits(batch_size: int) -> bool:
         try:
@@ -300,9 +334,10 @@ def in_own_process(function: Callable[..., Any], *arguments: Any) -> Any:
 
 
 def format_costs(costs: Sequence[Cost]) -> str:
-    """The table."""
+    """The table, of methods with the same phases."""
+    phases = costs[0].phases
     last = ("step, ms", "clips/s", "ceiling", "floor ratio", "eval clips/s", "GB", "largest batch")
-    lines: list[tuple[str, ...]] = [("method", "trained", "GFLOP a clip", *PHASES, *last)]
+    lines: list[tuple[str, ...]] = [("method", "trained", "GFLOP a clip", *phases, *last)]
     for cost in costs:
         low, high = cost.floor_ratio_range
         lines.append(
@@ -310,7 +345,7 @@ def format_costs(costs: Sequence[Cost]) -> str:
                 cost.method,
                 f"{cost.trainable_parameters / 1e6:.2f} M",
                 f"{cost.gflop_step:.1f}",
-                *(f"{cost.phases[phase]:.1f}" for phase in PHASES),
+                *(f"{cost.phases[phase]:.1f}" for phase in phases),
                 f"{cost.step:.1f} ({cost.step_range[0]:.1f}-{cost.step_range[1]:.1f})",
                 f"{cost.clips_per_second:.2f}",
                 f"{cost.ceiling_share:.0%}",
@@ -334,7 +369,7 @@ def draw_costs(costs: Sequence[Cost], batch_size: int, title: str, path: Path) -
     figure, axes = plt.subplots(figsize=(9, 0.7 * len(costs) + 1.6), layout="constrained")
     places = range(len(costs))
     left = [0.0] * len(costs)
-    for phase in PHASES:
+    for phase in costs[0].phases:
         widths = [cost.phases[phase] / batch_size for cost in costs]
         axes.barh(places, widths, left=left, height=0.6, label=phase)
         left = [start + width for start, width in zip(left, widths, strict=True)]
@@ -363,7 +398,8 @@ def report(settings: Settings) -> str:
     ]
     origin, where = origin_of(device)
     sizes = f"batch {settings.batch_size}, frames {settings.frames}, words {settings.max_words}"
-    what = f"{settings.pretrained_clip_name}, {settings.precision}, {sizes}, medians of {settings.repeats}"
+    how = f"{settings.precision}, compiled" if settings.compile else settings.precision
+    what = f"{settings.pretrained_clip_name}, {how}, {sizes}, medians of {settings.repeats}"
     if settings.output:
         measured = {"ceilings": asdict(ceilings), "methods": [asdict(cost) for cost in costs]}
         write_json(Path(settings.output), {"settings": asdict(settings), **origin, **measured})

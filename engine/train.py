@@ -10,7 +10,7 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import nn
@@ -39,11 +39,16 @@ class Interrupted(Exception):
     """A signal asked the run to stop; its resume point is written."""
 
 
+def auto_precision(device: torch.device) -> Literal["bf16", "fp32"]:
+    """What `auto` stands for: bf16 on a GPU that has it, else fp32."""
+    return "bf16" if device.type == "cuda" and torch.cuda.is_bf16_supported() else "fp32"
+
+
 def autocast_for(precision: str, device: torch.device) -> Callable[[], torch.autocast]:
-    """The context the encoders run in: bf16 or fp16 if asked for, bf16 if `auto` finds a GPU that has it; else plain
+    """The context the encoders run in: bf16 or fp16 if asked for, or if it is what `auto` stands for; else plain
     fp32."""
     if precision == "auto":
-        precision = "bf16" if device.type == "cuda" and torch.cuda.is_bf16_supported() else "fp32"
+        precision = auto_precision(device)
     return lambda: torch.autocast(device.type, AUTOCAST.get(precision), enabled=precision in AUTOCAST)
 
 
@@ -162,6 +167,15 @@ def compiler_error(device: torch.device) -> ValueError | None:
     return None
 
 
+def compile_forward(method: Method) -> None:
+    """Make one graph of the method's `forward` in its first call, for batches of that size; another size is compiled
+    anew."""
+    # It would cut the graph where DistributedDataParallel sends gradients, which older versions of torch refuse for
+    # ours: an autograd.Function and recomputed blocks are graphs within it.
+    torch._dynamo.config.optimize_ddp = False
+    method.compile(dynamic=False)
+
+
 class StepClock:
     """Where the time of the steps goes, in seconds a phase, without making a GPU wait."""
 
@@ -265,10 +279,7 @@ class Training:
                 block.recompute = settings.activation_checkpointing
         if settings.compile:
             process.fail_together(compiler_error(process.device))
-            # It would cut the graph where DistributedDataParallel sends gradients, which older versions of torch refuse
-            # for ours: an autograd.Function and recomputed blocks are graphs within it.
-            torch._dynamo.config.optimize_ddp = False
-            method.compile(dynamic=False)
+            compile_forward(method)
         groups = method.parameter_groups(settings.lr, settings.coef_lr, settings.weight_decay)
         self.parameters = dict(method.trainable_parameters())
         self.optimizer = build_optimizer(groups)

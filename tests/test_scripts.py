@@ -9,11 +9,12 @@ from pathlib import Path
 
 import pytest
 
-from engine import benchmark_data, benchmark_methods
+from engine import benchmark_data, benchmark_epoch, benchmark_methods
 from engine.cli import parse_config, parse_flags
 
 ROOT = Path(__file__).parent.parent
 SCRIPTS = sorted([*(ROOT / "scripts").glob("*.sh"), *(ROOT / "preprocess").glob("*.sh"), ROOT / ".ci" / "run"])
+BENCHMARKS = {"benchmark.sh", "benchmark_data.sh", "benchmark_epoch.sh"}  # with flags of their own
 LAUNCH_SCRIPTS = sorted(path for path in (ROOT / "scripts").glob("*.sh") if "_launch.sh" in path.read_text())
 
 
@@ -55,7 +56,7 @@ def settings_of(command: list[str]) -> dict:
 
 @pytest.mark.parametrize(
     "script",
-    [path for path in LAUNCH_SCRIPTS if path.name not in ("_launch.sh", "benchmark.sh", "benchmark_data.sh")],
+    [path for path in LAUNCH_SCRIPTS if path.name not in {"_launch.sh", *BENCHMARKS}],
     ids=lambda path: path.name,
 )
 def test_every_flag_exists(script, recorder, tmp_path):
@@ -80,6 +81,13 @@ def test_the_flags_of_the_benchmark(recorder):
     assert command[:2] == ["-m", "engine.benchmark_methods"]
     values = parse_flags({"benchmark": benchmark_methods.Settings}, "", command[2:])
     assert (values["only"], values["frames"]) == ("stop,dgl", 3)
+
+
+def test_the_flags_of_the_epoch_benchmark(recorder):
+    (command,) = commands_of(ROOT / "scripts/benchmark_epoch.sh", recorder, "--method", "dgl", "--steps", "9")
+    assert command[:2] == ["-m", "engine.benchmark_epoch"]
+    values = parse_flags({"benchmark": benchmark_epoch.Settings}, "stop", command[2:])
+    assert (values["method"], values["steps"]) == ("dgl", 9)
 
 
 def test_variables_from_outside_and_flags_behind(recorder):

@@ -1,14 +1,22 @@
 """The comparison of the methods: what it counts, what its figures are made of, and its files."""
 
 import json
+from collections.abc import Callable
 from dataclasses import replace
+from functools import partialmethod
+from typing import Any
 
 import pytest
 import torch
+import torch._dynamo
+from torch import nn
+from torch._dynamo.utils import counters
 from torch.utils.flop_counter import FlopCounterMode
 
+from engine import benchmark_methods
 from engine.benchmark import random_batch
 from engine.benchmark_methods import (
+    COMPILED_PHASES,
     PHASES,
     Ceilings,
     Cost,
@@ -145,6 +153,51 @@ def test_the_table_and_the_chart(tmp_path):
     assert second.split()[-1] == "-"
     draw_costs([COST], 2, "title", tmp_path / "chart.png")
     assert (tmp_path / "chart.png").stat().st_size > 1000
+
+
+@pytest.fixture
+def one_process(monkeypatch):
+    """What is patched holds for the measurements too."""
+
+    def run(function: Callable[..., Any], *arguments: Any) -> Any:
+        return function(*arguments)
+
+    monkeypatch.setattr(benchmark_methods, "in_own_process", run)
+
+
+def test_the_whole_command_compiled(data, tmp_path, capsys, monkeypatch, one_process):
+    """Graphs that run on torch's own kernels; one for training and none for evaluation, which is eager."""
+    monkeypatch.setattr(nn.Module, "compile", partialmethod(nn.Module.compile, backend="aot_eager"))
+    monkeypatch.setattr(benchmark_methods, "compiler_error", lambda device: None)  # which would be one graph more
+    monkeypatch.setattr(benchmark_methods, "measure_ceilings", lambda *_: Ceilings({"fp32": 1.0}, 1.0))
+    torch._dynamo.reset()
+    counters.clear()
+    sizes = ["--pretrained_clip_name", str(data.clip), "--frames", "2", "--max_words", "8", "--precision", "fp32"]
+    files = ["--output", str(tmp_path / "numbers.json"), "--chart", str(tmp_path / "chart.png")]
+    flags = ["--only", "stop", *sizes, *files, "--batch_size", "2", "--repeats", "2"]
+    assert main([*flags, "--compile", "--no-memory_search"]) == 0
+    assert counters["stats"]["unique_graphs"] == 1
+    printed = capsys.readouterr().out
+    assert "fp32, compiled, batch 2" in printed
+    assert all(phase in printed for phase in COMPILED_PHASES)
+    assert "prompters" not in printed
+    written = json.loads((tmp_path / "numbers.json").read_text())
+    assert written["settings"]["compile"]
+    assert not written["settings"]["memory_search"]
+    (cost,) = written["methods"]
+    assert list(cost["phases"]) == list(COMPILED_PHASES)
+    assert min(cost["phases"].values()) > 0
+    assert cost["evaluation_clips_per_second"] > 0
+    assert cost["largest_batch"] is None
+    assert (tmp_path / "chart.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_without_a_compiler_one_sentence_says_so(data, capsys, monkeypatch, one_process):
+    monkeypatch.setattr(benchmark_methods, "compiler_error", lambda device: ValueError("--compile needs a compiler"))
+    monkeypatch.setattr(benchmark_methods, "measure_ceilings", lambda *_: Ceilings({"fp32": 1.0}, 1.0))
+    flags = ["--only", "vpt", "--pretrained_clip_name", str(data.clip), "--precision", "fp32", "--compile"]
+    assert main(flags) == 2
+    assert capsys.readouterr().err.endswith("error: --compile needs a compiler\n")
 
 
 @pytest.mark.parametrize(
