@@ -4,10 +4,6 @@ import os
 from pathlib import Path
 
 import pytest
-import torch
-
-if not torch.cuda.is_available():  # kernels for GPUs are interpreted, if this is set before any of them is imported
-    os.environ.setdefault("TRITON_INTERPRET", "1")
 
 from tests.small_data import SmallData, write_small_data
 
