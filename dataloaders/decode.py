@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from itertools import islice
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import av
 import numpy as np
@@ -27,6 +27,9 @@ from av.container import InputContainer
 MAX_SHORTFALL = 0.25  # the part of the promised frames that may be missing before a file counts as broken
 
 MEND = "download it again, or re-encode it (ffmpeg -i IN -c:v libx264 OUT.mp4)"
+
+# A title that is not UTF-8 must not keep a video from being read. PyAV 19 reads any title, without this option.
+LENIENT: dict[str, Any] = {"metadata_errors": "replace"} if int(av.__version__.split(".")[0]) < 19 else {}
 
 Choose = Callable[[int, float], "Sequence[int] | np.ndarray"]
 Convert = Callable[[np.ndarray], np.ndarray]  # one frame uint8 [H, W, 3] RGB -> what to keep of it
@@ -101,11 +104,16 @@ def file_status(path: Path) -> os.stat_result:
     return status
 
 
+def open_container(path: Path) -> InputContainer:
+    """A file opened with PyAV, whatever its name and its titles hold; what PyAV raises is passed on."""
+    # An absolute path, because FFmpeg takes the "a:" of a relative "a:b.mp4" for a protocol.
+    return av.open(str(path.absolute()), **LENIENT)
+
+
 @contextmanager
 def _open(path: Path) -> Iterator[tuple[InputContainer, av.VideoStream]]:
     try:
-        # An absolute path, because FFmpeg takes the "a:" of a relative "a:b.mp4" for a protocol.
-        container = av.open(str(path.absolute()), metadata_errors="replace")
+        container = open_container(path)
     except av.FFmpegError as error:
         raise VideoError(f"{path} is not a video that can be opened ({error.strerror}): {MEND}.") from error
     with container:

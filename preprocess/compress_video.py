@@ -36,7 +36,7 @@ import av
 from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from dataloaders.decode import VideoError
+from dataloaders.decode import VideoError, open_container
 from preprocess.shards import default_jobs, exit_code, parse_shard, wait_for_other_ranks
 
 VIDEO_SUFFIXES = {
@@ -155,7 +155,7 @@ def video_seconds(path: Path) -> float | None:
     cannot be opened as a video.
     """
     try:
-        with av.open(str(path.absolute())) as container:
+        with open_container(path) as container:
             if not container.streams.video:
                 raise VideoError(f"{path} holds no picture: download it again, or leave it out.")
             stream = container.streams.video[0]

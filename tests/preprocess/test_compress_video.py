@@ -107,6 +107,15 @@ def test_sound_is_dropped_and_its_length_does_not_count(source, output, suffix):
     assert probe(output / "a.mp4").streams == ["video"]
 
 
+def test_a_title_that_is_not_utf_8(source, output):
+    title = b"title=caf\xe9"
+    original = write_video(source.parent / "a.mkv", grey_ramp(6))
+    command = (find_ffmpeg(), "-v", "error", "-i", original, "-c", "copy", "-metadata", title, "-metadata:s:v", title)
+    subprocess.run([*command, source / "a.mkv"], check=True)
+    assert (source / "a.mkv").read_bytes().count(b"caf\xe9") == 2
+    assert compress(source, output) == 0
+
+
 def test_fast_decode(source, output):
     write_video(source / "a.mp4", noise(1).repeat(40, axis=0))  # no change of scene, which gives key frames too
     assert compress(source, output, "--fast_decode") == 0
