@@ -185,7 +185,6 @@ class Attention(nn.Module):
             mask, causal = _with_causal(mask, q.shape[1], seen.keys.shape[1], q.device), False
         return self.project_out(self.find(q, seen, mask, causal))
 
-
     def _in_a_tile(self, qkv: Tensor, context: KeysValues | None, mask: Tensor | None) -> bool:
         """Whether `short_attention` can do this."""
         others = 0 if context is None else context.keys.shape[1]

@@ -1,5 +1,6 @@
 """The kernels of the dynamics nets against torch's own operators, on a GPU, or interpreted where there is none."""
 
+import importlib.util
 import os
 
 import pytest
@@ -11,20 +12,19 @@ from modules.dynamics import DynamicsNet, Timeline, look
 from modules.methods import build_method
 from tests.tiny import tiny_batch, tiny_clip
 
-pytest.importorskip("triton")
-
 ON_GPU = torch.cuda.is_available()
 DEVICE = torch.device("cuda" if ON_GPU else "cpu")
 
-pytestmark = pytest.mark.skipif(
-    not ON_GPU and os.environ.get("TRITON_INTERPRET") != "1", reason="needs a CUDA device, or TRITON_INTERPRET=1"
-)
+pytestmark = [pytest.mark.gpu] if ON_GPU else []
+
+if importlib.util.find_spec("triton") is None or not (ON_GPU or os.environ.get("TRITON_INTERPRET") == "1"):
+    pytest.skip("needs triton, and a GPU or its interpreter (test_interpreted.py)", allow_module_level=True)
 
 SIZES = [  # clips, sequences a clip, frames, grid, width
     (2, 4, 4, 3, 24),
     (2, 1, 4, 2, 40),
     (1, 3, 3, 5, 16),
-    (2, 2, 2, 7, 32),
+    (1, 2, 2, 7, 32),
 ]
 
 
@@ -58,10 +58,12 @@ def all_of(size: tuple[int, ...], sees: str, padded: bool, dtype: torch.dtype, w
     return [values.detach() for values in given] + [g for g in gradients if g is not None]
 
 
-@pytest.mark.parametrize("which", ["ect", "e", "ct", "c"])
-@pytest.mark.parametrize("padded", [False, True])
+@pytest.mark.parametrize(
+    ("size", "padded", "which"),
+    [(SIZES[0], True, "ect"), (SIZES[1], False, "ect"), (SIZES[2], True, "e"), (SIZES[3], False, "ct")],
+    ids=str,
+)
 @pytest.mark.parametrize("sees", ["tokens", "changes"])
-@pytest.mark.parametrize("size", SIZES, ids=str)
 def test_look_is_the_same_by_kernels(size, sees, padded, which, monkeypatch):
     results = []
     for used in (True, False):
@@ -75,8 +77,8 @@ def test_look_is_the_same_by_kernels(size, sees, padded, which, monkeypatch):
 @pytest.mark.parametrize("sees", ["tokens", "changes"])
 def test_half_precision_is_near_fp32(sees, monkeypatch):
     use_kernels(monkeypatch, True)
-    half = all_of(SIZES[3], sees, True, torch.bfloat16, "ect")
-    whole = all_of(SIZES[3], sees, True, torch.float32, "ect")
+    half = all_of(SIZES[0], sees, True, torch.bfloat16, "ect")
+    whole = all_of(SIZES[0], sees, True, torch.float32, "ect")
     for ours, theirs in zip(half, whole, strict=True):
         assert (ours.float() - theirs).norm() < 0.02 * theirs.norm()
 
@@ -92,6 +94,16 @@ def test_a_still_clip_has_no_energy_at_all(sees, dtype, monkeypatch):
     seen = look(normal, timeline, dynamics=net.to(DEVICE))
     assert seen.energy is not None
     assert not seen.energy.any()
+
+
+def test_programs_take_more_clips_than_one(monkeypatch):
+    monkeypatch.setattr(dynamics.change_kernels, "PARTS", 2)
+    results = []
+    for used in (True, False):
+        use_kernels(monkeypatch, used)
+        results.append(all_of((5, 1, 3, 2, 20), "changes", True, torch.float32, "e"))
+    for ours, theirs in zip(*results, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4 * theirs.abs().max().item())
 
 
 @pytest.mark.parametrize("attention", ["frame", "joint"])
