@@ -20,6 +20,7 @@ except ImportError:  # comes with torch for GPUs alone
     triton = None  # type: ignore[assignment]
 
 SPACE = 9  # taps of a kernel in space, 3 by 3
+VALUES = {2: 4096, 3: 2048}  # of a tile, by taps in time: as many as four warps have registers for
 PARTS = 32  # of a batch, whose clips one program after another adds to the gradient of the kernels
 
 
@@ -242,14 +243,14 @@ def change_energy(changes: Tensor, kernel: Tensor) -> list[Tensor]:
     """
     batch, count, patches, width = changes.shape
     taps, places = kernel.shape[2], count + 1 - kernel.shape[2]
-    rows, columns, blocks = _tile(patches, width, 2048)
+    rows, columns, blocks = _tile(patches, width, VALUES[taps])
     partial_energy = changes.new_empty(blocks, batch, places, patches, dtype=torch.float32)
     features = changes.new_empty(batch, places, patches, width)
     with torch.cuda.device_of(changes):
         _forward[(batch, blocks)](
             changes.contiguous(), _by_tap(kernel), partial_energy, features,
             count - 1, patches, math.isqrt(patches), width, places,
-            TAPS=taps, ROWS=rows, COLUMNS=columns, num_warps=_warps(rows, columns, 16),
+            TAPS=taps, ROWS=rows, COLUMNS=columns, num_warps=_warps(rows, columns, VALUES[taps] // 128),
         )  # fmt: skip
     return [partial_energy.sum(dim=0) / width, features]
 
@@ -271,13 +272,13 @@ def to_changes(of_energy: Tensor, features: Tensor, kernel: Tensor) -> Tensor:
     """From the gradient of the energy, fp32 `[B,N,P]`, that of the changes, `[B,T+1,P,D]` like the features."""
     batch, places, patches, width = features.shape
     taps = kernel.shape[2]
-    rows, columns, blocks = _tile(patches, width, 2048)
+    rows, columns, blocks = _tile(patches, width, VALUES[taps])
     of_changes = features.new_empty(batch, places + taps - 1, patches, width)
     with torch.cuda.device_of(features):
         _to_changes[(batch, blocks)](
             of_energy.contiguous(), features, _by_tap(kernel), of_changes,
             places + taps - 2, patches, math.isqrt(patches), width, places,
-            TAPS=taps, ROWS=rows, COLUMNS=columns, num_warps=_warps(rows, columns, 16),
+            TAPS=taps, ROWS=rows, COLUMNS=columns, num_warps=_warps(rows, columns, VALUES[taps] // 128),
         )  # fmt: skip
     return of_changes
 
@@ -305,7 +306,7 @@ def to_kernel(of_energy: Tensor, features: Tensor, changes: Tensor) -> Tensor:
         _to_taps[(parts, blocks)](
             of_energy.contiguous(), features, changes.contiguous(), partial_taps, batch, clips_a_program,
             changes.shape[1] - 1, patches, math.isqrt(patches), width, places,
-            TAPS=taps, ROWS=rows, COLUMNS=columns, num_warps=_warps(rows, columns, 4),
+            TAPS=taps, ROWS=rows, COLUMNS=columns, num_warps=_warps(rows, columns, 8),
         )  # fmt: skip
     return partial_taps.sum(dim=0).permute(2, 0, 1).reshape(width, 1, taps, 3, 3).contiguous()
 

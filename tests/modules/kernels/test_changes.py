@@ -133,3 +133,17 @@ def test_compiled_is_eager(sees, monkeypatch):
     monkeypatch.setitem(globals(), "look", torch.compile(look, backend="aot_eager", fullgraph=True))
     for ours, theirs in zip(all_of(SIZES[0], sees, True, torch.float32, "ect"), eager, strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("taps", [2, 3])
+def test_traced_operators_have_the_layout_of_the_real_ones(taps):
+    kernels = dynamics.change_kernels
+    changes = torch.randn(2, 5, 9, 20, device=DEVICE)
+    kernel = torch.randn(20, 1, taps, 3, 3, device=DEVICE)
+    energy, features = kernels.change_energy(changes, kernel)
+    for operator, arguments in (
+        (kernels.change_energy, (changes, kernel)),
+        (kernels.to_changes, (energy, features, kernel)),
+        (kernels.to_kernel, (energy, features, changes)),
+    ):
+        torch.library.opcheck(operator, arguments, test_utils=("test_schema", "test_faketensor"))
