@@ -197,7 +197,7 @@ class _Look(torch.autograd.Function):
         )
         changes = energy = kernel = features = seen_changes = seen_tokens = None
         if weight is not None or of_changes is not None:
-            changes = _changes(patches_of(tokens, frames), gap_mask)
+            changes = _changes(tokens, frames, gap_mask)
         if weight is not None:
             assert changes is not None
             kernel = (_on_changes(weight) if centred else weight).to(tokens.dtype)
@@ -275,8 +275,8 @@ def _energy_backward(
     depth-wise 3-D kernels takes several times as long (docs/performance.md).
     """
     if change_kernels.usable(changes):
-        of_changes = change_kernels.to_changes(gradient, features, kernel) if wanted else None
-        return of_changes, change_kernels.to_kernel(gradient, features, changes)
+        of_kernel, of_changes = change_kernels.change_energy_backward(gradient, features, changes, kernel, wanted)
+        return of_changes if wanted else None, of_kernel
     width, _, taps, *size = kernel.shape
     padded = F.pad(gradient, (0, 0, 0, taps - 1)).flatten(0, 1)[: features.shape[2]].view_as(features[0, 0])
     of_features = (features * (2 / width * padded)).to(features.dtype)  # in this order, or fp16 loses small ones
@@ -306,14 +306,17 @@ def _linear_backward(
     return others, of_weight
 
 
-def _changes(patches: Tensor, gap_mask: Tensor | None) -> Tensor:
-    """`[B,T,P,D]`, bool `[B,T-1]` or None -> what `look` says of changes, `[B,T+1,P,D]`."""
+def _changes(tokens: Tensor, frames: int, gap_mask: Tensor | None) -> Tensor:
+    """`[B,C,L,D]`, bool `[B,T-1]` or None -> what `look` says of changes, `[B,T+1,P,D]`."""
+    patches = patches_of(tokens, frames)
     if torch.compiler.is_compiling():  # which joins the passes itself, and writes into no slices
         between = patches[:, 1:] - patches[:, :-1]
         if gap_mask is not None:
             between = between * gap_mask[:, :, None, None]
         return F.pad(between, (0, 0, 0, 0, 1, 1))
-    batch, frames, count, width = patches.shape
+    if change_kernels.usable(tokens):
+        return change_kernels.take_changes(tokens, gap_mask, frames)
+    batch, _, count, width = patches.shape
     changes = patches.new_empty(batch, frames + 1, count, width)
     changes[:, ::frames].zero_()
     between = changes[:, 1:-1]
@@ -325,6 +328,8 @@ def _changes(patches: Tensor, gap_mask: Tensor | None) -> Tensor:
 
 def _changes_backward(gradient: Tensor, gap_mask: Tensor | None, shape: torch.Size, frames: int) -> Tensor:
     """From the gradient of changes `[B,T+1,P,D]`, which is overwritten, that of the sequences of this shape."""
+    if change_kernels.usable(gradient) and not torch.compiler.is_compiling():
+        return change_kernels.take_changes_backward(gradient, gap_mask, shape)
     gradient[:, ::frames].zero_()
     if gap_mask is not None:
         gradient[:, 1:-1] *= gap_mask[:, :, None, None]

@@ -143,7 +143,7 @@ def test_traced_operators_have_the_layout_of_the_real_ones(taps):
     energy, features = kernels.change_energy(changes, kernel)
     for operator, arguments in (
         (kernels.change_energy, (changes, kernel)),
-        (kernels.to_changes, (energy, features, kernel)),
-        (kernels.to_kernel, (energy, features, changes)),
+        (kernels.change_energy_backward, (energy, features, changes, kernel, True)),
+        (kernels.change_energy_backward, (energy, features, changes, kernel, False)),
     ):
         torch.library.opcheck(operator, arguments, test_utils=("test_schema", "test_faketensor"))
