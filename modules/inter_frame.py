@@ -121,7 +121,8 @@ class InterFramePrompter(nn.Module):
         if self.prompter is not None:
             assert seen.changes is not None
             prompts = prompts + self.dropout(self.prompter(seen.changes, 1 + variation, timeline))  # eq. 5
-        valid = torch.arange(self.eta, device=count.device) < count.unsqueeze(-1)
+        # In floats, as torch 2.14 compiles a mask made of integers for CPUs to code that is none.
+        valid = torch.arange(self.eta, device=count.device, dtype=variation.dtype) < count.unsqueeze(-1)
         return TemporalPrompting(prompts, valid, variation, count)
 
 

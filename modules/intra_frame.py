@@ -75,7 +75,8 @@ def region_mask(saliency: Tensor, patches: Tensor, frame_mask: Tensor, *, hard: 
 
 def _hard_mask(saliency: Tensor, patches: Tensor, frame_mask: Tensor) -> Tensor:
     ones = frame_mask.unsqueeze(-1).expand_as(patches).to(saliency.dtype)
-    return torch.zeros_like(saliency).scatter_(-1, patches, ones)
+    # Not in place: what a traced autograd.Function writes into so loses its gradient in torch 2.11.
+    return torch.zeros_like(saliency).scatter(-1, patches, ones)
 
 
 class _StraightThrough(torch.autograd.Function):

@@ -551,6 +551,9 @@ def steps_of(name: str, folder: Path, **settings: Any) -> tuple[list[dict[str, f
     """Loss and gradient norm of three steps, with clips of other lengths in each, and the last one's gradients."""
     torch.manual_seed(0)
     run, values = one_training(name, torch.device("cpu"), folder, **settings), []
+    with torch.no_grad():  # prompts that start at zero would hide the gradients of what they are multiplied with
+        for parameter in run.parameters.values():
+            parameter.add_(0.02 * torch.randn_like(parameter))
     for seed in range(3):
         batch = one_batch(seed)
         batch["frame_mask"] = torch.arange(4) < torch.tensor([4, 1 + seed, 4 - seed, 3])[:, None]
