@@ -173,6 +173,9 @@ def compile_forward(method: Method) -> None:
     # It would cut the graph where DistributedDataParallel sends gradients, which older versions of torch refuse for
     # ours: an autograd.Function and recomputed blocks are graphs within it.
     torch._dynamo.config.optimize_ddp = False
+    # It takes clips' tokens [B,T,P,D] for images of T channels, and copies what is kept for backward to the layout that
+    # suits those.
+    torch._inductor.config.layout_optimization = False
     method.compile(dynamic=False)
 
 

@@ -24,8 +24,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from modules.kernels import attention as attention_kernels
-from modules.kernels.attention import short_attention
+from modules.kernels import usable
+from modules.kernels.attention import fits, short_attention
 from modules.precision import Ready, compute_dtype, times
 
 # f and s of f(s z) / s. quick_gelu, z · sigmoid(1.702 z), is what OpenAI's CLIP weights were trained with.
@@ -173,9 +173,10 @@ class Attention(nn.Module):
         qkv = F.linear(x, *self.projection(norm))
         if self._in_a_tile(qkv, context, mask):
             if causal:
-                keys = x.shape[1] + (0 if context is None else context.keys.shape[1])
-                mask = _with_causal(mask, x.shape[1], keys, x.device)
-            return self.project_out(short_attention(qkv, *(context or ()), mask=mask, heads=self.heads))
+                others = 0 if context is None else context.keys.shape[1]
+                mask = _with_causal(mask, x.shape[1], x.shape[1] + others, x.device)
+            keys, values = (None, None) if context is None else context
+            return self.project_out(short_attention(qkv, keys, values, mask, heads=self.heads))
         q, *own = qkv.chunk(3, dim=-1)
         seen = KeysValues(*own)
         if context is not None:
@@ -189,9 +190,9 @@ class Attention(nn.Module):
         """Whether `short_attention` can do this."""
         others = 0 if context is None else context.keys.shape[1]
         return (
-            attention_kernels.usable(qkv)
+            usable(qkv)
             and qkv.dtype in (torch.bfloat16, torch.float16)  # in fp32 it would use no tensor cores
-            and attention_kernels.fits(qkv.shape[1], others, self.width // self.heads)
+            and fits(qkv.shape[1], others, self.width // self.heads)
             and (mask is None or mask.dtype == torch.bool)
         )
 

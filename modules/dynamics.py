@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.nn.grad import conv2d_weight
 
 from modules.kernels import changes as change_kernels
+from modules.kernels import usable
 from modules.precision import compute_dtype
 
 WAVES = 4  # frequencies that say where in the clip something lies
@@ -254,7 +255,7 @@ def _volume(changes: Tensor) -> Tensor:
 
 def _energy(changes: Tensor, kernel: Tensor) -> tuple[Tensor, Tensor]:
     """Changes `[B,N,P,D]`, kernels `[D,1,k,3,3]` -> the energy `[B,N-k+1,P]`, at least fp32, and what it is of."""
-    if change_kernels.usable(changes):
+    if usable(changes):
         energy, features = change_kernels.change_energy(changes, kernel)
         return energy, features
     taps, places = kernel.shape[2], changes.shape[1]
@@ -274,7 +275,7 @@ def _energy_backward(
     That of a kernel is the one of a 2-D convolution for each tap in time: on a CPU torch's own way back for
     depth-wise 3-D kernels takes several times as long (docs/performance.md).
     """
-    if change_kernels.usable(changes):
+    if usable(changes):
         of_kernel, of_changes = change_kernels.change_energy_backward(gradient, features, changes, kernel, wanted)
         return of_changes if wanted else None, of_kernel
     width, _, taps, *size = kernel.shape
@@ -314,7 +315,7 @@ def _changes(tokens: Tensor, frames: int, gap_mask: Tensor | None) -> Tensor:
         if gap_mask is not None:
             between = between * gap_mask[:, :, None, None]
         return F.pad(between, (0, 0, 0, 0, 1, 1))
-    if change_kernels.usable(tokens):
+    if usable(tokens):
         return change_kernels.take_changes(tokens, gap_mask, frames)
     batch, _, count, width = patches.shape
     changes = patches.new_empty(batch, frames + 1, count, width)
@@ -328,7 +329,7 @@ def _changes(tokens: Tensor, frames: int, gap_mask: Tensor | None) -> Tensor:
 
 def _changes_backward(gradient: Tensor, gap_mask: Tensor | None, shape: torch.Size, frames: int) -> Tensor:
     """From the gradient of changes `[B,T+1,P,D]`, which is overwritten, that of the sequences of this shape."""
-    if change_kernels.usable(gradient) and not torch.compiler.is_compiling():
+    if usable(gradient) and not torch.compiler.is_compiling():
         return change_kernels.take_changes_backward(gradient, gap_mask, shape)
     gradient[:, ::frames].zero_()
     if gap_mask is not None:

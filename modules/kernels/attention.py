@@ -11,8 +11,7 @@ that tensor cores take; what lies beyond L, S and d is read as zeros and never w
 Source: to keep the inputs alone and to make the softmax again in backward is the idea of Dao et al., "FlashAttention",
 NeurIPS 2022. With all keys in one tile its running maximum and sum are not needed.
 
-Without triton this module can be imported, and `usable` is false. With TRITON_INTERPRET=1, set before the first import
-of triton, the kernels run on CPU tensors, slowly: for tests.
+With TRITON_INTERPRET=1, set before the first import of triton, the kernels run on CPU tensors, slowly: for tests.
 """
 
 from typing import Any
@@ -20,11 +19,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-try:
+from modules.kernels import HAS_TRITON
+
+if HAS_TRITON:
     import triton
     import triton.language as tl
-except ImportError:
-    triton = None
 
 LONGEST = 64  # tokens, context tokens or channels of a head up to which a tile stays in registers
 LEAST = 16  # of what tensor cores take along any axis
@@ -34,11 +33,6 @@ DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 def fits(length: int, context: int, head_width: int) -> bool:
     """Whether L tokens with S context tokens and heads d wide are a size for one tile."""
     return max(length, context, head_width) <= LONGEST
-
-
-def usable(x: Tensor) -> bool:
-    """Whether the kernels can run where x is."""
-    return x.is_cuda and triton is not None
 
 
 def short_attention(
@@ -249,7 +243,7 @@ def _block(size: int) -> int:
     return max(LEAST, 1 << (size - 1).bit_length())
 
 
-if triton is not None:
+if HAS_TRITON:
 
     @triton.jit
     def _load(start, stride, tokens, channels, COUNT: tl.constexpr, WIDTH: tl.constexpr):

@@ -13,24 +13,19 @@ import math
 import torch
 from torch import Tensor
 
-try:
+from modules.kernels import HAS_TRITON
+
+if HAS_TRITON:
     import triton
     import triton.language as tl
-except ImportError:  # comes with torch for GPUs alone
-    triton = None  # type: ignore[assignment]
 
 SPACE = 9  # taps of a kernel in space, 3 by 3
-VALUES = {2: 4096, 3: 2048}  # of a tile, by taps in time: as many as four warps have registers for
+TILE = {2: 4096, 3: 2048}  # of a tile, by taps in time: as many as four warps have registers for
 BLOCK = 2048  # values that a program takes where each stands for itself
 PARTS = 32  # of a batch, whose clips one program after another adds to the gradient of the kernels
 
 
-def usable(x: Tensor) -> bool:
-    """Whether tensors like this one can be given to these kernels."""
-    return triton is not None and x.is_cuda
-
-
-if triton is not None:
+if HAS_TRITON:
 
     @triton.jit
     def _frame_start(frame, frames_a_sequence, per_sequence, patches, width):
@@ -308,14 +303,14 @@ def change_energy(changes: Tensor, kernel: Tensor) -> list[Tensor]:
     """
     batch, count, patches, width = changes.shape
     taps, places = kernel.shape[2], count + 1 - kernel.shape[2]
-    rows, columns, blocks = _tile(patches, width, VALUES[taps])
+    rows, columns, blocks = _tile(patches, width, TILE[taps])
     partial_energy = changes.new_empty(blocks, batch, places, patches, dtype=torch.float32)
     features = changes.new_empty(batch, places, patches, width)
     with torch.cuda.device_of(changes):
         _forward[(batch, blocks)](
             changes.contiguous(), _by_tap(kernel), partial_energy, features,
             count - 1, patches, math.isqrt(patches), width, places,
-            TAPS=taps, ROWS=rows, COLUMNS=columns, num_warps=_warps(rows, columns, VALUES[taps] // 128),
+            TAPS=taps, ROWS=rows, COLUMNS=columns, num_warps=_warps(rows, columns, TILE[taps] // 128),
         )  # fmt: skip
     return [partial_energy.sum(dim=0) / width, features]
 
@@ -336,8 +331,8 @@ def _(changes: Tensor, kernel: Tensor) -> list[Tensor]:
 def change_energy_backward(
     of_energy: Tensor, features: Tensor, changes: Tensor, kernel: Tensor, wanted: bool
 ) -> list[Tensor]:
-    """From the gradient of the energy, fp32 `[B,N,P]`, that of the kernels, fp32 `[D,1,K,3,3]`, and that of the changes,
-    `[B,T+1,P,D]` like them, or an empty one if it is not wanted."""
+    """From the gradient of the energy, fp32 `[B,N,P]`, that of the kernels, fp32 `[D,1,K,3,3]`, and that of the
+    changes, `[B,T+1,P,D]` like them, or an empty one if it is not wanted."""
     batch, places, patches, width = features.shape
     taps = kernel.shape[2]
     rows, columns, blocks = _tile(patches, width, 1024)

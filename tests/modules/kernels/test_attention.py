@@ -13,6 +13,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from modules import clip
+from modules.kernels import usable
+
 ON_GPU = torch.cuda.is_available()
 DEVICE = "cuda" if ON_GPU else "cpu"
 FP32 = 5e-6  # what fp32 may be away from fp64
@@ -26,7 +29,7 @@ if importlib.util.find_spec("triton") is None or not (ON_GPU or os.environ.get("
 
 @pytest.fixture
 def attention() -> Any:
-    """The module under test, which elsewhere in a process without a GPU is never imported."""
+    """The module under test."""
     from modules.kernels import attention
 
     return attention
@@ -319,9 +322,39 @@ def test_sizes_that_fit(attention):
     assert not any(attention.fits(*sizes) for sizes in ((65, 0, 64), (50, 65, 64), (50, 8, 65)))
 
 
-def test_usable_on_a_gpu_alone(attention):
-    assert not attention.usable(torch.zeros(1))
-    assert attention.usable(torch.zeros(1, device=DEVICE)) == ON_GPU
+def test_usable_on_a_gpu_alone():
+    assert not usable(torch.zeros(1))
+    assert usable(torch.zeros(1, device=DEVICE)) == ON_GPU
+
+
+@pytest.mark.parametrize("masked", [None, "by key", "by query"])
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize("rows", [None, 1, 3])
+def test_a_blocks_attention_uses_it_and_stays_the_same(rows, causal, masked, monkeypatch):
+    """Also that it does so, since the kernel's and torch's results differ in their last bits."""
+    length, others = 6, 0 if rows is None else 4
+    masks = {
+        None: None,
+        "by key": torch.rand(3, 1, 1, length + others, device=DEVICE) > 0.3,
+        "by query": torch.rand(1, 1, length, length + others, device=DEVICE) > 0.3,
+    }
+    mask = masks[masked]
+    if mask is not None:
+        mask[..., 0] = True
+    torch.manual_seed(0)
+    module = clip.Attention(32, 2).to(DEVICE, HALF)
+    x = torch.randn(3, length, 32, device=DEVICE, dtype=HALF)
+    parts = [] if rows is None else [torch.randn(rows, others, 32, device=DEVICE, dtype=HALF) for _ in range(2)]
+    results = []
+    for used in (True, False):
+        monkeypatch.setattr(clip, "usable", lambda x, used=used: used)
+        leaves = [part.clone().requires_grad_() for part in (x, *parts)]
+        context = None if rows is None else clip.KeysValues(*leaves[1:])
+        found = module(leaves[0], context, mask, causal)
+        results.append([found, *torch.autograd.grad(found.float().square().sum(), leaves)])
+    assert not torch.equal(results[0][1], results[1][1])
+    for ours, theirs in zip(*results, strict=True):
+        assert (ours - theirs).float().norm() < 0.01 * theirs.float().norm()
 
 
 QKV = torch.zeros(2, 4, 24)

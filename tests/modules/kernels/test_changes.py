@@ -29,7 +29,7 @@ SIZES = [  # clips, sequences a clip, frames, grid, width
 
 
 def use_kernels(monkeypatch, used: bool) -> None:
-    monkeypatch.setattr(dynamics.change_kernels, "usable", lambda x: used)
+    monkeypatch.setattr(dynamics, "usable", lambda x: used)
 
 
 def all_of(size: tuple[int, ...], sees: str, padded: bool, dtype: torch.dtype, which: str) -> list[Tensor]:
