@@ -1,8 +1,8 @@
 """The tests of the kernels in this folder on machines without a GPU, in triton's interpreter.
 
 Triton asks whether it interprets when it is first imported, and then does so for the whole process: hence one of its
-own, in which the others of this folder run. Here they are skipped. An interpreter older than numpy may fail or read wrong
-memory, whatever the kernel: that of triton 3.0 with numpy 2, that of 3.6 with numpy 2.4.
+own, in which the others of this folder run. Here they are skipped. An interpreter older than numpy may fail or read
+wrong memory, whatever the kernel: that of triton 3.0 with numpy 2, that of 3.6 with numpy 2.4.
 """
 
 import importlib.util
