@@ -297,14 +297,15 @@ def report(settings: Settings, options: dict[str, Any]) -> str:
     )
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    def measured() -> str:
-        values = parse_flags({"benchmark": Settings}, Settings.method, argv)
-        settings = Settings(**{item.name: values[item.name] for item in fields(Settings)})
-        options = {option.name: values[option.name] for option in method_options(METHODS[settings.method])}
-        return report(settings, options)
+def parse_with_options(kind: type[Result], argv: Sequence[str] | None) -> tuple[Result, dict[str, Any]]:
+    """Settings, a dataclass with a `method`, and that method's own options, from the command line."""
+    values = parse_flags({"benchmark": kind}, kind.method, argv)  # type: ignore[attr-defined]
+    settings = kind(**{item.name: values[item.name] for item in fields(kind)})  # type: ignore[arg-type]
+    return settings, {option.name: values[option.name] for option in method_options(METHODS[values["method"]])}
 
-    return print_report(measured)
+
+def main(argv: Sequence[str] | None = None) -> int:
+    return print_report(lambda: report(*parse_with_options(Settings, argv)))
 
 
 if __name__ == "__main__":

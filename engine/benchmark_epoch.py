@@ -24,7 +24,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -36,8 +36,8 @@ from tqdm import tqdm
 from dataloaders.cache import FrameCache
 from dataloaders.preparation import in_threads
 from dataloaders.samples import FrameReader, GalleryVideos, QueryCaptions, Sample, TrainingPairs
-from engine.benchmark import origin_of, write_json
-from engine.cli import parse_flags, print_report
+from engine.benchmark import origin_of, parse_with_options, write_json
+from engine.cli import print_report
 from engine.config import OptimConfig, between
 from engine.distributed import Process
 from engine.evaluate import evaluate
@@ -45,7 +45,7 @@ from engine.logger import RunLogger
 from engine.train import PHASES, Training, auto_precision, autocast_for
 from modules.clip import CLIP
 from modules.clip_weights import architecture_of
-from modules.methods import METHODS, Method, build_method, method_options
+from modules.methods import METHODS, Method, build_method
 from modules.tokenizer import Tokenizer
 
 MSRVTT_PAIRS = 180_000  # of an epoch
@@ -291,13 +291,7 @@ def report(settings: Settings, options: dict[str, Any]) -> str:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    def measured() -> str:
-        values = parse_flags({"benchmark": Settings}, Settings.method, argv)
-        settings = Settings(**{item.name: values[item.name] for item in fields(Settings)})
-        options = {option.name: values[option.name] for option in method_options(METHODS[settings.method])}
-        return report(settings, options)
-
-    return print_report(measured)
+    return print_report(lambda: report(*parse_with_options(Settings, argv)))
 
 
 if __name__ == "__main__":

@@ -29,7 +29,7 @@ def world(tmp_path_factory) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("method", ["stop", "clip4clip"])
+@pytest.mark.parametrize("method", ["stop", pytest.param("clip4clip", marks=pytest.mark.slow)])
 def test_msrvtt_script_trains_and_evaluates(world, tmp_path, method):
     results = tmp_path / "results.csv"
     environment = {

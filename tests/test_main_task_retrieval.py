@@ -246,6 +246,7 @@ def run_in_processes(n: int, arguments: list[str]) -> subprocess.CompletedProces
     )  # fmt: skip
 
 
+@pytest.mark.slow
 def test_three_processes_evaluate_as_one(tmp_path):
     """Seven videos do not divide by three; none is counted twice. An eighth is broken and left out by all."""
     data = write_small_data(tmp_path / "data", n_train=2, n_test=8)

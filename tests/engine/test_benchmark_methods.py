@@ -165,6 +165,7 @@ def one_process(monkeypatch):
     monkeypatch.setattr(benchmark_methods, "in_own_process", run)
 
 
+@pytest.mark.slow
 def test_the_whole_command_compiled(data, tmp_path, capsys, monkeypatch, one_process):
     """Graphs that run on torch's own kernels; one for training and none for evaluation, which is eager."""
     monkeypatch.setattr(nn.Module, "compile", partialmethod(nn.Module.compile, backend="aot_eager"))

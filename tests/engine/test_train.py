@@ -82,7 +82,7 @@ def assert_same_weights(first: Path, second: Path, **tolerance: float) -> None:
 @pytest.mark.parametrize(
     ("method", "more", "runs"),
     [
-        ("clip4clip", [], ALL_RUNS),
+        pytest.param("clip4clip", [], ALL_RUNS, marks=pytest.mark.slow),
         ("stop", [], ALL_RUNS),
         (
             "stop",
@@ -154,6 +154,7 @@ def test_without_expanded_captions_it_is_all_the_same(small_data, tmp_path):
     assert_same_weights(tmp_path / "apart", tmp_path / "negatives")
 
 
+@pytest.mark.slow
 def test_two_machines_equal_one(small_data, tmp_path):
     """Two torchruns that find each other, with a process each, as scripts/slurm.sh starts them."""
     assert main(training(small_data, tmp_path / "one", *METHODS["stop"])) == 0
@@ -589,7 +590,7 @@ def assert_compiled_is_eager(monkeypatch, name: str, folder: Path, settings: dic
 
 
 COMPILED: list[Any] = [
-    *((name, {}, 1) for name in ALL_METHODS),
+    *(pytest.param(name, {}, 1, marks=[pytest.mark.slow] * (name == "stop_released")) for name in ALL_METHODS),
     ("stop", {"gradient_accumulation_steps": 2, "activation_checkpointing": True}, 2),
 ]
 

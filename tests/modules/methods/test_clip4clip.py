@@ -48,6 +48,9 @@ def test_equals_the_original(original):
     assert float(symmetric_info_nce(similarity)) == pytest.approx(oracle.setting["loss"], rel=1e-4)
 
 
+@pytest.mark.parametrize(
+    "original", ["meanP", pytest.param("seqTransf", marks=pytest.mark.slow)], indirect=True, scope="module"
+)
 def test_learns_as_the_original(original):
     """The norm of every gradient, and no gradient exactly where the original has none."""
     oracle, method, video, frame_mask = original
