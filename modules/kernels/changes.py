@@ -1,8 +1,8 @@
 """The dynamics nets on a GPU: depth-wise convolutions of what frames differ by, their energy, and the way back.
 
 What `modules.dynamics.look` needs of N_s and N_t. torch's and cuDNN's depth-wise 3-D convolutions take most of a
-training step of STOP on a GPU (docs/performance.md). Here one program takes one clip and a few channels through all
-frames, and keeps in registers what later frames still add to.
+training step of STOP on a GPU (docs/performance.md). Here one program takes some patches and channels of a clip through
+all frames, and keeps in registers what later frames still add to.
 
 Shapes: B clips, T frames, P = G*G patches, D width, K taps in time (2 or 3), N = T+2-K places of features; changes
 `[B,T+1,P,D]` are those of `look`, the first and the last of a clip zero.
@@ -82,7 +82,7 @@ if HAS_TRITON:
         TAPS: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
     ):  # fmt: skip
         clip, block = tl.program_id(0).to(tl.int64), tl.program_id(1)
-        row = tl.arange(0, ROWS)
+        row = tl.program_id(2) * ROWS + tl.arange(0, ROWS)
         column = block * COLUMNS + tl.arange(0, COLUMNS)
         y, x = row // grid, row % grid
         real_row, real_column = row < patches, column < width
@@ -180,7 +180,7 @@ if HAS_TRITON:
         TAPS: tl.constexpr, WANTED: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
     ):  # fmt: skip
         part, block = tl.program_id(0).to(tl.int64), tl.program_id(1)
-        row = tl.arange(0, ROWS)
+        row = tl.program_id(2) * ROWS + tl.arange(0, ROWS)
         column = block * COLUMNS + tl.arange(0, COLUMNS)
         y, x = row // grid, row % grid
         real_row, real_column = row < patches, column < width
@@ -240,7 +240,7 @@ if HAS_TRITON:
                 tl.store(of_clip + places * frame, coming.to(of_changes.dtype.element_ty), mask=here)
                 if TAPS == 3:
                     tl.store(of_clip + last * frame, coming_later.to(of_changes.dtype.element_ty), mask=here)
-        into = partial_taps + part * TAPS * 9 * width + column
+        into = partial_taps + (part * tl.num_programs(2) + tl.program_id(2)) * TAPS * 9 * width + column
         _store_line(into, width, real_column, a0, a1, a2, b0, b1, b2, c0, c1, c2, TAPS)
         _store_line(into + 3 * width, width, real_column, d0, d1, d2, e0, e1, e2, f0, f1, f2, TAPS)
         _store_line(into + 6 * width, width, real_column, g0, g1, g2, h0, h1, h2, i0, i1, i2, TAPS)
@@ -277,11 +277,11 @@ def take_changes_backward(of_changes: Tensor, gap_mask: Tensor | None, shape: to
     return of_tokens
 
 
-def _tile(patches: int, width: int, values: int) -> tuple[int, int, int]:
-    """Rows and columns of a program's tile, of so many values where the patches allow, and how many tiles make D."""
-    rows = triton.next_power_of_2(max(patches, 16))
+def _tile(patches: int, width: int, values: int) -> tuple[int, int, int, int]:
+    """Rows and columns of a program's tile, about so many values, and how many tiles make P and D."""
+    rows = min(64, triton.next_power_of_2(max(patches, 16)))
     columns = max(16, values // rows)
-    return rows, columns, triton.cdiv(width, columns)
+    return rows, columns, triton.cdiv(patches, rows), triton.cdiv(width, columns)
 
 
 def _warps(rows: int, columns: int, values_a_thread: int) -> int:
@@ -303,11 +303,11 @@ def change_energy(changes: Tensor, kernel: Tensor) -> list[Tensor]:
     """
     batch, count, patches, width = changes.shape
     taps, places = kernel.shape[2], count + 1 - kernel.shape[2]
-    rows, columns, blocks = _tile(patches, width, TILE[taps])
+    rows, columns, lots, blocks = _tile(patches, width, TILE[taps])
     partial_energy = changes.new_empty(blocks, batch, places, patches, dtype=torch.float32)
     features = changes.new_empty(batch, places, patches, width)
     with torch.cuda.device_of(changes):
-        _forward[(batch, blocks)](
+        _forward[(batch, blocks, lots)](
             changes.contiguous(), _by_tap(kernel), partial_energy, features,
             count - 1, patches, math.isqrt(patches), width, places,
             TAPS=taps, ROWS=rows, COLUMNS=columns, num_warps=_warps(rows, columns, TILE[taps] // 128),
@@ -335,13 +335,13 @@ def change_energy_backward(
     changes, `[B,T+1,P,D]` like them, or an empty one if it is not wanted."""
     batch, places, patches, width = features.shape
     taps = kernel.shape[2]
-    rows, columns, blocks = _tile(patches, width, 1024)
+    rows, columns, lots, blocks = _tile(patches, width, 1024)
     clips_a_program = triton.cdiv(batch, PARTS)
     parts = triton.cdiv(batch, clips_a_program)
     of_changes = features.new_empty(changes.shape if wanted else 0)
-    partial_taps = features.new_empty(parts, taps, SPACE, width, dtype=torch.float32)
+    partial_taps = features.new_empty(parts * lots, taps, SPACE, width, dtype=torch.float32)
     with torch.cuda.device_of(changes):
-        _backward[(parts, blocks)](
+        _backward[(parts, blocks, lots)](
             of_energy.contiguous(), features, changes.contiguous(), _by_tap(kernel), of_changes, partial_taps,
             batch, clips_a_program, changes.shape[1] - 1, patches, math.isqrt(patches), width, places,
             TAPS=taps, WANTED=wanted, ROWS=rows, COLUMNS=columns, num_warps=_warps(rows, columns, 4),

@@ -23,8 +23,9 @@ if importlib.util.find_spec("triton") is None or not (ON_GPU or os.environ.get("
 SIZES = [  # clips, sequences a clip, frames, grid, width
     (2, 4, 4, 3, 24),
     (2, 1, 4, 2, 40),
-    (1, 3, 3, 5, 16),
-    (1, 2, 2, 7, 32),
+    (2, 3, 3, 5, 16),
+    (2, 2, 2, 7, 16),
+    (2, 1, 2, 9, 8),  # more patches than a program takes
 ]
 
 
@@ -60,7 +61,13 @@ def all_of(size: tuple[int, ...], sees: str, padded: bool, dtype: torch.dtype, w
 
 @pytest.mark.parametrize(
     ("size", "padded", "which"),
-    [(SIZES[0], True, "ect"), (SIZES[1], False, "ect"), (SIZES[2], True, "e"), (SIZES[3], False, "ct")],
+    [
+        (SIZES[0], True, "ect"),
+        (SIZES[1], False, "ect"),
+        (SIZES[2], True, "e"),
+        (SIZES[3], False, "ct"),
+        (SIZES[4], False, "e"),
+    ],
     ids=str,
 )
 @pytest.mark.parametrize("sees", ["tokens", "changes"])
