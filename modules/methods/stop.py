@@ -148,20 +148,23 @@ class STOP(Method):
         embedding = visual.pool(x.flatten(0, 1)).unflatten(0, x.shape[:2])
         return embedding[:, 0] if self.attention == "joint" else masked_mean(embedding, frame_mask)
 
-    def _prompt(self, layer: int, block: Block, x: Tensor, timeline: Timeline) -> tuple[Tensor, Tensor, LayerMaps]:
-        """The two stages before one block: h in `[B,C,L,D]` -> h^s and LayerNormed h^s in the same, and the rest."""
-        spatial = temporal = None
+    def _prompt(
+        self, layer: int, block: Block, x: Tensor, timeline: Timeline
+    ) -> tuple[Tensor, Tensor | None, LayerMaps]:
+        """The two stages before one block: h in `[B,C,L,D]` -> h^s in the same, LayerNormed h^s if the second stage is
+        there and needs it, and the rest."""
+        spatial = temporal = normal = None
         if layer < len(self.intra):
             spatial = self.intra[layer](block, x, timeline)
             x = spatial.x
-        normal = layer_norm(x)  # for the second stage and the block
         if layer < len(self.inter) and timeline.frames > 1:
+            normal = layer_norm(x)  # for this stage and the block
             region_mask = spatial.region_mask if spatial else torch.zeros_like(patches_of(x, timeline.frames)[..., 0])
             temporal = self.inter[layer](normal, region_mask, timeline)
         return x, normal, LayerMaps(spatial, temporal)
 
     def _run(
-        self, block: Block, x: Tensor, normal: Tensor, timeline: Timeline, temporal: TemporalPrompting | None
+        self, block: Block, x: Tensor, normal: Tensor | None, timeline: Timeline, temporal: TemporalPrompting | None
     ) -> Tensor:
         """The frozen block on the prompted sequences, `[B,C,L,D]` in and out; behind the last block only the class
         tokens are read, `[B,C,1,D]`."""
@@ -172,7 +175,7 @@ class STOP(Method):
         else:
             context, mask = insert_by_frame(block, patches, temporal)
         run = block.first_token if block is self.clip.visual.blocks[-1] else block
-        rows = run(x.flatten(0, 1), context, mask, normal=normal.flatten(0, 1))
+        rows = run(x.flatten(0, 1), context, mask, normal=None if normal is None else normal.flatten(0, 1))
         return rows.unflatten(0, x.shape[:2])
 
     def encode_text(self, token_ids: Tensor) -> Tensor:
