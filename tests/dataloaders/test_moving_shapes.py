@@ -143,7 +143,10 @@ def test_backwards_play_is_the_reversed_story(seed: int, held_out: bool, n_frame
     backwards = stage(story.reversed(), np.random.default_rng(seed), 64).frames(n_frames)
     assert forwards.dtype == np.uint8
     assert forwards.shape == (n_frames, 64, 64, 3)
-    np.testing.assert_array_equal(backwards, forwards[::-1])
+    # 1 - t is not the same number on both ways, and a value that lies between two grey levels may fall to either.
+    difference = np.abs(backwards.astype(int) - forwards[::-1])
+    assert difference.max() <= 1
+    assert (difference > 0).mean() < 1e-3
     if n_frames > 3:
         assert (forwards != backwards).any()
 
