@@ -171,9 +171,9 @@ class Attention(nn.Module):
             norm: whose gain and bias x has not had yet.
         """
         qkv = F.linear(x, *self.projection(norm))
-        if self._in_a_tile(qkv, context, mask):
+        others = 0 if context is None else context.keys.shape[1]
+        if self._in_a_tile(qkv, others, mask):
             if causal:
-                others = 0 if context is None else context.keys.shape[1]
                 mask = _with_causal(mask, x.shape[1], x.shape[1] + others, x.device)
             keys, values = (None, None) if context is None else context
             return self.project_out(short_attention(qkv, keys, values, mask, heads=self.heads))
@@ -186,9 +186,8 @@ class Attention(nn.Module):
             mask, causal = _with_causal(mask, q.shape[1], seen.keys.shape[1], q.device), False
         return self.project_out(self.find(q, seen, mask, causal))
 
-    def _in_a_tile(self, qkv: Tensor, context: KeysValues | None, mask: Tensor | None) -> bool:
-        """Whether `short_attention` can do this."""
-        others = 0 if context is None else context.keys.shape[1]
+    def _in_a_tile(self, qkv: Tensor, others: int, mask: Tensor | None) -> bool:
+        """Whether `short_attention` can do this, with so many tokens in the context."""
         return (
             usable(qkv)
             and qkv.dtype in (torch.bfloat16, torch.float16)  # in fp32 it would use no tensor cores

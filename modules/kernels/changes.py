@@ -278,14 +278,10 @@ def take_changes_backward(of_changes: Tensor, gap_mask: Tensor | None, shape: to
 
 
 def _tile(patches: int, width: int, values: int) -> tuple[int, int, int, int]:
-    """Rows and columns of a program's tile, about so many values, and how many tiles make P and D."""
+    """Rows and columns of a program's tile of so many values, and how many tiles make P and D."""
     rows = min(64, triton.next_power_of_2(max(patches, 16)))
-    columns = max(16, values // rows)
+    columns = values // rows
     return rows, columns, triton.cdiv(patches, rows), triton.cdiv(width, columns)
-
-
-def _warps(rows: int, columns: int, values_a_thread: int) -> int:
-    return min(16, max(1, rows * columns // (32 * values_a_thread)))
 
 
 def _by_tap(kernel: Tensor) -> Tensor:
@@ -310,7 +306,7 @@ def change_energy(changes: Tensor, kernel: Tensor) -> list[Tensor]:
         _forward[(batch, blocks, lots)](
             changes.contiguous(), _by_tap(kernel), partial_energy, features,
             count - 1, patches, math.isqrt(patches), width, places,
-            TAPS=taps, ROWS=rows, COLUMNS=columns, num_warps=_warps(rows, columns, TILE[taps] // 128),
+            TAPS=taps, ROWS=rows, COLUMNS=columns, num_warps=4,
         )  # fmt: skip
     return [partial_energy.sum(dim=0) / width, features]
 
@@ -344,7 +340,7 @@ def change_energy_backward(
         _backward[(parts, blocks, lots)](
             of_energy.contiguous(), features, changes.contiguous(), _by_tap(kernel), of_changes, partial_taps,
             batch, clips_a_program, changes.shape[1] - 1, patches, math.isqrt(patches), width, places,
-            TAPS=taps, WANTED=wanted, ROWS=rows, COLUMNS=columns, num_warps=_warps(rows, columns, 4),
+            TAPS=taps, WANTED=wanted, ROWS=rows, COLUMNS=columns, num_warps=8,
         )  # fmt: skip
     of_kernel = partial_taps.sum(dim=0).permute(2, 0, 1).reshape(width, 1, taps, 3, 3).contiguous()
     return [of_kernel, of_changes]
