@@ -199,13 +199,14 @@ class _Look(torch.autograd.Function):
         changes = energy = kernel = features = seen_changes = seen_tokens = None
         if weight is not None or of_changes is not None:
             changes = _changes(tokens, frames, gap_mask)
+        patches = (tokens.shape[2] - 1) * tokens.shape[1] // frames
         if weight is not None:
             assert changes is not None
             kernel = (_on_changes(weight) if centred else weight).to(tokens.dtype)
-            energy, features = _energy(changes, kernel)
+            energy, features = _energy(changes, kernel, patches)
         if of_changes is not None:
             assert changes is not None
-            seen_changes = F.linear(changes, of_changes)
+            seen_changes = _linear_of_changes(changes, of_changes, patches)
         if of_tokens is not None:
             seen_tokens = F.linear(tokens, of_tokens)
         ctx.set_materialize_grads(False)
@@ -224,7 +225,8 @@ class _Look(torch.autograd.Function):
             if ctx.centred:
                 of_weight = _on_changes_backward(of_weight)
         if by_changes is not None:
-            through_changes, of_of_changes = _linear_backward(by_changes, changes, of_changes, wanted, through_changes)
+            back = change_kernels.linear_of_changes_backward if usable(changes) else _linear_backward
+            through_changes, of_of_changes = back(by_changes, changes, of_changes, wanted, through_changes)
         if wanted and through_changes is not None:
             of_normal = _changes_backward(through_changes, gap_mask, ctx.shape, ctx.frames)
         if by_tokens is not None:
@@ -253,10 +255,10 @@ def _volume(changes: Tensor) -> Tensor:
     return changes.reshape(1, -1, grid, grid, changes.shape[-1]).permute(0, 4, 1, 2, 3)
 
 
-def _energy(changes: Tensor, kernel: Tensor) -> tuple[Tensor, Tensor]:
+def _energy(changes: Tensor, kernel: Tensor, patches: int) -> tuple[Tensor, Tensor]:
     """Changes `[B,N,P,D]`, kernels `[D,1,k,3,3]` -> the energy `[B,N-k+1,P]`, at least fp32, and what it is of."""
     if usable(changes):
-        energy, features = change_kernels.change_energy(changes, kernel)
+        energy, features = change_kernels.change_energy(changes, kernel, patches)
         return energy, features
     taps, places = kernel.shape[2], changes.shape[1]
     features = F.conv3d(_volume(changes), kernel, padding=(0, 1, 1), groups=len(kernel))
@@ -293,6 +295,12 @@ def _energy_backward(
     return of_changes, torch.stack(of_taps, dim=2)
 
 
+def _linear_of_changes(changes: Tensor, weight: Tensor, patches: int) -> Tensor:
+    if usable(changes):
+        return change_kernels.linear_of_changes(changes, weight, patches)
+    return F.linear(changes, weight)
+
+
 def _linear_backward(
     gradient: Tensor, x: Tensor, weight: Tensor, wanted: bool, others: Tensor | None
 ) -> tuple[Tensor | None, Tensor]:
@@ -309,14 +317,14 @@ def _linear_backward(
 
 def _changes(tokens: Tensor, frames: int, gap_mask: Tensor | None) -> Tensor:
     """`[B,C,L,D]`, bool `[B,T-1]` or None -> what `look` says of changes, `[B,T+1,P,D]`."""
+    if usable(tokens):
+        return change_kernels.take_changes(tokens, gap_mask, frames)
     patches = patches_of(tokens, frames)
     if torch.compiler.is_compiling():  # which joins the passes itself, and writes into no slices
         between = patches[:, 1:] - patches[:, :-1]
         if gap_mask is not None:
             between = between * gap_mask[:, :, None, None]
         return F.pad(between, (0, 0, 0, 0, 1, 1))
-    if usable(tokens):
-        return change_kernels.take_changes(tokens, gap_mask, frames)
     batch, _, count, width = patches.shape
     changes = patches.new_empty(batch, frames + 1, count, width)
     changes[:, ::frames].zero_()
@@ -329,7 +337,7 @@ def _changes(tokens: Tensor, frames: int, gap_mask: Tensor | None) -> Tensor:
 
 def _changes_backward(gradient: Tensor, gap_mask: Tensor | None, shape: torch.Size, frames: int) -> Tensor:
     """From the gradient of changes `[B,T+1,P,D]`, which is overwritten, that of the sequences of this shape."""
-    if usable(gradient) and not torch.compiler.is_compiling():
+    if usable(gradient):
         return change_kernels.take_changes_backward(gradient, gap_mask, shape)
     gradient[:, ::frames].zero_()
     if gap_mask is not None:

@@ -1,16 +1,25 @@
 """The dynamics nets on a GPU: depth-wise convolutions of what frames differ by, their energy, and the way back.
 
 What `modules.dynamics.look` needs of N_s and N_t. torch's and cuDNN's depth-wise 3-D convolutions take most of a
-training step of STOP on a GPU (docs/performance.md). Here one program takes some patches and channels of a clip through
-all frames, and keeps in registers what later frames still add to.
+training step of STOP on a GPU, and kernels that multiply and add tap by tap a fifth (docs/performance.md). Here tensor
+cores do it: for one channel, one tap in time is a matrix between the patches of a frame and those of another, zero but
+for neighbours (a Toeplitz matrix of 3x3 taps), so that a channel of many frames is a product of two tiles. That takes
+seven times the operations for a grid of 7, and next to no time.
 
-Shapes: B clips, T frames, P = G*G patches, D width, K taps in time (2 or 3), N = T+2-K places of features; changes
-`[B,T+1,P,D]` are those of `look`, the first and the last of a clip zero.
+For it the changes lie channel by channel, `[D,B,T+1,Q]`: a frame's patches side by side, filled up with zeros from P to
+Q, a multiple of eight values, which is how much is loaded at once. To turn the tokens costs nothing beyond the pass
+over memory in which differences are taken anyhow.
+
+Shapes: B clips, T frames, P = G*G patches, D width, K taps in time (2 or 3), N = T+2-K places of features, R = B*(T+1)
+frames' changes one after another. Features lie as changes do; the feature at place i of a clip sees its changes i to
+i+K-1. A chunk is as many patches as a tile holds; where a frame has several, a tap leads from a chunk to itself or to
+those within reach.
 """
 
 import math
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from modules.kernels import HAS_TRITON
@@ -20,9 +29,13 @@ if HAS_TRITON:
     import triton.language as tl
 
 SPACE = 9  # taps of a kernel in space, 3 by 3
-TILE = {2: 4096, 3: 2048}  # of a tile, by taps in time: as many as four warps have registers for
-BLOCK = 2048  # values that a program takes where each stands for itself
-PARTS = 32  # of a batch, whose clips one program after another adds to the gradient of the kernels
+ROOM = 16  # values that a tap in time takes in memory: these, and zeros
+CHUNK = 64  # patches, or channels, of a tile, at most
+LEAST = 16  # of what tensor cores take along any axis
+VALUES = 2048  # that a program takes where each stands for itself
+GROUP = 16  # channels that a program takes one after another
+ROWS = 128  # frames' changes of a tile, at most
+PARTS = 2  # programs that share the frames of a channel, where the gradient of its kernel is summed
 
 
 if HAS_TRITON:
@@ -34,289 +47,279 @@ if HAS_TRITON:
 
     @triton.jit
     def _take_changes(
-        tokens, gaps, changes, frames, frames_a_sequence, per_clip, per_sequence, patches, width,
-        MASKED: tl.constexpr, VALUES: tl.constexpr,
+        tokens, gaps, changes, clips, frames, frames_a_sequence, per_clip, per_sequence, patches, width,
+        MASKED: tl.constexpr, Q: tl.constexpr, PATCHES: tl.constexpr, CHANNELS: tl.constexpr,
     ):  # fmt: skip
-        clip, j = tl.program_id(0).to(tl.int64) // (frames + 1), tl.program_id(0) % (frames + 1)
-        value = tl.program_id(1) * VALUES + tl.arange(0, VALUES)
-        size = patches * width
-        real = (value < size) & (j > 0) & (j < frames)
-        tokens += clip * per_clip + value
-        change = tl.load(
-            tokens + _frame_start(j, frames_a_sequence, per_sequence, patches, width), mask=real, other=0.0
-        )
-        before = tl.load(
-            tokens + _frame_start(j - 1, frames_a_sequence, per_sequence, patches, width), mask=real, other=0.0
-        )
-        change = change.to(tl.float32) - before.to(tl.float32)
+        row = tl.program_id(0).to(tl.int64)
+        clip, j = row // (frames + 1), row % (frames + 1)
+        channel = tl.program_id(1) * CHANNELS + tl.arange(0, CHANNELS)
+        patch = tl.program_id(2) * PATCHES + tl.arange(0, PATCHES)
+        between = (j > 0) & (j < frames)
         if MASKED:
-            gap = tl.load(gaps + clip * (frames - 1) + j - 1, mask=(j > 0) & (j < frames), other=0)
-            change = tl.where(gap != 0, change, 0.0)
-        into = changes + (clip * (frames + 1) + j) * size + value
-        tl.store(into, change.to(changes.dtype.element_ty), mask=value < size)
+            between = between & (tl.load(gaps + clip * (frames - 1) + j - 1, mask=between, other=0) != 0)
+        there = (patch < patches)[:, None] & (channel < width)[None, :] & between
+        at = tokens + clip * per_clip + patch[:, None] * width + channel[None, :]
+        after = tl.load(at + _frame_start(j, frames_a_sequence, per_sequence, patches, width), mask=there, other=0.0)
+        before = tl.load(
+            at + _frame_start(j - 1, frames_a_sequence, per_sequence, patches, width), mask=there, other=0.0
+        )
+        change = (after.to(tl.float32) - before.to(tl.float32)).to(changes.dtype.element_ty)
+        into = changes + row * Q + channel.to(tl.int64)[:, None] * (clips * (frames + 1) * Q) + patch[None, :]
+        tl.store(into, tl.trans(change), mask=(channel < width)[:, None] & (patch < Q)[None, :])
 
     @triton.jit
     def _take_changes_back(
-        of_changes, gaps, of_tokens, frames, frames_a_sequence, per_clip, per_sequence, patches, width,
-        MASKED: tl.constexpr, VALUES: tl.constexpr,
+        of_changes, gaps, of_tokens, clips, frames, frames_a_sequence, per_clip, per_sequence, patches, width,
+        MASKED: tl.constexpr, Q: tl.constexpr, PATCHES: tl.constexpr, CHANNELS: tl.constexpr,
     ):  # fmt: skip
         clip, frame = tl.program_id(0).to(tl.int64) // frames, tl.program_id(0) % frames
-        value = tl.program_id(1) * VALUES + tl.arange(0, VALUES)
-        size = patches * width
+        channel = tl.program_id(1) * CHANNELS + tl.arange(0, CHANNELS)
+        patch = tl.program_id(2) * PATCHES + tl.arange(0, PATCHES)
         first, last = frame > 0, frame < frames - 1  # is there a change before this frame, and one after it?
         if MASKED:
             gaps += clip * (frames - 1) + frame
             first = first & (tl.load(gaps - 1, mask=first, other=0) != 0)
             last = last & (tl.load(gaps, mask=last, other=0) != 0)
-        at = of_changes + (clip * (frames + 1) + frame) * size + value
-        of_token = tl.load(at, mask=(value < size) & first, other=0.0).to(tl.float32)
-        of_token -= tl.load(at + size, mask=(value < size) & last, other=0.0).to(tl.float32)
-        into = (
-            of_tokens + clip * per_clip + _frame_start(frame, frames_a_sequence, per_sequence, patches, width) + value
+        there = (channel < width)[:, None] & (patch < Q)[None, :]
+        at = of_changes + (clip * (frames + 1) + frame) * Q
+        at += channel.to(tl.int64)[:, None] * (clips * (frames + 1) * Q) + patch[None, :]
+        of_token = tl.load(at, mask=there & first, other=0.0).to(tl.float32)
+        of_token -= tl.load(at + Q, mask=there & last, other=0.0).to(tl.float32)
+        into = of_tokens + clip * per_clip + _frame_start(frame, frames_a_sequence, per_sequence, patches, width)
+        tl.store(
+            into + patch[:, None] * width + channel[None, :],
+            tl.trans(of_token.to(of_tokens.dtype.element_ty)),
+            mask=(patch < patches)[:, None] & (channel < width)[None, :],
         )
-        tl.store(into, of_token.to(of_tokens.dtype.element_ty), mask=value < size)
 
     @triton.jit
-    def _forward(
-        changes, taps, partial_energy, features, last, patches, grid, width, places,
-        TAPS: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
+    def _tap(to, of, patches, grid):
+        """Which tap of nine the feature at patch `of` has for the change at patch `to`; the tenth, zero, if none."""
+        dy, dx = to // grid - of // grid + 1, to % grid - of % grid + 1
+        near = (dy >= 0) & (dy < 3) & (dx >= 0) & (dx < 3) & (to < patches) & (of < patches) & (to >= 0) & (of >= 0)
+        return tl.where(near, 3 * dy + dx, 9)
+
+    @triton.jit
+    def _convolve(
+        source, taps, result, partial_energy, rows, per_clip, places, patches, grid, width,
+        BACK: tl.constexpr, TAPS: tl.constexpr, GROUP: tl.constexpr, ROWS: tl.constexpr,
+        Q: tl.constexpr, CHUNK: tl.constexpr, REACH: tl.constexpr,
     ):  # fmt: skip
-        clip, block = tl.program_id(0).to(tl.int64), tl.program_id(1)
-        row = tl.program_id(2) * ROWS + tl.arange(0, ROWS)
-        column = block * COLUMNS + tl.arange(0, COLUMNS)
-        y, x = row // grid, row % grid
-        real_row, real_column = row < patches, column < width
-        at = row[:, None] * width + column[None, :]
-        frame = patches * width
-        changes += clip * (last + 1) * frame
-        features += clip * places * frame
-        partial_energy += (block * tl.num_programs(0) + clip) * places * patches
-        coming = tl.zeros((ROWS, COLUMNS), tl.float32)  # features at the place that is done with the next change
-        coming_later = tl.zeros((ROWS, COLUMNS), tl.float32)  # with three taps, at the place after it
-        for j in range(1, last + 1):
-            first = tl.zeros((ROWS, COLUMNS), tl.float32)
-            second = tl.zeros((ROWS, COLUMNS), tl.float32)
-            third = tl.zeros((ROWS, COLUMNS), tl.float32)
-            if j < last:
-                for tap in tl.static_range(9):
-                    dy, dx = tap // 3 - 1, tap % 3 - 1
-                    seen = real_row & (y + dy >= 0) & (y + dy < grid) & (x + dx >= 0) & (x + dx < grid)
-                    there = changes + j * frame + (dy * grid + dx) * width + at
-                    change = tl.load(there, mask=seen[:, None] & real_column[None, :], other=0.0).to(tl.float32)
-                    weight = taps + tap * width + column
-                    first += change * tl.load(weight, mask=real_column, other=0.0)[None, :]
-                    second += change * tl.load(weight + 9 * width, mask=real_column, other=0.0)[None, :]
-                    if TAPS == 3:
-                        third += change * tl.load(weight + 18 * width, mask=real_column, other=0.0)[None, :]
-            if TAPS == 3:
-                done = coming + third
-                coming = coming_later + second
-                coming_later = first
-            else:
-                done = coming + second
-                coming = first
-            place = j + 1 - TAPS
-            if place >= 0:
-                tl.store(partial_energy + place * patches + row, tl.sum(done * done, axis=1), mask=real_row)
-                tl.store(
-                    features + place * frame + at,
-                    done.to(features.dtype.element_ty),
-                    mask=real_row[:, None] & real_column[None, :],
-                )
-
-    @triton.jit
-    def _line_back(
-        features, of_energy, taps, x, seen_line, real_column, grid, width, before, here, after, first, second, third,
-        a0, a1, a2, b0, b1, b2, c0, c1, c2, TAPS: tl.constexpr, WANTED: tl.constexpr,
-    ):  # fmt: skip
-        """What one place's features, moved by a line, give three changes, `first` to `third`, and get from them for
-        three taps in space: a of the first tap in time, b of the second, c of the third."""
-        for step in tl.static_range(3):
-            dx = 1 - step
-            seen = seen_line & (x + dx >= 0) & (x + dx < grid)
-            gradient = tl.load(of_energy + dx, mask=seen, other=0.0) * (2.0 / width)
-            feature = tl.load(features + dx * width, mask=seen[:, None] & real_column[None, :], other=0.0)
-            feature = feature.to(tl.float32) * gradient[:, None]
-            if WANTED:
-                weight = taps + step * width
-                first += feature * tl.load(weight, mask=real_column, other=0.0)[None, :]
-                second += feature * tl.load(weight + 9 * width, mask=real_column, other=0.0)[None, :]
-                if TAPS == 3:
-                    third += feature * tl.load(weight + 18 * width, mask=real_column, other=0.0)[None, :]
-            if step == 0:
-                a0 += feature * before
-                b0 += feature * here
-                if TAPS == 3:
-                    c0 += feature * after
-            elif step == 1:
-                a1 += feature * before
-                b1 += feature * here
-                if TAPS == 3:
-                    c1 += feature * after
-            else:
-                a2 += feature * before
-                b2 += feature * here
-                if TAPS == 3:
-                    c2 += feature * after
-        return first, second, third, a0, a1, a2, b0, b1, b2, c0, c1, c2
-
-    @triton.jit
-    def _store_line(into, width, real_column, a0, a1, a2, b0, b1, b2, c0, c1, c2, TAPS: tl.constexpr):
-        tl.store(into, tl.sum(a0, axis=0), mask=real_column)
-        tl.store(into + width, tl.sum(a1, axis=0), mask=real_column)
-        tl.store(into + 2 * width, tl.sum(a2, axis=0), mask=real_column)
-        tl.store(into + 9 * width, tl.sum(b0, axis=0), mask=real_column)
-        tl.store(into + 10 * width, tl.sum(b1, axis=0), mask=real_column)
-        tl.store(into + 11 * width, tl.sum(b2, axis=0), mask=real_column)
-        if TAPS == 3:
-            tl.store(into + 18 * width, tl.sum(c0, axis=0), mask=real_column)
-            tl.store(into + 19 * width, tl.sum(c1, axis=0), mask=real_column)
-            tl.store(into + 20 * width, tl.sum(c2, axis=0), mask=real_column)
-
-    @triton.jit
-    def _backward(
-        of_energy, features, changes, taps, of_changes, partial_taps,
-        clips, clips_a_program, last, patches, grid, width, places,
-        TAPS: tl.constexpr, WANTED: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
-    ):  # fmt: skip
-        part, block = tl.program_id(0).to(tl.int64), tl.program_id(1)
-        row = tl.program_id(2) * ROWS + tl.arange(0, ROWS)
-        column = block * COLUMNS + tl.arange(0, COLUMNS)
-        y, x = row // grid, row % grid
-        real_row, real_column = row < patches, column < width
-        here = real_row[:, None] & real_column[None, :]
-        above, below = real_row & (y > 0), real_row & (y < grid - 1)
-        at = row[:, None] * width + column[None, :]
-        frame = patches * width
-        taps += column
-        nothing = tl.zeros((ROWS, COLUMNS), tl.float32)
-        # By line and tap of it in space, and by tap in time.
-        a0, a1, a2, b0, b1, b2, c0, c1, c2 = (nothing,) * 9
-        d0, d1, d2, e0, e1, e2, f0, f1, f2 = (nothing,) * 9
-        g0, g1, g2, h0, h1, h2, i0, i1, i2 = (nothing,) * 9
-        for clip in range(part * clips_a_program, min((part + 1) * clips_a_program, clips)):
-            of_clip = of_changes + clip * (last + 1) * frame + at
-            clip_changes = changes + clip * (last + 1) * frame + at
-            change_before = nothing  # the first is zero
-            change = tl.load(clip_changes + frame, mask=here, other=0.0).to(tl.float32)
-            change_after = nothing
-            coming = nothing  # what the next change has got so far
-            coming_later = nothing  # with three taps, the one after it
-            for place in range(places):
-                if TAPS == 3:
-                    change_after = tl.load(clip_changes + (place + 2) * frame, mask=here, other=0.0).to(tl.float32)
-                first, second, third = nothing, nothing, nothing
-                seen = features + (clip * places + place) * frame + at
-                gradient = of_energy + (clip * places + place) * patches + row
-                first, second, third, a0, a1, a2, b0, b1, b2, c0, c1, c2 = _line_back(
-                    seen + grid * width, gradient + grid, taps, x, below, real_column, grid, width,
-                    change_before, change, change_after, first, second, third,
-                    a0, a1, a2, b0, b1, b2, c0, c1, c2, TAPS, WANTED,
-                )  # fmt: skip
-                first, second, third, d0, d1, d2, e0, e1, e2, f0, f1, f2 = _line_back(
-                    seen, gradient, taps + 3 * width, x, real_row, real_column, grid, width,
-                    change_before, change, change_after, first, second, third,
-                    d0, d1, d2, e0, e1, e2, f0, f1, f2, TAPS, WANTED,
-                )  # fmt: skip
-                first, second, third, g0, g1, g2, h0, h1, h2, i0, i1, i2 = _line_back(
-                    seen - grid * width, gradient - grid, taps + 6 * width, x, above, real_column, grid, width,
-                    change_before, change, change_after, first, second, third,
-                    g0, g1, g2, h0, h1, h2, i0, i1, i2, TAPS, WANTED,
-                )  # fmt: skip
-                change_before = change
-                if TAPS == 3:
-                    change = change_after
-                else:
-                    change = tl.load(clip_changes + (place + 2) * frame, mask=here & (place + 2 <= last), other=0.0)
-                    change = change.to(tl.float32)
-                if WANTED:
-                    tl.store(of_clip + place * frame, (coming + first).to(of_changes.dtype.element_ty), mask=here)
-                    if TAPS == 3:
-                        coming = coming_later + second
-                        coming_later = third
+        """Changes -> features and their squares summed over a group of channels; or, with BACK, the gradient of
+        features -> that of changes."""
+        row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+        group = tl.program_id(1)
+        out = tl.program_id(2) * CHUNK + tl.arange(0, CHUNK)
+        real_row = row < rows
+        if not BACK:
+            real_row = real_row & (row % per_clip < places)
+        into = real_row[:, None] & (out < Q)[None, :]
+        within = row.to(tl.int64)[:, None] * Q
+        energy = tl.zeros((ROWS, CHUNK), tl.float32)
+        for channel in range(group * GROUP, min(group * GROUP + GROUP, width)):
+            done = tl.zeros((ROWS, CHUNK), tl.float32)
+            start = tl.cast(channel, tl.int64) * rows * Q
+            for near in tl.static_range(2 * REACH + 1):
+                seen = out + (near - REACH) * CHUNK
+                real = ((seen >= 0) & (seen < Q))[None, :]
+                for tap in tl.static_range(TAPS):
+                    if BACK:
+                        there, away = (row >= tap) & real_row, -tap
+                        which = _tap(out[None, :], seen[:, None], patches, grid)
                     else:
-                        coming = second
-            if WANTED:
-                tl.store(of_clip + places * frame, coming.to(of_changes.dtype.element_ty), mask=here)
-                if TAPS == 3:
-                    tl.store(of_clip + last * frame, coming_later.to(of_changes.dtype.element_ty), mask=here)
-        into = partial_taps + (part * tl.num_programs(2) + tl.program_id(2)) * TAPS * 9 * width + column
-        _store_line(into, width, real_column, a0, a1, a2, b0, b1, b2, c0, c1, c2, TAPS)
-        _store_line(into + 3 * width, width, real_column, d0, d1, d2, e0, e1, e2, f0, f1, f2, TAPS)
-        _store_line(into + 6 * width, width, real_column, g0, g1, g2, h0, h1, h2, i0, i1, i2, TAPS)
+                        there, away = real_row, tap  # which is still of this clip
+                        which = _tap(seen[:, None], out[None, :], patches, grid)
+                    at = source + start + away * Q + within + seen[None, :]
+                    tile = tl.load(at, mask=there[:, None] & real, other=0.0)
+                    matrix = tl.load(taps + (channel * TAPS + tap) * 16 + which)
+                    done = tl.dot(tile, matrix, done, input_precision="ieee")
+            tl.store(
+                result + start + within + out[None, :],
+                done.to(result.dtype.element_ty),
+                mask=(row < rows)[:, None] & (out < Q)[None, :],
+            )
+            if not BACK:
+                energy += done * done
+        if not BACK:
+            at = partial_energy + tl.cast(group, tl.int64) * rows * Q + within + out[None, :]
+            tl.store(at, energy, mask=into)
+
+    @triton.jit
+    def _scale(features, of_energy, of_features, size, width, GROUP: tl.constexpr, VALUES: tl.constexpr):
+        value = tl.program_id(0) * VALUES + tl.arange(0, VALUES)
+        factor = tl.load(of_energy + value, mask=value < size, other=0.0) * (2.0 / width)
+        for channel in range(tl.program_id(1) * GROUP, min(tl.program_id(1) * GROUP + GROUP, width)):
+            at = tl.cast(channel, tl.int64) * size + value
+            feature = tl.load(features + at, mask=value < size, other=0.0).to(tl.float32)
+            tl.store(of_features + at, (feature * factor).to(of_features.dtype.element_ty), mask=value < size)
+
+    @triton.jit
+    def _store_taps(into, products, which):
+        """Sum a tap's products over all patches that have it."""
+        for tap in tl.static_range(9):
+            tl.store(into + tap, tl.sum(tl.sum(tl.where(which == tap, products, 0.0), axis=1), axis=0))
+
+    @triton.jit
+    def _sum_taps(
+        changes, of_features, partial_taps, rows, patches, grid, width,
+        TAPS: tl.constexpr, ROWS: tl.constexpr, Q: tl.constexpr, CHUNK: tl.constexpr, REACH: tl.constexpr,
+    ):  # fmt: skip
+        """Changes and the gradient of features -> the gradient of a channel's kernel, for one pair of chunks."""
+        part, channel = tl.program_id(0), tl.program_id(1)
+        pair = tl.program_id(2)
+        to = pair // (2 * REACH + 1) * CHUNK + tl.arange(0, CHUNK)
+        of = to + (pair % (2 * REACH + 1) - REACH) * CHUNK
+        changes += tl.cast(channel, tl.int64) * rows * Q
+        of_features += tl.cast(channel, tl.int64) * rows * Q
+        first = tl.zeros((CHUNK, CHUNK), tl.float32)
+        second = tl.zeros((CHUNK, CHUNK), tl.float32)
+        third = tl.zeros((CHUNK, CHUNK), tl.float32)
+        for begin in range(part * ROWS, rows, tl.num_programs(0) * ROWS):
+            row = begin + tl.arange(0, ROWS)
+            at = row[:, None] * Q
+            real, seen = (row < rows)[:, None], ((of >= 0) & (of < Q))[None, :]
+            change = tl.trans(tl.load(changes + at + to[None, :], mask=real & (to < Q)[None, :], other=0.0))
+            at = of_features + at + of[None, :]
+            first = tl.dot(change, tl.load(at, mask=real & seen, other=0.0), first, input_precision="ieee")
+            before = tl.load(at - Q, mask=real & (row >= 1)[:, None] & seen, other=0.0)
+            second = tl.dot(change, before, second, input_precision="ieee")
+            if TAPS == 3:
+                before = tl.load(at - 2 * Q, mask=real & (row >= 2)[:, None] & seen, other=0.0)
+                third = tl.dot(change, before, third, input_precision="ieee")
+        which = _tap(to[:, None], of[None, :], patches, grid)
+        into = partial_taps + ((part * tl.num_programs(2) + pair) * width + channel) * (TAPS * 9)
+        _store_taps(into, first, which)
+        _store_taps(into + 9, second, which)
+        if TAPS == 3:
+            _store_taps(into + 18, third, which)
 
 
+def padded(patches: int) -> int:
+    """Q for P."""
+    return -(-patches // 8) * 8
+
+
+def _chunks(patches: int) -> tuple[int, int, int]:
+    """Patches of a chunk, chunks of a frame, and how many chunks far a tap leads."""
+    size = min(CHUNK, max(LEAST, triton.next_power_of_2(patches)))
+    count = triton.cdiv(patches, size)
+    return size, count, 0 if count == 1 else triton.cdiv(math.isqrt(patches) + 1, size)
+
+
+def _rows_of_a_tile(rows: int) -> int:
+    return min(ROWS, max(LEAST, triton.next_power_of_2(rows)))
+
+
+def _by_channel(kernel: Tensor) -> Tensor:
+    """`[D,1,K,3,3]` -> `[D,K,ROOM]`."""
+    return F.pad(kernel[:, 0].flatten(2), (0, ROOM - SPACE)).contiguous()
+
+
+@torch.library.custom_op("stop::take_changes", mutates_args=())
 def take_changes(tokens: Tensor, gap_mask: Tensor | None, frames: int) -> Tensor:
-    """The changes `[B,T+1,P,D]` of sequences `[B,C,L,D]` of T frames; those of gaps that bool `[B,T-1]` leaves out are
+    """The changes `[D,B,T+1,Q]` of sequences `[B,C,L,D]` of T frames; those of gaps that bool `[B,T-1]` leaves out are
     zero. Without gradient."""
     batch, count, length, width = tokens.shape
     tokens, patches = tokens.contiguous(), (length - 1) * count // frames
-    changes = tokens.new_empty(batch, frames + 1, patches, width)
+    changes = tokens.new_empty(width, batch, frames + 1, padded(patches))
+    size, chunks, _ = _chunks(patches)
     with torch.cuda.device_of(tokens):
-        _take_changes[(batch * (frames + 1), triton.cdiv(patches * width, BLOCK))](
+        _take_changes[(batch * (frames + 1), triton.cdiv(width, CHUNK), chunks)](
             tokens, tokens if gap_mask is None else gap_mask.contiguous(), changes,
-            frames, frames // count, tokens.stride(0), tokens.stride(1), patches, width,
-            MASKED=gap_mask is not None, VALUES=BLOCK,
+            batch, frames, frames // count, tokens.stride(0), tokens.stride(1), patches, width,
+            MASKED=gap_mask is not None, Q=padded(patches), PATCHES=size, CHANNELS=CHUNK,
         )  # fmt: skip
     return changes
 
 
-def take_changes_backward(of_changes: Tensor, gap_mask: Tensor | None, shape: torch.Size) -> Tensor:
+@take_changes.register_fake
+def _(tokens: Tensor, gap_mask: Tensor | None, frames: int) -> Tensor:
+    batch, count, length, width = tokens.shape
+    return tokens.new_empty(width, batch, frames + 1, padded((length - 1) * count // frames))
+
+
+@torch.library.custom_op("stop::take_changes_backward", mutates_args=())
+def take_changes_backward(of_changes: Tensor, gap_mask: Tensor | None, shape: list[int]) -> Tensor:
     """From the gradient of the changes that of the sequences of this shape, whose class tokens get none."""
     batch, count, length, width = shape
-    frames = of_changes.shape[1] - 1
+    frames = of_changes.shape[2] - 1
     of_tokens = of_changes.new_empty(shape)
     of_tokens[:, :, 0].zero_()
     patches = (length - 1) * count // frames
+    size, chunks, _ = _chunks(patches)
     with torch.cuda.device_of(of_changes):
-        _take_changes_back[(batch * frames, triton.cdiv(patches * width, BLOCK))](
+        _take_changes_back[(batch * frames, triton.cdiv(width, CHUNK), chunks)](
             of_changes.contiguous(), of_changes if gap_mask is None else gap_mask.contiguous(), of_tokens,
-            frames, frames // count, of_tokens.stride(0), of_tokens.stride(1), patches, width,
-            MASKED=gap_mask is not None, VALUES=BLOCK,
+            batch, frames, frames // count, of_tokens.stride(0), of_tokens.stride(1), patches, width,
+            MASKED=gap_mask is not None, Q=padded(patches), PATCHES=size, CHANNELS=CHUNK,
         )  # fmt: skip
     return of_tokens
 
 
-def _tile(patches: int, width: int, values: int) -> tuple[int, int, int, int]:
-    """Rows and columns of a program's tile of so many values, and how many tiles make P and D."""
-    rows = min(64, triton.next_power_of_2(max(patches, 16)))
-    columns = values // rows
-    return rows, columns, triton.cdiv(patches, rows), triton.cdiv(width, columns)
+@take_changes_backward.register_fake
+def _(of_changes: Tensor, gap_mask: Tensor | None, shape: list[int]) -> Tensor:
+    return of_changes.new_empty(shape)
 
 
-def _by_tap(kernel: Tensor) -> Tensor:
-    """`[D,1,K,3,3]` -> fp32 `[K,9,D]`, so that neighbouring channels lie side by side."""
-    return kernel[:, 0].flatten(2).permute(1, 2, 0).to(torch.float32).contiguous()
+def linear_of_changes(changes: Tensor, weight: Tensor, patches: int) -> Tensor:
+    """A Linear without bias, `[c,D]`, of changes `[D,B,T+1,Q]`: `[B,T+1,P,c]`."""
+    return (changes.flatten(1).t() @ weight.t()).unflatten(0, changes.shape[1:])[:, :, :patches]
 
 
-@torch.library.custom_op("stop::change_energy", mutates_args=(), schema="(Tensor changes, Tensor kernel) -> Tensor[]")
-def change_energy(changes: Tensor, kernel: Tensor) -> list[Tensor]:
-    """Convolve changes `[B,T+1,P,D]` with depth-wise kernels `[D,1,K,3,3]`.
+def linear_of_changes_backward(
+    gradient: Tensor, changes: Tensor, weight: Tensor, wanted: bool, others: Tensor | None
+) -> tuple[Tensor | None, Tensor]:
+    """Of the changes, if wanted, added to what `others` have given them and in their place, and of the weight."""
+    flat = F.pad(gradient, (0, 0, 0, changes.shape[3] - gradient.shape[2])).flatten(0, 2)
+    of_weight = (changes.flatten(1) @ flat).t()
+    if not wanted:
+        return None, of_weight
+    if others is None:
+        return (weight.t() @ flat.t()).view_as(changes), of_weight
+    others.view(len(others), -1).addmm_(weight.t(), flat.t())
+    return others, of_weight
+
+
+@torch.library.custom_op(
+    "stop::change_energy", mutates_args=(), schema="(Tensor changes, Tensor kernel, int patches) -> Tensor[]"
+)
+def change_energy(changes: Tensor, kernel: Tensor, patches: int) -> list[Tensor]:
+    """Convolve changes `[D,B,T+1,Q]` with depth-wise kernels `[D,1,K,3,3]`.
 
     Returns:
-        The energy fp32 `[B,N,P]`, the mean square over channels of the features; and these, `[B,N,P,D]`, like the
-        changes.
+        The energy fp32 `[B,N,P]`, the mean square over channels of the features; and these, like the changes, zero
+        behind the N places.
     """
-    batch, count, patches, width = changes.shape
-    taps, places = kernel.shape[2], count + 1 - kernel.shape[2]
-    rows, columns, lots, blocks = _tile(patches, width, TILE[taps])
-    partial_energy = changes.new_empty(blocks, batch, places, patches, dtype=torch.float32)
-    features = changes.new_empty(batch, places, patches, width)
-    with torch.cuda.device_of(changes):
-        _forward[(batch, blocks, lots)](
-            changes.contiguous(), _by_tap(kernel), partial_energy, features,
-            count - 1, patches, math.isqrt(patches), width, places,
-            TAPS=taps, ROWS=rows, COLUMNS=columns, num_warps=4,
-        )  # fmt: skip
-    return [partial_energy.sum(dim=0) / width, features]
+    places = changes.shape[2] + 1 - kernel.shape[2]
+    groups = triton.cdiv(len(changes), GROUP)
+    partial_energy = changes.new_empty(groups, *changes.shape[1:], dtype=torch.float32)
+    features = torch.empty_like(changes)
+    _launch(changes, kernel, features, partial_energy, places, patches, back=False)
+    energy = partial_energy[:, :, :places, :patches].sum(dim=0) / len(changes)
+    return [energy, features]
 
 
 @change_energy.register_fake
-def _(changes: Tensor, kernel: Tensor) -> list[Tensor]:
-    batch, count, patches, width = changes.shape
-    places = count + 1 - kernel.shape[2]
-    energy = changes.new_empty(batch, places, patches, dtype=torch.float32)
-    return [energy, changes.new_empty(batch, places, patches, width)]
+def _(changes: Tensor, kernel: Tensor, patches: int) -> list[Tensor]:
+    _, batch, per_clip, _ = changes.shape
+    energy = changes.new_empty(batch, per_clip + 1 - kernel.shape[2], patches, dtype=torch.float32)
+    return [energy, torch.empty_like(changes)]
+
+
+def _launch(
+    source: Tensor, kernel: Tensor, result: Tensor, partial_energy: Tensor, places: int, patches: int, *, back: bool
+) -> None:
+    width, batch, per_clip, q = source.shape
+    rows, taps = batch * per_clip, kernel.shape[2]
+    size, chunks, reach = _chunks(patches)
+    tile = _rows_of_a_tile(rows)
+    with torch.cuda.device_of(source):
+        _convolve[(triton.cdiv(rows, tile), triton.cdiv(width, GROUP), chunks)](
+            source, _by_channel(kernel), result, partial_energy,
+            rows, per_clip, places, patches, math.isqrt(patches), width,
+            BACK=back, TAPS=taps, GROUP=GROUP, ROWS=tile, Q=q, CHUNK=size, REACH=reach,
+            num_warps=8, num_stages=1,
+        )  # fmt: skip
 
 
 @torch.library.custom_op(
@@ -328,25 +331,31 @@ def change_energy_backward(
     of_energy: Tensor, features: Tensor, changes: Tensor, kernel: Tensor, wanted: bool
 ) -> list[Tensor]:
     """From the gradient of the energy, fp32 `[B,N,P]`, that of the kernels, fp32 `[D,1,K,3,3]`, and that of the
-    changes, `[B,T+1,P,D]` like them, or an empty one if it is not wanted."""
-    batch, places, patches, width = features.shape
-    taps = kernel.shape[2]
-    rows, columns, lots, blocks = _tile(patches, width, 1024)
-    clips_a_program = triton.cdiv(batch, PARTS)
-    parts = triton.cdiv(batch, clips_a_program)
-    of_changes = features.new_empty(changes.shape if wanted else 0)
-    partial_taps = features.new_empty(parts * lots, taps, SPACE, width, dtype=torch.float32)
+    changes, `[D,B,T+1,Q]` like them, or an empty one if it is not wanted."""
+    width, batch, per_clip, q = changes.shape
+    rows, taps, (_, places, patches) = batch * per_clip, kernel.shape[2], of_energy.shape
+    factors = F.pad(of_energy, (0, q - patches, 0, per_clip - places)).contiguous()
+    of_features = torch.empty_like(features)
+    size, chunks, reach = _chunks(patches)
+    tile = min(CHUNK, _rows_of_a_tile(rows))
+    pairs = chunks * (2 * reach + 1)
+    partial_taps = features.new_empty(PARTS * pairs, width, taps, SPACE, dtype=torch.float32)
     with torch.cuda.device_of(changes):
-        _backward[(parts, blocks, lots)](
-            of_energy.contiguous(), features, changes.contiguous(), _by_tap(kernel), of_changes, partial_taps,
-            batch, clips_a_program, changes.shape[1] - 1, patches, math.isqrt(patches), width, places,
-            TAPS=taps, WANTED=wanted, ROWS=rows, COLUMNS=columns, num_warps=8,
+        _scale[(triton.cdiv(rows * q, VALUES), triton.cdiv(width, GROUP))](
+            features, factors, of_features, rows * q, width, GROUP=GROUP, VALUES=VALUES
+        )
+        _sum_taps[(PARTS, width, pairs)](
+            changes, of_features, partial_taps, rows, patches, math.isqrt(patches), width,
+            TAPS=taps, ROWS=tile, Q=q, CHUNK=size, REACH=reach, num_warps=4, num_stages=1,
         )  # fmt: skip
-    of_kernel = partial_taps.sum(dim=0).permute(2, 0, 1).reshape(width, 1, taps, 3, 3).contiguous()
+    of_kernel = partial_taps.sum(dim=0).view(width, 1, taps, 3, 3)
+    of_changes = changes.new_empty(changes.shape if wanted else 0)
+    if wanted:
+        _launch(of_features, kernel, of_changes, of_changes, places, patches, back=True)
     return [of_kernel, of_changes]
 
 
 @change_energy_backward.register_fake
 def _(of_energy: Tensor, features: Tensor, changes: Tensor, kernel: Tensor, wanted: bool) -> list[Tensor]:
     of_kernel = kernel.new_empty(kernel.shape, dtype=torch.float32)
-    return [of_kernel, features.new_empty(changes.shape if wanted else 0)]
+    return [of_kernel, changes.new_empty(changes.shape if wanted else 0)]

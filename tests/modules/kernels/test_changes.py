@@ -14,6 +14,7 @@ from tests.tiny import tiny_batch, tiny_clip
 
 ON_GPU = torch.cuda.is_available()
 DEVICE = torch.device("cuda" if ON_GPU else "cpu")
+HALF = torch.bfloat16 if ON_GPU else torch.float16  # triton's interpreter multiplies the bits of bf16 as integers
 
 pytestmark = [pytest.mark.gpu] if ON_GPU else []
 
@@ -84,13 +85,13 @@ def test_look_is_the_same_by_kernels(size, sees, padded, which, monkeypatch):
 @pytest.mark.parametrize("sees", ["tokens", "changes"])
 def test_half_precision_is_near_fp32(sees, monkeypatch):
     use_kernels(monkeypatch, True)
-    half = all_of(SIZES[0], sees, True, torch.bfloat16, "ect")
+    half = all_of(SIZES[0], sees, True, HALF, "ect")
     whole = all_of(SIZES[0], sees, True, torch.float32, "ect")
     for ours, theirs in zip(half, whole, strict=True):
         assert (ours.float() - theirs).norm() < 0.02 * theirs.norm()
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("dtype", [torch.float32, HALF], ids=str)
 @pytest.mark.parametrize("sees", ["tokens", "changes"])
 def test_a_still_clip_has_no_energy_at_all(sees, dtype, monkeypatch):
     use_kernels(monkeypatch, True)
@@ -145,11 +146,15 @@ def test_compiled_is_eager(sees, monkeypatch):
 @pytest.mark.parametrize("taps", [2, 3])
 def test_traced_operators_have_the_layout_of_the_real_ones(taps):
     kernels = dynamics.change_kernels
-    changes = torch.randn(2, 5, 9, 20, device=DEVICE)
+    tokens = torch.randn(2, 4, 10, 20, device=DEVICE)
+    gap_mask = torch.ones(2, 3, dtype=torch.bool, device=DEVICE)
+    changes = kernels.take_changes(tokens, gap_mask, 4)
     kernel = torch.randn(20, 1, taps, 3, 3, device=DEVICE)
-    energy, features = kernels.change_energy(changes, kernel)
+    energy, features = kernels.change_energy(changes, kernel, 9)
     for operator, arguments in (
-        (kernels.change_energy, (changes, kernel)),
+        (kernels.take_changes, (tokens, gap_mask, 4)),
+        (kernels.take_changes_backward, (changes, None, [2, 4, 10, 20])),
+        (kernels.change_energy, (changes, kernel, 9)),
         (kernels.change_energy_backward, (energy, features, changes, kernel, True)),
         (kernels.change_energy_backward, (energy, features, changes, kernel, False)),
     ):
