@@ -210,28 +210,58 @@ class _Look(torch.autograd.Function):
         if of_tokens is not None:
             seen_tokens = F.linear(tokens, of_tokens)
         ctx.set_materialize_grads(False)
-        ctx.frames, ctx.centred, ctx.shape = frames, centred, tokens.shape
+        ctx.frames, ctx.centred, ctx.shape, ctx.by_kernels = frames, centred, tokens.shape, usable(tokens)
         kept = None if of_tokens is None else tokens
         ctx.save_for_backward(gap_mask, kernel, of_changes, of_tokens, kept, changes, features)
         return energy, seen_changes, seen_tokens
 
     @staticmethod
     def backward(ctx, by_energy, by_changes, by_tokens):  # type: ignore[no-untyped-def, override]
-        gap_mask, kernel, of_changes, of_tokens, tokens, changes, features = ctx.saved_tensors
-        wanted = ctx.needs_input_grad[0]
-        of_normal = through_changes = of_weight = of_of_changes = of_of_tokens = None
-        if by_energy is not None:
-            through_changes, of_weight = _energy_backward(by_energy, changes, features, kernel, wanted)
-            if ctx.centred:
-                of_weight = _on_changes_backward(of_weight)
-        if by_changes is not None:
-            back = change_kernels.linear_of_changes_backward if usable(changes) else _linear_backward
-            through_changes, of_of_changes = back(by_changes, changes, of_changes, wanted, through_changes)
-        if wanted and through_changes is not None:
-            of_normal = _changes_backward(through_changes, gap_mask, ctx.shape, ctx.frames)
-        if by_tokens is not None:
-            of_normal, of_of_tokens = _linear_backward(by_tokens, tokens, of_tokens, wanted, of_normal)
+        back = _look_back_by_kernels if ctx.by_kernels else _look_back
+        of_normal, of_weight, of_of_changes, of_of_tokens = back(ctx, by_energy, by_changes, by_tokens)
+        if ctx.centred and of_weight is not None:
+            of_weight = _on_changes_backward(of_weight)
         return of_normal, None, None, None, of_weight, of_of_changes, of_of_tokens
+
+
+def _look_back(
+    ctx: Any, by_energy: Tensor | None, by_changes: Tensor | None, by_tokens: Tensor | None
+) -> tuple[Tensor | None, ...]:
+    """Gradients of the sequences, of the net's kernels, and of both Linears' weights."""
+    gap_mask, kernel, of_changes, of_tokens, tokens, changes, features = ctx.saved_tensors
+    wanted = ctx.needs_input_grad[0]
+    of_normal = through_changes = of_weight = of_of_changes = of_of_tokens = None
+    if by_energy is not None:
+        through_changes, of_weight = _energy_backward(by_energy, changes, features, kernel, wanted)
+    if by_changes is not None:
+        through_changes, of_of_changes = _linear_backward(by_changes, changes, of_changes, wanted, through_changes)
+    if wanted and through_changes is not None:
+        of_normal = _changes_backward(through_changes, gap_mask, ctx.shape, ctx.frames)
+    if by_tokens is not None:
+        of_normal, of_of_tokens = _linear_backward(by_tokens, tokens, of_tokens, wanted, of_normal)
+    return of_normal, of_weight, of_of_changes, of_of_tokens
+
+
+def _look_back_by_kernels(
+    ctx: Any, by_energy: Tensor | None, by_changes: Tensor | None, by_tokens: Tensor | None
+) -> tuple[Tensor | None, ...]:
+    """The same; products come first, as our kernels add to what is there without a pass of its own."""
+    gap_mask, kernel, of_changes, of_tokens, tokens, changes, features = ctx.saved_tensors
+    wanted = ctx.needs_input_grad[0]
+    of_normal = through_changes = of_weight = of_of_changes = of_of_tokens = None
+    if by_tokens is not None:
+        of_normal, of_of_tokens = _linear_backward(by_tokens, tokens, of_tokens, wanted, None)
+    if by_changes is not None:
+        through_changes, of_of_changes = change_kernels.linear_of_changes_backward(
+            by_changes, changes, of_changes, wanted
+        )
+    if by_energy is not None:
+        of_weight, through_changes = change_kernels.change_energy_backward(
+            by_energy, features, changes, kernel, wanted, through_changes
+        )
+    if wanted and through_changes is not None:
+        of_normal = change_kernels.take_changes_backward(through_changes, gap_mask, list(ctx.shape), of_normal)
+    return of_normal, of_weight, of_of_changes, of_of_tokens
 
 
 def _on_changes(weight: Tensor) -> Tensor:
@@ -277,9 +307,6 @@ def _energy_backward(
     That of a kernel is the one of a 2-D convolution for each tap in time: on a CPU torch's own way back for
     depth-wise 3-D kernels takes several times as long (docs/performance.md).
     """
-    if usable(changes):
-        of_kernel, of_changes = change_kernels.change_energy_backward(gradient, features, changes, kernel, wanted)
-        return of_changes if wanted else None, of_kernel
     width, _, taps, *size = kernel.shape
     padded = F.pad(gradient, (0, 0, 0, taps - 1)).flatten(0, 1)[: features.shape[2]].view_as(features[0, 0])
     of_features = (features * (2 / width * padded)).to(features.dtype)  # in this order, or fp16 loses small ones
@@ -296,6 +323,7 @@ def _energy_backward(
 
 
 def _linear_of_changes(changes: Tensor, weight: Tensor, patches: int) -> Tensor:
+    """What `_changes` gives, `[c,D]` -> `[B,T+1,P,c]`."""
     if usable(changes):
         return change_kernels.linear_of_changes(changes, weight, patches)
     return F.linear(changes, weight)
@@ -337,8 +365,6 @@ def _changes(tokens: Tensor, frames: int, gap_mask: Tensor | None) -> Tensor:
 
 def _changes_backward(gradient: Tensor, gap_mask: Tensor | None, shape: torch.Size, frames: int) -> Tensor:
     """From the gradient of changes `[B,T+1,P,D]`, which is overwritten, that of the sequences of this shape."""
-    if usable(gradient):
-        return change_kernels.take_changes_backward(gradient, gap_mask, shape)
     gradient[:, ::frames].zero_()
     if gap_mask is not None:
         gradient[:, 1:-1] *= gap_mask[:, :, None, None]

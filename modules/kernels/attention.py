@@ -25,14 +25,15 @@ if HAS_TRITON:
     import triton
     import triton.language as tl
 
-LONGEST = 64  # tokens, context tokens or channels of a head up to which a tile stays in registers
+LONGEST = 64  # queries or channels of a head up to which a tile stays in registers
+MOST_KEYS = 128  # likewise, the context's included
 LEAST = 16  # of what tensor cores take along any axis
 DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 
 
 def fits(length: int, context: int, head_width: int) -> bool:
     """Whether L tokens with S context tokens and heads d wide are a size for one tile."""
-    return max(length, context, head_width) <= LONGEST
+    return max(length, head_width) <= LONGEST and length + context <= MOST_KEYS
 
 
 def short_attention(
@@ -89,8 +90,8 @@ def _check(
                 )
     if not fits(length, context, width // heads):
         raise ValueError(
-            f"{length} tokens, {context} context tokens or heads {width // heads} wide: more than {LONGEST} do not "
-            "fit in a tile."
+            f"{length} tokens with {context} context tokens and heads {width // heads} wide do not fit in a tile: at "
+            f"most {LONGEST} tokens and channels, and {MOST_KEYS} tokens with the context."
         )
     if mask is not None:
         if mask.dtype != torch.bool:
@@ -225,7 +226,7 @@ def _arguments(
         "WIDTH": width // heads,
         "MASKED": "" if mask is None else "by key" if mask.stride(2) == 0 else "by query",
         "BLOCK_L": _block(length),
-        "BLOCK_S": _block(context),
+        "BLOCK_K": _block(length + context),
         "BLOCK_D": _block(width // heads),
         # fp32 is multiplied in registers, of which fewer warps have too few for a tile.
         "num_warps": 8 if qkv.dtype == torch.float32 else 4,
@@ -246,13 +247,13 @@ def _block(size: int) -> int:
 if HAS_TRITON:
 
     @triton.jit
-    def _load(start, stride, tokens, channels, COUNT: tl.constexpr, WIDTH: tl.constexpr):
-        inside = (tokens[:, None] < COUNT) & (channels[None, :] < WIDTH)
+    def _load(start, stride, tokens, channels, FIRST: tl.constexpr, END: tl.constexpr, WIDTH: tl.constexpr):
+        inside = (tokens >= FIRST)[:, None] & (tokens < END)[:, None] & (channels < WIDTH)[None, :]
         return tl.load(start + tokens[:, None] * stride + channels[None, :], mask=inside, other=0.0)
 
     @triton.jit
-    def _store(tile, start, stride, tokens, channels, COUNT: tl.constexpr, WIDTH: tl.constexpr):
-        inside = (tokens[:, None] < COUNT) & (channels[None, :] < WIDTH)
+    def _store(tile, start, stride, tokens, channels, FIRST: tl.constexpr, END: tl.constexpr, WIDTH: tl.constexpr):
+        inside = (tokens >= FIRST)[:, None] & (tokens < END)[:, None] & (channels < WIDTH)[None, :]
         at = start + tokens[:, None] * stride + channels[None, :]
         tl.store(at, tile.to(start.dtype.element_ty), mask=inside)
 
@@ -262,168 +263,93 @@ if HAS_TRITON:
         return tl.dot(a, b, input_precision="ieee")
 
     @triton.jit
-    def _scores(
-        q, k, scale, mask, by_query, by_key, queries, keys, L: tl.constexpr, COUNT: tl.constexpr, MASKED: tl.constexpr
-    ):
-        """fp32 scores, minus infinity for keys beyond the last and for those the mask, from its first key on, hides."""
-        scores = _product(q, tl.trans(k)) * scale
-        scores = tl.where(keys[None, :] < COUNT, scores, float("-inf"))
-        if MASKED == "by key":  # the same for all queries: a hundredth of the loads
-            seen = tl.load(mask + keys * by_key, mask=keys < COUNT, other=0) != 0
-            scores = tl.where(seen[None, :], scores, float("-inf"))
-        elif MASKED == "by query":
-            inside = (queries[:, None] < L) & (keys[None, :] < COUNT)
-            at = mask + queries[:, None] * by_query + keys[None, :] * by_key
-            scores = tl.where(tl.load(at, mask=inside, other=0) != 0, scores, float("-inf"))
-        return scores
+    def _load_keys(
+        own, of_context, own_stride, context_stride, keys, channels,
+        L: tl.constexpr, S: tl.constexpr, WIDTH: tl.constexpr,
+    ):  # fmt: skip
+        """Keys, or values, of the tokens and behind them of the context, in one tile."""
+        tile = _load(own, own_stride, keys, channels, 0, L, WIDTH)
+        if S > 0:
+            tile += _load(of_context - L * context_stride, context_stride, keys, channels, L, L + S, WIDTH)
+        return tile
 
     @triton.jit
-    def _exponentials(
-        q,
-        k,
-        context_k,
-        mask,
-        mask_by_query,
-        mask_by_key,
-        scale,
-        tokens,
-        others,
-        L: tl.constexpr,
-        S: tl.constexpr,
-        MASKED: tl.constexpr,
+    def _shares(
+        q, k, scale, mask, by_query, by_key, queries, keys, L: tl.constexpr, S: tl.constexpr, MASKED: tl.constexpr
     ):
-        """Of the scores of own and of context keys (of own ones again where there is no context), and their sums."""
-        own = _scores(q, k, scale, mask, mask_by_query, mask_by_key, tokens, tokens, L, L, MASKED)
-        peak = tl.max(own, axis=1)
-        of_context = own
-        if S > 0:
-            if MASKED != "":
-                mask += L * mask_by_key
-            of_context = _scores(q, context_k, scale, mask, mask_by_query, mask_by_key, tokens, others, L, S, MASKED)
-            peak = tl.maximum(peak, tl.max(of_context, axis=1))
+        """What is in proportion to each key's share, and what makes shares of it."""
+        scores = _product(q, tl.trans(k)) * (scale * 1.4426950408889634)  # to the base of 2
+        seen = (keys < L + S)[None, :]
+        if MASKED == "by key":  # the same for all queries: a hundredth of the loads
+            seen = seen & (tl.load(mask + keys * by_key, mask=keys < L + S, other=0) != 0)[None, :]
+        elif MASKED == "by query":
+            inside = (queries < L)[:, None] & seen
+            at = mask + queries[:, None] * by_query + keys[None, :] * by_key
+            seen = tl.load(at, mask=inside, other=0) != 0
+        scores = tl.where(seen, scores, float("-inf"))
+        peak = tl.max(scores, axis=1)
         # Queries that see nothing, as those beyond L of a mask: their exponentials are to be 0, not those of inf - inf.
         peak = tl.where(peak == float("-inf"), 0.0, peak)
-        own = tl.exp(own - peak[:, None])
-        total = tl.sum(own, axis=1)
-        if S > 0:
-            of_context = tl.exp(of_context - peak[:, None])
-            total += tl.sum(of_context, axis=1)
-        return own, of_context, tl.where(total == 0.0, 1.0, total)
+        exponentials = tl.exp2(scores - peak[:, None])
+        total = tl.sum(exponentials, axis=1)
+        return exponentials, 1.0 / tl.where(total == 0.0, 1.0, total)
 
     @triton.jit
     def _forward(
-        found,
-        qkv,
-        context_keys,
-        context_values,
-        mask,
-        keys_by_row,
-        keys_by_token,
-        values_by_row,
-        values_by_token,
-        mask_by_row,
-        mask_by_query,
-        mask_by_key,
-        scale,
-        L: tl.constexpr,
-        S: tl.constexpr,
-        HEADS: tl.constexpr,
-        WIDTH: tl.constexpr,
-        MASKED: tl.constexpr,
-        BLOCK_L: tl.constexpr,
-        BLOCK_S: tl.constexpr,
-        BLOCK_D: tl.constexpr,
-    ):
+        found, qkv, context_keys, context_values, mask,
+        keys_by_row, keys_by_token, values_by_row, values_by_token, mask_by_row, mask_by_query, mask_by_key, scale,
+        L: tl.constexpr, S: tl.constexpr, HEADS: tl.constexpr, WIDTH: tl.constexpr, MASKED: tl.constexpr,
+        BLOCK_L: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_D: tl.constexpr,
+    ):  # fmt: skip
         D: tl.constexpr = HEADS * WIDTH
         # The heads of a row run side by side: narrow ones share sectors of memory.
         row = (tl.program_id(0) // HEADS).to(tl.int64)  # large batches have more than 2^31 elements
         first = (tl.program_id(0) % HEADS) * WIDTH
-        tokens, others, channels = tl.arange(0, BLOCK_L), tl.arange(0, BLOCK_S), tl.arange(0, BLOCK_D)
+        queries, keys, channels = tl.arange(0, BLOCK_L), tl.arange(0, BLOCK_K), tl.arange(0, BLOCK_D)
         at = qkv + row * (L * 3 * D) + first
-        q = _load(at, 3 * D, tokens, channels, L, WIDTH)
-        k = _load(at + D, 3 * D, tokens, channels, L, WIDTH)
-        v = _load(at + 2 * D, 3 * D, tokens, channels, L, WIDTH)
-        context_k = k
-        if S > 0:
-            context_k = _load(context_keys + row * keys_by_row + first, keys_by_token, others, channels, S, WIDTH)
+        q = _load(at, 3 * D, queries, channels, 0, L, WIDTH)
+        others = at if S == 0 else context_keys + row * keys_by_row + first
+        k = _load_keys(at + D, others, 3 * D, keys_by_token, keys, channels, L, S, WIDTH)
+        others = at if S == 0 else context_values + row * values_by_row + first
+        v = _load_keys(at + 2 * D, others, 3 * D, values_by_token, keys, channels, L, S, WIDTH)
         if MASKED != "":
             mask += row * mask_by_row
-        own, of_context, total = _exponentials(
-            q, k, context_k, mask, mask_by_query, mask_by_key, scale, tokens, others, L, S, MASKED
-        )
-        tile = _product(own.to(v.dtype), v)
-        if S > 0:
-            context_v = _load(context_values + row * values_by_row + first, values_by_token, others, channels, S, WIDTH)
-            tile += _product(of_context.to(v.dtype), context_v)
-        _store(tile / total[:, None], found + row * (L * D) + first, D, tokens, channels, L, WIDTH)
+        shares, factor = _shares(q, k, scale, mask, mask_by_query, mask_by_key, queries, keys, L, S, MASKED)
+        tile = _product(shares.to(v.dtype), v) * factor[:, None]
+        _store(tile, found + row * (L * D) + first, D, queries, channels, 0, L, WIDTH)
 
     @triton.jit
     def _backward(
-        gradient,
-        of_qkv,
-        of_keys,
-        of_values,
-        qkv,
-        context_keys,
-        context_values,
-        mask,
-        keys_by_row,
-        keys_by_token,
-        values_by_row,
-        values_by_token,
-        mask_by_row,
-        mask_by_query,
-        mask_by_key,
-        scale,
-        L: tl.constexpr,
-        S: tl.constexpr,
-        HEADS: tl.constexpr,
-        WIDTH: tl.constexpr,
-        MASKED: tl.constexpr,
-        WANTED: tl.constexpr,
-        BLOCK_L: tl.constexpr,
-        BLOCK_S: tl.constexpr,
-        BLOCK_D: tl.constexpr,
-    ):
+        gradient, of_qkv, of_keys, of_values, qkv, context_keys, context_values, mask,
+        keys_by_row, keys_by_token, values_by_row, values_by_token, mask_by_row, mask_by_query, mask_by_key, scale,
+        L: tl.constexpr, S: tl.constexpr, HEADS: tl.constexpr, WIDTH: tl.constexpr, MASKED: tl.constexpr,
+        WANTED: tl.constexpr, BLOCK_L: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_D: tl.constexpr,
+    ):  # fmt: skip
         D: tl.constexpr = HEADS * WIDTH
         row = (tl.program_id(0) // HEADS).to(tl.int64)
         first = (tl.program_id(0) % HEADS) * WIDTH
-        tokens, others, channels = tl.arange(0, BLOCK_L), tl.arange(0, BLOCK_S), tl.arange(0, BLOCK_D)
+        queries, keys, channels = tl.arange(0, BLOCK_L), tl.arange(0, BLOCK_K), tl.arange(0, BLOCK_D)
         at = qkv + row * (L * 3 * D) + first
-        q = _load(at, 3 * D, tokens, channels, L, WIDTH)
-        k = _load(at + D, 3 * D, tokens, channels, L, WIDTH)
-        v = _load(at + 2 * D, 3 * D, tokens, channels, L, WIDTH)
-        out = _load(gradient + row * (L * D) + first, D, tokens, channels, L, WIDTH)
-        context_k = k
-        if S > 0:
-            context_k = _load(context_keys + row * keys_by_row + first, keys_by_token, others, channels, S, WIDTH)
+        q = _load(at, 3 * D, queries, channels, 0, L, WIDTH)
+        others = at if S == 0 else context_keys + row * keys_by_row + first
+        k = _load_keys(at + D, others, 3 * D, keys_by_token, keys, channels, L, S, WIDTH)
+        others = at if S == 0 else context_values + row * values_by_row + first
+        v = _load_keys(at + 2 * D, others, 3 * D, values_by_token, keys, channels, L, S, WIDTH)
+        out = _load(gradient + row * (L * D) + first, D, queries, channels, 0, L, WIDTH)
         if MASKED != "":
             mask += row * mask_by_row
-        own, of_context, total = _exponentials(
-            q, k, context_k, mask, mask_by_query, mask_by_key, scale, tokens, others, L, S, MASKED
-        )
-
-        own = own / total[:, None]
-        by_own = _product(out, tl.trans(v))
-        delta = tl.sum(own * by_own, axis=1)
-        by_context = by_own
-        if S > 0:
-            context_v = _load(context_values + row * values_by_row + first, values_by_token, others, channels, S, WIDTH)
-            of_context = of_context / total[:, None]
-            by_context = _product(out, tl.trans(context_v))
-            delta += tl.sum(of_context * by_context, axis=1)
-
-        by_own = (own * (by_own - delta[:, None]) * scale).to(q.dtype)
-        of_q = _product(by_own, k)
-        if S > 0:
-            by_context = (of_context * (by_context - delta[:, None]) * scale).to(q.dtype)
-            of_q += _product(by_context, context_k)
-            if WANTED:
-                start = row * (S * D) + first
-                _store(_product(tl.trans(by_context), q), of_keys + start, D, others, channels, S, WIDTH)
-                of_context_v = _product(tl.trans(of_context.to(q.dtype)), out)
-                _store(of_context_v, of_values + start, D, others, channels, S, WIDTH)
+        shares, factor = _shares(q, k, scale, mask, mask_by_query, mask_by_key, queries, keys, L, S, MASKED)
+        shares *= factor[:, None]
+        of_shares = _product(out, tl.trans(v))
+        delta = tl.sum(shares * of_shares, axis=1)
+        of_scores = (shares * (of_shares - delta[:, None]) * scale).to(q.dtype)
+        of_k = _product(tl.trans(of_scores), q)
+        of_v = _product(tl.trans(shares.to(q.dtype)), out)
         at = of_qkv + row * (L * 3 * D) + first
-        _store(of_q, at, 3 * D, tokens, channels, L, WIDTH)
-        _store(_product(tl.trans(by_own), q), at + D, 3 * D, tokens, channels, L, WIDTH)
-        _store(_product(tl.trans(own.to(q.dtype)), out), at + 2 * D, 3 * D, tokens, channels, L, WIDTH)
+        _store(_product(of_scores, k), at, 3 * D, queries, channels, 0, L, WIDTH)
+        _store(of_k, at + D, 3 * D, keys, channels, 0, L, WIDTH)
+        _store(of_v, at + 2 * D, 3 * D, keys, channels, 0, L, WIDTH)
+        if WANTED:
+            start = row * (S * D) + first - L * D
+            _store(of_k, of_keys + start, D, keys, channels, L, L + S, WIDTH)
+            _store(of_v, of_values + start, D, keys, channels, L, L + S, WIDTH)

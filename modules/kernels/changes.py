@@ -34,8 +34,8 @@ CHUNK = 64  # patches, or channels, of a tile, at most
 LEAST = 16  # of what tensor cores take along any axis
 VALUES = 2048  # that a program takes where each stands for itself
 GROUP = 16  # channels that a program takes one after another
-ROWS = 128  # frames' changes of a tile, at most
-PARTS = 2  # programs that share the frames of a channel, where the gradient of its kernel is summed
+ROWS = 64  # frames' changes of a tile, at most
+PARTS = 1  # programs that share the frames of a channel
 
 
 if HAS_TRITON:
@@ -69,8 +69,8 @@ if HAS_TRITON:
 
     @triton.jit
     def _take_changes_back(
-        of_changes, gaps, of_tokens, clips, frames, frames_a_sequence, per_clip, per_sequence, patches, width,
-        MASKED: tl.constexpr, Q: tl.constexpr, PATCHES: tl.constexpr, CHANNELS: tl.constexpr,
+        of_changes, gaps, others, of_tokens, clips, frames, frames_a_sequence, per_clip, per_sequence, patches, width,
+        MASKED: tl.constexpr, ADDED: tl.constexpr, Q: tl.constexpr, PATCHES: tl.constexpr, CHANNELS: tl.constexpr,
     ):  # fmt: skip
         clip, frame = tl.program_id(0).to(tl.int64) // frames, tl.program_id(0) % frames
         channel = tl.program_id(1) * CHANNELS + tl.arange(0, CHANNELS)
@@ -85,12 +85,13 @@ if HAS_TRITON:
         at += channel.to(tl.int64)[:, None] * (clips * (frames + 1) * Q) + patch[None, :]
         of_token = tl.load(at, mask=there & first, other=0.0).to(tl.float32)
         of_token -= tl.load(at + Q, mask=there & last, other=0.0).to(tl.float32)
-        into = of_tokens + clip * per_clip + _frame_start(frame, frames_a_sequence, per_sequence, patches, width)
-        tl.store(
-            into + patch[:, None] * width + channel[None, :],
-            tl.trans(of_token.to(of_tokens.dtype.element_ty)),
-            mask=(patch < patches)[:, None] & (channel < width)[None, :],
-        )
+        into = clip * per_clip + _frame_start(frame, frames_a_sequence, per_sequence, patches, width)
+        into += patch[:, None] * width + channel[None, :]
+        there = (patch < patches)[:, None] & (channel < width)[None, :]
+        of_token = tl.trans(of_token)
+        if ADDED:
+            of_token += tl.load(others + into, mask=there, other=0.0).to(tl.float32)
+        tl.store(of_tokens + into, of_token.to(of_tokens.dtype.element_ty), mask=there)
 
     @triton.jit
     def _tap(to, of, patches, grid):
@@ -100,55 +101,92 @@ if HAS_TRITON:
         return tl.where(near, 3 * dy + dx, 9)
 
     @triton.jit
+    def _matrix(taps, seen, out, patches, grid, BACK: tl.constexpr):
+        """A tap in time as a matrix from the patches seen to those given out."""
+        if BACK:
+            which = _tap(out[None, :], seen[:, None], patches, grid)
+        else:
+            which = _tap(seen[:, None], out[None, :], patches, grid)
+        return tl.load(taps + which)
+
+    @triton.jit
+    def _frames(source, row, first, seen, rows, Q: tl.constexpr, ROOM_BEFORE: tl.constexpr):
+        """The patches seen of some rows of a channel, zero where there are none."""
+        real = (row < rows) & (row >= first) if ROOM_BEFORE else row < rows
+        at = source + row.to(tl.int64)[:, None] * Q + seen[None, :]
+        return tl.load(at, mask=real[:, None] & ((seen >= 0) & (seen < Q))[None, :], other=0.0)
+
+    @triton.jit
     def _convolve(
-        source, taps, result, partial_energy, rows, per_clip, places, patches, grid, width,
-        BACK: tl.constexpr, TAPS: tl.constexpr, GROUP: tl.constexpr, ROWS: tl.constexpr,
+        source, taps, others, result, rows, per_clip, places, patches, grid,
+        BACK: tl.constexpr, ADDED: tl.constexpr, TAPS: tl.constexpr, ROWS: tl.constexpr,
         Q: tl.constexpr, CHUNK: tl.constexpr, REACH: tl.constexpr,
     ):  # fmt: skip
-        """Changes -> features and their squares summed over a group of channels; or, with BACK, the gradient of
-        features -> that of changes."""
-        row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
-        group = tl.program_id(1)
+        """Changes -> features; or, with BACK, the gradient of features -> that of changes, added to others'."""
+        channel = tl.program_id(0).to(tl.int64)
         out = tl.program_id(2) * CHUNK + tl.arange(0, CHUNK)
-        real_row = row < rows
-        if not BACK:
-            real_row = real_row & (row % per_clip < places)
-        into = real_row[:, None] & (out < Q)[None, :]
-        within = row.to(tl.int64)[:, None] * Q
-        energy = tl.zeros((ROWS, CHUNK), tl.float32)
-        for channel in range(group * GROUP, min(group * GROUP + GROUP, width)):
+        source += channel * rows * Q
+        others += channel * rows * Q
+        result += channel * rows * Q
+        taps += channel * (TAPS * 16)
+        if REACH == 0:
+            first = _matrix(taps, out, out, patches, grid, BACK)
+            second = _matrix(taps + 16, out, out, patches, grid, BACK)
+            third = second
+            if TAPS == 3:
+                third = _matrix(taps + 32, out, out, patches, grid, BACK)
+        for begin in range(tl.program_id(1) * ROWS, rows, tl.num_programs(1) * ROWS):
+            row = begin + tl.arange(0, ROWS)
+            at = row.to(tl.int64)[:, None] * Q + out[None, :]
+            inside = (row < rows)[:, None] & (out < Q)[None, :]
+            added = tl.zeros((ROWS, CHUNK), result.dtype.element_ty)
+            if ADDED:
+                added = tl.load(others + at, mask=inside, other=0.0)  # here, as it takes a while to come
             done = tl.zeros((ROWS, CHUNK), tl.float32)
-            start = tl.cast(channel, tl.int64) * rows * Q
             for near in tl.static_range(2 * REACH + 1):
                 seen = out + (near - REACH) * CHUNK
-                real = ((seen >= 0) & (seen < Q))[None, :]
-                for tap in tl.static_range(TAPS):
+                if REACH > 0:
+                    first = _matrix(taps, seen, out, patches, grid, BACK)
+                    second = _matrix(taps + 16, seen, out, patches, grid, BACK)
+                    third = second
+                    if TAPS == 3:
+                        third = _matrix(taps + 32, seen, out, patches, grid, BACK)
+                tile = _frames(source, row, 0, seen, rows, Q, False)
+                done = tl.dot(tile, first, done, input_precision="ieee")
+                if BACK:  # what has seen this change as its second, or third, lies in the rows before
+                    tile = _frames(source - Q, row, 1, seen, rows, Q, True)
+                else:  # past the last row of all is no place
+                    tile = _frames(source + Q, row, 0, seen, rows - 1, Q, False)
+                done = tl.dot(tile, second, done, input_precision="ieee")
+                if TAPS == 3:
                     if BACK:
-                        there, away = (row >= tap) & real_row, -tap
-                        which = _tap(out[None, :], seen[:, None], patches, grid)
+                        tile = _frames(source - 2 * Q, row, 2, seen, rows, Q, True)
                     else:
-                        there, away = real_row, tap  # which is still of this clip
-                        which = _tap(seen[:, None], out[None, :], patches, grid)
-                    at = source + start + away * Q + within + seen[None, :]
-                    tile = tl.load(at, mask=there[:, None] & real, other=0.0)
-                    matrix = tl.load(taps + (channel * TAPS + tap) * 16 + which)
-                    done = tl.dot(tile, matrix, done, input_precision="ieee")
-            tl.store(
-                result + start + within + out[None, :],
-                done.to(result.dtype.element_ty),
-                mask=(row < rows)[:, None] & (out < Q)[None, :],
-            )
+                        tile = _frames(source + 2 * Q, row, 0, seen, rows - 2, Q, False)
+                    done = tl.dot(tile, third, done, input_precision="ieee")
+            if ADDED:
+                done += added.to(tl.float32)
             if not BACK:
-                energy += done * done
-        if not BACK:
-            at = partial_energy + tl.cast(group, tl.int64) * rows * Q + within + out[None, :]
-            tl.store(at, energy, mask=into)
+                done = tl.where((row % per_clip < places)[:, None], done, 0.0)
+            tl.store(result + at, done.to(result.dtype.element_ty), mask=inside)
+
+    @triton.jit
+    def _sum_squares(features, partial_energy, size, width, GROUP: tl.constexpr, VALUES: tl.constexpr):
+        value = tl.program_id(0) * VALUES + tl.arange(0, VALUES)
+        group = tl.program_id(1)
+        energy = tl.zeros((VALUES,), tl.float32)
+        for channel in range(group * GROUP, min(group * GROUP + GROUP, width)):
+            at = features + tl.cast(channel, tl.int64) * size + value
+            feature = tl.load(at, mask=value < size, other=0.0).to(tl.float32)
+            energy += feature * feature
+        tl.store(partial_energy + tl.cast(group, tl.int64) * size + value, energy, mask=value < size)
 
     @triton.jit
     def _scale(features, of_energy, of_features, size, width, GROUP: tl.constexpr, VALUES: tl.constexpr):
         value = tl.program_id(0) * VALUES + tl.arange(0, VALUES)
+        group = tl.program_id(1)
         factor = tl.load(of_energy + value, mask=value < size, other=0.0) * (2.0 / width)
-        for channel in range(tl.program_id(1) * GROUP, min(tl.program_id(1) * GROUP + GROUP, width)):
+        for channel in range(group * GROUP, min(group * GROUP + GROUP, width)):
             at = tl.cast(channel, tl.int64) * size + value
             feature = tl.load(features + at, mask=value < size, other=0.0).to(tl.float32)
             tl.store(of_features + at, (feature * factor).to(of_features.dtype.element_ty), mask=value < size)
@@ -181,7 +219,7 @@ if HAS_TRITON:
             change = tl.trans(tl.load(changes + at + to[None, :], mask=real & (to < Q)[None, :], other=0.0))
             at = of_features + at + of[None, :]
             first = tl.dot(change, tl.load(at, mask=real & seen, other=0.0), first, input_precision="ieee")
-            before = tl.load(at - Q, mask=real & (row >= 1)[:, None] & seen, other=0.0)
+            before = tl.load(at - Q, mask=real & (row >= 1)[:, None] & seen, other=0.0)  # as in _convolve
             second = tl.dot(change, before, second, input_precision="ieee")
             if TAPS == 3:
                 before = tl.load(at - 2 * Q, mask=real & (row >= 2)[:, None] & seen, other=0.0)
@@ -208,6 +246,14 @@ def _chunks(patches: int) -> tuple[int, int, int]:
 
 def _rows_of_a_tile(rows: int) -> int:
     return min(ROWS, max(LEAST, triton.next_power_of_2(rows)))
+
+
+def _stages(x: Tensor, reach: int) -> int:
+    """How many tiles ahead a kernel loads: as many as shared memory, which is smaller than 100 kB on GPUs for
+    workstations, holds in half precision beside the matrices of one chunk; else none."""
+    if reach or x.element_size() > 2:
+        return 1
+    return 3 if x.is_cuda and torch.cuda.get_device_capability(x.device) in ((9, 0), (10, 0)) else 2
 
 
 def _by_channel(kernel: Tensor) -> Tensor:
@@ -239,25 +285,32 @@ def _(tokens: Tensor, gap_mask: Tensor | None, frames: int) -> Tensor:
 
 
 @torch.library.custom_op("stop::take_changes_backward", mutates_args=())
-def take_changes_backward(of_changes: Tensor, gap_mask: Tensor | None, shape: list[int]) -> Tensor:
-    """From the gradient of the changes that of the sequences of this shape, whose class tokens get none."""
+def take_changes_backward(
+    of_changes: Tensor, gap_mask: Tensor | None, shape: list[int], others: Tensor | None
+) -> Tensor:
+    """From the gradient of the changes that of the sequences of this shape, added to others, which have it too."""
     batch, count, length, width = shape
     frames = of_changes.shape[2] - 1
     of_tokens = of_changes.new_empty(shape)
-    of_tokens[:, :, 0].zero_()
+    if others is None:
+        of_tokens[:, :, 0].zero_()
+    else:
+        others = others.contiguous()
+        of_tokens[:, :, 0] = others[:, :, 0]
     patches = (length - 1) * count // frames
     size, chunks, _ = _chunks(patches)
     with torch.cuda.device_of(of_changes):
         _take_changes_back[(batch * frames, triton.cdiv(width, CHUNK), chunks)](
-            of_changes.contiguous(), of_changes if gap_mask is None else gap_mask.contiguous(), of_tokens,
+            of_changes.contiguous(), of_changes if gap_mask is None else gap_mask.contiguous(),
+            of_tokens if others is None else others, of_tokens,
             batch, frames, frames // count, of_tokens.stride(0), of_tokens.stride(1), patches, width,
-            MASKED=gap_mask is not None, Q=padded(patches), PATCHES=size, CHANNELS=CHUNK,
+            MASKED=gap_mask is not None, ADDED=others is not None, Q=padded(patches), PATCHES=size, CHANNELS=CHUNK,
         )  # fmt: skip
     return of_tokens
 
 
 @take_changes_backward.register_fake
-def _(of_changes: Tensor, gap_mask: Tensor | None, shape: list[int]) -> Tensor:
+def _(of_changes: Tensor, gap_mask: Tensor | None, shape: list[int], others: Tensor | None) -> Tensor:
     return of_changes.new_empty(shape)
 
 
@@ -267,17 +320,12 @@ def linear_of_changes(changes: Tensor, weight: Tensor, patches: int) -> Tensor:
 
 
 def linear_of_changes_backward(
-    gradient: Tensor, changes: Tensor, weight: Tensor, wanted: bool, others: Tensor | None
+    gradient: Tensor, changes: Tensor, weight: Tensor, wanted: bool
 ) -> tuple[Tensor | None, Tensor]:
-    """Of the changes, if wanted, added to what `others` have given them and in their place, and of the weight."""
+    """Of the changes, if wanted, and of the weight."""
     flat = F.pad(gradient, (0, 0, 0, changes.shape[3] - gradient.shape[2])).flatten(0, 2)
     of_weight = (changes.flatten(1) @ flat).t()
-    if not wanted:
-        return None, of_weight
-    if others is None:
-        return (weight.t() @ flat.t()).view_as(changes), of_weight
-    others.view(len(others), -1).addmm_(weight.t(), flat.t())
-    return others, of_weight
+    return (weight.t() @ flat.t()).view_as(changes) if wanted else None, of_weight
 
 
 @torch.library.custom_op(
@@ -290,13 +338,15 @@ def change_energy(changes: Tensor, kernel: Tensor, patches: int) -> list[Tensor]
         The energy fp32 `[B,N,P]`, the mean square over channels of the features; and these, like the changes, zero
         behind the N places.
     """
-    places = changes.shape[2] + 1 - kernel.shape[2]
-    groups = triton.cdiv(len(changes), GROUP)
-    partial_energy = changes.new_empty(groups, *changes.shape[1:], dtype=torch.float32)
-    features = torch.empty_like(changes)
-    _launch(changes, kernel, features, partial_energy, places, patches, back=False)
-    energy = partial_energy[:, :, :places, :patches].sum(dim=0) / len(changes)
-    return [energy, features]
+    width, batch, per_clip, q = changes.shape
+    places, size = per_clip + 1 - kernel.shape[2], batch * per_clip * q
+    features = _convolved(changes, kernel, None, patches)
+    partial_energy = changes.new_empty(triton.cdiv(width, GROUP), batch, per_clip, q, dtype=torch.float32)
+    with torch.cuda.device_of(changes):
+        _sum_squares[(triton.cdiv(size, VALUES), len(partial_energy))](
+            features, partial_energy, size, width, GROUP=GROUP, VALUES=VALUES
+        )
+    return [partial_energy[:, :, :places, :patches].sum(dim=0) / width, features]
 
 
 @change_energy.register_fake
@@ -306,38 +356,39 @@ def _(changes: Tensor, kernel: Tensor, patches: int) -> list[Tensor]:
     return [energy, torch.empty_like(changes)]
 
 
-def _launch(
-    source: Tensor, kernel: Tensor, result: Tensor, partial_energy: Tensor, places: int, patches: int, *, back: bool
-) -> None:
+def _convolved(source: Tensor, kernel: Tensor, others: Tensor | None, patches: int, *, back: bool = False) -> Tensor:
+    source, others = source.contiguous(), None if others is None else others.contiguous()
     width, batch, per_clip, q = source.shape
     rows, taps = batch * per_clip, kernel.shape[2]
     size, chunks, reach = _chunks(patches)
-    tile = _rows_of_a_tile(rows)
+    result = torch.empty_like(source)
     with torch.cuda.device_of(source):
-        _convolve[(triton.cdiv(rows, tile), triton.cdiv(width, GROUP), chunks)](
-            source, _by_channel(kernel), result, partial_energy,
-            rows, per_clip, places, patches, math.isqrt(patches), width,
-            BACK=back, TAPS=taps, GROUP=GROUP, ROWS=tile, Q=q, CHUNK=size, REACH=reach,
-            num_warps=8, num_stages=1,
+        _convolve[(width, PARTS, chunks)](
+            source, _by_channel(kernel), source if others is None else others, result,
+            rows, per_clip, per_clip + 1 - taps, patches, math.isqrt(patches),
+            BACK=back, ADDED=others is not None, TAPS=taps, ROWS=_rows_of_a_tile(rows), Q=q, CHUNK=size, REACH=reach,
+            num_warps=4, num_stages=_stages(source, reach),
         )  # fmt: skip
+    return result
 
 
 @torch.library.custom_op(
     "stop::change_energy_backward",
     mutates_args=(),
-    schema="(Tensor of_energy, Tensor features, Tensor changes, Tensor kernel, bool wanted) -> Tensor[]",
+    schema="(Tensor of_energy, Tensor features, Tensor changes, Tensor kernel, bool wanted, Tensor? others)"
+    " -> Tensor[]",
 )
 def change_energy_backward(
-    of_energy: Tensor, features: Tensor, changes: Tensor, kernel: Tensor, wanted: bool
+    of_energy: Tensor, features: Tensor, changes: Tensor, kernel: Tensor, wanted: bool, others: Tensor | None
 ) -> list[Tensor]:
     """From the gradient of the energy, fp32 `[B,N,P]`, that of the kernels, fp32 `[D,1,K,3,3]`, and that of the
-    changes, `[D,B,T+1,Q]` like them, or an empty one if it is not wanted."""
+    changes, `[D,B,T+1,Q]` like them and added to others, which have it too, or an empty one if it is not wanted."""
+    features, changes = features.contiguous(), changes.contiguous()
     width, batch, per_clip, q = changes.shape
     rows, taps, (_, places, patches) = batch * per_clip, kernel.shape[2], of_energy.shape
     factors = F.pad(of_energy, (0, q - patches, 0, per_clip - places)).contiguous()
     of_features = torch.empty_like(features)
     size, chunks, reach = _chunks(patches)
-    tile = min(CHUNK, _rows_of_a_tile(rows))
     pairs = chunks * (2 * reach + 1)
     partial_taps = features.new_empty(PARTS * pairs, width, taps, SPACE, dtype=torch.float32)
     with torch.cuda.device_of(changes):
@@ -346,16 +397,18 @@ def change_energy_backward(
         )
         _sum_taps[(PARTS, width, pairs)](
             changes, of_features, partial_taps, rows, patches, math.isqrt(patches), width,
-            TAPS=taps, ROWS=tile, Q=q, CHUNK=size, REACH=reach, num_warps=4, num_stages=1,
+            TAPS=taps, ROWS=_rows_of_a_tile(rows), Q=q, CHUNK=size, REACH=reach, num_warps=4,
+            num_stages=_stages(changes, reach),
         )  # fmt: skip
     of_kernel = partial_taps.sum(dim=0).view(width, 1, taps, 3, 3)
-    of_changes = changes.new_empty(changes.shape if wanted else 0)
-    if wanted:
-        _launch(of_features, kernel, of_changes, of_changes, places, patches, back=True)
-    return [of_kernel, of_changes]
+    if not wanted:
+        return [of_kernel, changes.new_empty(0)]
+    return [of_kernel, _convolved(of_features, kernel, others, patches, back=True)]
 
 
 @change_energy_backward.register_fake
-def _(of_energy: Tensor, features: Tensor, changes: Tensor, kernel: Tensor, wanted: bool) -> list[Tensor]:
+def _(
+    of_energy: Tensor, features: Tensor, changes: Tensor, kernel: Tensor, wanted: bool, others: Tensor | None
+) -> list[Tensor]:
     of_kernel = kernel.new_empty(kernel.shape, dtype=torch.float32)
     return [of_kernel, changes.new_empty(changes.shape if wanted else 0)]

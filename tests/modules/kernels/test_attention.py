@@ -319,7 +319,7 @@ def test_no_rows_give_no_rows(attention):
 def test_sizes_that_fit(attention):
     assert attention.fits(64, 64, 64)
     assert attention.fits(1, 0, 10)
-    assert not any(attention.fits(*sizes) for sizes in ((65, 0, 64), (50, 65, 64), (50, 8, 65)))
+    assert not any(attention.fits(*sizes) for sizes in ((65, 0, 64), (50, 79, 64), (50, 8, 65)))
 
 
 def test_usable_on_a_gpu_alone():

@@ -153,9 +153,10 @@ def test_traced_operators_have_the_layout_of_the_real_ones(taps):
     energy, features = kernels.change_energy(changes, kernel, 9)
     for operator, arguments in (
         (kernels.take_changes, (tokens, gap_mask, 4)),
-        (kernels.take_changes_backward, (changes, None, [2, 4, 10, 20])),
+        (kernels.take_changes_backward, (changes, None, [2, 4, 10, 20], None)),
+        (kernels.take_changes_backward, (changes, gap_mask, [2, 4, 10, 20], tokens)),
         (kernels.change_energy, (changes, kernel, 9)),
-        (kernels.change_energy_backward, (energy, features, changes, kernel, True)),
-        (kernels.change_energy_backward, (energy, features, changes, kernel, False)),
+        (kernels.change_energy_backward, (energy, features, changes, kernel, True, changes)),
+        (kernels.change_energy_backward, (energy, features, changes, kernel, False, None)),
     ):
         torch.library.opcheck(operator, arguments, test_utils=("test_schema", "test_faketensor"))
