@@ -84,7 +84,7 @@ def measure_points(settings: Settings, device: torch.device) -> list[Point]:
             method = build_method("stop", CLIP(architecture), attention=attention).to(device).train()
             batch = random_batch(architecture, batch_size, frames, settings.max_words, device)
             step = TrainingStep(method, batch, settings.precision)
-            times = [sum(step()) for _ in range(1 + settings.repeats)][1:]
+            times = [sum(step.phases()) for _ in range(1 + settings.repeats)][1:]
             operations = batch_size * count_step("stop", architecture, frames, settings.max_words, attention=attention)
             points.append(
                 Point(attention, batch_size, frames, median(times), (min(times), max(times)), operations / 1e9)

@@ -25,6 +25,7 @@ from engine.distributed import Process, gather, gather_with_gradient
 from engine.logger import RunLogger, log
 from engine.optim import build_optimizer, build_schedule
 from modules.clip import Block
+from modules.kernels import usable
 from modules.losses import symmetric_info_nce
 from modules.methods import Method
 
@@ -176,6 +177,7 @@ def compile_forward(method: Method) -> None:
     # It takes clips' tokens [B,T,P,D] for images of T channels, and copies what is kept for backward to the layout that
     # suits those.
     torch._inductor.config.layout_optimization = False
+    usable(method.clip.logit_scale)  # which learns here what it cannot ask in tracing
     method.compile(dynamic=False)
 
 

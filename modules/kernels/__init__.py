@@ -1,5 +1,6 @@
 """Triton kernels for what torch is slow at on a GPU; nothing here is needed to run on a CPU."""
 
+import torch
 from torch import Tensor
 
 try:
@@ -9,7 +10,15 @@ try:
 except ImportError:  # it comes with torch for GPUs alone
     HAS_TRITON = False
 
+OLDEST = (8, 0)  # compute capability, an A100's; what came before has too little shared memory
+_too_old: set[int] = set()  # GPUs that were asked
+
 
 def usable(x: Tensor) -> bool:
-    """Whether the kernels can run where x is."""
-    return HAS_TRITON and x.is_cuda
+    """Whether the kernels can run where x is. A graph in tracing cannot ask a GPU for its age, and goes by what is
+    known from an eager call."""
+    if not HAS_TRITON or not x.is_cuda:
+        return False
+    if not torch.compiler.is_compiling() and torch.cuda.get_device_capability(x.device) < OLDEST:
+        _too_old.add(x.device.index)
+    return x.device.index not in _too_old

@@ -13,7 +13,7 @@ over memory in which differences are taken anyhow.
 Shapes: B clips, T frames, P = G*G patches, D width, K taps in time (2 or 3), N = T+2-K places of features, R = B*(T+1)
 frames' changes one after another. Features lie as changes do; the feature at place i of a clip sees its changes i to
 i+K-1. A chunk is as many patches as a tile holds; where a frame has several, a tap leads from a chunk to itself or to
-those within reach.
+those beside it.
 """
 
 import math
@@ -30,11 +30,12 @@ if HAS_TRITON:
 
 SPACE = 9  # taps of a kernel in space, 3 by 3
 ROOM = 16  # values that a tap in time takes in memory: these, and zeros
-CHUNK = 64  # patches, or channels, of a tile, at most
+CHUNK = 64  # patches, or channels, of a tile, at most; of patches half as many in fp32
 LEAST = 16  # of what tensor cores take along any axis
 VALUES = 2048  # that a program takes where each stands for itself
 GROUP = 16  # channels that a program takes one after another
 ROWS = 64  # frames' changes of a tile, at most
+LARGE = ((9, 0), (10, 0), (10, 3))  # compute capabilities of GPUs with 228 kB of shared memory
 PARTS = 1  # programs that share the frames of a channel
 
 
@@ -117,24 +118,50 @@ if HAS_TRITON:
         return tl.load(at, mask=real[:, None] & ((seen >= 0) & (seen < Q))[None, :], other=0.0)
 
     @triton.jit
+    def _products(
+        done, source, row, seen, rows, first, second, third, BACK: tl.constexpr, TAPS: tl.constexpr, Q: tl.constexpr
+    ):
+        """Add what the taps in time give of some patches."""
+        done = tl.dot(_frames(source, row, 0, seen, rows, Q, False), first, done, input_precision="tf32x3")
+        if BACK:  # what has seen a change as its second, or third, lies in the rows before
+            tile = _frames(source - Q, row, 1, seen, rows, Q, True)
+        else:  # past the last row of all is no place
+            tile = _frames(source + Q, row, 0, seen, rows - 1, Q, False)
+        done = tl.dot(tile, second, done, input_precision="tf32x3")
+        if TAPS == 3:
+            if BACK:
+                tile = _frames(source - 2 * Q, row, 2, seen, rows, Q, True)
+            else:
+                tile = _frames(source + 2 * Q, row, 0, seen, rows - 2, Q, False)
+            done = tl.dot(tile, third, done, input_precision="tf32x3")
+        return done
+
+    @triton.jit
     def _convolve(
         source, taps, others, result, rows, per_clip, places, patches, grid,
         BACK: tl.constexpr, ADDED: tl.constexpr, TAPS: tl.constexpr, ROWS: tl.constexpr,
-        Q: tl.constexpr, CHUNK: tl.constexpr, REACH: tl.constexpr,
+        Q: tl.constexpr, CHUNK: tl.constexpr, HALO: tl.constexpr,
     ):  # fmt: skip
         """Changes -> features; or, with BACK, the gradient of features -> that of changes, added to others'."""
         channel = tl.program_id(0).to(tl.int64)
         out = tl.program_id(2) * CHUNK + tl.arange(0, CHUNK)
+        seen = out - HALO
         source += channel * rows * Q
         others += channel * rows * Q
         result += channel * rows * Q
         taps += channel * (TAPS * 16)
-        if REACH == 0:
-            first = _matrix(taps, out, out, patches, grid, BACK)
-            second = _matrix(taps + 16, out, out, patches, grid, BACK)
-            third = second
+        first = _matrix(taps, seen, out, patches, grid, BACK)
+        second = _matrix(taps + 16, seen, out, patches, grid, BACK)
+        third = second
+        if TAPS == 3:
+            third = _matrix(taps + 32, seen, out, patches, grid, BACK)
+        if HALO > 0:  # the rest of what the chunk's patches see
+            more = tl.program_id(2) * CHUNK + CHUNK - HALO + tl.arange(0, 2 * HALO)
+            more_first = _matrix(taps, more, out, patches, grid, BACK)
+            more_second = _matrix(taps + 16, more, out, patches, grid, BACK)
+            more_third = more_second
             if TAPS == 3:
-                third = _matrix(taps + 32, out, out, patches, grid, BACK)
+                more_third = _matrix(taps + 32, more, out, patches, grid, BACK)
         for begin in range(tl.program_id(1) * ROWS, rows, tl.num_programs(1) * ROWS):
             row = begin + tl.arange(0, ROWS)
             at = row.to(tl.int64)[:, None] * Q + out[None, :]
@@ -143,27 +170,9 @@ if HAS_TRITON:
             if ADDED:
                 added = tl.load(others + at, mask=inside, other=0.0)  # here, as it takes a while to come
             done = tl.zeros((ROWS, CHUNK), tl.float32)
-            for near in tl.static_range(2 * REACH + 1):
-                seen = out + (near - REACH) * CHUNK
-                if REACH > 0:
-                    first = _matrix(taps, seen, out, patches, grid, BACK)
-                    second = _matrix(taps + 16, seen, out, patches, grid, BACK)
-                    third = second
-                    if TAPS == 3:
-                        third = _matrix(taps + 32, seen, out, patches, grid, BACK)
-                tile = _frames(source, row, 0, seen, rows, Q, False)
-                done = tl.dot(tile, first, done, input_precision="ieee")
-                if BACK:  # what has seen this change as its second, or third, lies in the rows before
-                    tile = _frames(source - Q, row, 1, seen, rows, Q, True)
-                else:  # past the last row of all is no place
-                    tile = _frames(source + Q, row, 0, seen, rows - 1, Q, False)
-                done = tl.dot(tile, second, done, input_precision="ieee")
-                if TAPS == 3:
-                    if BACK:
-                        tile = _frames(source - 2 * Q, row, 2, seen, rows, Q, True)
-                    else:
-                        tile = _frames(source + 2 * Q, row, 0, seen, rows - 2, Q, False)
-                    done = tl.dot(tile, third, done, input_precision="ieee")
+            done = _products(done, source, row, seen, rows, first, second, third, BACK, TAPS, Q)
+            if HALO > 0:
+                done = _products(done, source, row, more, rows, more_first, more_second, more_third, BACK, TAPS, Q)
             if ADDED:
                 done += added.to(tl.float32)
             if not BACK:
@@ -200,32 +209,30 @@ if HAS_TRITON:
     @triton.jit
     def _sum_taps(
         changes, of_features, partial_taps, rows, patches, grid, width,
-        TAPS: tl.constexpr, ROWS: tl.constexpr, Q: tl.constexpr, CHUNK: tl.constexpr, REACH: tl.constexpr,
+        TAPS: tl.constexpr, ROWS: tl.constexpr, Q: tl.constexpr,
+        CHUNK: tl.constexpr, FIRST: tl.constexpr, SEEN: tl.constexpr,
     ):  # fmt: skip
-        """Changes and the gradient of features -> the gradient of a channel's kernel, for one pair of chunks."""
-        part, channel = tl.program_id(0), tl.program_id(1)
-        pair = tl.program_id(2)
-        to = pair // (2 * REACH + 1) * CHUNK + tl.arange(0, CHUNK)
-        of = to + (pair % (2 * REACH + 1) - REACH) * CHUNK
+        """Changes and the gradient of features -> the gradient of a channel's kernel, from the features of a chunk and
+        the patches that they see from the FIRST on."""
+        part, channel, chunk = tl.program_id(0), tl.program_id(1), tl.program_id(2)
+        of = chunk * CHUNK + tl.arange(0, CHUNK)
+        to = chunk * CHUNK + FIRST + tl.arange(0, SEEN)
         changes += tl.cast(channel, tl.int64) * rows * Q
         of_features += tl.cast(channel, tl.int64) * rows * Q
-        first = tl.zeros((CHUNK, CHUNK), tl.float32)
-        second = tl.zeros((CHUNK, CHUNK), tl.float32)
-        third = tl.zeros((CHUNK, CHUNK), tl.float32)
+        first = tl.zeros((SEEN, CHUNK), tl.float32)
+        second = tl.zeros((SEEN, CHUNK), tl.float32)
+        third = tl.zeros((SEEN, CHUNK), tl.float32)
         for begin in range(part * ROWS, rows, tl.num_programs(0) * ROWS):
             row = begin + tl.arange(0, ROWS)
-            at = row[:, None] * Q
-            real, seen = (row < rows)[:, None], ((of >= 0) & (of < Q))[None, :]
-            change = tl.trans(tl.load(changes + at + to[None, :], mask=real & (to < Q)[None, :], other=0.0))
-            at = of_features + at + of[None, :]
-            first = tl.dot(change, tl.load(at, mask=real & seen, other=0.0), first, input_precision="ieee")
-            before = tl.load(at - Q, mask=real & (row >= 1)[:, None] & seen, other=0.0)  # as in _convolve
-            second = tl.dot(change, before, second, input_precision="ieee")
+            change = tl.trans(_frames(changes, row, 0, to, rows, Q, False))
+            first = tl.dot(change, _frames(of_features, row, 0, of, rows, Q, False), first, input_precision="tf32x3")
+            before = _frames(of_features - Q, row, 1, of, rows, Q, True)
+            second = tl.dot(change, before, second, input_precision="tf32x3")
             if TAPS == 3:
-                before = tl.load(at - 2 * Q, mask=real & (row >= 2)[:, None] & seen, other=0.0)
-                third = tl.dot(change, before, third, input_precision="ieee")
+                before = _frames(of_features - 2 * Q, row, 2, of, rows, Q, True)
+                third = tl.dot(change, before, third, input_precision="tf32x3")
         which = _tap(to[:, None], of[None, :], patches, grid)
-        into = partial_taps + ((part * tl.num_programs(2) + pair) * width + channel) * (TAPS * 9)
+        into = partial_taps + ((part * tl.num_programs(2) + chunk) * width + channel) * (TAPS * 9)
         _store_taps(into, first, which)
         _store_taps(into + 9, second, which)
         if TAPS == 3:
@@ -237,23 +244,24 @@ def padded(patches: int) -> int:
     return -(-patches // 8) * 8
 
 
-def _chunks(patches: int) -> tuple[int, int, int]:
-    """Patches of a chunk, chunks of a frame, and how many chunks far a tap leads."""
-    size = min(CHUNK, max(LEAST, triton.next_power_of_2(patches)))
+def _chunks(patches: int, x: Tensor) -> tuple[int, int, int]:
+    """Patches of a chunk, chunks of a frame, and of how many patches before and behind it a chunk sees any."""
+    most = CHUNK if x.element_size() == 2 else CHUNK // 2
+    size = min(most, max(LEAST, triton.next_power_of_2(patches)))
     count = triton.cdiv(patches, size)
-    return size, count, 0 if count == 1 else triton.cdiv(math.isqrt(patches) + 1, size)
+    halo = max(LEAST, triton.next_power_of_2(math.isqrt(patches) + 1))
+    return size, count, halo if count > 1 else 0
 
 
 def _rows_of_a_tile(rows: int) -> int:
     return min(ROWS, max(LEAST, triton.next_power_of_2(rows)))
 
 
-def _stages(x: Tensor, reach: int) -> int:
-    """How many tiles ahead a kernel loads: as many as shared memory, which is smaller than 100 kB on GPUs for
-    workstations, holds in half precision beside the matrices of one chunk; else none."""
-    if reach or x.element_size() > 2:
+def _stages(x: Tensor, halo: int) -> int:
+    """How many tiles ahead a kernel loads, as many as shared memory holds: on many GPUs it has 100 kB."""
+    if x.element_size() > 2 or not x.is_cuda:
         return 1
-    return 3 if x.is_cuda and torch.cuda.get_device_capability(x.device) in ((9, 0), (10, 0)) else 2
+    return (3 if torch.cuda.get_device_capability(x.device) in LARGE else 2) - (halo > 0)
 
 
 def _by_channel(kernel: Tensor) -> Tensor:
@@ -268,7 +276,7 @@ def take_changes(tokens: Tensor, gap_mask: Tensor | None, frames: int) -> Tensor
     batch, count, length, width = tokens.shape
     tokens, patches = tokens.contiguous(), (length - 1) * count // frames
     changes = tokens.new_empty(width, batch, frames + 1, padded(patches))
-    size, chunks, _ = _chunks(patches)
+    size, chunks, _ = _chunks(patches, tokens)
     with torch.cuda.device_of(tokens):
         _take_changes[(batch * (frames + 1), triton.cdiv(width, CHUNK), chunks)](
             tokens, tokens if gap_mask is None else gap_mask.contiguous(), changes,
@@ -298,7 +306,7 @@ def take_changes_backward(
         others = others.contiguous()
         of_tokens[:, :, 0] = others[:, :, 0]
     patches = (length - 1) * count // frames
-    size, chunks, _ = _chunks(patches)
+    size, chunks, _ = _chunks(patches, of_changes)
     with torch.cuda.device_of(of_changes):
         _take_changes_back[(batch * frames, triton.cdiv(width, CHUNK), chunks)](
             of_changes.contiguous(), of_changes if gap_mask is None else gap_mask.contiguous(),
@@ -360,14 +368,14 @@ def _convolved(source: Tensor, kernel: Tensor, others: Tensor | None, patches: i
     source, others = source.contiguous(), None if others is None else others.contiguous()
     width, batch, per_clip, q = source.shape
     rows, taps = batch * per_clip, kernel.shape[2]
-    size, chunks, reach = _chunks(patches)
+    size, chunks, halo = _chunks(patches, source)
     result = torch.empty_like(source)
     with torch.cuda.device_of(source):
         _convolve[(width, PARTS, chunks)](
             source, _by_channel(kernel), source if others is None else others, result,
             rows, per_clip, per_clip + 1 - taps, patches, math.isqrt(patches),
-            BACK=back, ADDED=others is not None, TAPS=taps, ROWS=_rows_of_a_tile(rows), Q=q, CHUNK=size, REACH=reach,
-            num_warps=4, num_stages=_stages(source, reach),
+            BACK=back, ADDED=others is not None, TAPS=taps, ROWS=_rows_of_a_tile(rows), Q=q, CHUNK=size, HALO=halo,
+            num_warps=4, num_stages=_stages(source, halo),
         )  # fmt: skip
     return result
 
@@ -388,19 +396,20 @@ def change_energy_backward(
     rows, taps, (_, places, patches) = batch * per_clip, kernel.shape[2], of_energy.shape
     factors = F.pad(of_energy, (0, q - patches, 0, per_clip - places)).contiguous()
     of_features = torch.empty_like(features)
-    size, chunks, reach = _chunks(patches)
-    pairs = chunks * (2 * reach + 1)
-    partial_taps = features.new_empty(PARTS * pairs, width, taps, SPACE, dtype=torch.float32)
+    size, chunks, halo = _chunks(patches, changes)
+    windows = [(-halo, size), (size - halo, 2 * halo)] if halo else [(0, size)]  # which together are all it sees
+    partial_taps = features.new_empty(len(windows), PARTS * chunks, width, taps, SPACE, dtype=torch.float32)
     with torch.cuda.device_of(changes):
         _scale[(triton.cdiv(rows * q, VALUES), triton.cdiv(width, GROUP))](
             features, factors, of_features, rows * q, width, GROUP=GROUP, VALUES=VALUES
         )
-        _sum_taps[(PARTS, width, pairs)](
-            changes, of_features, partial_taps, rows, patches, math.isqrt(patches), width,
-            TAPS=taps, ROWS=_rows_of_a_tile(rows), Q=q, CHUNK=size, REACH=reach, num_warps=4,
-            num_stages=_stages(changes, reach),
-        )  # fmt: skip
-    of_kernel = partial_taps.sum(dim=0).view(width, 1, taps, 3, 3)
+        for (first, seen), sums in zip(windows, partial_taps, strict=True):
+            _sum_taps[(PARTS, width, chunks)](
+                changes, of_features, sums, rows, patches, math.isqrt(patches), width,
+                TAPS=taps, ROWS=_rows_of_a_tile(rows), Q=q, CHUNK=size, FIRST=first, SEEN=seen,
+                num_warps=4, num_stages=_stages(changes, 0),
+            )  # fmt: skip
+    of_kernel = partial_taps.flatten(0, 1).sum(dim=0).view(width, 1, taps, 3, 3)
     if not wanted:
         return [of_kernel, changes.new_empty(0)]
     return [of_kernel, _convolved(of_features, kernel, others, patches, back=True)]

@@ -28,6 +28,7 @@ from engine.benchmark_methods import (
     main,
     make_floor,
     measure_ceilings,
+    time_in_a_row,
 )
 from modules.clip import ARCHITECTURES, CLIP
 from modules.clip_weights import architecture_of
@@ -93,9 +94,17 @@ def test_products_added_in_place_count(monkeypatch):
 def test_a_step_trains_in_every_method(name):
     method = build_method(name, CLIP(TINY), **({"max_frames": 3} if name in ("dgl", "stop_released") else {})).train()
     step = TrainingStep(method, random_batch(TINY, 2, 3, 8, CPU), "fp32")
-    assert len(step()) == 3
-    assert min(step()) > 0
+    step.take()
+    parts = step.phases()
+    assert len(parts) == 3
+    assert min(parts) > 0
     assert all(parameter.grad is not None for parameter in step.parameters)
+
+
+def test_a_row_is_shared_out_among_its_runs(monkeypatch):
+    runs = []
+    monkeypatch.setattr("engine.benchmark_methods.timed", lambda run, device: (run(), 100.0))
+    assert time_in_a_row(lambda: runs.append(1), CPU) == 100.0 / len(runs)
 
 
 def test_the_floor_goes_back_to_the_tokens_and_trains_nothing(monkeypatch):

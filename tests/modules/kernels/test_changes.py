@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from modules import dynamics
+from modules.clip import ARCHITECTURES
 from modules.dynamics import DynamicsNet, Timeline, look
 from modules.methods import build_method
 from tests.tiny import tiny_batch, tiny_clip
@@ -160,3 +161,19 @@ def test_traced_operators_have_the_layout_of_the_real_ones(taps):
         (kernels.change_energy_backward, (energy, features, changes, kernel, False, None)),
     ):
         torch.library.opcheck(operator, arguments, test_utils=("test_schema", "test_faketensor"))
+
+
+@pytest.mark.skipif(not ON_GPU, reason="needs a CUDA device")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("name", ["ViT-B/32", "ViT-B/16", "ViT-L/14", "ViT-L/14@336px"])
+@pytest.mark.parametrize("sees", ["tokens", "changes"])
+def test_every_clip_has_room_for_its_tiles(name, dtype, sees, monkeypatch):
+    architecture = ARCHITECTURES[name]
+    size = (8, 12, 12, architecture.grid, architecture.vision_width)  # so many frames that tiles are full
+    results = []
+    for used in (True, False):
+        use_kernels(monkeypatch, used)
+        results.append(all_of(size, sees, True, dtype if used else torch.float32, "ect"))
+    tolerance = 1e-4 if dtype == torch.float32 else 0.02
+    for ours, theirs in zip(*results, strict=True):
+        assert (ours.float() - theirs).norm() < tolerance * theirs.norm()
