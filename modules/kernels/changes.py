@@ -292,7 +292,11 @@ def _(tokens: Tensor, gap_mask: Tensor | None, frames: int) -> Tensor:
     return tokens.new_empty(width, batch, frames + 1, padded((length - 1) * count // frames))
 
 
-@torch.library.custom_op("stop::take_changes_backward", mutates_args=())
+@torch.library.custom_op(
+    "stop::take_changes_backward",
+    mutates_args=(),
+    schema="(Tensor of_changes, Tensor? gap_mask, int[] shape, Tensor? others) -> Tensor",
+)
 def take_changes_backward(
     of_changes: Tensor, gap_mask: Tensor | None, shape: list[int], others: Tensor | None
 ) -> Tensor:
