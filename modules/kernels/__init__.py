@@ -11,14 +11,15 @@ except ImportError:  # it comes with torch for GPUs alone
     HAS_TRITON = False
 
 OLDEST = (8, 0)  # compute capability, an A100's; what came before has too little shared memory
-_too_old: set[int] = set()  # GPUs that were asked
+_new_enough: dict[int, bool] = {}  # GPUs that were asked
 
 
 def usable(x: Tensor) -> bool:
-    """Whether the kernels can run where x is. A graph in tracing cannot ask a GPU for its age, and goes by what is
-    known from an eager call."""
+    """Whether the kernels can run where x is. A graph in tracing cannot ask a GPU for its age, and goes by what an
+    eager call has learned."""
     if not HAS_TRITON or not x.is_cuda:
         return False
-    if not torch.compiler.is_compiling() and torch.cuda.get_device_capability(x.device) < OLDEST:
-        _too_old.add(x.device.index)
-    return x.device.index not in _too_old
+    device = x.device.index
+    if device not in _new_enough and not torch.compiler.is_compiling():
+        _new_enough[device] = torch.cuda.get_device_capability(device) >= OLDEST
+    return _new_enough.get(device, True)

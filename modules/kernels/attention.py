@@ -98,7 +98,8 @@ def _check(
             raise ValueError(f"The mask must be bool, not {mask.dtype}.")
         full = (rows, 1, length, length + context)
         given = (1,) * (4 - mask.ndim) + tuple(mask.shape)
-        if len(given) != 4 or any(size not in (1, whole) for size, whole in zip(given, full, strict=True)):
+        # One by one, since a traced size is not found in a tuple.
+        if len(given) != 4 or not all(size == 1 or size == whole for size, whole in zip(given, full, strict=True)):
             raise ValueError(f"The mask must be broadcastable to {list(full)}, not {tuple(mask.shape)}.")
 
 

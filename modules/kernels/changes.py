@@ -29,7 +29,6 @@ if HAS_TRITON:
     import triton.language as tl
 
 SPACE = 9  # taps of a kernel in space, 3 by 3
-ROOM = 16  # values that a tap in time takes in memory: these, and zeros
 CHUNK = 64  # patches, or channels, of a tile, at most; of patches half as many in fp32
 LEAST = 16  # of what tensor cores take along any axis
 VALUES = 2048  # that a program takes where each stands for itself
@@ -96,7 +95,7 @@ if HAS_TRITON:
 
     @triton.jit
     def _tap(to, of, patches, grid):
-        """Which tap of nine the feature at patch `of` has for the change at patch `to`; the tenth, zero, if none."""
+        """Which tap of nine the feature at patch `of` has for the change at patch `to`; nine, if none."""
         dy, dx = to // grid - of // grid + 1, to % grid - of % grid + 1
         near = (dy >= 0) & (dy < 3) & (dx >= 0) & (dx < 3) & (to < patches) & (of < patches) & (to >= 0) & (of >= 0)
         return tl.where(near, 3 * dy + dx, 9)
@@ -108,12 +107,12 @@ if HAS_TRITON:
             which = _tap(out[None, :], seen[:, None], patches, grid)
         else:
             which = _tap(seen[:, None], out[None, :], patches, grid)
-        return tl.load(taps + which)
+        return tl.load(taps + which, mask=which < 9, other=0.0)
 
     @triton.jit
-    def _frames(source, row, first, seen, rows, Q: tl.constexpr, ROOM_BEFORE: tl.constexpr):
+    def _frames(source, row, first, seen, rows, Q: tl.constexpr, CHECKED: tl.constexpr):
         """The patches seen of some rows of a channel, zero where there are none."""
-        real = (row < rows) & (row >= first) if ROOM_BEFORE else row < rows
+        real = (row < rows) & (row >= first) if CHECKED else row < rows
         at = source + row.to(tl.int64)[:, None] * Q + seen[None, :]
         return tl.load(at, mask=real[:, None] & ((seen >= 0) & (seen < Q))[None, :], other=0.0)
 
@@ -149,19 +148,19 @@ if HAS_TRITON:
         source += channel * rows * Q
         others += channel * rows * Q
         result += channel * rows * Q
-        taps += channel * (TAPS * 16)
+        taps += channel * (TAPS * 9)
         first = _matrix(taps, seen, out, patches, grid, BACK)
-        second = _matrix(taps + 16, seen, out, patches, grid, BACK)
+        second = _matrix(taps + 9, seen, out, patches, grid, BACK)
         third = second
         if TAPS == 3:
-            third = _matrix(taps + 32, seen, out, patches, grid, BACK)
+            third = _matrix(taps + 18, seen, out, patches, grid, BACK)
         if HALO > 0:  # the rest of what the chunk's patches see
             more = tl.program_id(2) * CHUNK + CHUNK - HALO + tl.arange(0, 2 * HALO)
             more_first = _matrix(taps, more, out, patches, grid, BACK)
-            more_second = _matrix(taps + 16, more, out, patches, grid, BACK)
+            more_second = _matrix(taps + 9, more, out, patches, grid, BACK)
             more_third = more_second
             if TAPS == 3:
-                more_third = _matrix(taps + 32, more, out, patches, grid, BACK)
+                more_third = _matrix(taps + 18, more, out, patches, grid, BACK)
         for begin in range(tl.program_id(1) * ROWS, rows, tl.num_programs(1) * ROWS):
             row = begin + tl.arange(0, ROWS)
             at = row.to(tl.int64)[:, None] * Q + out[None, :]
@@ -188,13 +187,20 @@ if HAS_TRITON:
             at = features + tl.cast(channel, tl.int64) * size + value
             feature = tl.load(at, mask=value < size, other=0.0).to(tl.float32)
             energy += feature * feature
-        tl.store(partial_energy + tl.cast(group, tl.int64) * size + value, energy, mask=value < size)
+        at = partial_energy + tl.cast(group, tl.int64) * size + value
+        tl.store(at, energy / width, mask=value < size)
 
     @triton.jit
-    def _scale(features, of_energy, of_features, size, width, GROUP: tl.constexpr, VALUES: tl.constexpr):
+    def _scale(
+        features, of_energy, of_features, size, per_clip, places, patches, width,
+        Q: tl.constexpr, GROUP: tl.constexpr, VALUES: tl.constexpr,
+    ):  # fmt: skip
         value = tl.program_id(0) * VALUES + tl.arange(0, VALUES)
         group = tl.program_id(1)
-        factor = tl.load(of_energy + value, mask=value < size, other=0.0) * (2.0 / width)
+        row, patch = value // Q, value % Q
+        clip, place = row // per_clip, row % per_clip
+        inside = (value < size) & (place < places) & (patch < patches)
+        factor = tl.load(of_energy + (clip * places + place) * patches + patch, mask=inside, other=0.0) * (2.0 / width)
         for channel in range(group * GROUP, min(group * GROUP + GROUP, width)):
             at = tl.cast(channel, tl.int64) * size + value
             feature = tl.load(features + at, mask=value < size, other=0.0).to(tl.float32)
@@ -262,11 +268,6 @@ def _stages(x: Tensor, halo: int) -> int:
     if x.element_size() > 2 or not x.is_cuda:
         return 1
     return (3 if torch.cuda.get_device_capability(x.device) in LARGE else 2) - (halo > 0)
-
-
-def _by_channel(kernel: Tensor) -> Tensor:
-    """`[D,1,K,3,3]` -> `[D,K,ROOM]`."""
-    return F.pad(kernel[:, 0].flatten(2), (0, ROOM - SPACE)).contiguous()
 
 
 @torch.library.custom_op("stop::take_changes", mutates_args=())
@@ -358,7 +359,7 @@ def change_energy(changes: Tensor, kernel: Tensor, patches: int) -> list[Tensor]
         _sum_squares[(triton.cdiv(size, VALUES), len(partial_energy))](
             features, partial_energy, size, width, GROUP=GROUP, VALUES=VALUES
         )
-    return [partial_energy[:, :, :places, :patches].sum(dim=0) / width, features]
+    return [partial_energy[:, :, :places, :patches].sum(dim=0), features]
 
 
 @change_energy.register_fake
@@ -376,7 +377,7 @@ def _convolved(source: Tensor, kernel: Tensor, others: Tensor | None, patches: i
     result = torch.empty_like(source)
     with torch.cuda.device_of(source):
         _convolve[(width, PARTS, chunks)](
-            source, _by_channel(kernel), source if others is None else others, result,
+            source, kernel.contiguous(), source if others is None else others, result,
             rows, per_clip, per_clip + 1 - taps, patches, math.isqrt(patches),
             BACK=back, ADDED=others is not None, TAPS=taps, ROWS=_rows_of_a_tile(rows), Q=q, CHUNK=size, HALO=halo,
             num_warps=4, num_stages=_stages(source, halo),
@@ -398,22 +399,23 @@ def change_energy_backward(
     features, changes = features.contiguous(), changes.contiguous()
     width, batch, per_clip, q = changes.shape
     rows, taps, (_, places, patches) = batch * per_clip, kernel.shape[2], of_energy.shape
-    factors = F.pad(of_energy, (0, q - patches, 0, per_clip - places)).contiguous()
     of_features = torch.empty_like(features)
     size, chunks, halo = _chunks(patches, changes)
     windows = [(-halo, size), (size - halo, 2 * halo)] if halo else [(0, size)]  # which together are all it sees
     partial_taps = features.new_empty(len(windows), PARTS * chunks, width, taps, SPACE, dtype=torch.float32)
     with torch.cuda.device_of(changes):
         _scale[(triton.cdiv(rows * q, VALUES), triton.cdiv(width, GROUP))](
-            features, factors, of_features, rows * q, width, GROUP=GROUP, VALUES=VALUES
-        )
-        for (first, seen), sums in zip(windows, partial_taps, strict=True):
+            features, of_energy.contiguous(), of_features, rows * q, per_clip, places, patches, width,
+            Q=q, GROUP=GROUP, VALUES=VALUES,
+        )  # fmt: skip
+        for (first, seen), of_window in zip(windows, partial_taps, strict=True):
             _sum_taps[(PARTS, width, chunks)](
-                changes, of_features, sums, rows, patches, math.isqrt(patches), width,
+                changes, of_features, of_window, rows, patches, math.isqrt(patches), width,
                 TAPS=taps, ROWS=_rows_of_a_tile(rows), Q=q, CHUNK=size, FIRST=first, SEEN=seen,
                 num_warps=4, num_stages=_stages(changes, 0),
             )  # fmt: skip
-    of_kernel = partial_taps.flatten(0, 1).sum(dim=0).view(width, 1, taps, 3, 3)
+    sums = partial_taps.flatten(0, 1)
+    of_kernel = (sums[0] if len(sums) == 1 else sums.sum(dim=0)).view(width, 1, taps, 3, 3)
     if not wanted:
         return [of_kernel, changes.new_empty(0)]
     return [of_kernel, _convolved(of_features, kernel, others, patches, back=True)]

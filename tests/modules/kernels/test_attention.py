@@ -300,6 +300,17 @@ def test_compiled_is_eager(attention, name):
     assert all(torch.equal(one, other) for one, other in zip(ours, eager, strict=True))
 
 
+def test_compiled_for_any_size_is_eager(attention):
+    torch._dynamo.reset()
+    compiled = torch.compile(attention.short_attention, backend="aot_eager", fullgraph=True)
+    for name in ("prompter", "text"):  # the second is traced with sizes that are not known
+        case = CASES[name]
+        inputs, mask, gradient = inputs_of(case)
+        ours = of_kernels(compiled, inputs, mask, gradient, case.heads)
+        eager = of_kernels(attention.short_attention, inputs, mask, gradient, case.heads)
+        assert all(torch.equal(one, other) for one, other in zip(ours, eager, strict=True))
+
+
 @pytest.mark.parametrize("name", ["one token", "one token, one context token", "just over a tile"])
 def test_operators_keep_what_torch_asks_of_them(attention, name):
     case = CASES[name]
