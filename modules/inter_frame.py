@@ -16,7 +16,7 @@ from modules.clip import Attention, Block, KeysValues
 from modules.dropout import PromptDropout
 from modules.dynamics import DynamicsNet, PlaceGain, Timeline, look
 from modules.intra_frame import convolve_frames
-from modules.precision import short_of_eight
+from modules.precision import filled_up
 
 NEGLIGIBLE = 1e-3  # a change below this share of the clip's largest (or of the noise floor) is rounding, not change
 
@@ -173,8 +173,7 @@ class TemporalPromptNet(nn.Module):
         x = self.temporal(torch.cat([x[:, :-2], x[:, 1:-1], x[:, 2:]], dim=-1))
         x = self.place(x, timeline.gap_place).relu()
         x = convolve_frames(self.spatial, x, self.grid)
-        lacking = short_of_eight(x.shape[2], x)
-        slots = F.pad(self.to_slots.weight, (0, lacking)) @ F.pad(x, (0, 0, 0, lacking))  # [B,T-1,eta,c_t]
+        slots = filled_up(self.to_slots.weight, -1) @ filled_up(x, -2)  # [B,T-1,eta,c_t]
         x = slots + self.to_slots.bias[:, None]
         return self.up(x * gain[:, :, None, None].to(x.dtype))
 

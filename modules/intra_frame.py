@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from modules.clip import Block
 from modules.dropout import PromptDropout
 from modules.dynamics import DynamicsNet, Look, PlaceGain, Timeline, at_least_fp32, layer_norm, look, patches_of
-from modules.precision import short_of_eight
+from modules.precision import filled_up
 
 STILL = 1e-3  # a frame whose N_s features have a smaller mean square than this counts as still, the more the smaller
 FLAT = 1e-3  # saliencies of a frame that differ by less than this are hardly ranked
@@ -52,8 +52,7 @@ def attention_map(block: Block, normal: Tensor, frames: int) -> Tensor:
     # q . (W x + b) = (W^T q) . x + q . b: the query is carried back to the width of the tokens, so that no token is
     # projected (D/heads times fewer operations). q . b is the same for all patches and drops out of the softmax.
     carried = torch.einsum("bchd,hdw->bchw", query, key_weight).expand(-1, frames, -1, -1)
-    carried = F.pad(carried, (0, 0, 0, short_of_eight(attention.heads, carried)))
-    scores = torch.einsum("bthw,btpw->btph", carried, patches_of(normal, frames).to(carried.dtype))
+    scores = torch.einsum("bthw,btpw->btph", filled_up(carried, -2), patches_of(normal, frames).to(carried.dtype))
     return at_least_fp32(scores[..., : attention.heads]).softmax(dim=2).mean(dim=-1)
 
 
@@ -239,7 +238,7 @@ class _RegionGradient(torch.autograd.Function):
         if bias is not None:  # one more row of the weight, for a hidden value of one
             weight = torch.cat([weight, bias.unsqueeze(1)], dim=1)
             hidden = F.pad(hidden, (0, 1), value=1.0)
-        weight, hidden = (F.pad(x, (0, short_of_eight(x.shape[-1], x))) for x in (weight, hidden))
+        weight, hidden = filled_up(weight, -1), filled_up(hidden, -1)
         carried = F.linear(gradient.to(hidden.dtype), weight.t().to(hidden.dtype))
         of_region = (patches_of(carried, hidden.shape[1]) * hidden).sum(dim=-1)
         return gradient, of_region.to(ctx.dtype), None, None, None

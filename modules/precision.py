@@ -4,6 +4,7 @@ from collections.abc import Callable
 from functools import partial
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 
@@ -17,10 +18,11 @@ def compute_dtype(x: Tensor) -> torch.dtype:
     return x.dtype
 
 
-def short_of_eight(size: int, x: Tensor) -> int:
-    """What `size` lacks to a multiple of eight where x is on a GPU, which has fast products in half precision for those
-    alone; else nothing."""
-    return -size % 8 if x.is_cuda else 0
+def filled_up(x: Tensor, dim: int) -> Tensor:
+    """x with zeros behind up to a multiple of eight along a dimension, counted from the last, -1, where x is on a GPU:
+    it has fast products in half precision for those alone."""
+    lacking = -x.shape[dim] % 8 if x.is_cuda else 0
+    return F.pad(x, (0, 0) * (-1 - dim) + (0, lacking)) if lacking else x
 
 
 class Ready:

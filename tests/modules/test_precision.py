@@ -1,11 +1,16 @@
-"""Frozen weights made ready once: their values, when they are made again, and that trained ones are not kept."""
+"""Frozen weights made ready once: their values, when they are made again, and that trained ones are not kept. Products
+filled up for GPUs."""
 
 import copy
 
 import torch
+import torch.nn.functional as F
 
+from modules import inter_frame, intra_frame
 from modules.clip import Block
-from modules.precision import Ready, compute_dtype, times
+from modules.methods import build_method
+from modules.precision import Ready, compute_dtype, filled_up, times
+from tests.tiny import tiny_batch, tiny_clip
 
 
 def bf16() -> torch.autocast:
@@ -75,3 +80,38 @@ def test_a_block_gives_the_same_after_its_weights_changed_or_thawed():
     assert torch.equal(copied.double()(x.double()), copy.deepcopy(copied)(x.double()))
     torch.testing.assert_close(block.requires_grad_()(x), other(x))
     assert "_in" not in " ".join(block.state_dict())
+
+
+class OnGPU(torch.Tensor):
+    """A tensor that says it is on a GPU."""
+
+    is_cuda = True
+
+
+def test_on_a_gpu_what_lacks_to_a_multiple_of_eight_is_filled_up():
+    x = torch.ones(3, 12, 10)
+    on_gpu = x.as_subclass(OnGPU)
+    assert filled_up(on_gpu, -1).shape == (3, 12, 16)
+    assert filled_up(on_gpu, -2).shape == (3, 16, 10)
+    assert filled_up(on_gpu, -2).sum() == x.sum()
+    assert filled_up(on_gpu[..., :8], -1).shape == (3, 12, 8)
+    assert filled_up(x, -1) is x
+
+
+def test_products_filled_up_are_the_same(monkeypatch):
+    results = []
+    for more in (0, 5):
+        for module in (intra_frame, inter_frame):
+            monkeypatch.setattr(
+                module, "filled_up", lambda x, dim, more=more: F.pad(x, (0, 0) * (-1 - dim) + (0, more))
+            )
+        torch.manual_seed(0)
+        method = build_method("stop", tiny_clip(), prompt_dropout=0.0).train()
+        with torch.no_grad():
+            for _, parameter in method.trainable_parameters():
+                parameter.add_(0.05 * torch.randn_like(parameter))
+        text, clips = method(*tiny_batch())
+        (text.sum() + (clips * torch.linspace(-1, 1, clips.shape[1])).sum()).backward()
+        results.append([clips, *(p.grad for p in method.parameters() if p.grad is not None)])
+    for ours, theirs in zip(*results, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5 * theirs.abs().max().item())
