@@ -591,7 +591,9 @@ def assert_compiled_is_eager(monkeypatch, name: str, folder: Path, settings: dic
 
 COMPILED: list[Any] = [
     *(pytest.param(name, {}, 1, marks=[pytest.mark.slow] * (name == "stop_released")) for name in ALL_METHODS),
-    ("stop", {"gradient_accumulation_steps": 2, "activation_checkpointing": True}, 2),
+    pytest.param(
+        "stop", {"gradient_accumulation_steps": 2, "activation_checkpointing": True}, 2, marks=pytest.mark.slow
+    ),
 ]
 
 
