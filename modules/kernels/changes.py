@@ -111,10 +111,12 @@ if HAS_TRITON:
         return tl.load(taps + which, mask=which < 9, other=0.0)
 
     @triton.jit
-    def _frames(source, row, first, seen, rows, Q: tl.constexpr, CHECKED: tl.constexpr):
-        """The patches seen of some rows of a channel, zero where there are none."""
-        real = (row < rows) & (row >= first) if CHECKED else row < rows
-        at = source + row.to(tl.int64)[:, None] * Q + seen[None, :]
+    def _frames(source, row, seen, rows, AWAY: tl.constexpr, Q: tl.constexpr):
+        """The patches seen of the rows of a channel that lie so many away from some, zero where there are none."""
+        real = row + AWAY < rows
+        if AWAY < 0:
+            real = real & (row + AWAY >= 0)
+        at = source + AWAY * Q + row.to(tl.int64)[:, None] * Q + seen[None, :]  # rows' places are the same for all
         return tl.load(at, mask=real[:, None] & ((seen >= 0) & (seen < Q))[None, :], other=0.0)
 
     @triton.jit
@@ -122,18 +124,12 @@ if HAS_TRITON:
         done, source, row, seen, rows, first, second, third, BACK: tl.constexpr, TAPS: tl.constexpr, Q: tl.constexpr
     ):
         """Add what the taps in time give of some patches."""
-        done = tl.dot(_frames(source, row, 0, seen, rows, Q, False), first, done, input_precision="tf32x3")
-        if BACK:  # what has seen a change as its second, or third, lies in the rows before
-            tile = _frames(source - Q, row, 1, seen, rows, Q, True)
-        else:  # past the last row of all is no place
-            tile = _frames(source + Q, row, 0, seen, rows - 1, Q, False)
-        done = tl.dot(tile, second, done, input_precision="tf32x3")
+        # A feature sees the rows from its own on; what has seen a change lies in its own row and in those before.
+        NEXT: tl.constexpr = -1 if BACK else 1
+        done = tl.dot(_frames(source, row, seen, rows, 0, Q), first, done, input_precision="tf32x3")
+        done = tl.dot(_frames(source, row, seen, rows, NEXT, Q), second, done, input_precision="tf32x3")
         if TAPS == 3:
-            if BACK:
-                tile = _frames(source - 2 * Q, row, 2, seen, rows, Q, True)
-            else:
-                tile = _frames(source + 2 * Q, row, 0, seen, rows - 2, Q, False)
-            done = tl.dot(tile, third, done, input_precision="tf32x3")
+            done = tl.dot(_frames(source, row, seen, rows, 2 * NEXT, Q), third, done, input_precision="tf32x3")
         return done
 
     @triton.jit
@@ -231,13 +227,11 @@ if HAS_TRITON:
         third = tl.zeros((SEEN, CHUNK), tl.float32)
         for begin in range(part * ROWS, rows, tl.num_programs(0) * ROWS):
             row = begin + tl.arange(0, ROWS)
-            change = tl.trans(_frames(changes, row, 0, to, rows, Q, False))
-            first = tl.dot(change, _frames(of_features, row, 0, of, rows, Q, False), first, input_precision="tf32x3")
-            before = _frames(of_features - Q, row, 1, of, rows, Q, True)
-            second = tl.dot(change, before, second, input_precision="tf32x3")
+            change = tl.trans(_frames(changes, row, to, rows, 0, Q))
+            first = tl.dot(change, _frames(of_features, row, of, rows, 0, Q), first, input_precision="tf32x3")
+            second = tl.dot(change, _frames(of_features, row, of, rows, -1, Q), second, input_precision="tf32x3")
             if TAPS == 3:
-                before = _frames(of_features - 2 * Q, row, 2, of, rows, Q, True)
-                third = tl.dot(change, before, third, input_precision="tf32x3")
+                third = tl.dot(change, _frames(of_features, row, of, rows, -2, Q), third, input_precision="tf32x3")
         which = _tap(to[:, None], of[None, :], patches, grid)
         into = partial_taps + ((part * tl.num_programs(2) + chunk) * width + channel) * (TAPS * 9)
         _store_taps(into, first, which)
