@@ -286,7 +286,8 @@ def _volume(changes: Tensor) -> Tensor:
 
 
 def _energy(changes: Tensor, kernel: Tensor, patches: int) -> tuple[Tensor, Tensor]:
-    """Changes `[B,N,P,D]`, kernels `[D,1,k,3,3]` -> the energy `[B,N-k+1,P]`, at least fp32, and what it is of."""
+    """What `_changes` gives of N places, kernels `[D,1,k,3,3]` -> the energy `[B,N-k+1,P]`, at least fp32, and what it
+    is of."""
     if usable(changes):
         energy, features = change_kernels.change_energy(changes, kernel, patches)
         return energy, features
@@ -344,7 +345,8 @@ def _linear_backward(
 
 
 def _changes(tokens: Tensor, frames: int, gap_mask: Tensor | None) -> Tensor:
-    """`[B,C,L,D]`, bool `[B,T-1]` or None -> what `look` says of changes, `[B,T+1,P,D]`."""
+    """`[B,C,L,D]`, bool `[B,T-1]` or None -> what `look` says of changes, `[B,T+1,P,D]`, or as the kernels take them,
+    `[D,B,T+1,Q]`."""
     if usable(tokens):
         return change_kernels.take_changes(tokens, gap_mask, frames)
     patches = patches_of(tokens, frames)
