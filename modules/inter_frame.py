@@ -14,8 +14,9 @@ from torch import Tensor, nn
 
 from modules.clip import Attention, Block, KeysValues
 from modules.dropout import PromptDropout
-from modules.dynamics import DynamicsNet, PlaceGain, Timeline, look
+from modules.dynamics import DynamicsNet, PlaceGain, Timeline
 from modules.intra_frame import convolve_frames
+from modules.look import look
 from modules.precision import filled_up
 
 NEGLIGIBLE = 1e-3  # a change below this share of the clip's largest (or of the noise floor) is rounding, not change

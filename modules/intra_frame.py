@@ -14,7 +14,8 @@ from torch import Tensor, nn
 
 from modules.clip import Block
 from modules.dropout import PromptDropout
-from modules.dynamics import DynamicsNet, Look, PlaceGain, Timeline, at_least_fp32, layer_norm, look, patches_of
+from modules.dynamics import DynamicsNet, PlaceGain, Timeline, at_least_fp32, layer_norm, patches_of
+from modules.look import Look, look
 from modules.precision import filled_up
 
 STILL = 1e-3  # a frame whose N_s features have a smaller mean square than this counts as still, the more the smaller

@@ -1,11 +1,11 @@
 """The dynamics nets on a GPU: depth-wise convolutions of what frames differ by, their energy, and the way back.
 
-What `modules.dynamics.look` needs of N_s and N_t. torch's and cuDNN's depth-wise 3-D convolutions take most of a
-training step of STOP on a GPU, and kernels that multiply and add tap by tap a fifth (docs/performance.md). Here tensor
-cores do it: for one channel, one tap in time is a matrix between the patches of a frame and those of another, zero but
-for neighbours (a Toeplitz matrix of 3x3 taps), so that a channel of many frames is a product of two tiles. For a grid
-of 7 that takes seven times the operations, and less time. Of fp32 each product is three of tf32, which together are
-nearly as exact (`tf32x3`).
+What `modules.look` needs of N_s and N_t, and `modules.changes` does by torch's operators. torch's and cuDNN's
+depth-wise 3-D convolutions take most of a training step of STOP on a GPU, and kernels that multiply and add tap by tap
+a fifth (docs/performance.md). Here tensor cores do it: for one channel, one tap in time is a matrix between the patches
+of a frame and those of another, zero but for neighbours (a Toeplitz matrix of 3x3 taps), so that a channel of many
+frames is a product of two tiles. For a grid of 7 that takes seven times the operations, and less time. Of fp32 each
+product is three of tf32, which together are nearly as exact (`tf32x3`).
 
 For it the changes lie channel by channel, `[D,B,T+1,Q]`: a frame's patches side by side, filled up with zeros from P to
 Q, a multiple of eight values, which is how much is loaded at once. To turn the tokens costs nothing beyond the pass

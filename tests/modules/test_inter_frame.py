@@ -11,7 +11,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from modules.clip import Block
-from modules.dynamics import Timeline, layer_norm, look, patches_of, sequences
+from modules.dynamics import Timeline, layer_norm, patches_of, sequences
 from modules.inter_frame import (
     InterFramePrompter,
     TemporalPrompting,
@@ -22,6 +22,7 @@ from modules.inter_frame import (
     normalised_variation,
     prompts_per_gap,
 )
+from modules.look import look
 from tests.modules import stop_reference as slow
 
 WIDTH, HEADS = 8, 2

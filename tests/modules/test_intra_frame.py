@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from modules.clip import Block
-from modules.dynamics import Timeline, layer_norm, look, patches_of, sequences
+from modules.dynamics import Timeline, layer_norm, patches_of, sequences
 from modules.intra_frame import (
     FactoredPrompts,
     IntraFramePrompter,
@@ -22,6 +22,7 @@ from modules.intra_frame import (
     rescaled,
     salient_patches,
 )
+from modules.look import look
 from tests.modules import stop_reference as slow
 
 WIDTH, HEADS = 8, 2

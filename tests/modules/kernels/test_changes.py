@@ -7,9 +7,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from modules import dynamics
 from modules.clip import ARCHITECTURES
-from modules.dynamics import DynamicsNet, Timeline, look
+from modules.dynamics import DynamicsNet, Timeline
+from modules.kernels import changes as kernels
+from modules.look import look
 from modules.methods import build_method
 from tests.tiny import tiny_batch, tiny_clip
 
@@ -32,7 +33,7 @@ SIZES = [  # clips, sequences a clip, frames, grid, width
 
 
 def use_kernels(monkeypatch, used: bool) -> None:
-    monkeypatch.setattr(dynamics, "usable", lambda x: used)
+    monkeypatch.setattr("modules.look.usable", lambda x: used)
 
 
 def all_of(size: tuple[int, ...], sees: str, padded: bool, dtype: torch.dtype, which: str) -> list[Tensor]:
@@ -106,8 +107,8 @@ def test_a_still_clip_has_no_energy_at_all(sees, dtype, monkeypatch):
 
 
 def test_programs_share_frames_and_take_several_tiles(monkeypatch):
-    monkeypatch.setattr(dynamics.change_kernels, "PARTS", 2)
-    monkeypatch.setattr(dynamics.change_kernels, "ROWS", 16)
+    monkeypatch.setattr(kernels, "PARTS", 2)
+    monkeypatch.setattr(kernels, "ROWS", 16)
     results = []
     for used in (True, False):
         use_kernels(monkeypatch, used)
@@ -148,7 +149,6 @@ def test_compiled_is_eager(sees, monkeypatch):
 
 @pytest.mark.parametrize("taps", [2, 3])
 def test_traced_operators_have_the_layout_of_the_real_ones(taps):
-    kernels = dynamics.change_kernels
     tokens = torch.randn(2, 4, 10, 6, device=DEVICE)
     gap_mask = torch.ones(2, 3, dtype=torch.bool, device=DEVICE)
     changes = kernels.take_changes(tokens, gap_mask, 4)

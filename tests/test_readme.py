@@ -1,0 +1,78 @@
+"""What README.md names is there: classes, functions, files and scripts; and its Python lines run."""
+
+import importlib
+import re
+from pathlib import Path
+
+import pytest
+import torch
+
+from modules.clip import CLIP
+from tests.tiny import TINY, tiny_batch
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text()
+
+
+def section(title: str) -> str:
+    """From a heading to the next of its rank."""
+    found = re.search(rf"^## {title}\n(.*?)(?=^## |\Z)", README, re.MULTILINE | re.DOTALL)
+    assert found, title
+    return found[1]
+
+
+def rows(text: str, header: str) -> list[list[str]]:
+    """The cells of the table that begins with this line."""
+    lines = text[text.index(header) :].split("\n\n")[0].splitlines()[2:]
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
+
+
+def quoted(cell: str) -> list[str]:
+    return re.findall(r"`([^`]+)`", cell)
+
+
+def paths(cell: str) -> list[Path]:
+    """Files of a cell: those behind the first lie in its folder."""
+    first, *others = quoted(cell)
+    folder = Path(first).parts[0] if "/" in first else ""
+    return [ROOT / first, *(ROOT / folder / other for other in others)]
+
+
+@pytest.mark.parametrize(
+    "cells",
+    rows(section("From the paper to the code"), "| the paper | what it says |"),
+    ids=lambda cells: cells[0],
+)
+def test_what_the_paper_has_is_where_the_table_says(cells):
+    files = paths(cells[3])
+    modules = [importlib.import_module(".".join(file.relative_to(ROOT).with_suffix("").parts)) for file in files]
+    for name in quoted(cells[2]):
+        defined_in = [module.__name__ for module in modules if getattr(module, name, None) is not None]
+        assert any(getattr(importlib.import_module(each), name).__module__ == each for each in defined_in), name
+
+
+def test_the_layout_names_files_that_are_there():
+    table = rows(section("Layout"), "| | |")
+    assert len(table) > 8
+    for name, _ in table:
+        for path in paths(name):
+            assert path.exists(), path
+
+
+def test_every_script_that_is_named_is_there():
+    named = set(re.findall(r"\bscripts/\w+\.sh\b|\bpreprocess/\w+\.py\b", README))
+    assert len(named) > 10
+    for script in named:
+        assert (ROOT / script).exists(), script
+    for module in set(re.findall(r"python -m (engine\.\w+)", README)):
+        assert (ROOT / (module.replace(".", "/") + ".py")).exists(), module
+
+
+def test_the_lines_of_from_python_run(monkeypatch):
+    code = re.search(r"```python\n(.*?)```", section("From Python"), re.DOTALL)[1]
+    monkeypatch.setattr("modules.clip_weights.load_clip", lambda path: CLIP(TINY))
+    video, frame_mask, token_ids = tiny_batch()
+    names = {"video": video, "frame_mask": frame_mask, "token_ids": token_ids}
+    with torch.no_grad():
+        exec(code, names)
+    assert names["logits"].shape == (len(token_ids), len(video))
