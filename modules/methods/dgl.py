@@ -9,9 +9,10 @@ of all clips, N captions, L words, E joint embedding.
 
 from collections.abc import Sequence
 from functools import partial
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from modules.clip import CLIP, Block, KeysValues
@@ -175,30 +176,66 @@ def global_local_attention(
         `[R,D]`, or `[B,D]` with `first_only`; without the residual.
     """
     attention, (batch, frames, length) = block.attn, size
-    parts = [batch * GLOBAL_PROMPTS, batch * frames * length]  # to be split, as slices fill all they leave with zeros
     normed = block.ln_1(x)
+    weight, bias = attention.projection()
+    of_queries = slice(attention.width if first_only else 0, None)  # left out where few rows ask
+    rows = F.linear(normed, weight[of_queries], bias[of_queries])
+    of_prompts = torch.cat(attention.keys_values(block.ln_1(prompts)), dim=-1)
+    by_globals, by_frames, keys, values = _ByFrame.apply(rows, of_prompts, size)
     if first_only:
-        q, (k, v) = attention.query(normed[: parts[0] : GLOBAL_PROMPTS]), attention.keys_values(normed)
-    else:
-        q, k, v = attention.project(normed)
-
-    def by_frame(part: Tensor, of_prompts: Tensor) -> Tensor:  # [R,D], [B or 1 * T or 1,F,D] -> [B,T,G+1+P+F,D]
-        of_globals, of_frames = part.split(parts)
-        of_globals = of_globals.unflatten(0, (batch, 1, GLOBAL_PROMPTS)).expand(-1, frames, -1, -1)
-        of_prompts = of_prompts.unflatten(0, prompts.shape[:2]).expand(batch, frames, -1, -1)
-        return torch.cat([of_globals, of_frames.unflatten(0, size), of_prompts], dim=2)
-
-    of_prompts = attention.keys_values(block.ln_1(prompts.flatten(0, 1)))
-    seen = KeysValues(by_frame(k, of_prompts.keys), by_frame(v, of_prompts.values))
+        by_globals = attention.query(normed[: batch * GLOBAL_PROMPTS : GLOBAL_PROMPTS])
     # Side by side all frames' keys are all keys, the global prompts T times, of which one counts.
-    once = torch.ones(frames, seen.keys.shape[2], dtype=torch.bool, device=x.device)
+    once = torch.ones(frames, keys.shape[2], dtype=torch.bool, device=x.device)
     once[1:, :GLOBAL_PROMPTS].zero_()
-    by_globals, *by_frames = [q] if first_only else q.split(parts)
-    of_clips = KeysValues(*(part.flatten(1, 2) for part in seen))
+    of_clips = KeysValues(keys.flatten(1, 2), values.flatten(1, 2))
     found = attention.find(by_globals.unflatten(0, (batch, -1)), of_clips, once.flatten()[None, None, None])
     found = found.flatten(0, 1)
-    if by_frames:
-        of_frames = KeysValues(*(part.flatten(0, 1) for part in seen))
-        found_by_frames = attention.find(by_frames[0].unflatten(0, (batch * frames, length)), of_frames)
+    if not first_only:
+        of_frames = KeysValues(keys.flatten(0, 1), values.flatten(0, 1))
+        found_by_frames = attention.find(by_frames.unflatten(0, (batch * frames, length)), of_frames)
         found = torch.cat([found, found_by_frames.flatten(0, 1)])
     return attention.project_out(found)
+
+
+class _ByFrame(torch.autograd.Function):
+    """What rows `[R,D or none + 2D]` ask, and keys and values of rows and of prompts `[B or 1,T or 1,F,2D]` -> what the
+    global prompts ask, what the frames' tokens ask, and keys and values frame by frame, `[B,T,G+1+P+F,D]`.
+
+    Each gradient is written once, to where it belongs; torch's own ways back through slices and joins copy it twice or
+    three times.
+    """
+
+    @staticmethod
+    def forward(  # type: ignore[override]
+        ctx: Any, rows: Tensor, of_prompts: Tensor, size: Sequence[int]
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        batch, frames, _ = ctx.size = size
+        ctx.of_prompts, width = of_prompts.shape, of_prompts.shape[-1] // 2
+        parts = [batch * GLOBAL_PROMPTS, len(rows) - batch * GLOBAL_PROMPTS]
+        queries, seen = rows.split([rows.shape[1] - 2 * width, 2 * width], dim=1)
+        of_globals, of_frames = seen.split(parts)
+        joined = (
+            of_globals.unflatten(0, (batch, 1, GLOBAL_PROMPTS)).expand(-1, frames, -1, -1),
+            of_frames.unflatten(0, size),
+            of_prompts.expand(batch, frames, -1, -1),
+        )
+        keys, values = (torch.cat(of, dim=2) for of in zip(*(part.chunk(2, dim=-1) for part in joined), strict=True))
+        by_globals, by_frames = queries.split(parts)
+        return by_globals, by_frames, keys, values
+
+    @staticmethod
+    def backward(ctx, of_asked, of_asked_by_frames, of_keys, of_values):  # type: ignore[no-untyped-def, override]
+        width, asking, (batch, frames, length) = of_keys.shape[-1], of_asked.shape[1], ctx.size
+        first = batch * GLOBAL_PROMPTS
+        of_rows = of_keys.new_empty(first + batch * frames * length, asking + 2 * width)
+        of_globals, of_frames = of_rows[:first], of_rows[first:].unflatten(0, ctx.size)
+        of_globals[:, :asking] = of_asked
+        of_frames[..., :asking] = of_asked_by_frames.unflatten(0, ctx.size)
+        of_prompts = []
+        for gradient, start in ((of_keys, asking), (of_values, asking + width)):
+            sizes = [GLOBAL_PROMPTS, length, gradient.shape[2] - GLOBAL_PROMPTS - length]
+            by_globals, own, by_prompts = gradient.split(sizes, dim=2)
+            of_globals[:, start : start + width] = by_globals.sum(dim=1).flatten(0, 1)
+            of_frames[..., start : start + width] = own
+            of_prompts.append(by_prompts.sum_to_size(*ctx.of_prompts[:-1], width))
+        return of_rows, torch.cat(of_prompts, dim=-1), None

@@ -8,6 +8,7 @@ import torch.nn.functional as F
 
 from modules.clip import ARCHITECTURES, CLIP
 from modules.methods import build_method
+from modules.methods.dgl import global_local_attention
 from modules.shared_latent import LinearLatentSpace, round_to_half
 from tests.tiny import TINY, tiny_batch, tiny_clip
 
@@ -55,6 +56,23 @@ def test_video_equals_one_masked_sequence(space):
             locals_ = torch.cat([local[:, :, :1], local[:, :, 5:]], dim=2)
         expected = visual.ln_post(globals_[:, 0]) @ visual.proj
     torch.testing.assert_close(ours, expected, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("first_only", [False, True])
+@pytest.mark.parametrize(("of_clips", "of_frames"), [(1, 1), (1, 3), (2, 3)])
+def test_gradients_of_the_attention_are_right(of_clips, of_frames, first_only):
+    """Of prompts for all, for each frame, and for each frame of each clip."""
+    torch.manual_seed(0)
+    block = tiny_clip().visual.blocks[0].double().requires_grad_(False)
+    size, width = (2, 3, 2), block.attn.width
+    x = torch.randn(2 * 4 + 2 * 3 * 2, width, dtype=torch.float64, requires_grad=True)
+    prompts = torch.randn(of_clips, of_frames, 2, width, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(
+        lambda x, prompts: global_local_attention(block, x, prompts, size, first_only=first_only),
+        (x, prompts),
+        fast_mode=True,
+        atol=1e-8,  # keys' gradients are small
+    )
 
 
 @pytest.mark.parametrize("space", SPACES)
