@@ -3,7 +3,7 @@ back. `modules.kernels.changes` has functions of the same names for GPUs; `modul
 
 Shapes: B clips, T frames, P = G*G patches, D width, C sequences of L tokens a clip (`modules.dynamics`), K taps in time
 (2 or 3), N = T+2-K places of features, c channels. Changes lie `[B,T+1,P,D]`; the feature at place i of a clip sees its
-changes i to i+K-1.
+changes i to i+K-1. P, which some are told, can be read off these changes; the kernels' are filled up behind it.
 """
 
 import math

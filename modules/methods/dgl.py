@@ -180,8 +180,8 @@ def global_local_attention(
     weight, bias = attention.projection()
     of_queries = slice(attention.width if first_only else 0, None)  # left out where few rows ask
     rows = F.linear(normed, weight[of_queries], bias[of_queries])
-    of_prompts = torch.cat(attention.keys_values(block.ln_1(prompts)), dim=-1)
-    by_globals, by_frames, keys, values = _ByFrame.apply(rows, of_prompts, size)
+    of_prompts = attention.keys_values(block.ln_1(prompts))
+    by_globals, by_frames, keys, values = _ByFrame.apply(rows, *of_prompts, size)
     if first_only:
         by_globals = attention.query(normed[: batch * GLOBAL_PROMPTS : GLOBAL_PROMPTS])
     # Side by side all frames' keys are all keys, the global prompts T times, of which one counts.
@@ -198,8 +198,8 @@ def global_local_attention(
 
 
 class _ByFrame(torch.autograd.Function):
-    """What rows `[R,D or none + 2D]` ask, and keys and values of rows and of prompts `[B or 1,T or 1,F,2D]` -> what the
-    global prompts ask, what the frames' tokens ask, and keys and values frame by frame, `[B,T,G+1+P+F,D]`.
+    """What rows `[R,D or none + 2D]` ask, their keys and values, and those of prompts, each `[B or 1,T or 1,F,D]` ->
+    what the global prompts ask, what the frames' tokens ask, and keys and values frame by frame, `[B,T,G+1+P+F,D]`.
 
     Each gradient is written once, to where it belongs; torch's own ways back through slices and joins copy it twice or
     three times.
@@ -207,21 +207,21 @@ class _ByFrame(torch.autograd.Function):
 
     @staticmethod
     def forward(  # type: ignore[override]
-        ctx: Any, rows: Tensor, of_prompts: Tensor, size: Sequence[int]
+        ctx: Any, rows: Tensor, prompt_keys: Tensor, prompt_values: Tensor, size: Sequence[int]
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        batch, frames, _ = ctx.size = size
-        ctx.of_prompts, width = of_prompts.shape, of_prompts.shape[-1] // 2
-        parts = [batch * GLOBAL_PROMPTS, len(rows) - batch * GLOBAL_PROMPTS]
-        queries, seen = rows.split([rows.shape[1] - 2 * width, 2 * width], dim=1)
-        of_globals, of_frames = seen.split(parts)
-        joined = (
-            of_globals.unflatten(0, (batch, 1, GLOBAL_PROMPTS)).expand(-1, frames, -1, -1),
-            of_frames.unflatten(0, size),
-            of_prompts.expand(batch, frames, -1, -1),
-        )
-        keys, values = (torch.cat(of, dim=2) for of in zip(*(part.chunk(2, dim=-1) for part in joined), strict=True))
+        batch, frames, length = ctx.size = size
+        ctx.of_prompts, width = prompt_keys.shape, prompt_keys.shape[-1]
+        parts = [batch * GLOBAL_PROMPTS, batch * frames * length]
+        queries, keys, values = rows.split([rows.shape[1] - 2 * width, width, width], dim=1)
+
+        def by_frame(part: Tensor, of_prompts: Tensor) -> Tensor:
+            of_globals, of_frames = part.split(parts)
+            of_globals = of_globals.unflatten(0, (batch, 1, GLOBAL_PROMPTS)).expand(-1, frames, -1, -1)
+            of_prompts = of_prompts.expand(batch, frames, -1, -1)
+            return torch.cat([of_globals, of_frames.unflatten(0, size), of_prompts], dim=2)
+
         by_globals, by_frames = queries.split(parts)
-        return by_globals, by_frames, keys, values
+        return by_globals, by_frames, by_frame(keys, prompt_keys), by_frame(values, prompt_values)
 
     @staticmethod
     def backward(ctx, of_asked, of_asked_by_frames, of_keys, of_values):  # type: ignore[no-untyped-def, override]
@@ -237,5 +237,5 @@ class _ByFrame(torch.autograd.Function):
             by_globals, own, by_prompts = gradient.split(sizes, dim=2)
             of_globals[:, start : start + width] = by_globals.sum(dim=1).flatten(0, 1)
             of_frames[..., start : start + width] = own
-            of_prompts.append(by_prompts.sum_to_size(*ctx.of_prompts[:-1], width))
-        return of_rows, torch.cat(of_prompts, dim=-1), None
+            of_prompts.append(by_prompts.sum_to_size(ctx.of_prompts))
+        return of_rows, *of_prompts, None
