@@ -31,7 +31,6 @@ import resource
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
-from functools import partial
 from math import prod
 from pathlib import Path
 from statistics import median
@@ -57,6 +56,7 @@ from engine.benchmark import (
     timed,
     write_json,
 )
+from engine.ceilings import BUDGET, measure_ceilings
 from engine.cli import parse_settings, print_report
 from engine.config import between
 from engine.describe import count_operations
@@ -89,6 +89,7 @@ class Settings:
     compile: Annotated[bool, "the step's forward pass through torch.compile, as training does it"] = False
     memory_search: Annotated[bool, "look for the largest batch that the GPU's memory holds"] = True
     repeats: Annotated[int, "steps (on a GPU, rows of steps) of which the median counts, after one to warm up"] = 5
+    ceiling_seconds: Annotated[float, "the most that measuring the device's rate takes, in each precision"] = BUDGET
     output: Annotated[str, "a json file for the numbers"] = "results/benchmark.json"
     chart: Annotated[str, "a picture of the steps"] = "figs/benchmark.png"
 
@@ -98,6 +99,7 @@ class Settings:
                 raise ValueError(f"--only {name!r} is not one of: {', '.join(METHODS)}")
         for name, low in (("batch_size", 0), ("frames", 1), ("max_words", 3), ("repeats", 1)):
             between(name, getattr(self, name), low)
+        between("ceiling_seconds", self.ceiling_seconds, 0)
 
     def for_this_machine(self) -> "Settings":
         """With the batch and the precision that stand for 0 and auto here."""
@@ -109,14 +111,6 @@ class Settings:
     @property
     def methods(self) -> list[str]:
         return [name.strip() for name in self.only.split(",")] if self.only else list(METHODS)
-
-
-@dataclass(frozen=True)
-class Ceilings:
-    """What the device can do: 10^12 operations a second of matrix products by precision, GB copied a second."""
-
-    matrix: dict[str, float]
-    copy: float
 
 
 @dataclass(frozen=True)
@@ -138,21 +132,6 @@ class Cost:
     evaluation_clips_per_second: float
     peak_memory_gb: float
     largest_batch: int | None  # on a GPU, if looked for
-
-
-def measure_ceilings(device: torch.device, precisions: Sequence[str], repeats: int) -> Ceilings:
-    """The best of `repeats` matrix products and copies that are too large for caches."""
-    n = 8192 if device.type == "cuda" else 4096
-    matrix = {}
-    for precision in precisions:
-        dtype = AUTOCAST.get(precision, torch.float32)
-        a, b = (torch.randn(n, n, device=device).to(dtype) for _ in range(2))
-        times = [timed(partial(torch.matmul, a, b), device)[1] for _ in range(repeats + 1)][1:]
-        matrix[precision] = 2 * n**3 / min(times) / 1e9
-    source = torch.zeros(2**30 if device.type == "cuda" else 2**28, dtype=torch.uint8, device=device)
-    target = torch.empty_like(source)
-    times = [timed(lambda: target.copy_(source), device)[1] for _ in range(repeats + 1)][1:]
-    return Ceilings(matrix, source.numel() / min(times) / 1e6)
 
 
 def count_step(name: str, architecture: CLIPArchitecture, frames: int, max_words: int, **options: Any) -> int:
@@ -415,7 +394,7 @@ def draw_costs(costs: Sequence[Cost], batch_size: int, title: str, path: Path) -
 def report(settings: Settings) -> str:
     """Measure everything and say how."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    ceilings = in_own_process(measure_ceilings, device, ("fp32", *AUTOCAST), settings.repeats)
+    ceilings = in_own_process(measure_ceilings, device, ("fp32", *AUTOCAST), settings.repeats, settings.ceiling_seconds)
     costs = [
         in_own_process(measure_method, name, settings, ceilings.matrix[settings.precision])
         for name in tqdm(settings.methods, "methods", leave=False)
@@ -429,7 +408,9 @@ def report(settings: Settings) -> str:
         write_json(Path(settings.output), {"settings": asdict(settings), **origin, **measured})
     if settings.chart:
         draw_costs(costs, settings.batch_size, f"{what}\n{where}", Path(settings.chart))
-    matrix = ", ".join(f"{rate:.2f} in {precision}" for precision, rate in ceilings.matrix.items())
+    matrix = ", ".join(
+        f"{rate:.3g} in {precision} (n {ceilings.sizes[precision]})" for precision, rate in ceilings.matrix.items()
+    )
     return "\n".join(
         (
             what,

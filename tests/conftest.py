@@ -7,6 +7,14 @@ import pytest
 
 from tests.small_data import SmallData, write_small_data
 
+SLOW_TIMEOUT = 1800  # seconds; other tests have the `timeout` of pyproject.toml
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if item.get_closest_marker("slow") and not item.get_closest_marker("timeout"):
+            item.add_marker(pytest.mark.timeout(SLOW_TIMEOUT))
+
 
 @pytest.fixture(scope="session")
 def reference() -> Path:
