@@ -21,11 +21,14 @@ PROBES = 16  # videos from which `forecast` concludes on the others
 
 def missing_files(samples: Sequence[Sample]) -> dict[int, str]:
     """The reason by the sample's number, for every sample whose video file is not there."""
-    return {
-        row: f"{sample.path} is missing: download it, or correct --features_path."
-        for row, sample in enumerate(samples)
-        if not sample.path.is_file()
-    }
+    return {row: _missing(sample) for row, sample in enumerate(samples) if not sample.path.is_file()}
+
+
+def _missing(sample: Sample) -> str:
+    looked_for = ""
+    if sample.listed_in:
+        looked_for = f", with any video extension too ({sample.listed_in} lists it)"
+    return f"{sample.path} is missing{looked_for}: download it, or correct --features_path."
 
 
 def in_threads(function: Callable[[Item], Result], items: Sequence[Item], jobs: int) -> Iterator[Result]:
