@@ -112,7 +112,7 @@ def test_names_never_leave_the_folder(tmp_path, find, name, reason):
     touch_videos(tmp_path, "secret.mp4", "x.mp4", "videos/a.mp4")
     read = lambda: find(["a", name], tmp_path / "videos", LIST)  # noqa: E731
     assert_one_sentence(read, ValueError, f"{LIST} names a video ", reason)
-    with pytest.raises(ValueError, match="^.{,250}$"):
+    with pytest.raises(ValueError, match=r"^.{,250}$"):
         read()
 
 
