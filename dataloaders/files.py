@@ -10,8 +10,8 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from dataloaders.video_files import find_listed_files as find_listed_files
-from dataloaders.video_files import find_videos as find_videos
+from dataloaders.listed_videos import find_listed_files as find_listed_files
+from dataloaders.listed_videos import find_videos as find_videos
 
 log = logging.getLogger("stop")
 

@@ -29,9 +29,9 @@ import torch
 from tqdm import tqdm
 
 from dataloaders.cache import FRAME_CACHE_FORMAT, FrameCache
+from dataloaders.listed_videos import VIDEO_EXTENSIONS
 from dataloaders.samples import EpochSampler, FrameReader, Sample, TrainingPairs, make_training_loader
 from dataloaders.transforms import normalise
-from dataloaders.video_files import VIDEO_EXTENSIONS
 from engine.benchmark import write_json
 from engine.cli import parse_settings, print_report
 from engine.config import between

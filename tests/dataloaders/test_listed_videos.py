@@ -7,7 +7,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from dataloaders.video_files import VIDEO_EXTENSIONS, find_listed_files, find_videos, walk_files
+from dataloaders.listed_videos import VIDEO_EXTENSIONS, find_listed_files, find_videos, walk_files
 from tests.dataloaders.folders import assert_one_sentence, touch_videos
 
 LIST = Path("lists/test_list.txt")
