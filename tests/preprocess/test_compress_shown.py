@@ -3,6 +3,7 @@
 import os
 import struct
 import subprocess
+import sys
 from pathlib import Path
 
 import av
@@ -108,9 +109,7 @@ def test_a_matrix_of_zeros_turns_nothing(source, output):
     ],
 )
 @pytest.mark.parametrize("turn", [0, 90])
-def test_pixels_that_are_not_square_come_out_in_the_shape_they_are_shown_in(
-    source, output, width, height, pixel, shown, turn
-):
+def test_pixels_that_are_not_square_come_out_as_shown(source, output, width, height, pixel, shown, turn):
     frames = np.broadcast_to(grey_ramp(3, 1, 1), (3, height, width, 3)).copy()
     frames[:, : height // 2, : width // 2, 0] = 230
     plain = write_video(source.parent / "plain.mp4", frames)
@@ -126,9 +125,9 @@ def test_files_made_before_with_pixels_that_are_not_square_are_made_anew(source,
     write_video(source / "b.mp4", corners())
     assert compress(source, output) == 0
     whole = (output / "a.mp4").read_bytes()
-    flags = ("-c", "copy", "-f", "mp4", "-bsf:v")
-    ffmpeg("-i", output / "a.mp4", *flags, "h264_metadata=sample_aspect_ratio=2/1", output / "wide")
-    ffmpeg("-i", output / "b.mp4", *flags, "h264_metadata=sample_aspect_ratio=81/80", output / "rounded")
+    # 80 x 48 pixels that are shown twice as wide, and ones that are half a pixel off, as a scale to whole ones is.
+    ffmpeg("-i", output / "a.mp4", "-c", "copy", "-f", "mp4", "-aspect", "160:48", output / "wide")
+    ffmpeg("-i", output / "b.mp4", "-c", "copy", "-f", "mp4", "-aspect", "161:96", output / "rounded")
     (output / "wide").rename(output / "a.mp4")
     (output / "rounded").rename(output / "b.mp4")
     capsys.readouterr()
@@ -169,7 +168,8 @@ def test_square_pixels_keep_the_size_that_ffmpeg_itself_chooses(seed):
 def test_of_two_pictures_the_one_is_taken_that_training_reads(source, output):
     small = write_video(source.parent / "small.mp4", corners()[:, ::2, ::2])
     large = write_video(source.parent / "large.mp4", corners()[:, :, ::-1])
-    ffmpeg("-i", small, "-i", large, "-map", "0", "-map", "1", "-c", "copy", "-disposition:v", "0", source / "a.mkv")
+    flags = ("-map", "0", "-map", "1", "-c", "copy", "-disposition:v:0", "0", "-disposition:v:1", "default")
+    ffmpeg("-i", small, "-i", large, *flags, source / "a.mkv")
     with av.open(str(source / "a.mkv")) as container:
         assert container.streams.best("video").index == 1
     assert compress(source, output) == 0
@@ -225,7 +225,7 @@ def test_an_ffmpeg_that_does_not_mirror_is_too_old(tmp_path, monkeypatch, versio
     old = program(tmp_path / "ffmpeg", f'echo "  libavfilter     {version}" >&2; echo " V....D libx264"')
     monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
     assert (find_ffmpeg() == old) == taken
-    monkeypatch.setitem(__import__("sys").modules, "imageio_ffmpeg", None)
     if not taken:
+        monkeypatch.setitem(sys.modules, "imageio_ffmpeg", None)
         with pytest.raises(FileNotFoundError, match="no ffmpeg from version 5 on with libx264"):
             find_ffmpeg()
