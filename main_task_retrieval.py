@@ -70,7 +70,7 @@ class RetrievalRun:
             config.model.method, config.model.pretrained_clip_name, self.backbone_sha256[:12], f"{self.n_trainable:,}",
             f"{sum(p.numel() for p in self.method.parameters()):,}", process.world_size, process.device.type,
         )  # fmt: skip
-        self.frame_cache = frame_cache(config.run)
+        self.frame_cache = frame_cache(config.data, config.run)
         self.epoch, self.selection = 0, "zero-shot"
         self.left_out: dict[str, list[str]] = {}  # ids of each split's videos that are missing or cannot be read
         if config.model.init_model:
@@ -133,11 +133,16 @@ class RetrievalRun:
             try:
                 log.info(
                     "frame cache %s (%s), %s split: %s", run.frame_cache, run.frame_cache_format, split,
-                    forecast(samples, frames, run.allow_missing),
+                    forecast(samples, frames, run.allow_missing, max(1, self.config.data.num_thread_reader)),
                 )  # fmt: skip
             except (ValueError, OSError) as caught:
                 error = caught
         self.process.fail_together(error)
+        if self.frame_cache:
+            for known in self.process.share(
+                self.frame_cache.content_samples
+            ):  # so that no other process reads them again
+                self.frame_cache.content_samples.update(known)
 
     def find_unreadable(self, samples: list[Sample], rows: list[int], frames: FrameReader) -> dict[int, str]:
         """Try the videos `rows` of `samples`, each process its share; the reasons of those that cannot be read."""

@@ -6,16 +6,18 @@ the videos, `v_....mp4`, or with another extension, or without the `v_`.
 
 A `video_path.json` in --data_path, id -> file in --features_path, as STOP has it, says where each video is, and videos
 without an entry are left out: with it a part of the data set can be used. Its authors also leave out
-v_NHznDFD3V3k, which is broken, and come to 9,933 and 4,869 videos.
+v_NHznDFD3V3k, which is broken, and come to 9,933 and 4,869 videos. Where it says `.avi`, an `.mp4` in the same folder
+does as well.
 
 All sentences of a video, joined, are its one caption; the video is its first ceil(duration) seconds.
 """
 
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from dataloaders.files import check_split, find_videos, read_json, read_json_object, report_count
+from dataloaders.files import check_split, find_listed_files, find_videos, read_json, read_json_object, report_count
 from dataloaders.samples import Sample
 
 EXPECTED = {"train": 10_009, "test": 4917}  # videos with a caption, of 10,024 and 4,926 ids
@@ -40,15 +42,16 @@ def read_split(split: str, *, data_path: Path, features_path: Path, **other_flag
     map_path = data_path / "video_path.json"
     if map_path.is_file():
         files = _by_id(read_json_object(map_path, "--data_path"), captioned)
-        captioned = list(files)
+        captioned, listed_in = list(files), map_path
         if not captioned:
             raise ValueError(f"--data_path {map_path} has no entry for a video of {ids_path.name}: complete it.")
-        paths = [features_path / str(file) for file in files.values()]
+        paths = find_listed_files([str(file) for file in files.values()], features_path, map_path)
     else:
-        paths = find_videos(captioned, features_path)
+        listed_in = ids_path
+        paths = find_videos(captioned, features_path, ids_path, may_lack="v_")
     report_count(ids_path, len(captioned), EXPECTED[split])
     return [
-        _sample(video_id, path, entries[video_id], captions_path)
+        replace(_sample(video_id, path, entries[video_id], captions_path), listed_in=listed_in)
         for video_id, path in zip(captioned, paths, strict=True)
     ]
 

@@ -5,10 +5,16 @@ the same ones, every candidate of a sampling that draws. It is a safetensors fil
 mapped into memory and so shared by all loader workers and processes of a machine, or, in "jpeg", a JPEG file for each
 frame, about a tenth of the size.
 
-An entry's name is a hash of all that its pixels depend on: the video file's name, size and time of change, the reader's
-settings, the decoder's version. A changed video, another setting or another decoder therefore gets an entry of its own,
-and the videos and the cache may be moved. An entry says itself what it was made of and carries a checksum; both are
-looked at when a process first opens it, and an entry that fails is made again.
+An entry's name is a hash of all that its pixels depend on: where the video file lies below the folder of the videos,
+its size, its time of change and a sample of its content; the reader's settings; the decoder's version. A changed video,
+another setting or another decoder therefore gets an entry of its own, and the videos and the cache may be moved as
+wholes. An entry says itself what it was made of and carries a checksum; both are looked at when a process first opens
+it, and an entry that fails is made again.
+
+Each part of a file's identity sees what the others miss. Files of one name, size and time lie in folders of different
+data sets or cameras: place and sample tell them apart. A download that wrote into a file of full size changes perhaps
+nothing that is sampled: the time tells. So a copy of the videos needs its times of change kept (cp -p, rsync -t), or
+their entries are made anew.
 
 Shapes: K stored frames, S image side.
 """
@@ -33,11 +39,12 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
-from dataloaders.decode import decoder_version, file_status
+from dataloaders.decode import VideoError, decoder_version, file_status
 
 FRAME_CACHE_FORMAT = ("raw", "jpeg")
 JPEG_QUALITY = 95
-LAYOUT = 2  # of an entry; a change of it makes all entries anew
+LAYOUT = 3  # of an entry; a change of it, or of how frames are decoded, makes all entries anew
+SAMPLE_BYTES = 2**20  # at the start, in the middle and at the end of a video file
 MAX_MAPPED = 16_384  # entries kept open in a process, a quarter of the mappings that Linux allows it
 PARTIAL = ".partial"
 LABEL = "entry"  # the one text in an entry: of several, safetensors would change the order from file to file
@@ -45,7 +52,9 @@ LABEL = "entry"  # the one text in an entry: of several, safetensors would chang
 log = logging.getLogger("stop")
 
 
-Source = tuple[Path, int, int, str]  # a video file, its bytes and its time of change (ns), a reader's settings
+# A video file as one process sees it: path, device and number of the file, bytes, time of change of its content and of
+# anything (ns).
+FileState = tuple[Path, int, int, int, int, int]
 
 
 class StoredFrames:
@@ -81,12 +90,16 @@ class StoredFrames:
 class FrameCache:
     """A folder of decoded frames, in `encoding` "raw" or "jpeg". Many processes may read and fill it at once.
 
-    Raises ValueError for an unknown encoding or a folder that is a file.
+    `videos` is the folder with the videos, --features_path: all who share entries have to name the same. Without it a
+    file goes by its name alone. `content_samples` are those that were read, also by the process that this one was
+    started from. Raises ValueError for an unknown encoding or a folder that is a file.
     """
 
     folder: Path
     encoding: str = "raw"
-    _mapped: dict[Source, StoredFrames] = field(default_factory=dict, repr=False, compare=False)
+    videos: Path | None = None
+    _mapped: dict[tuple[FileState, str], StoredFrames] = field(default_factory=dict, repr=False, compare=False)
+    content_samples: dict[FileState, str] = field(default_factory=dict, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         if self.encoding not in FRAME_CACHE_FORMAT:
@@ -104,9 +117,9 @@ class FrameCache:
 
         Raises VideoError, also for a video that is gone since, and OSError where the entry cannot be written.
         """
-        source = _source(path, settings)
-        if (stored := self._mapped.get(source)) is None:
-            terms = self._terms(source)
+        state = _state(path)
+        if (stored := self._mapped.get((state, settings))) is None:
+            terms = self._terms(state, settings)
             place = self._place(terms)
             stored = self._open(place, terms)
             if stored is None:
@@ -116,12 +129,12 @@ class FrameCache:
                 raise OSError(f"{place} cannot be read back as it was written: name another --frame_cache.")
             if len(self._mapped) >= MAX_MAPPED:
                 self._mapped.clear()
-            self._mapped[source] = stored
+            self._mapped[state, settings] = stored
         return stored
 
     def place(self, path: Path, settings: str) -> Path:
-        """Where the entry of a video lies or will lie; VideoError if there is no such video."""
-        return self._place(self._terms(_source(path, settings)))
+        """Where the entry of a video lies or will lie; VideoError if there is no such video or it cannot be read."""
+        return self._place(self._terms(_state(path), settings))
 
     def remove_partials(self) -> None:
         """Remove what writers of this machine have left that were killed."""
@@ -130,13 +143,17 @@ class FrameCache:
             if not _is_alive(process):
                 partial.unlink(missing_ok=True)
 
-    def _terms(self, source: Source) -> str:
+    def _terms(self, state: FileState, settings: str) -> str:
         """All that the pixels of an entry depend on."""
-        path, size, changed, settings = source
+        path, _, _, size, changed, _ = state
+        if (sample := self.content_samples.get(state)) is None:
+            sample = self.content_samples[state] = content_sample(path, size)
+        file = path.relative_to(self.videos) if self.videos and path.is_relative_to(self.videos) else Path(path.name)
         terms = {
-            "file": path.name,
+            "file": file.as_posix(),
             "bytes": size,
             "changed (ns)": changed,
+            "sample (sha256)": sample,
             "settings": settings,
             "decoder": decoder_version(),
             "encoding": f"jpeg {JPEG_QUALITY}" if self.encoding == "jpeg" else self.encoding,
@@ -188,9 +205,25 @@ class FrameCache:
                 partial.unlink()
 
 
-def _source(path: Path, settings: str) -> Source:
+def _state(path: Path) -> FileState:
     status = file_status(path)
-    return path, status.st_size, status.st_mtime_ns, settings
+    return path, status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns
+
+
+def content_sample(path: Path, size: int) -> str:
+    """The SHA-256 of the first, the middle and the last MiB of a file of `size` bytes, of all of it up to 3 MiB; as
+    hexadecimal digits. VideoError if it cannot be read."""
+    starts = (0, (size - SAMPLE_BYTES) // 2, size - SAMPLE_BYTES)
+    parts = [(start, SAMPLE_BYTES) for start in starts] if size > 3 * SAMPLE_BYTES else [(0, size)]
+    found = sha256()
+    try:
+        with path.open("rb", buffering=0) as file:
+            for start, length in parts:
+                file.seek(start)
+                found.update(file.read(length))
+    except OSError as error:
+        raise VideoError(f"{path} cannot be read ({error.strerror}): correct its permissions or its disk.") from error
+    return found.hexdigest()
 
 
 def _label(terms: str, tensors: Mapping[str, torch.Tensor]) -> str:

@@ -1,10 +1,11 @@
 """Your own videos: a list of `path`, `caption`, and where wanted `start`, `end` and `split`.
 
 --train_csv and --val_csv name the lists for training and for the test, csv files with a header or `.jsonl` files with
-an object a line. `path` is a file within --features_path. `start` and `end`, in seconds, say that only this part of
-the file is the video; left out they are the file's own start and end. `split` is train, val or test: with it both
-flags may name the same file, since each takes the lines of its split and those that name none; lines of val are not
-used. Lines with the same path, start and end are several captions of one video.
+an object a line. `path` is a file within --features_path; a re-encoded one may have another extension. `start` and
+`end`, in seconds, say that only this part of the file is the video; left out they are the file's own start and end.
+`split` is train, val or test: with it both flags may name the same file, since each takes the lines of its split and
+those that name none; lines of val are not used. Lines with the same path, start and end are several captions of one
+video.
 """
 
 import csv
@@ -14,7 +15,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from dataloaders.files import check_split, read_text
+from dataloaders.files import check_split, find_listed_files, read_text
 from dataloaders.samples import Sample
 
 SPLITS = ("train", "val", "test")  # what the field `split` may say
@@ -39,8 +40,10 @@ def read_split(split: str, *, features_path: Path, train_csv: Path, val_csv: Pat
             raise ValueError(f"{flag} {path}, line {line}: {error}; correct the line.") from error
     if not captions:
         raise ValueError(f"{flag} {path} lists no video of the split {split!r}: add some, or pass another file.")
+    names = list(dict.fromkeys(name for name, _, _ in captions))
+    paths = dict(zip(names, find_listed_files(names, features_path, path), strict=True))
     return [
-        Sample(_video_id(name, start, end), features_path / name, tuple(texts), start, end)
+        Sample(_video_id(name, start, end), paths[name], tuple(texts), start, end, path)
         for (name, start, end), texts in captions.items()
     ]
 

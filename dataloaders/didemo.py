@@ -2,8 +2,8 @@
 
 --data_path is a folder with the files that CLIP4Clip uses: `train_list.txt`, `val_list.txt` and `test_list.txt`, an id
 a line, and `train_data.json`, `val_data.json` and `test_data.json`, lists of objects with `video`, `description` and
-`times`. --features_path is the folder with the videos. Ids are file names, `....mov`, `....avi`; a video may be called
-so, with `.mp4` behind it, or with another extension instead.
+`times`. --features_path is the folder with the videos. Ids are names of uploaded files, `....mov`, `....avi`, some with
+a bare `.` or `.null` at the end; a video may be called so, with `.mp4` behind it, or with another extension instead.
 
 A video is its first CLIP_SECONDS, all that was annotated (six chunks of 5 s, and a little); the moments in `times`
 are not used.
@@ -14,7 +14,7 @@ from pathlib import Path
 from dataloaders.files import captions_for, check_split, find_videos, read_json, read_lines, report_count
 from dataloaders.samples import Sample
 
-EXPECTED = {"train": 8395, "val": 1065, "test": 1004}  # videos
+EXPECTED = {"train": 8392, "val": 1065, "test": 1004}  # videos
 CLIP_SECONDS = 31.0
 
 
@@ -25,14 +25,22 @@ def read_split(split: str, *, data_path: Path, features_path: Path, **other_flag
     """
     check_split("DiDeMo", split, EXPECTED)
     list_path, json_path = data_path / f"{split}_list.txt", data_path / f"{split}_data.json"
-    video_ids = [video_id.removesuffix(".mp4") for video_id in read_lines(list_path, "--data_path")]
+    names = {_without_mp4(name): name for name in read_lines(list_path, "--data_path")}
+    video_ids = list(names)
     captions = captions_for(video_ids, read_paragraphs(json_path), list_path, json_path)
     report_count(list_path, len(video_ids), EXPECTED[split])
-    paths = find_videos(video_ids, features_path)
+    paths = find_videos(list(names.values()), features_path, list_path)
     return [
-        Sample(video_id, path, captions[video_id], start=0.0, end=CLIP_SECONDS)
+        Sample(video_id, path, captions[video_id], start=0.0, end=CLIP_SECONDS, listed_in=list_path)
         for video_id, path in zip(video_ids, paths, strict=True)
     ]
+
+
+def _without_mp4(name: str) -> str:
+    """The id of a video whose name some lists have with `.mp4` behind it, also where it ends so itself."""
+    while name.endswith(".mp4"):
+        name = name.removesuffix(".mp4")
+    return name
 
 
 def read_paragraphs(path: Path) -> dict[str, list[str]]:
@@ -40,7 +48,7 @@ def read_paragraphs(path: Path) -> dict[str, list[str]]:
     descriptions: dict[str, list[str]] = {}
     try:
         for moment in read_json(path, "--data_path"):
-            video_id = str(moment["video"]).removesuffix(".mp4")
+            video_id = _without_mp4(str(moment["video"]))
             descriptions.setdefault(video_id, []).append(moment["description"].strip())
     except (KeyError, TypeError, AttributeError) as error:
         raise ValueError(

@@ -6,16 +6,14 @@ not there, ValueError for what has the wrong content.
 
 import json
 import logging
-import os
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-log = logging.getLogger("stop")
+from dataloaders.listed_videos import find_listed_files as find_listed_files
+from dataloaders.listed_videos import find_videos as find_videos
 
-VIDEO_EXTENSIONS = (
-    ".mp4", ".avi", ".mkv", ".webm", ".mov", ".m4v", ".mpg", ".mpeg", ".wmv", ".3gp", ".mts", ".flv",
-)  # fmt: skip  # in this order of preference
+log = logging.getLogger("stop")
 
 
 def check_split(data_set: str, split: str, splits: Collection[str]) -> None:
@@ -74,32 +72,6 @@ def captions_for(
             f"{listed_in.name}: pass the file that belongs to this list."
         )
     return chosen
-
-
-def find_videos(video_ids: Sequence[str], features_path: Path) -> list[Path]:
-    """The file of each video, in `features_path` or a folder below it, which is looked through once; where there is
-    none, the path that it was expected under.
-
-    The file of an id is called so with one of VIDEO_EXTENSIONS behind it. An id that ends in an extension itself may
-    also be the name as it is, or stand with another one, as re-encoded videos do.
-    """
-    if not features_path.is_dir():
-        raise FileNotFoundError(f"--features_path {features_path} is not a directory: pass the one with the videos.")
-    files: dict[str, Path] = {}  # by name, the extension in small letters
-    for folder, folders, names in os.walk(features_path):
-        folders.sort()
-        for name in names:
-            stem, extension = os.path.splitext(name)
-            files.setdefault(stem + extension.lower(), Path(folder, name))
-
-    def file_of(video_id: str) -> Path:
-        names = [video_id + extension for extension in VIDEO_EXTENSIONS]
-        stem, own = os.path.splitext(video_id)
-        if own.lower() in VIDEO_EXTENSIONS:
-            names = [stem + own.lower(), *names, *(stem + extension for extension in VIDEO_EXTENSIONS)]
-        return next((files[name] for name in names if name in files), features_path / names[0])
-
-    return [file_of(video_id) for video_id in video_ids]
 
 
 def report_count(listed_in: Path, n_videos: int, published: int | None) -> None:

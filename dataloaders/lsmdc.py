@@ -41,7 +41,8 @@ def read_split(split: str, *, data_path: Path, features_path: Path, **other_flag
             )
         captions.setdefault(clip_id, []).append(sentence)
     report_count(path, len(captions), EXPECTED.get(split))
-    paths = find_videos(list(captions), features_path)
+    paths = find_videos(list(captions), features_path, path)
     return [
-        Sample(clip_id, video, tuple(texts)) for (clip_id, texts), video in zip(captions.items(), paths, strict=True)
+        Sample(clip_id, video, tuple(texts), listed_in=path)
+        for (clip_id, texts), video in zip(captions.items(), paths, strict=True)
     ]

@@ -38,11 +38,12 @@ def read_split(split: str, *, data_path: Path, features_path: Path, train_csv: P
     if not captions:
         raise ValueError(f"{flag} {csv_path} lists no video: download it again.")
 
-    paths = find_videos(list(captions), features_path)
+    paths = find_videos(list(captions), features_path, csv_path)
     expected = EXPECTED.get(csv_path.name)
     report_count(csv_path, len(captions), expected[0] if expected else None)
     return [
-        Sample(video_id, path, tuple(texts)) for (video_id, texts), path in zip(captions.items(), paths, strict=True)
+        Sample(video_id, path, tuple(texts), listed_in=csv_path)
+        for (video_id, texts), path in zip(captions.items(), paths, strict=True)
     ]
 
 

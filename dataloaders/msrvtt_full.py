@@ -38,5 +38,8 @@ def read_split(split: str, *, data_path: Path, features_path: Path, **other_flag
         texts.setdefault(video_id, []).append(caption)
     captions = captions_for(video_ids, texts, data_path, data_path)
     report_count(data_path, len(video_ids), EXPECTED[split])
-    paths = find_videos(video_ids, features_path)
-    return [Sample(video_id, path, captions[video_id]) for video_id, path in zip(video_ids, paths, strict=True)]
+    paths = find_videos(video_ids, features_path, data_path)
+    return [
+        Sample(video_id, path, captions[video_id], listed_in=data_path)
+        for video_id, path in zip(video_ids, paths, strict=True)
+    ]

@@ -33,8 +33,11 @@ def read_split(split: str, *, data_path: Path, features_path: Path, **other_flag
     video_ids = read_lines(list_path, "--data_path")
     captions = captions_for(video_ids, read_captions(pickle_path), list_path, pickle_path)
     report_count(list_path, len(video_ids), EXPECTED[split])
-    paths = find_videos(video_ids, features_path)
-    return [Sample(video_id, path, captions[video_id]) for video_id, path in zip(video_ids, paths, strict=True)]
+    paths = find_videos(video_ids, features_path, list_path)
+    return [
+        Sample(video_id, path, captions[video_id], listed_in=list_path)
+        for video_id, path in zip(video_ids, paths, strict=True)
+    ]
 
 
 def read_captions(path: Path) -> dict[str, list[str]]:

@@ -10,6 +10,8 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TypeVar
 
+from tqdm import tqdm
+
 from dataloaders.decode import VideoError
 from dataloaders.samples import FrameReader, Sample
 
@@ -21,11 +23,14 @@ PROBES = 16  # videos from which `forecast` concludes on the others
 
 def missing_files(samples: Sequence[Sample]) -> dict[int, str]:
     """The reason by the sample's number, for every sample whose video file is not there."""
-    return {
-        row: f"{sample.path} is missing: download it, or correct --features_path."
-        for row, sample in enumerate(samples)
-        if not sample.path.is_file()
-    }
+    return {row: _missing(sample) for row, sample in enumerate(samples) if not sample.path.is_file()}
+
+
+def _missing(sample: Sample) -> str:
+    looked_for = ""
+    if sample.listed_in:
+        looked_for = f", with any video extension too ({sample.listed_in} lists it)"
+    return f"{sample.path} is missing{looked_for}: download it, or correct --features_path."
 
 
 def in_threads(function: Callable[[Item], Result], items: Sequence[Item], jobs: int) -> Iterator[Result]:
@@ -108,16 +113,19 @@ def _entry_bytes(sample: Sample, frames: FrameReader) -> int:
         return 0
 
 
-def forecast(samples: Sequence[Sample], frames: FrameReader, allow_missing: int = 0) -> CacheForecast:
+def forecast(samples: Sequence[Sample], frames: FrameReader, allow_missing: int = 0, jobs: int = 1) -> CacheForecast:
     """Put a few videos into the cache, evenly spread over the split, and tell from their size what all will take.
 
-    The files of `samples` exist; `allow_missing` of those that are tried may be unreadable, but not all. Raises
-    VideoError if more are, OSError if the cache cannot be written, and ValueError if the rest will not fit on the disk.
+    A sample of every video file's content is read for that, of `jobs` files at a time; the cache remembers them. The
+    files of `samples` exist; `allow_missing` of those that are tried may be unreadable, but not all. Raises VideoError
+    if more are, OSError if the cache cannot be written, and ValueError if the rest will not fit on the disk.
     """
     assert frames.cache is not None
     frames.cache.remove_partials()
     # Before the probes are written, so that what was there is told apart.
-    present = sum(_entry_bytes(sample, frames) > 0 for sample in samples)
+    entries = in_threads(lambda sample: _entry_bytes(sample, frames), samples, jobs)
+    entries = tqdm(entries, "looking for entries", len(samples), unit="video", leave=False, disable=None, delay=2)
+    present = sum(size > 0 for size in entries)
     probes = [samples[row] for row in sorted({row * len(samples) // PROBES for row in range(PROBES)})]
     # Not on the main thread, where a signal's KeyboardInterrupt comes out of torch's constructors as another error.
     problems = [problem for problem in read_all(probes, frames, 1) if problem]

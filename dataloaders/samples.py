@@ -9,7 +9,7 @@ floats of them on the device.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -34,13 +34,15 @@ Batch = dict[str, torch.Tensor]
 @dataclass(frozen=True)
 class Sample:
     """One video of a data set with all its captions; `start` and `end`, in seconds, where only a part of the file
-    belongs to it (None: from the file's start, to its end)."""
+    belongs to it (None: from the file's start, to its end). `listed_in` is the file that names the video, for messages.
+    """
 
     video_id: str
     path: Path
     captions: tuple[str, ...]
     start: float | None = None
     end: float | None = None
+    listed_in: Path | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True)

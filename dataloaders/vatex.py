@@ -26,5 +26,8 @@ def read_split(split: str, *, data_path: Path, features_path: Path, **other_flag
             raise ValueError(f"--data_path {json_path}: {video_id} has no list of captions; download it again.")
     captions = captions_for(video_ids, listed, list_path, json_path)
     report_count(list_path, len(video_ids), EXPECTED[split])
-    paths = find_videos(video_ids, features_path)
-    return [Sample(video_id, path, captions[video_id]) for video_id, path in zip(video_ids, paths, strict=True)]
+    paths = find_videos(video_ids, features_path, list_path)
+    return [
+        Sample(video_id, path, captions[video_id], listed_in=list_path)
+        for video_id, path in zip(video_ids, paths, strict=True)
+    ]

@@ -29,7 +29,7 @@ import torch
 from tqdm import tqdm
 
 from dataloaders.cache import FRAME_CACHE_FORMAT, FrameCache
-from dataloaders.files import VIDEO_EXTENSIONS
+from dataloaders.listed_videos import VIDEO_EXTENSIONS
 from dataloaders.samples import EpochSampler, FrameReader, Sample, TrainingPairs, make_training_loader
 from dataloaders.transforms import normalise
 from engine.benchmark import write_json

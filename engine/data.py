@@ -33,6 +33,8 @@ def frame_reader(data: DataConfig, image_size: int, training: bool, cache: Frame
     )
 
 
-def frame_cache(run: RunConfig) -> FrameCache | None:
+def frame_cache(data: DataConfig, run: RunConfig) -> FrameCache | None:
     """The cache that a run's settings name, if they name one."""
-    return FrameCache(Path(run.frame_cache), run.frame_cache_format) if run.frame_cache else None
+    if not run.frame_cache:
+        return None
+    return FrameCache(Path(run.frame_cache), run.frame_cache_format, Path(data.features_path))

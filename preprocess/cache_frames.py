@@ -37,12 +37,12 @@ SHOWN_PROBLEMS = 20
 def fill(config: Config, image_size: int, split: str, jobs: int, shard: tuple[int, int]) -> list[str]:
     """Put this share of a split's videos into the cache; gives what is wrong with those that cannot be."""
     number, count = shard
-    frames = frame_reader(config.data, image_size, split == "train", frame_cache(config.run))
+    frames = frame_reader(config.data, image_size, split == "train", frame_cache(config.data, config.run))
     listed = list_split(config.data, split)
     missing = missing_files(listed)
     samples = [sample for row, sample in enumerate(listed) if row not in missing]
     if number == 0 and samples:
-        found = forecast(samples, frames, allow_missing=len(samples) - 1)
+        found = forecast(samples, frames, allow_missing=len(samples) - 1, jobs=jobs)
         print(f"{config.run.frame_cache} ({config.run.frame_cache_format}), {split} split: {found}.", flush=True)
     share = samples[number::count]
     progress = tqdm(read_all(share, frames, jobs), f"{split} split", len(share), unit="video", disable=number > 0)

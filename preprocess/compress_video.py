@@ -3,15 +3,17 @@
     python preprocess/compress_video.py --input_root data/msrvtt/videos --output_root data/msrvtt/videos_3fps_224
 
 writes, for every video under the input folder, an h264 file of the same relative name, ending .mp4, without sound:
-3 frames a second, the short side 224 pixels, in the shape it is shown in (portrait clips stay portrait, rotation flags
-are applied). The output folder also gets
+3 frames a second, the short side 224 pixels, as it is shown: turned and mirrored as the file asks, and in square
+pixels. Lists that call a video x.avi find x.mp4. Hidden files and folders are left out, links to folders are followed;
+files without a video's extension are passed over and named. The output folder also gets
 
     settings.json   what the files were made with; a run with other settings is refused
     failed.txt      path and reason of every video that failed, if one did (failed_0_of_4.txt for --shard 0/4)
 
 A file gets its name when it is whole and on disk, so the command can be interrupted or killed at any moment: run again,
-it skips what is there. ffmpeg reports success on a file that is cut off, so lengths are compared: a video fails if
-more than --max_shortfall of its length (but at least half a second, and at least one frame) did not come out.
+it skips what is there, unless the video is newer. ffmpeg reports success on a file that is cut off, so lengths are
+compared: a video fails if more than --max_shortfall of its length (but at least half a second, and at least one frame)
+did not come out.
 
 Many machines share the job with --shard 0/4 ... 3/4, or under torchrun, whose RANK and WORLD_SIZE count.
 Exit code: 0 if all videos are there, 1 if some failed, 2 for a wrong command, 130 if interrupted.
@@ -27,24 +29,26 @@ import subprocess
 import sys
 import threading
 import uuid
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import av
+from av.container import InputContainer
+from av.stream import Disposition
 from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from dataloaders.decode import VideoError, open_container
+from preprocess.compress_plan import SHOWN_FILES, name_passed_over, plan
 from preprocess.shards import default_jobs, exit_code, parse_shard, wait_for_other_ranks
 
-VIDEO_SUFFIXES = {
-    ".3gp", ".avi", ".flv", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".ogv", ".ts", ".webm", ".wmv",
-}  # fmt: skip
 PARTIAL = ".partial"
 MIN_ALLOWANCE = 0.5  # seconds: containers state lengths that are off by a few frames
-SHOWN_FAILURES = 20
+MIN_LIBAVFILTER = 8  # of ffmpeg 5.0, the first that mirrors what a file asks to be mirrored
+COVERS = Disposition.attached_pic | Disposition.timed_thumbnails | Disposition.still_image
 
 
 @dataclass(frozen=True)
@@ -64,8 +68,12 @@ class Encoding:
 
     def flags(self) -> list[str]:
         """ffmpeg's flags for the output."""
-        # -2: the even number that keeps the shape best.
-        filters = [f"scale='if(gt(iw,ih),-2,{self.short_side})':'if(gt(iw,ih),{self.short_side},-2)'", "format=yuv420p"]
+        # The long side is the even number that keeps best the shape in which the picture is shown; sar is the width of
+        # a pixel over its height, 1 where the file does not say.
+        long_side = f"2*round({self.short_side}/2*max(iw*sar/ih,ih/(iw*sar)))"
+        is_wide = "gt(iw*sar,ih)"
+        width, height = f"if({is_wide},{long_side},{self.short_side})", f"if({is_wide},{self.short_side},{long_side})"
+        filters = [f"scale='{width}':'{height}'", "setsar=1", "format=yuv420p"]
         rate = ["-r", f"{self.fps:g}"]
         if self.rate_control == "filter":
             filters.insert(0, f"fps={self.fps:g}")
@@ -93,7 +101,7 @@ class Compressor:
         if self.stop.is_set():
             raise Interrupted
         seconds = video_seconds(source)
-        if output.exists() and self._shortfall(seconds, output) is None:
+        if self._is_there(output, source, seconds):
             return False
         output.parent.mkdir(parents=True, exist_ok=True)
         # Named anew each time: an ffmpeg that outlived a killed run may still be writing to the name of then.
@@ -109,11 +117,22 @@ class Compressor:
             partial.unlink(missing_ok=True)
         return True
 
+    def _is_there(self, output: Path, source: Path, seconds: float | None) -> bool:
+        """Whether `output` was made of this version of `source`, is whole and in square pixels, as it once was not."""
+        if not output.exists() or output.stat().st_mtime_ns < source.stat().st_mtime_ns:
+            return False
+        return self._shortfall(seconds, output) is None and has_square_pixels(output)
+
     def _encode(self, source: Path, partial: Path) -> None:
+        with open_picture(source) as (container, stream):
+            demuxer = container.format.name.partition(",")[0]
+            videos = [video for video in container.streams.video if not video.disposition & COVERS]
+            number = [video.index for video in videos].index(stream.index)
         # Absolute paths, because ffmpeg takes a name that starts with "-" for a flag and "a:b" for a protocol. The
-        # first picture stream without cover art is all that goes in.
-        command = [self.ffmpeg, "-nostdin", "-v", "error", "-threads", "1", "-i", str(source.absolute())]
-        command += ["-map", "0:V:0", "-map_metadata", "-1", "-map_chapters", "-1", *self.encoding.flags()]
+        # stream that training would read is all that goes in; it turns and mirrors by itself.
+        command = [self.ffmpeg, "-nostdin", "-v", "error", "-threads", "1", "-protocol_whitelist", "file"]
+        command += ["-f", demuxer, "-i", str(source.absolute()), "-map", f"0:V:{number}"]
+        command += ["-map_metadata", "-1", "-map_chapters", "-1", *self.encoding.flags()]
         command += ["-f", "mp4", "-y", str(partial.absolute())]
         # A session of its own: Ctrl-C would make ffmpeg finish a short file, here it is killed instead.
         with subprocess.Popen(command, start_new_session=True, stderr=subprocess.PIPE) as process:
@@ -148,29 +167,46 @@ class Compressor:
         return None
 
 
+@contextmanager
+def open_picture(path: Path) -> Iterator[tuple[InputContainer, av.VideoStream]]:
+    """A file and the stream of it that training reads; VideoError where it cannot be opened as a video."""
+    try:
+        with open_container(path) as container:
+            stream = container.streams.best("video")
+            if not isinstance(stream, av.VideoStream):
+                raise VideoError(f"{path} holds no picture: download it again, or leave it out.")
+            if stream.disposition & COVERS:
+                raise VideoError(f"{path} holds sound and a cover picture, no video: download it again.")
+            yield container, stream
+    except (av.FFmpegError, OSError) as error:
+        raise VideoError(f"{path} cannot be opened as a video ({error.strerror}): download it again.") from error
+
+
+def has_square_pixels(path: Path) -> bool:
+    """Whether a file is shown as its pixels lie, to less than two of them."""
+    with open_picture(path) as (_, stream):
+        ratio = float(stream.sample_aspect_ratio or 1)
+        return abs(ratio - 1) * max(stream.width, stream.height) < 2
+
+
 def video_seconds(path: Path) -> float | None:
     """The length of a file's picture as its header states it, None where it states none.
 
     In containers that state one length for all (flv) it is that of the sound if that is longer. VideoError where `path`
     cannot be opened as a video.
     """
-    try:
-        with open_container(path) as container:
-            if not container.streams.video:
-                raise VideoError(f"{path} holds no picture: download it again, or leave it out.")
-            stream = container.streams.video[0]
-            lengths = [float(stream.duration * stream.time_base)] if stream.duration and stream.time_base else []
-            lengths += [container.duration / av.time_base] if container.duration else []
-            if clock := re.fullmatch(r"(\d+):(\d+):(\d+\.?\d*)", stream.metadata.get("DURATION", "")):  # Matroska's way
-                lengths.append(3600 * int(clock[1]) + 60 * int(clock[2]) + float(clock[3]))
-    except (av.FFmpegError, OSError) as error:
-        raise VideoError(f"{path} cannot be opened as a video ({error.strerror}): download it again.") from error
+    with open_picture(path) as (container, stream):
+        lengths = [float(stream.duration * stream.time_base)] if stream.duration and stream.time_base else []
+        lengths += [container.duration / av.time_base] if container.duration else []
+        if clock := re.fullmatch(r"(\d+):(\d+):(\d+\.?\d*)", stream.metadata.get("DURATION", "")):  # Matroska's way
+            lengths.append(3600 * int(clock[1]) + 60 * int(clock[2]) + float(clock[3]))
     # The container's length may be that of a longer sound, the stream's that of frames which an edit list leaves out.
     return max(0.0, min(lengths)) if lengths else None
 
 
 def find_ffmpeg() -> str:
-    """The system's ffmpeg, or that of the package imageio-ffmpeg; FileNotFoundError where neither writes h264."""
+    """The system's ffmpeg, or that of the package imageio-ffmpeg; FileNotFoundError where neither writes h264 or they
+    are too old."""
     candidates = [shutil.which("ffmpeg")]
     try:
         import imageio_ffmpeg
@@ -180,35 +216,13 @@ def find_ffmpeg() -> str:
         pass
     for program in candidates:
         if program:
-            known = subprocess.run([program, "-hide_banner", "-encoders"], capture_output=True, check=False).stdout
-            if b"libx264" in known:
+            said = subprocess.run([program, "-encoders"], capture_output=True, check=False)
+            version = re.search(rb"libavfilter +(\d+)\.", said.stderr)  # builds between releases have no other number
+            if b"libx264" in said.stdout and version and int(version[1]) >= MIN_LIBAVFILTER:
                 return program
-    raise FileNotFoundError("no ffmpeg with libx264 was found: install ffmpeg, or run pip install imageio-ffmpeg.")
-
-
-def plan(input_root: Path, output_root: Path) -> dict[Path, Path]:
-    """Video -> output file for every video under `input_root`, sorted; ValueError where two would become one."""
-    if not input_root.is_dir():
-        raise ValueError(f"--input_root {input_root} is not a folder: pass the one with the videos.")
-    if output_root.exists() and not output_root.is_dir():
-        raise ValueError(f"--output_root {output_root} is a file: name a folder.")
-    here, there = input_root.resolve(), output_root.resolve()
-    if here == there or here in there.parents or there in here.parents:
-        raise ValueError(
-            f"--output_root {output_root} and --input_root {input_root} lie in one another: separate them."
-        )
-    outputs: dict[Path, Path] = {}  # output -> source
-    for source in sorted(input_root.rglob("*")):
-        # Hidden files are what file managers leave behind. Links to nowhere are kept, to be named as failed.
-        if source.suffix.lower() not in VIDEO_SUFFIXES or source.name.startswith(".") or source.is_dir():
-            continue
-        output = output_root / source.relative_to(input_root).with_suffix(".mp4")
-        if output in outputs:
-            raise ValueError(f"{outputs[output]} and {source} would both become {output}: keep one of them.")
-        outputs[output] = source
-    if not outputs:
-        raise ValueError(f"--input_root {input_root} holds no video ({' '.join(sorted(VIDEO_SUFFIXES))}).")
-    return {source: output for output, source in outputs.items()}
+    raise FileNotFoundError(
+        "no ffmpeg from version 5 on with libx264 was found: install one, or run pip install imageio-ffmpeg --upgrade."
+    )
 
 
 def _claim(output_root: Path, encoding: Encoding) -> None:
@@ -274,7 +288,8 @@ def run(options: argparse.Namespace) -> int:
         raise ValueError(f"--max_shortfall must be in 0..1, 1 excluded, not {options.max_shortfall:g}.")
     ffmpeg = find_ffmpeg()
     output_root = options.output_root
-    work = dict(list(plan(options.input_root, output_root).items())[number::count])
+    planned = plan(options.input_root, output_root)
+    work = dict(list(planned.outputs.items())[number::count])
     _claim(output_root, encoding)
     _remove_partials(output_root, set(work.values()))
     failures = output_root / ("failed.txt" if count == 1 else f"failed_{number}_of_{count}.txt")
@@ -282,12 +297,15 @@ def run(options: argparse.Namespace) -> int:
 
     compressor = Compressor(ffmpeg, encoding, options.max_shortfall, threading.Event())
     made, skipped, failed = compress_all(work, compressor, jobs)
+    if number == 0:
+        failed |= planned.unreadable
+        name_passed_over(planned.passed_over)
     shard = "" if count == 1 else f" (shard {number}/{count})"
     print(f"{output_root}{shard}: {made} videos made, {skipped} already there, {len(failed)} failed.")
     if failed:
         lines = [f"{source}\t{reason}\n" for source, reason in failed.items()]
         failures.write_text("".join(lines), encoding="utf-8", errors="surrogateescape")
-        for reason in list(failed.values())[:SHOWN_FAILURES]:
+        for reason in list(failed.values())[:SHOWN_FILES]:
             print(f"failed: {reason}", file=sys.stderr)
         print(f"All that failed is in {failures}.", file=sys.stderr)
     if options.shard is None:

@@ -10,7 +10,7 @@
 #   parts="weights captions" bash preprocess/download_msrvtt.sh
 # clip_url, captions_url and videos_url set another place, file:///... too. Needs curl.
 # Interrupted, it goes on when run again: within the file at hand, NAME.part; what is there is skipped, what was half
-# unpacked is unpacked anew. A file that bears its final name is whole.
+# unpacked is unpacked anew. A file that bears its final name is whole: an answer that is no archive never gets it.
 set -euo pipefail
 NGPU=1 source "$(dirname "$0")/../scripts/_launch.sh" # for PYTHON and repository: nothing is launched
 
@@ -34,6 +34,10 @@ case $pretrained_clip_name in
 esac
 captions_mb=${captions_mb:-50}
 videos_mb=${videos_mb:-7000}
+
+# The most, in MB, that an archive may take or unpack to: one that states more is not what it is called.
+captions_most_mb=${captions_most_mb:-1000}
+videos_most_mb=${videos_most_mb:-20000}
 
 max_tries=${max_tries:-5} # in a row that bring nothing new
 retry_wait=${retry_wait:-5} # seconds
@@ -105,10 +109,23 @@ check_space() {
         "$(in_words "$(free_mb "$2")") free: make room, or set DATA_PATH and pretrained_dir to another disk."
 }
 
-# fetch URL FILE SHA256 VARIABLE: make FILE of what is at URL; VARIABLE is the one that sets another place
+# starts_as_zip FILE
+starts_as_zip() {
+    [ "$(head -c 2 "$1" | tr -d '\0')" = PK ]
+}
+
+# has_directory ZIP: whether its list of files, which stands at the end, is there
+has_directory() {
+    "$PYTHON" -c 'import sys, zipfile; sys.exit(not zipfile.is_zipfile(sys.argv[1]))' "$1"
+}
+
+# fetch URL FILE SHA256 VARIABLE [MOST_MB]: make FILE of what is at URL; VARIABLE is the one that sets another place;
+# with MOST_MB it is a zip file of at most that size
 fetch() {
-    local url=$1 file=$2 sha256=$3 variable=$4
+    local url=$1 file=$2 sha256=$3 variable=$4 most_mb=${5:-}
     local part=$file.part tries=0 most before status code
+    local limit=()
+    [ -z "$most_mb" ] || limit=(--max-filesize $((most_mb * 1000000)))
     if [ -f "$file" ]; then
         has_sha256 "$file" "$sha256" || fail "$file has not the sha256 ${sha256:0:12}...: delete it and run again."
         return
@@ -121,7 +138,7 @@ fetch() {
         status=0
         # Not with curl's own --retry, which would start from here again.
         code=$(curl --fail --location --continue-at - --connect-timeout 30 --speed-limit 1000 --speed-time 60 \
-            "$progress" --output "$part" --write-out '%{http_code}' "$url") || status=$?
+            "$progress" ${limit[@]+"${limit[@]}"} --output "$part" --write-out '%{http_code}' "$url") || status=$?
         case $status:$code in
             *:416 | 33:*)
                 # The part is as long as the file or longer, or the server sends nothing but whole files: start over.
@@ -132,6 +149,10 @@ fetch() {
             0:*) break ;;
             22:408 | 22:429 | 22:5*) ;; # the server is busy
             22:*) fail "$url answers with HTTP $code: it may have moved, set $variable to another place." ;;
+            63:*)
+                rm -f "$part"
+                fail "$url is larger than the $(in_words "$most_mb") that $file may have: set $variable to another place."
+                ;;
             23:*) fail "$part cannot be written: make room and run again, it goes on from there." ;;
             1:* | 3:* | 37:*) fail "$url is no address that can be read: set $variable to another place." ;;
         esac
@@ -149,10 +170,19 @@ fetch() {
         fail "$url is not the file with the sha256 ${sha256:0:12}..., and what came was deleted: run again, or set" \
             "$variable to another place."
     fi
+    if [ -n "$most_mb" ] && ! starts_as_zip "$part"; then
+        rm -f "$part"
+        fail "$file is no whole zip file: $url sent a web page or something else, which was deleted; run again, or set" \
+            "$variable to another place."
+    fi
+    if [ -n "$most_mb" ] && ! has_directory "$part"; then
+        fail "$file is no whole zip file: $url sent only the start of one; run again, or set $variable to another place."
+    fi
     mv "$part" "$file"
 }
 
-# unpack ZIP FOLDER PATTERN VARIABLE: the files whose names match, wherever in the archive they lie, into a new FOLDER
+# unpack ZIP FOLDER PATTERN VARIABLE MOST_MB: the files whose names match, wherever in the archive they lie, into a new
+# FOLDER, if together they state no more than MOST_MB and the disk has room for them
 unpack() {
     echo "Unpacking $1"
     rm -rf "$2"
@@ -160,21 +190,35 @@ unpack() {
     "$PYTHON" - "$@" <<'PYTHON'
 import re
 import shutil
+import stat
 import sys
 import zipfile
 import zlib
 from pathlib import Path, PurePosixPath
 
-archive, folder, pattern, variable = sys.argv[1:]
+archive, folder, pattern, variable, most_mb = sys.argv[1:]
+mend = f"delete it and run again, or set {variable} to another place"
 try:
-    with zipfile.ZipFile(archive) as members:
-        for member in members.infolist():
+    with zipfile.ZipFile(archive) as zip_file:
+        found = {}  # by name alone, so that no path in the archive leads anywhere
+        for member in zip_file.infolist():
             name = PurePosixPath(member.filename).name
-            if not member.is_dir() and re.fullmatch(pattern, name):
-                with members.open(member) as source, Path(folder, name).open("wb") as target:
-                    shutil.copyfileobj(source, target)
-except (zipfile.BadZipFile, zlib.error, EOFError) as error:
-    mend = f"delete it and run again, or set {variable} to another place"
+            if member.is_dir() or stat.S_ISLNK(member.external_attr >> 16) or not re.fullmatch(pattern, name):
+                continue
+            same = found.setdefault(name, member)
+            if (same.CRC, same.file_size) != (member.CRC, member.file_size):
+                sys.exit(f"error: {archive} holds two files {name} ({same.filename}, {member.filename}): {mend}.")
+        stated, free = sum(member.file_size for member in found.values()), shutil.disk_usage(folder).free
+        if stated > int(most_mb) * 10**6:
+            sys.exit(f"error: {archive} would unpack to {stated / 1e6:,.0f} MB, more than {most_mb} MB: {mend}.")
+        if stated > free:
+            needed = f"would unpack to {stated / 1e6:,.0f} MB and the disk has {free / 1e6:,.0f} MB free"
+            sys.exit(f"error: {archive} {needed}: make room and run again.")
+        for name, member in found.items():
+            # No more comes out than the archive states, whatever it holds.
+            with zip_file.open(member) as source, Path(folder, name).open("wb") as target:
+                shutil.copyfileobj(source, target)
+except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError) as error:  # the last: encrypted, or packed in a new way
     sys.exit(f"error: {archive} is no whole zip file ({error}): {mend}.")
 except OSError as error:
     sys.exit(f"error: {archive} cannot be unpacked ({error}): make room and run again.")
@@ -296,9 +340,10 @@ for part in $parts; do
             ;;
         captions)
             if ! has_captions; then
-                fetch "$captions_url" "$captions_zip" "$captions_sha256" captions_url
+                fetch "$captions_url" "$captions_zip" "$captions_sha256" captions_url "$captions_most_mb"
                 partial=$DATA_PATH/.captions.partial
-                unpack "$captions_zip" "$partial" 'MSRVTT_(data\.json|train\..+\.csv|JSFUSION_test\.csv)' captions_url
+                names='MSRVTT_(data\.json|train\..+\.csv|JSFUSION_test\.csv)'
+                unpack "$captions_zip" "$partial" "$names" captions_url "$captions_most_mb"
                 for name in "${captions[@]}"; do
                     [ -f "$partial/$name" ] || fail "$captions_zip holds no $name: delete it, and set captions_url to" \
                         "another place."
@@ -309,9 +354,9 @@ for part in $parts; do
             ;;
         videos)
             if [ "$(count_videos "$DATA_PATH/videos")" -eq 0 ]; then
-                fetch "$videos_url" "$videos_zip" "$videos_sha256" videos_url
+                fetch "$videos_url" "$videos_zip" "$videos_sha256" videos_url "$videos_most_mb"
                 partial=$DATA_PATH/.videos.partial
-                unpack "$videos_zip" "$partial" 'video[0-9]+\.mp4' videos_url
+                unpack "$videos_zip" "$partial" 'video[0-9]+\.mp4' videos_url "$videos_most_mb"
                 count=$(count_videos "$partial")
                 [ "$count" -eq "$n_videos" ] || fail "$videos_zip holds $count videos and not $n_videos: delete it," \
                     "and set videos_url to another place."

@@ -5,6 +5,7 @@ import functools
 import pytest
 
 from dataloaders.activitynet import read_split
+from dataloaders.preparation import missing_files
 from tests.dataloaders.folders import assert_one_sentence, summary, touch_videos, write_json
 
 
@@ -36,6 +37,23 @@ def test_a_map_of_files_says_which_and_where(read, tmp_path, key):
     touch_videos(tmp_path / "videos", "sub/other.mp4")
     assert summary(read("train")) == [("v_a", "other.mp4", ("One. Two.",))]
     assert_one_sentence(lambda: read("test"), ValueError, "video_path.json has no entry", "val_ids.json")
+
+
+def test_the_map_says_avi_and_the_file_is_an_mp4(read, tmp_path):
+    write_json(tmp_path / "video_path.json", {"v_a": "sub/other.avi", "v_b": "b.avi"})
+    touch_videos(tmp_path / "videos", "sub/other.mp4", "other.avi")
+    b, a = read("train")
+    assert a.path == tmp_path / "videos" / "sub" / "other.mp4"
+    assert b.path == tmp_path / "videos" / "b.avi"
+    assert missing_files([b, a]) == {
+        0: f"{b.path} is missing, with any video extension too ({tmp_path / 'video_path.json'} lists it): download it, "
+        "or correct --features_path."
+    }
+
+
+def test_files_without_the_prefix_of_the_ids(read, tmp_path):
+    (tmp_path / "videos" / "v_a.mp4").rename(tmp_path / "videos" / "a.mp4")
+    assert [sample.path.name for sample in read("train")] == ["v_b.mkv", "a.mp4"]
 
 
 @pytest.mark.parametrize(

@@ -190,16 +190,6 @@ def test_a_changed_video_is_decoded_again(tmp_path, decoded, same_reader):
     assert not torch.equal(new, old)
 
 
-def test_videos_and_cache_may_be_moved(tmp_path, decoded):
-    path = write_video(tmp_path / "a.mp4", moving(5))
-    expected, _ = reader(tmp_path / "cache")(path)
-    (tmp_path / "other").mkdir()
-    path = path.rename(tmp_path / "other" / "a.mp4")
-    (tmp_path / "cache").rename(tmp_path / "other" / "cache")
-    assert torch.equal(reader(tmp_path / "other" / "cache")(path)[0], expected)
-    assert decoded["a.mp4"] == 1
-
-
 def test_a_video_that_is_gone_is_not_served(tmp_path):
     path = write_video(tmp_path / "a.mp4", moving(5))
     cached = reader(tmp_path / "cache")

@@ -59,6 +59,16 @@ def test_two_files_without_splits(read, tmp_path):
     assert [sample.captions for sample in read("test", **files)] == [("three",)]
 
 
+def test_re_encoded_files_are_found_under_their_old_names(read, tmp_path):
+    path = tmp_path / "list.jsonl"
+    write_lines(path, [json.dumps({"path": name, "caption": "x"}) for name in ("x.mpg", "sub/y.MOV", "sub/none.avi")])
+    touch_videos(tmp_path / "videos", "x.mp4", "sub/y.mp4", "none.mp4")
+    found = read("test", train_csv=path, val_csv=path)
+    videos = tmp_path / "videos"
+    assert [sample.path for sample in found] == [videos / "x.mp4", videos / "sub/y.mp4", videos / "sub/none.avi"]
+    assert [sample.video_id for sample in found] == ["x.mpg", "sub/y.MOV", "sub/none.avi"]
+
+
 @pytest.mark.parametrize(
     ("row", "message"),
     [

@@ -38,6 +38,37 @@ def test_a_video_with_another_extension(read, tmp_path):
     assert read("train")[0].path.name == "1@N02_1_ab.mp4"
 
 
+ENDINGS = (".", ".null", ".3g2", ".m2ts", ".qt", ".3gpp", ".asf", ".divx", ".mov", ".MOV", ".mpg", ".wmv", ".mp4")
+
+
+@pytest.mark.parametrize("suffix", ["", ".mp4"])  # of each line: STOP's and DGL's lists have it
+@pytest.mark.parametrize("kind", ["as listed", "behind", "instead"])
+def test_every_kind_of_name_in_every_kind_of_download(tmp_path, suffix, kind):
+    stems = [f"{n}@N0{n}_4898{n}_8b2fb4{n:x}" for n in range(len(ENDINGS))]
+    uploads = [stem + ending for stem, ending in zip(stems, ENDINGS, strict=True)]
+    write_lines(tmp_path / "train_list.txt", [upload + suffix for upload in uploads])
+    write_json(tmp_path / "train_data.json", [{"video": upload, "description": upload} for upload in uploads])
+    files = {"as listed": uploads, "behind": [f"{upload}.mp4" for upload in uploads]}
+    files["instead"] = [f"{stem}.mp4" for stem in stems]
+    videos = touch_videos(tmp_path / "videos", *files[kind])
+    found = read_split("train", data_path=tmp_path, features_path=videos)
+    assert [sample.path for sample in found] == [videos / name for name in files[kind]]
+    assert [sample.captions for sample in found] == [(upload,) for upload in uploads]
+    assert [sample.video_id for sample in found] == [upload.removesuffix(".mp4") for upload in uploads]
+
+
+def test_the_published_counts(tmp_path, caplog, monkeypatch):
+    monkeypatch.setattr("dataloaders.files.log.propagate", True)
+    caplog.set_level("INFO", "stop")
+    names = [f"{n}.mov" for n in range(8392)]
+    write_json(tmp_path / "train_data.json", [{"video": name, "description": name} for name in names])
+    (tmp_path / "videos").mkdir()
+    for count, noted in ((8392, False), (8391, True)):
+        write_lines(tmp_path / "train_list.txt", names[:count])
+        assert len(read_split("train", data_path=tmp_path, features_path=tmp_path / "videos")) == count
+        assert ("8392" in caplog.text) == noted
+
+
 @pytest.mark.parametrize("content", [{"video": "a"}, [{"video": "a"}], [3], 3, [{"video": "a", "description": 3}]])
 def test_json_of_another_kind(read, tmp_path, content):
     write_json(tmp_path / "train_data.json", content)

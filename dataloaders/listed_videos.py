@@ -1,0 +1,215 @@
+"""Where the videos of a list are: a name as a data set lists it -> the file in --features_path.
+
+A list rarely calls a video as its file is called: ids have no extension, downloads get another one, `.mp4` is put
+behind the old one, and preprocess/compress_video.py replaces it. What counts as a video's file is decided here for all
+data sets, and a file that could be the wrong one is an error and not a guess.
+"""
+
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
+from pathlib import Path, PurePosixPath
+
+# What all commands take for a video, in this order of preference.
+VIDEO_EXTENSIONS = (
+    ".mp4", ".avi", ".mkv", ".webm", ".mov", ".m4v", ".mpg", ".mpeg", ".wmv", ".3gp", ".mts", ".flv",
+    ".3g2", ".3gp2", ".3gpp", ".asf", ".divx", ".dv", ".f4v", ".m1v", ".m2t", ".m2ts", ".m2v", ".mj2", ".mod", ".mp4v",
+    ".mpe", ".mpv", ".mxf", ".nut", ".ogm", ".ogv", ".qt", ".rm", ".rmvb", ".tod", ".ts", ".vob", ".wtv", ".xvid",
+)  # fmt: skip
+
+# Ids of DiDeMo are names of uploaded files, of which some end so.
+NO_EXTENSIONS = (".", ".null")
+
+MAX_NAME_BYTES = 255  # of a file or a folder, on the file systems of Linux and macOS
+
+Stems = dict[str, list[tuple[str, Path]]]  # a file's name without extension -> its extension in small letters, its path
+
+
+def split_extension(name: str) -> tuple[str, str]:
+    """(stem, extension as written) of a video's name; without an extension that is known as a video's, (name, "")."""
+    stem, extension = os.path.splitext(name)
+    return (stem, extension) if extension.lower() in (*VIDEO_EXTENSIONS, *NO_EXTENSIONS) else (name, "")
+
+
+def walk_files(root: Path, on_error: Callable[[OSError], None] | None = None) -> Iterator[Path]:
+    """All files in a folder and the folders below it, in an order that depends on their names alone.
+
+    Links to folders are followed, after the folders that lie there themselves; a folder is entered once, however many
+    links lead to it. Hidden folders are left out. `on_error` is told of folders that cannot be read.
+    """
+    entered: set[tuple[int, int]] = set()
+
+    def is_new(folder: str) -> bool:
+        try:
+            status = os.stat(folder)
+        except OSError as error:
+            if on_error:
+                on_error(error)
+            return False
+        identity = status.st_dev, status.st_ino
+        if identity in entered:
+            return False
+        entered.add(identity)
+        return True
+
+    roots = [str(root)]
+    for top in roots:  # grows while links are found
+        if not is_new(top):
+            continue
+        for folder, folders, names in os.walk(top, onerror=on_error):
+            below = sorted(name for name in folders if not name.startswith("."))
+            roots += (path for name in below if os.path.islink(path := os.path.join(folder, name)))
+            folders[:] = [
+                name for name in below if not os.path.islink(path := os.path.join(folder, name)) and is_new(path)
+            ]
+            yield from (Path(folder, name) for name in sorted(names))
+
+
+def find_videos(
+    video_ids: Sequence[str], features_path: Path, listed_in: Path | None = None, may_lack: str = ""
+) -> list[Path]:
+    """The file of each video, in `features_path` or a folder below it, which is looked through once; where there is
+    none, the path that it was expected under.
+
+    An id's file bears the id as its name, with or without one of VIDEO_EXTENSIONS behind it. Where the id ends in an
+    extension itself, that may also be another one. Of several files in one folder the first in this order counts. An id
+    with `/` says in which folder the file is. A file may lack the prefix `may_lack` of the ids.
+
+    Raises FileNotFoundError if `features_path` is no folder, and ValueError, which names the list `listed_in`, for an
+    id that is no name of a file in it, for one that may be any of several files in different folders, and for two that
+    lead to one file.
+    """
+    _check_folder(features_path)
+    stems = _by_stem(walk_files(features_path))
+
+    def find(video_id: str) -> Path:
+        place = check_name(video_id, listed_in)
+        found = _matches(place.name, stems)
+        if may_lack and place.name.startswith(may_lack):
+            found += _matches(place.name.removeprefix(may_lack), stems)
+        if len(place.parts) > 1:
+            found = [path for path in found if path.parent == features_path / place.parent]
+        found = _one_folder(found, video_id, listed_in)
+        return found[0] if found else features_path / _expected(place)
+
+    return _each_for_one([(video_id, find(video_id)) for video_id in video_ids], listed_in)
+
+
+def find_listed_files(names: Sequence[str], features_path: Path, listed_in: Path | None = None) -> list[Path]:
+    """The file of each video where a list says its place within `features_path`; where there is none, the path that it
+    was expected under.
+
+    A file with another extension, or one more, stands in for the listed one if it lies in the same folder, as in
+    `find_videos`. Raises FileNotFoundError and ValueError as that does.
+    """
+    _check_folder(features_path)
+    folders: dict[Path, Stems] = {}
+
+    def find(name: str) -> Path:
+        place = check_name(name, listed_in)
+        path = features_path / place
+        if path.is_file():
+            return path
+        if path.parent not in folders:
+            # A folder that is not there has no files; what is missing is said later, with all that is.
+            names = sorted(os.listdir(path.parent)) if path.parent.is_dir() else []
+            folders[path.parent] = _by_stem(path.parent / name for name in names)
+        found = (path for path in _matches(place.name, folders[path.parent]) if path.is_file())
+        return next(found, features_path / _expected(place))
+
+    return _each_for_one([(name, find(name)) for name in names], listed_in)
+
+
+def check_name(name: str, listed_in: Path | None = None) -> PurePosixPath:
+    """A listed name as a relative path of one or more parts; ValueError if it is none that stays within a folder."""
+    place = PurePosixPath(name)
+    wrong = None
+    if place.is_absolute():
+        wrong = "is an absolute path: write it as it is called within --features_path"
+    elif ".." in place.parts:
+        wrong = "leads out of --features_path: move the video into it"
+    elif "\\" in name:
+        wrong = "has a backslash: write / between a folder and a file"
+    elif not place.parts or "\0" in name or not _fits(place):
+        wrong = "is no name that a file can have: correct it"
+    if wrong:
+        shown = repr(name if len(name) <= 60 else name[:57] + "...")
+        raise ValueError(f"{listed_in or 'The list'} names a video {shown}, which {wrong}.")
+    return place
+
+
+def _fits(place: PurePosixPath) -> bool:
+    try:
+        return all(len(os.fsencode(part)) <= MAX_NAME_BYTES for part in place.parts)
+    except UnicodeEncodeError:
+        return False
+
+
+def _check_folder(features_path: Path) -> None:
+    if not features_path.is_dir():
+        raise FileNotFoundError(f"--features_path {features_path} is not a directory: pass the one with the videos.")
+
+
+def _by_stem(paths: Iterable[Path]) -> Stems:
+    stems: Stems = {}
+    for path in paths:
+        stem, extension = os.path.splitext(path.name)
+        stems.setdefault(stem, []).append((extension.lower(), path))
+    return stems
+
+
+def _matches(name: str, stems: Stems) -> list[Path]:
+    """The files that may be the video of this name, the preferred one first."""
+    listed, found = name, list[Path]()
+    while True:
+        stem, extension = split_extension(name)
+        if extension:
+            same = [path for own, path in stems.get(stem, ()) if own == extension.lower()]
+            found += sorted(same, key=lambda path: path.name != listed)
+        known = [pair for pair in stems.get(name, ()) if pair[0] in VIDEO_EXTENSIONS]
+        found += [path for _, path in sorted(known, key=lambda pair: VIDEO_EXTENSIONS.index(pair[0]))]
+        if not extension:
+            break
+        name = stem
+    if not found:  # a file without any extension, as some downloads are
+        stem, extension = os.path.splitext(listed)
+        found = [path for own, path in stems.get(stem, ()) if own == extension.lower()]
+    return list(dict.fromkeys(found))
+
+
+def _expected(place: PurePosixPath) -> PurePosixPath:
+    if split_extension(place.name)[1]:
+        return place
+    return place.with_name(place.name + VIDEO_EXTENSIONS[0])
+
+
+def _one_folder(found: list[Path], video_id: str, listed_in: Path | None) -> list[Path]:
+    """The files without links to nowhere; ValueError if they lie in several folders and are not one file."""
+    if len(found) < 2:
+        return found
+    files: dict[tuple[int, int], Path] = {}
+    for path in found:
+        with suppress(OSError):
+            status = path.stat()
+            files.setdefault((status.st_dev, status.st_ino), path)
+    there = list(files.values()) or found
+    if other := next((path for path in there if path.parent != there[0].parent), None):
+        raise ValueError(
+            f"{there[0]} and {other} could both be the video {video_id} of {listed_in or 'the list'}: keep one of "
+            "them, or pass the folder of one as --features_path."
+        )
+    return there
+
+
+def _each_for_one(found: Iterable[tuple[str, Path]], listed_in: Path | None) -> list[Path]:
+    """The paths; ValueError if two names lead to one file."""
+    names: dict[Path, str] = {}
+    paths = []
+    for name, path in found:
+        if names.setdefault(path, name) != name and path.is_file():
+            raise ValueError(
+                f"{listed_in or 'The list'} names the videos {names[path]} and {name}, but {path} is the one file for "
+                "both: add the other one, or take it out of the list."
+            )
+        paths.append(path)
+    return paths
