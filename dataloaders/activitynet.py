@@ -16,6 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from dataloaders.files import check_split, find_videos, read_json, read_json_object, report_count
+from dataloaders.json_files import is_text, is_texts, number
+from dataloaders.quoting import quoted, shorten
 from dataloaders.samples import Sample
 
 EXPECTED = {"train": 10_009, "test": 4917}  # videos with a caption, of 10,024 and 4,926 ids
@@ -30,8 +32,11 @@ def read_split(split: str, *, data_path: Path, features_path: Path, **other_flag
     check_split("ActivityNet", split, EXPECTED)
     ids_path, captions_path = (data_path / name for name in FILES[split])
     video_ids = read_json(ids_path, "--data_path")
-    if not isinstance(video_ids, list) or not all(isinstance(video_id, str) for video_id in video_ids):
-        raise ValueError(f"--data_path {ids_path} is not a list of ids: download it again.")
+    if not is_texts(video_ids):
+        raise ValueError(
+            f"--data_path {ids_path} is not a list of ids (but {quoted(video_ids)}): download it again, or write "
+            '["v_VIDEO", ...].'
+        )
     entries = read_json_object(captions_path, "--data_path")
     captioned = [video_id for video_id in dict.fromkeys(video_ids) if video_id in entries]
     if not captioned:
@@ -40,6 +45,12 @@ def read_split(split: str, *, data_path: Path, features_path: Path, **other_flag
     map_path = data_path / "video_path.json"
     if map_path.is_file():
         files = _by_id(read_json_object(map_path, "--data_path"), captioned)
+        for video_id, file in files.items():
+            if not is_text(file):
+                raise ValueError(
+                    f"--data_path {map_path}: {shorten(video_id)} has no name of a file but {quoted(file)}; write "
+                    '{"v_VIDEO": "v_VIDEO.mp4", ...}.'
+                )
         captioned = list(files)
         if not captioned:
             raise ValueError(f"--data_path {map_path} has no entry for a video of {ids_path.name}: complete it.")
@@ -60,13 +71,16 @@ def _by_id(files: dict[str, Any], video_ids: list[str]) -> dict[str, Any]:
 
 
 def _sample(video_id: str, path: Path, entry: Any, captions_path: Path) -> Sample:
-    try:
-        caption = " ".join(sentence.strip() for sentence in entry["sentences"]).strip()
-        end = float(math.ceil(entry["duration"]))
-    except (KeyError, TypeError, AttributeError, ValueError, OverflowError) as error:  # ceil of nan and of infinity
+    found = entry if isinstance(entry, dict) else {}
+    sentences, duration = found.get("sentences"), number(found.get("duration"))
+    if not is_texts(sentences) or duration is None or duration <= 0:
         raise ValueError(
-            f"--data_path {captions_path}: {video_id} has no `duration` or no list of `sentences`; download it again."
-        ) from error
+            f"--data_path {captions_path}: {shorten(video_id)} has no `duration` or no list of `sentences` but "
+            f'{quoted(entry)}; download it again, or write {{"v_VIDEO": {{"duration": 12.5, "sentences": '
+            '["A dog runs."]}, ...}.'
+        )
+    caption = " ".join(filter(None, (sentence.strip() for sentence in sentences)))
+    end = float(math.ceil(duration))
     if not caption:
-        raise ValueError(f"--data_path {captions_path}: {video_id} has only empty sentences; take it out of the list.")
+        raise ValueError(f"--data_path {captions_path}: {shorten(video_id)} has only empty sentences; take it out of the list.")
     return Sample(video_id, path, (caption,), start=0.0, end=end)

@@ -5,10 +5,12 @@
 train and validate together.
 """
 
+from collections import Counter
 from pathlib import Path
 
-from dataloaders.files import captions_for, check_split, find_videos, read_json, report_count
-from dataloaders.msrvtt import read_sentences
+from dataloaders.files import captions_for, check_split, find_videos, report_count
+from dataloaders.msrvtt import read_objects, read_sentences
+from dataloaders.quoting import shorten
 from dataloaders.samples import Sample
 
 EXPECTED = {"train": 6513, "val": 497, "test": 2990}  # videos
@@ -21,14 +23,12 @@ def read_split(split: str, *, data_path: Path, features_path: Path, **other_flag
     Raises ValueError for a file with the wrong content and FileNotFoundError for a missing one, the videos aside.
     """
     check_split("MSR-VTT (full)", split, EXPECTED)
-    try:
-        videos = read_json(data_path, "--data_path")["videos"]
-        video_ids = [video["video_id"] for video in videos if video["split"] == IN_THE_FILE[split]]
-    except (KeyError, TypeError) as error:
-        raise ValueError(
-            f"--data_path {data_path} does not hold a list `videos` of objects with `video_id` and `split`: pass "
-            "MSRVTT_data.json."
-        ) from error
+    videos = read_objects(data_path, "videos", "split", "test")
+    split_of = dict(videos)
+    if len(split_of) < len(videos):
+        twice = next(video_id for video_id, count in Counter(video_id for video_id, _ in videos).items() if count > 1)
+        raise ValueError(f"--data_path {data_path} has {shorten(twice)} more than once in `videos`: leave one out.")
+    video_ids = [video_id for video_id, name in videos if name == IN_THE_FILE[split]]
     if not video_ids:
         raise ValueError(
             f"--data_path {data_path} has no video of the split {IN_THE_FILE[split]!r}: download it again."

@@ -170,6 +170,11 @@ class RunConfig:
         "videos of a split that may be left out because they are missing or cannot be read; above 0 every video is "
         "tried first, and the log and the result say how many were left out",
     ] = 0
+    allow_overlap: Annotated[
+        bool,
+        "train, or take captions for --qb_norm, although videos of the test split are in the training split too; the "
+        "log says how many",
+    ] = False
     resume: Annotated[
         str,
         "go on from where a run stopped: auto, the newest whole point in --output_dir (and from the start if there is "
