@@ -32,6 +32,7 @@ from engine.describe import describe
 from engine.distributed import Process, process_group
 from engine.evaluate import evaluate, flat_metrics, format_metrics
 from engine.logger import RunLogger, append_row, log, provenance
+from engine.messages import print_error
 from engine.train import Interrupted, autocast_for, train
 from modules.caption_lengths import count_cut
 from modules.clip_weights import backbone_sha256, load_clip, read_state_dict
@@ -162,7 +163,7 @@ class RetrievalRun:
     def log_cut_captions(self, split: str, samples: list[Sample]) -> None:
         """Say how many captions of a split are longer than --max_words."""
         captions = (caption for sample in samples for caption in sample.captions)
-        log.info("%s split: %s", split, count_cut(captions, self.tokenizer.words, self.tokenizer.max_words))
+        log.info("%s split: %s", split, count_cut(captions, self.tokenizer.words, self.config.data.max_words))
 
     def training_twins(self, samples: list[Sample]) -> dict[str, str]:
         """The training videos that shall meet in a batch: each one's id with the other's."""
@@ -356,7 +357,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (ValueError, OSError) as error:
         if os.environ.get("STOP_TRACEBACK"):
             raise
-        print(f"error: {one_sentence(error)}", file=sys.stderr)
+        print_error(one_sentence(error))
         return 2
 
 

@@ -72,7 +72,8 @@ def _by_id(files: dict[str, Any], video_ids: list[str]) -> dict[str, Any]:
 
 def _sample(video_id: str, path: Path, entry: Any, captions_path: Path) -> Sample:
     found = entry if isinstance(entry, dict) else {}
-    sentences, duration = found.get("sentences"), number(found.get("duration"))
+    sentences: Any = found.get("sentences")
+    duration = number(found.get("duration"))
     if not is_texts(sentences) or duration is None or duration <= 0:
         raise ValueError(
             f"--data_path {captions_path}: {shorten(video_id)} has no `duration` or no list of `sentences` but "
@@ -82,5 +83,7 @@ def _sample(video_id: str, path: Path, entry: Any, captions_path: Path) -> Sampl
     caption = " ".join(filter(None, (sentence.strip() for sentence in sentences)))
     end = float(math.ceil(duration))
     if not caption:
-        raise ValueError(f"--data_path {captions_path}: {shorten(video_id)} has only empty sentences; take it out of the list.")
+        raise ValueError(
+            f"--data_path {captions_path}: {shorten(video_id)} has only empty sentences; take it out of the list."
+        )
     return Sample(video_id, path, (caption,), start=0.0, end=end)

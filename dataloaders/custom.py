@@ -54,15 +54,16 @@ def _csv_rows(name: str, text: str) -> Iterator[tuple[int, Mapping[str, Any]]]:
 
 
 def _jsonl_rows(name: str, text: str) -> Iterator[tuple[int, Mapping[str, Any]]]:
-    for number, line in enumerate(text.split("\n"), start=1):
+    for count, line in enumerate(text.split("\n"), start=1):
         if not line.strip():
             continue
-        row = parse_json(line, f"{name}, line {number}:", "correct the line")
+        where = f"{name}, line {count}:"
+        row = parse_json(line, where, "correct the line")
         if not isinstance(row, dict):
             raise ValueError(
-                f'{name}, line {number}: not a JSON object; write {{"path": "a.mp4", "caption": "a dog runs"}} in a line.'
+                f'{where} not a JSON object; write {{"path": "a.mp4", "caption": "a dog runs"}} in a line.'
             )
-        yield number, row
+        yield count, row
 
 
 def _text(row: Mapping[str, Any], name: str) -> str:

@@ -22,6 +22,7 @@ EXPECTED = {"train": 1200, "val": 100, "test": 670}  # videos
 MOST_BYTES = 64 * 2**20
 MOST_CHARACTERS = 64 * 2**20
 
+
 def read_split(split: str, *, data_path: Path, features_path: Path, **other_flags: Path) -> list[Sample]:
     """The samples of "train", "val" or "test", in the order of the list.
 

@@ -21,12 +21,12 @@ PLAIN_TYPES: dict[tuple[str, str], type] = {
     **{(module, kind.__name__): kind for module in ("builtins", "__builtin__") for kind in (dict, list)},
 }
 INSTRUCTIONS = (
-    "PROTO FRAME STOP MARK NONE "
-    "STRING BINSTRING SHORT_BINSTRING UNICODE BINUNICODE SHORT_BINUNICODE BINUNICODE8 "
-    "SHORT_BINBYTES BINBYTES BINBYTES8 "
-    "EMPTY_LIST LIST APPEND APPENDS EMPTY_TUPLE TUPLE TUPLE1 TUPLE2 TUPLE3 EMPTY_DICT DICT SETITEM SETITEMS "
-    "PUT BINPUT LONG_BINPUT MEMOIZE GET BINGET LONG_BINGET GLOBAL STACK_GLOBAL REDUCE"
-).split()
+    *("PROTO", "FRAME", "STOP", "MARK", "NONE", "PUT", "BINPUT", "LONG_BINPUT", "MEMOIZE", "GET", "BINGET"),
+    *("LONG_BINGET", "STRING", "BINSTRING", "SHORT_BINSTRING", "UNICODE", "BINUNICODE", "SHORT_BINUNICODE"),
+    *("BINUNICODE8", "SHORT_BINBYTES", "BINBYTES", "BINBYTES8", "EMPTY_LIST", "LIST", "APPEND", "APPENDS"),
+    *("EMPTY_TUPLE", "TUPLE", "TUPLE1", "TUPLE2", "TUPLE3", "EMPTY_DICT", "DICT", "SETITEM", "SETITEMS"),
+    *("GLOBAL", "STACK_GLOBAL", "REDUCE"),
+)
 
 
 def load_plain(content: bytes) -> Any:
@@ -42,6 +42,9 @@ def load_plain(content: bytes) -> Any:
 
 
 class _Reader(pickle._Unpickler):  # the one written in Python: the one in C has all instructions
+    stack: list[Any]
+    pop_mark: Callable[[], list[Any]]
+
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) not in PLAIN_TYPES:
             raise pickle.UnpicklingError(f"it asks for {module}.{name}")
@@ -82,7 +85,7 @@ class _Instructions(dict[int, Callable[[_Reader], None]]):
         raise pickle.UnpicklingError(f"it holds more than text in lists and dictionaries, an instruction {chr(code)!r}")
 
 
-_Reader.dispatch = _Instructions(
+_Reader.dispatch = _Instructions(  # type: ignore[assignment]  # of this class's methods alone
     (code, getattr(_Reader, pickle._Unpickler.dispatch[code].__name__))
     for code in (getattr(pickle, name)[0] for name in INSTRUCTIONS)
 )

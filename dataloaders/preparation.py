@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from dataloaders.decode import VideoError
+from dataloaders.quoting import shorten
 from dataloaders.samples import FrameReader, Sample
 
 Item = TypeVar("Item")
@@ -22,7 +23,7 @@ PROBES = 16  # videos from which `forecast` concludes on the others
 def missing_files(samples: Sequence[Sample]) -> dict[int, str]:
     """The reason by the sample's number, for every sample whose video file is not there."""
     return {
-        row: f"{sample.path} is missing: download it, or correct --features_path."
+        row: f"{shorten(str(sample.path), 300)} is missing: download it, or correct --features_path."
         for row, sample in enumerate(samples)
         if not sample.path.is_file()
     }

@@ -20,13 +20,6 @@ def shorten(text: str, most: int = MOST) -> str:
     return shown if len(text) <= most else f"{shown}... ({len(text):,} characters)"
 
 
-def keep_ends(text: str, most: int = 2000) -> str:
-    """A whole message, without its middle where it has more than `most` characters: the end says what to do."""
-    if len(text) <= most:
-        return text
-    return f"{text[: most // 2]} [... {len(text) - most:,} characters left out ...] {text[-(most // 2) :]}"
-
-
 def quoted(value: Any, most: int = MOST) -> str:
     """The repr of a value that was read from a file, without the inside of what is long or deeply nested."""
     return shorten(_values.repr(value), most)

@@ -32,8 +32,8 @@ def read_twins(
     header, pairs = read_csv(read_text(path, flag), f"{flag} {path}")
     if not {"video_id", "twin_id"} <= set(header):
         raise ValueError(
-            f"{flag} {path} has no columns `video_id` and `twin_id` (its columns: {columns_of(header) or 'none'}): pass "
-            "the file of the pairs."
+            f"{flag} {path} has no columns `video_id` and `twin_id` (its columns: {columns_of(header) or 'none'}): "
+            "pass the file of the pairs."
         )
     gone = set(left_out)
     for line, pair in pairs:

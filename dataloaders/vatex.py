@@ -26,8 +26,8 @@ def read_split(split: str, *, data_path: Path, features_path: Path, **other_flag
     for video_id, texts in listed.items():
         if not is_texts(texts):
             raise ValueError(
-                f"--data_path {json_path}: {shorten(video_id)} has no list of captions but {quoted(texts)}; download it "
-                'again, or write {"VIDEO_ID": ["a dog runs", "a brown dog is running"], ...}.'
+                f"--data_path {json_path}: {shorten(video_id)} has no list of captions but {quoted(texts)}; download "
+                'it again, or write {"VIDEO_ID": ["a dog runs", "a brown dog is running"], ...}.'
             )
     captions = captions_for(video_ids, listed, list_path, json_path)
     report_count(list_path, len(video_ids), EXPECTED[split])

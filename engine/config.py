@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass, field, fields
 from typing import Annotated, Any, Literal
 
 from dataloaders import DATASETS, NEEDED_FLAGS
+from dataloaders.quoting import quoted
 from modules.methods import METHODS, method_options
 
 
@@ -21,7 +22,7 @@ def between(name: str, value: float, low: float, high: float = float("inf")) -> 
 
 def _one_of(name: str, value: str, choices: Any) -> None:
     if value not in choices:
-        raise ValueError(f"--{name} {value!r} is not one of: {', '.join(choices)}")
+        raise ValueError(f"--{name} {quoted(value)} is not one of: {', '.join(choices)}")
 
 
 @dataclass(frozen=True)
