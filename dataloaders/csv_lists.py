@@ -71,7 +71,7 @@ def _rows(lines: Iterator[tuple[int, str]], header: Sequence[str], name: str) ->
 def _fields(line: str, where: str) -> list[str]:
     # The reader gets one line, so that a quotation mark that is not closed ends here and not thousands of rows later.
     try:
-        return next(csv.reader([line], strict=True, skipinitialspace=True))
+        return next(csv.reader([line.strip()], strict=True, skipinitialspace=True))
     except csv.Error as error:
         if line.lstrip().startswith(("{", "[")):
             fault = "this is JSON and not csv; pass a csv file"

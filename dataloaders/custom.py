@@ -58,7 +58,10 @@ def _jsonl_rows(name: str, text: str) -> Iterator[tuple[int, Mapping[str, Any]]]
         if not line.strip():
             continue
         where = f"{name}, line {count}:"
-        row = parse_json(line, where, "correct the line")
+        try:
+            row = parse_json(line)
+        except ValueError as error:
+            raise ValueError(f"{where} {error}; correct the line.") from error
         if not isinstance(row, dict):
             raise ValueError(
                 f'{where} not a JSON object; write {{"path": "a.mp4", "caption": "a dog runs"}} in a line.'

@@ -41,7 +41,11 @@ def read_text(path: Path, flag: str) -> str:
 
 def read_json(path: Path, flag: str, mend: str = "download it again") -> Any:
     """What a json file holds; ValueError if it is not valid, or if one of its entries would be lost."""
-    return parse_json(read_text(path, flag), f"{flag} {path}", mend)
+    text = read_text(path, flag)
+    try:
+        return parse_json(text)
+    except ValueError as error:
+        raise ValueError(f"{flag} {path} is {error}: {mend}.") from error
 
 
 def read_json_object(path: Path, flag: str) -> dict[str, Any]:

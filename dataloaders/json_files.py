@@ -7,27 +7,21 @@ from typing import Any
 from dataloaders.quoting import quoted
 
 
-def parse_json(text: str, name: str, fix: str) -> Any:
-    """What a JSON text holds; `name` and `fix` are for messages.
+def parse_json(text: str) -> Any:
+    """What a JSON text holds.
 
     NaN and Infinity are read, as Python writes them; `number` refuses them where they are used.
 
     Raises:
-        ValueError: it is not valid, it is nested too deeply, or an object has two different values under one key, of
-            which one would be lost.
+        ValueError: "not valid JSON (why)"; also if it is nested too deeply, and if an object has two different values
+            under one key, of which one would be lost.
     """
     try:
         return json.loads(text, object_pairs_hook=_object)
-    except _ConflictingKeysError as error:
-        raise ValueError(f"{name} has two different entries {error} in one object: take one of them out.") from error
     except RecursionError as error:
-        raise ValueError(f"{name} is not valid JSON (it is nested too deeply): {fix}.") from error
+        raise ValueError("not valid JSON (it is nested too deeply)") from error
     except ValueError as error:  # also of a number with thousands of digits
-        raise ValueError(f"{name} is not valid JSON ({error}): {fix}.") from error
-
-
-class _ConflictingKeysError(Exception):
-    """Two values under one key."""
+        raise ValueError(f"not valid JSON ({error})") from error
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -35,7 +29,7 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(found) < len(pairs):
         for key, value in pairs:
             if found[key] != value:
-                raise _ConflictingKeysError(quoted(key))
+                raise ValueError(f"two different entries {quoted(key)} in one object")
     return found
 
 

@@ -73,11 +73,12 @@ def _captions(content: Any) -> Iterator[tuple[str, list[str]]]:
             # A string is a sequence of letters, and so would be read as words of a letter each.
             if not isinstance(words, list | tuple):
                 raise ValueError(f"{shorten(video_id)} has the caption {quoted(words)}")
-            # Counted before it is joined: one word may stand in a pickle once and in a million captions.
-            characters += 1 + len(words) + sum(map(len, words))
+            parts = [word if type(word) is str else _text(word) for word in words]
+            # Counted before they are joined: one word may stand in a pickle once and in a million captions.
+            characters += 1 + len(parts) + sum(map(len, parts))
             if characters > MOST_CHARACTERS:
                 raise ValueError(f"its captions have more than {MOST_CHARACTERS:,} characters")
-            texts.append(" ".join(word if type(word) is str else _text(word) for word in words))
+            texts.append(" ".join(parts))
             if not is_text(texts[-1]):
                 raise ValueError(f"{shorten(video_id)} has the caption {quoted(texts[-1])}")
         yield video_id, texts

@@ -53,7 +53,7 @@ class _Reader(pickle._Unpickler):  # the one written in Python: the one in C has
     def load_reduce(self) -> None:
         """`OrderedDict()` and `defaultdict(list)`, which get their entries later, become plain dictionaries."""
         arguments, kind = self.stack.pop(), self.stack.pop()
-        if kind not in (OrderedDict, defaultdict) or any(argument not in (None, dict, list) for argument in arguments):
+        if kind not in (OrderedDict, defaultdict) or arguments not in ((), (None,), (dict,), (list,)):
             raise pickle.UnpicklingError("it makes objects")
         self.stack.append({})
 

@@ -48,6 +48,12 @@ def test_a_map_of_files_says_which_and_where(read, tmp_path, key):
         ("val_1.json", {"v_c": {"duration": 3}}, "v_c has no `duration` or no list of `sentences`"),
         ("val_1.json", {"v_c": {"sentences": ["a"], "duration": "3"}}, "v_c has no `duration`"),
         ("val_1.json", {"v_c": {"sentences": ["a"], "duration": float("inf")}}, "v_c has no `duration`"),
+        ("val_1.json", {"v_c": {"sentences": ["a"], "duration": True}}, "v_c has no `duration`"),
+        ("val_1.json", {"v_c": {"sentences": ["a"], "duration": 0}}, "v_c has no `duration`"),
+        ("val_1.json", {"v_c": {"sentences": ["a"], "duration": 10**400}}, "v_c has no `duration`"),
+        ("val_1.json", {"v_c": {"sentences": "a dog runs", "duration": 3}}, "no list of `sentences` but"),
+        ("val_1.json", {"v_c": "a dog runs"}, "no list of `sentences` but 'a dog runs'"),
+        ("video_path.json", {"v_c": ["v_c.mp4"]}, "v_c has no name of a file but ['v_c.mp4']"),
         ("val_1.json", {"v_c": {"sentences": [" "], "duration": 3}}, "v_c has only empty sentences"),
     ],
 )

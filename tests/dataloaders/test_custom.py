@@ -71,6 +71,11 @@ def test_two_files_without_splits(read, tmp_path):
         ({"path": "a.mp4", "caption": "x", "start": [1]}, "'start' is [1], not a number"),
         ({"path": "a.mp4", "caption": "x", "start": 3, "end": 3}, "'end' is 3, not after the start"),
         ({"path": "a.mp4", "caption": "x", "end": 0}, "'end' is 0, not after the start"),
+        ({"path": "a.mp4", "caption": "x", "end": True}, "'end' is True, not a number"),
+        ({"path": "a.mp4", "caption": "x", "end": 10**400}, "'end' is 1000"),
+        ({"path": "a.mp4", "caption": ["a", "dog"]}, "'caption' is ['a', 'dog'], not a text"),
+        ({"path": "a.mp4", "caption": "x", "split": 3}, "'split' is 3, not a text"),
+        ({"path": "a.mp4", "caption": "x", "split": []}, "'split' is [], not a text"),
         ([], "not a JSON object"),
     ],
 )
@@ -94,10 +99,12 @@ def test_broken_lists(read, tmp_path):
     assert_one_sentence(read_it, ValueError, "line 2: more fields than columns")
     write_lines(path, ["path,caption,split", "a.mp4,x,train"])
     assert_one_sentence(read_it, ValueError, "lists no video of the split 'test'")
-    write_lines(path, ['"path,caption', *["b"] * 100_000])
-    assert_one_sentence(read_it, ValueError, "field larger than field limit")
-    write_lines(path, ["path,caption", '"a.mp4,x', *["b"] * 100_000])
-    assert_one_sentence(read_it, ValueError, "field larger than field limit")
+    write_lines(path, ['"path,caption', *["b"] * 300])
+    assert_one_sentence(read_it, ValueError, "line 1: a quotation mark is not closed")
+    write_lines(path, ["path,caption", 'a.mp4,"x', *["b.mp4,y"] * 300, 'c.mp4,"z"'])
+    assert_one_sentence(read_it, ValueError, "line 2: a quotation mark is not closed")
+    write_lines(path, ["path,caption,caption", "a.mp4,x,y"])
+    assert_one_sentence(read_it, ValueError, "the column caption more than once")
     path = tmp_path / "list.jsonl"
     write_lines(path, ["{"])
     broken = functools.partial(read, "train", train_csv=path, val_csv=path)

@@ -33,6 +33,8 @@ def test_samples(read):
         ([], "a list `videos`"),
         ({"sentences": SENTENCES}, "a list `videos`"),
         ({"videos": [{"video_id": "video0"}], "sentences": SENTENCES}, "`split`"),
+        ({"videos": [*VIDEOS, VIDEOS[0]], "sentences": SENTENCES}, "has video0 more than once in `videos`"),
+        ({"videos": [*VIDEOS, "video9"], "sentences": SENTENCES}, "but 'video9'"),
         ({"videos": [], "sentences": SENTENCES}, "no video of the split 'test'"),
         ({"videos": VIDEOS}, "a list `sentences`"),
         ({"videos": VIDEOS, "sentences": SENTENCES[:3]}, "no caption for video3"),
