@@ -22,7 +22,7 @@ class CutCaptions:
     max_words: int
 
     def __str__(self) -> str:
-        same = f"; {self.confused:,} of them read like another one after the cut" if self.confused else ""
+        same = f"; {self.confused:,} captions read like another one after the cut" if self.confused else ""
         return (
             f"{self.cut:,} of {self.captions:,} captions lose words at --max_words {self.max_words} (the longest has "
             f"{self.longest:,}){same}"

@@ -49,7 +49,7 @@ def test_equal_captions_are_not_confused_by_the_cut():
 @pytest.mark.parametrize(
     ("max_words", "line"),
     [
-        (5, "2 of 3 captions lose words at --max_words 5 (the longest has 6); 3 of them read like another one "),
+        (5, "2 of 3 captions lose words at --max_words 5 (the longest has 6); 3 captions read like another one "),
         (6, "0 of 3 captions lose words at --max_words 6 (the longest has 6)"),
     ],
 )
