@@ -38,7 +38,9 @@ def test_a_video_with_another_extension(read, tmp_path):
     assert read("train")[0].path.name == "1@N02_1_ab.mp4"
 
 
-@pytest.mark.parametrize("content", [{"video": "a", "description": "b"}, [{"video": "a"}], [3], 3, [{"video": "a", "description": 3}]])
+@pytest.mark.parametrize(
+    "content", [{"video": "a", "description": "b"}, [{"video": "a"}], [3], 3, [{"video": "a", "description": 3}]]
+)
 def test_json_of_another_kind(read, tmp_path, content):
     write_json(tmp_path / "train_data.json", content)
     assert_one_sentence(lambda: read("train"), ValueError, "--data_path", "train_data.json", "`description`")
