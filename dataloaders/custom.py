@@ -4,7 +4,9 @@
 an object a line. `path` is a file within --features_path. `start` and `end`, in seconds, say that only this part of
 the file is the video; left out they are the file's own start and end. `split` is train, val or test: with it both
 flags may name the same file, since each takes the lines of its split and those that name none; lines of val are not
-used. Lines with the same path, start and end are several captions of one video.
+used. Training refuses lists that share a video, or parts of one that overlap, unless --allow_overlap is passed. Lines
+with the same path, start and end are several captions of one video. A caption with a comma in it is quoted in a csv
+file; one with a line break in it fits into a jsonl file alone.
 """
 
 from collections.abc import Iterator, Mapping

@@ -15,4 +15,4 @@ def shorten(text: str, most: int = 80) -> str:
 def some(names: Sequence[str], most: int = 10) -> str:
     """The first `most` names with commas between them, and how many more there are."""
     more = f" and {len(names) - most:,} more" if len(names) > most else ""
-    return ", ".join(shorten(str(name)) for name in names[:most]) + more
+    return ", ".join(shorten(str(name), 200) for name in names[:most]) + more

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from dataloaders import DATASETS
 from dataloaders.samples import Sample
+from tests.dataloaders.folders import result_or_message
 
 VALID: dict[str, dict[str, Any]] = {  # the JSON files of each data set, with one test video "v_a"
     "msrvtt": {"data.json": {"sentences": [{"video_id": "v_a", "caption": "a dog"}]}},
@@ -76,20 +77,19 @@ class Folder:
 
 def samples_or_one_sentence(read: Callable[[], list[Sample]], most: int = 600) -> list[Sample] | None:
     """What was read, checked to the last value; None after an error, whose message is checked."""
-    try:
-        samples = read()
-    except ValueError as error:
-        message = str(error)
-        assert type(error) is ValueError
+    samples, message = result_or_message(read)
+    if message:
         assert message.isprintable()
         assert message.endswith(".")
         assert len(message) < most
         return None
     assert samples
     for sample in samples:
-        assert sample.video_id and sample.captions
+        assert sample.captions
         for text in (sample.video_id, *sample.captions):
-            assert type(text) is str and text.encode() and "\0" not in text
+            assert type(text) is str
+            assert text.encode()
+            assert "\0" not in text
         assert all(caption == caption.strip() != "" for caption in sample.captions)
         for seconds in (sample.start, sample.end):
             assert seconds is None or 0 <= seconds < float("inf")
