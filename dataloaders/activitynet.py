@@ -15,7 +15,7 @@ import math
 from pathlib import Path
 from typing import Any
 
-from dataloaders.files import check_split, find_videos, read_json, read_json_object, report_count
+from dataloaders.files import check_split, find_videos, log, read_json, read_json_object, report_count
 from dataloaders.json_files import is_text, is_texts, number
 from dataloaders.quoting import quoted, shorten
 from dataloaders.samples import Sample
@@ -41,6 +41,7 @@ def read_split(split: str, *, data_path: Path, features_path: Path, **other_flag
     captioned = [video_id for video_id in dict.fromkeys(video_ids) if video_id in entries]
     if not captioned:
         raise ValueError(f"--data_path {captions_path} has no caption for a video of {ids_path.name}: pass its own.")
+    _note_left_out(len(set(video_ids)) - len(captioned), ids_path, captions_path)
 
     map_path = data_path / "video_path.json"
     if map_path.is_file():
@@ -51,6 +52,7 @@ def read_split(split: str, *, data_path: Path, features_path: Path, **other_flag
                     f"--data_path {map_path}: {shorten(video_id)} has no name of a file but {quoted(file)}; write "
                     '{"v_VIDEO": "v_VIDEO.mp4", ...}.'
                 )
+        _note_left_out(len(captioned) - len(files), ids_path, map_path)
         captioned = list(files)
         if not captioned:
             raise ValueError(f"--data_path {map_path} has no entry for a video of {ids_path.name}: complete it.")
@@ -62,6 +64,11 @@ def read_split(split: str, *, data_path: Path, features_path: Path, **other_flag
         _sample(video_id, path, entries[video_id], captions_path)
         for video_id, path in zip(captioned, paths, strict=True)
     ]
+
+
+def _note_left_out(count: int, ids_path: Path, path: Path) -> None:
+    if count:
+        log.info("attention: %s lists %d videos without an entry in %s, which are left out", ids_path, count, path.name)
 
 
 def _by_id(files: dict[str, Any], video_ids: list[str]) -> dict[str, Any]:

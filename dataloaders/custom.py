@@ -90,7 +90,7 @@ def _window(row: Mapping[str, Any]) -> tuple[float | None, float | None]:
     start, end = _seconds(row, "start"), _seconds(row, "end")
     if end is not None and end <= (start or 0):
         raise ValueError(f"'end' is {end:g}, not after the start")
-    return start, end
+    return start or None, end  # 0 is where a file starts anyway: with and without it, it is one video
 
 
 def _seconds(row: Mapping[str, Any], name: str) -> float | None:

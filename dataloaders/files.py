@@ -15,6 +15,8 @@ from dataloaders.quoting import shorten
 
 log = logging.getLogger("stop")
 
+TEXT_CHUNK = 2**20  # characters that `read_text` looks at together
+
 VIDEO_EXTENSIONS = (
     ".mp4", ".avi", ".mkv", ".webm", ".mov", ".m4v", ".mpg", ".mpeg", ".wmv", ".3gp", ".mts", ".flv",
 )  # fmt: skip  # in this order of preference
@@ -30,13 +32,18 @@ def read_text(path: Path, flag: str) -> str:
     """The text of a file in UTF-8, with or without a byte order mark; `flag` is the one that led to it."""
     if not path.is_file():
         raise FileNotFoundError(f"{flag} {path} is not a file: correct the path, or download it.")
+    chunks = []  # a video of gigabytes, passed as a list, is refused by its first
     try:
-        text = path.read_text(encoding="utf-8-sig")  # spreadsheet programs put a byte order mark first
+        with path.open(encoding="utf-8-sig") as file:  # spreadsheet programs put a byte order mark first
+            while chunk := file.read(TEXT_CHUNK):
+                if "\0" in chunk:  # UTF-16 without its mark, or bytes that are no text
+                    raise ValueError(
+                        f"{flag} {path} is not a text file in UTF-8, it holds NUL characters: download it again."
+                    )
+                chunks.append(chunk)
     except UnicodeDecodeError as error:
         raise ValueError(f"{flag} {path} is not a text file in UTF-8: download it again.") from error
-    if "\0" in text:  # UTF-16 without its mark, or bytes that are no text
-        raise ValueError(f"{flag} {path} is not a text file in UTF-8, it holds NUL characters: download it again.")
-    return text
+    return "".join(chunks)
 
 
 def read_json(path: Path, flag: str, mend: str = "download it again") -> Any:

@@ -34,13 +34,13 @@ def read_split(split: str, *, data_path: Path, features_path: Path, train_csv: P
     if split == "train":
         csv_path, flag = train_csv, "--train_csv"
         video_ids = list(dict.fromkeys(row["video_id"] for row in _read_csv(train_csv, flag, columns=("video_id",))))
-        captions = captions_for(video_ids, _by_video(read_sentences(data_path)), train_csv, data_path)
+        captions = captions_for(video_ids, by_video(read_sentences(data_path)), train_csv, data_path)
     else:
         csv_path, flag = val_csv, "--val_csv"
         rows = _read_csv(val_csv, flag, columns=("video_id", "sentence"))
         captions = {
             video_id: tuple(texts)
-            for video_id, texts in _by_video((row["video_id"], row["sentence"]) for row in rows).items()
+            for video_id, texts in by_video((row["video_id"], row["sentence"]) for row in rows).items()
         }
     if not captions:
         raise ValueError(f"{flag} {csv_path} lists no video: download it again.")
@@ -50,7 +50,8 @@ def read_split(split: str, *, data_path: Path, features_path: Path, train_csv: P
     return [Sample(video_id, path, texts) for (video_id, texts), path in zip(captions.items(), paths, strict=True)]
 
 
-def _by_video(pairs: Iterable[tuple[str, str]]) -> dict[str, list[str]]:
+def by_video(pairs: Iterable[tuple[str, str]]) -> dict[str, list[str]]:
+    """The captions of each video, from (video_id, caption) pairs in any order."""
     captions: dict[str, list[str]] = {}
     for video_id, caption in pairs:
         captions.setdefault(video_id, []).append(caption)

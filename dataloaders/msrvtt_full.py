@@ -9,8 +9,8 @@ from collections import Counter
 from pathlib import Path
 
 from dataloaders.files import captions_for, check_split, find_videos, report_count
-from dataloaders.msrvtt import read_objects, read_sentences
-from dataloaders.quoting import shorten
+from dataloaders.msrvtt import by_video, read_objects, read_sentences
+from dataloaders.quoting import quoted, shorten
 from dataloaders.samples import Sample
 
 EXPECTED = {"train": 6513, "val": 497, "test": 2990}  # videos
@@ -24,19 +24,20 @@ def read_split(split: str, *, data_path: Path, features_path: Path, **other_flag
     """
     check_split("MSR-VTT (full)", split, EXPECTED)
     videos = read_objects(data_path, "videos", "split", "test")
-    split_of = dict(videos)
-    if len(split_of) < len(videos):
-        twice = next(video_id for video_id, count in Counter(video_id for video_id, _ in videos).items() if count > 1)
-        raise ValueError(f"--data_path {data_path} has {shorten(twice)} more than once in `videos`: leave one out.")
+    (most_common, times), *_ = Counter(video_id for video_id, _ in videos).most_common(1) or [("", 0)]
+    if times > 1:
+        raise ValueError(f"--data_path {data_path} has {shorten(most_common)} {times} times in `videos`: leave one.")
+    if unknown := [name for _, name in videos if name not in IN_THE_FILE.values()]:
+        raise ValueError(
+            f"--data_path {data_path} has a video of the split {quoted(unknown[0])}, not one of "
+            f"{', '.join(IN_THE_FILE.values())}: correct it."
+        )
     video_ids = [video_id for video_id, name in videos if name == IN_THE_FILE[split]]
     if not video_ids:
         raise ValueError(
             f"--data_path {data_path} has no video of the split {IN_THE_FILE[split]!r}: download it again."
         )
-    texts: dict[str, list[str]] = {}
-    for video_id, caption in read_sentences(data_path):
-        texts.setdefault(video_id, []).append(caption)
-    captions = captions_for(video_ids, texts, data_path, data_path)
+    captions = captions_for(video_ids, by_video(read_sentences(data_path)), data_path, data_path)
     report_count(data_path, len(video_ids), EXPECTED[split])
     paths = find_videos(video_ids, features_path)
     return [Sample(video_id, path, captions[video_id]) for video_id, path in zip(video_ids, paths, strict=True)]

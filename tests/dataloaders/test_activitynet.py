@@ -30,6 +30,14 @@ def test_samples(read):
     assert (sample.video_id, sample.end) == ("v_c", 30)
 
 
+def test_videos_that_are_left_out_are_counted(read, tmp_path, caplog):
+    caplog.set_level("INFO", "stop")
+    write_json(tmp_path / "video_path.json", {"v_a": "v_a.mp4"})
+    assert len(read("train")) == 1
+    assert "train_ids.json lists 1 videos without an entry in train.json, which are left out" in caplog.text
+    assert "train_ids.json lists 1 videos without an entry in video_path.json, which are left out" in caplog.text
+
+
 @pytest.mark.parametrize("key", ["v_a", "a"])
 def test_a_map_of_files_says_which_and_where(read, tmp_path, key):
     write_json(tmp_path / "video_path.json", {key: "sub/other.mp4"})

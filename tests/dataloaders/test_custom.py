@@ -59,6 +59,13 @@ def test_two_files_without_splits(read, tmp_path):
     assert [sample.captions for sample in read("test", **files)] == [("three",)]
 
 
+def test_a_start_at_zero_is_no_other_video(read, tmp_path):
+    path = tmp_path / "list.csv"
+    write_lines(path, ["path,caption,start,end", "a.mp4,one,,", "a.mp4,two,0,", "a.mp4,three,0.0,2", "a.mp4,four,,2"])
+    samples = read("test", train_csv=path, val_csv=path)
+    assert [(sample.captions, sample.end) for sample in samples] == [(("one", "two"), None), (("three", "four"), 2)]
+
+
 @pytest.mark.parametrize(
     ("row", "message"),
     [
