@@ -27,12 +27,14 @@ from dataloaders.twins import read_twins
 from engine.checkpoint import CheckpointHeader, ResumePoints, load_checkpoint, save_checkpoint
 from engine.cli import parse_config
 from engine.config import Config
-from engine.data import frame_cache, frame_reader, list_split
+from engine.data import check_overlap, frame_cache, frame_reader, list_split
 from engine.describe import describe
 from engine.distributed import Process, process_group
 from engine.evaluate import evaluate, flat_metrics, format_metrics
 from engine.logger import RunLogger, append_row, log, provenance
+from engine.messages import print_error
 from engine.train import Interrupted, autocast_for, train
+from modules.caption_lengths import count_cut
 from modules.clip_weights import backbone_sha256, load_clip, read_state_dict
 from modules.methods import build_method
 from modules.released_weights import load_released_state_dict
@@ -84,6 +86,7 @@ class RetrievalRun:
         if twins_csv:
             self.test_twins = read_twins(Path(twins_csv), test_samples, left_out=self.left_out["test"])
         log.info("test split: %s videos, %d captions", self.count("test", len(test_samples)), len(self.test[1]))
+        self.log_cut_captions("test", test_samples)
         self.querybank = None
         if config.run.qb_norm:
             drawn = draw_captions(list_split(config.data, "train"), config.run.querybank_size, config.run.seed)
@@ -162,6 +165,11 @@ class RetrievalRun:
         n_left_out = len(self.left_out[split])
         return f"{n_used} of {n_used + n_left_out}" if n_left_out else str(n_used)
 
+    def log_cut_captions(self, split: str, samples: list[Sample]) -> None:
+        """Say how many captions of a split are longer than --max_words."""
+        captions = (caption for sample in samples for caption in sample.captions)
+        log.info("%s split: %s", split, count_cut(captions, self.tokenizer.words, self.config.data.max_words))
+
     def training_twins(self, samples: list[Sample]) -> dict[str, str]:
         """The training videos that shall meet in a batch: each one's id with the other's."""
         if not self.config.data.train_twins_csv:
@@ -212,6 +220,7 @@ class RetrievalRun:
             twin_of,
         )
         log.info("training split: %s videos, %d pairs", self.count("train", len(samples)), len(pairs))
+        self.log_cut_captions("training", samples)
         best = self.logger.output_dir / "best.safetensors"
         notes = {"best_recall": -1.0}  # of the selection, which a resumed run remembers
 
@@ -318,8 +327,12 @@ def draw_captions(samples: list[Sample], count: int, seed: int) -> list[Sample]:
 
 def run(config: Config, process: Process) -> Metrics:
     """Train and evaluate as `config` says; gives the metrics on the test split."""
+    uses_both = config.run.do_train or config.run.qb_norm
+    overlap = check_overlap(config.data, config.run.allow_overlap) if uses_both else ""
     logger = RunLogger(Path(config.run.output_dir), process, config.run.wandb_project, config.run.row_name)
     try:
+        if overlap:
+            log.info("%s", overlap)
         job = RetrievalRun(config, process, logger)
         if config.run.do_train:
             job.train()
@@ -349,7 +362,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (ValueError, OSError) as error:
         if os.environ.get("STOP_TRACEBACK"):
             raise
-        print(f"error: {one_sentence(error)}", file=sys.stderr)
+        print_error(one_sentence(error))
         return 2
 
 

@@ -17,7 +17,17 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from dataloaders.files import check_split, find_listed_files, find_videos, read_json, read_json_object, report_count
+from dataloaders.files import (
+    check_split,
+    find_listed_files,
+    find_videos,
+    log,
+    read_json,
+    read_json_object,
+    report_count,
+)
+from dataloaders.json_files import is_text, is_texts, number
+from dataloaders.quoting import quoted, shorten
 from dataloaders.samples import Sample
 
 EXPECTED = {"train": 10_009, "test": 4917}  # videos with a caption, of 10,024 and 4,926 ids
@@ -32,20 +42,31 @@ def read_split(split: str, *, data_path: Path, features_path: Path, **other_flag
     check_split("ActivityNet", split, EXPECTED)
     ids_path, captions_path = (data_path / name for name in FILES[split])
     video_ids = read_json(ids_path, "--data_path")
-    if not isinstance(video_ids, list) or not all(isinstance(video_id, str) for video_id in video_ids):
-        raise ValueError(f"--data_path {ids_path} is not a list of ids: download it again.")
+    if not is_texts(video_ids):
+        raise ValueError(
+            f"--data_path {ids_path} is not a list of ids (but {quoted(video_ids)}): download it again, or write "
+            '["v_VIDEO", ...].'
+        )
     entries = read_json_object(captions_path, "--data_path")
     captioned = [video_id for video_id in dict.fromkeys(video_ids) if video_id in entries]
     if not captioned:
         raise ValueError(f"--data_path {captions_path} has no caption for a video of {ids_path.name}: pass its own.")
+    _note_left_out(len(set(video_ids)) - len(captioned), ids_path, captions_path)
 
     map_path = data_path / "video_path.json"
     if map_path.is_file():
         files = _by_id(read_json_object(map_path, "--data_path"), captioned)
+        for video_id, file in files.items():
+            if not is_text(file):
+                raise ValueError(
+                    f"--data_path {map_path}: {shorten(video_id)} has no name of a file but {quoted(file)}; write "
+                    '{"v_VIDEO": "v_VIDEO.mp4", ...}.'
+                )
+        _note_left_out(len(captioned) - len(files), ids_path, map_path)
         captioned, listed_in = list(files), map_path
         if not captioned:
             raise ValueError(f"--data_path {map_path} has no entry for a video of {ids_path.name}: complete it.")
-        paths = find_listed_files([str(file) for file in files.values()], features_path, map_path)
+        paths = find_listed_files(list(files.values()), features_path, map_path)
     else:
         listed_in = ids_path
         paths = find_videos(captioned, features_path, ids_path, may_lack="v_")
@@ -56,6 +77,11 @@ def read_split(split: str, *, data_path: Path, features_path: Path, **other_flag
     ]
 
 
+def _note_left_out(count: int, ids_path: Path, path: Path) -> None:
+    if count:
+        log.info("attention: %s lists %d videos without an entry in %s, which are left out", ids_path, count, path.name)
+
+
 def _by_id(files: dict[str, Any], video_ids: list[str]) -> dict[str, Any]:
     """The entries of these videos, whether or not the ids in `files` have their `v_`."""
     keys = {video_id: video_id if video_id in files else video_id.removeprefix("v_") for video_id in video_ids}
@@ -63,13 +89,19 @@ def _by_id(files: dict[str, Any], video_ids: list[str]) -> dict[str, Any]:
 
 
 def _sample(video_id: str, path: Path, entry: Any, captions_path: Path) -> Sample:
-    try:
-        caption = " ".join(sentence.strip() for sentence in entry["sentences"]).strip()
-        end = float(math.ceil(entry["duration"]))
-    except (KeyError, TypeError, AttributeError, ValueError, OverflowError) as error:  # ceil of nan and of infinity
+    found = entry if isinstance(entry, dict) else {}
+    sentences: Any = found.get("sentences")
+    duration = number(found.get("duration"))
+    if not is_texts(sentences) or duration is None or duration <= 0:
         raise ValueError(
-            f"--data_path {captions_path}: {video_id} has no `duration` or no list of `sentences`; download it again."
-        ) from error
+            f"--data_path {captions_path}: {shorten(video_id)} has no `duration` or no list of `sentences` but "
+            f'{quoted(entry)}; download it again, or write {{"v_VIDEO": {{"duration": 12.5, "sentences": '
+            '["A dog runs."]}, ...}.'
+        )
+    caption = " ".join(filter(None, (sentence.strip() for sentence in sentences)))
+    end = float(math.ceil(duration))
     if not caption:
-        raise ValueError(f"--data_path {captions_path}: {video_id} has only empty sentences; take it out of the list.")
+        raise ValueError(
+            f"--data_path {captions_path}: {shorten(video_id)} has only empty sentences; take it out of the list."
+        )
     return Sample(video_id, path, (caption,), start=0.0, end=end)

@@ -40,6 +40,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
 from dataloaders.decode import VideoError, decoder_version, file_status
+from dataloaders.quoting import quoted
 
 FRAME_CACHE_FORMAT = ("raw", "jpeg")
 JPEG_QUALITY = 95
@@ -103,7 +104,9 @@ class FrameCache:
 
     def __post_init__(self) -> None:
         if self.encoding not in FRAME_CACHE_FORMAT:
-            raise ValueError(f"--frame_cache_format is {self.encoding!r}: pass {' or '.join(FRAME_CACHE_FORMAT)}.")
+            raise ValueError(
+                f"--frame_cache_format is {quoted(self.encoding)}: pass {' or '.join(FRAME_CACHE_FORMAT)}."
+            )
         if self.folder.exists() and not self.folder.is_dir():
             raise ValueError(f"--frame_cache {self.folder} is a file: name a folder.")
 

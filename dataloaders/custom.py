@@ -4,18 +4,19 @@
 an object a line. `path` is a file within --features_path; a re-encoded one may have another extension. `start` and
 `end`, in seconds, say that only this part of the file is the video; left out they are the file's own start and end.
 `split` is train, val or test: with it both flags may name the same file, since each takes the lines of its split and
-those that name none; lines of val are not used. Lines with the same path, start and end are several captions of one
-video.
+those that name none; lines of val are not used. Training refuses lists that share a video, or parts of one that
+overlap, unless --allow_overlap is passed. Lines with the same path, start and end are several captions of one video. A
+caption with a comma in it is quoted in a csv file; one with a line break in it fits into a jsonl file alone.
 """
 
-import csv
-import io
-import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from dataloaders.csv_lists import columns_of, read_csv
 from dataloaders.files import check_split, find_listed_files, read_text
+from dataloaders.json_files import is_text, number, parse_json
+from dataloaders.quoting import quoted
 from dataloaders.samples import Sample
 
 SPLITS = ("train", "val", "test")  # what the field `split` may say
@@ -32,7 +33,7 @@ def read_split(split: str, *, features_path: Path, train_csv: Path, val_csv: Pat
     captions: dict[tuple[str, float | None, float | None], list[str]] = {}
     for line, row in rows(f"{flag} {path}", read_text(path, flag)):
         try:
-            if row.get("split") and _split(row) != split:
+            if row.get("split") not in (None, "") and _split(row) != split:
                 continue
             clip = _text(row, "path"), *_window(row)
             captions.setdefault(clip, []).append(_text(row, "caption"))
@@ -49,43 +50,41 @@ def read_split(split: str, *, features_path: Path, train_csv: Path, val_csv: Pat
 
 
 def _csv_rows(name: str, text: str) -> Iterator[tuple[int, Mapping[str, Any]]]:
-    reader = csv.DictReader(io.StringIO(text, newline=""))
-    try:
-        header = reader.fieldnames or ()
-        if not {"path", "caption"} <= set(header):
-            found = ", ".join(header) or "nothing"
-            raise ValueError(f"{name} has no header with `path` and `caption` (its first line: {found}): add it.")
-        for row in reader:
-            if None in row:
-                raise ValueError(f"{name}, line {reader.line_num}: more fields than columns; quote a comma's sentence.")
-            yield reader.line_num, row
-    except csv.Error as error:
-        raise ValueError(f"{name}, line {reader.line_num}: {error}; correct the line.") from error
+    header, rows = read_csv(text, name)
+    if not {"path", "caption"} <= set(header):
+        found = columns_of(header) or "nothing"
+        raise ValueError(f"{name} has no header with `path` and `caption` (its first line: {found}): add it.")
+    yield from rows
 
 
 def _jsonl_rows(name: str, text: str) -> Iterator[tuple[int, Mapping[str, Any]]]:
-    for number, line in enumerate(text.split("\n"), start=1):
+    for count, line in enumerate(text.split("\n"), start=1):
         if not line.strip():
             continue
+        where = f"{name}, line {count}:"
         try:
-            row = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise ValueError(f"{name}, line {number}: not valid JSON ({error}); correct the line.") from error
+            row = parse_json(line)
+        except ValueError as error:
+            raise ValueError(f"{where} {error}; correct the line.") from error
         if not isinstance(row, dict):
-            raise ValueError(f"{name}, line {number}: not a JSON object; correct the line.")
-        yield number, row
+            raise ValueError(
+                f'{where} not a JSON object; write {{"path": "a.mp4", "caption": "a dog runs"}} in a line.'
+            )
+        yield count, row
 
 
 def _text(row: Mapping[str, Any], name: str) -> str:
     text = row.get(name)
-    if not isinstance(text, str) or not text.strip():
+    if text is not None and not is_text(text):
+        raise ValueError(f"{name!r} is {quoted(text)}, not a text")
+    if not text or not text.strip():
         raise ValueError(f"{name!r} is missing or empty")
     return text.strip()
 
 
 def _split(row: Mapping[str, Any]) -> str:
     if _text(row, "split") not in SPLITS:
-        raise ValueError(f"'split' is {row['split']!r}, not one of {', '.join(SPLITS)}")
+        raise ValueError(f"'split' is {quoted(row['split'])}, not one of {', '.join(SPLITS)}")
     return _text(row, "split")
 
 
@@ -93,7 +92,7 @@ def _window(row: Mapping[str, Any]) -> tuple[float | None, float | None]:
     start, end = _seconds(row, "start"), _seconds(row, "end")
     if end is not None and end <= (start or 0):
         raise ValueError(f"'end' is {end:g}, not after the start")
-    return start, end
+    return start or None, end  # 0 is where a file starts anyway: with and without it, it is one video
 
 
 def _seconds(row: Mapping[str, Any], name: str) -> float | None:
@@ -101,11 +100,11 @@ def _seconds(row: Mapping[str, Any], name: str) -> float | None:
     if value is None or value == "":
         return None
     try:
-        seconds = float(value)
-    except (TypeError, ValueError):
-        seconds = -1.0
-    if not 0 <= seconds < float("inf"):
-        raise ValueError(f"{name!r} is {value!r}, not a number of seconds")
+        seconds = number(float(value) if isinstance(value, str) else value)
+    except ValueError:
+        seconds = None
+    if seconds is None or seconds < 0:
+        raise ValueError(f"{name!r} is {quoted(value)}, not a number of seconds")
     return seconds
 
 

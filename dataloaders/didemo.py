@@ -12,6 +12,7 @@ are not used.
 from pathlib import Path
 
 from dataloaders.files import captions_for, check_split, find_videos, read_json, read_lines, report_count
+from dataloaders.json_files import pairs_of
 from dataloaders.samples import Sample
 
 EXPECTED = {"train": 8392, "val": 1065, "test": 1004}  # videos
@@ -45,13 +46,14 @@ def _without_mp4(name: str) -> str:
 
 def read_paragraphs(path: Path) -> dict[str, list[str]]:
     """The one caption of each video: its descriptions in the order of the file, a space between them."""
+    moments = pairs_of(
+        read_json(path, "--data_path"),
+        "video",
+        "description",
+        f"--data_path {path} is not a list of objects with `video` and `description`",
+        'download it again, or write [{"video": "VIDEO_ID.mov", "description": "a dog runs"}, ...]',
+    )
     descriptions: dict[str, list[str]] = {}
-    try:
-        for moment in read_json(path, "--data_path"):
-            video_id = _without_mp4(str(moment["video"]))
-            descriptions.setdefault(video_id, []).append(moment["description"].strip())
-    except (KeyError, TypeError, AttributeError) as error:
-        raise ValueError(
-            f"--data_path {path} is not a list of objects with `video` and `description`: download it again."
-        ) from error
-    return {video_id: [" ".join(texts)] for video_id, texts in descriptions.items()}
+    for video_id, description in moments:
+        descriptions.setdefault(_without_mp4(video_id), []).append(description.strip())
+    return {video_id: [" ".join(filter(None, texts))] for video_id, texts in descriptions.items()}

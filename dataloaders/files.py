@@ -4,41 +4,52 @@ Every mistake is one sentence that names the flag, the file, what is wrong and t
 not there, ValueError for what has the wrong content.
 """
 
-import json
 import logging
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from dataloaders.json_files import parse_json
 from dataloaders.listed_videos import find_listed_files as find_listed_files
 from dataloaders.listed_videos import find_videos as find_videos
+from dataloaders.quoting import shorten
 
 log = logging.getLogger("stop")
+
+TEXT_CHUNK = 2**20  # characters that `read_text` looks at together
 
 
 def check_split(data_set: str, split: str, splits: Collection[str]) -> None:
     """Refuse a split that the data set does not have."""
     if split not in splits:
-        raise ValueError(f"{data_set} has no split {split!r}: pass {' or '.join(splits)}.")
+        raise ValueError(f"{data_set} has no split {shorten(split)!r}: pass {' or '.join(splits)}.")
 
 
 def read_text(path: Path, flag: str) -> str:
     """The text of a file in UTF-8, with or without a byte order mark; `flag` is the one that led to it."""
     if not path.is_file():
         raise FileNotFoundError(f"{flag} {path} is not a file: correct the path, or download it.")
+    chunks = []  # a video of gigabytes, passed as a list, is refused by its first
     try:
-        return path.read_text(encoding="utf-8-sig")  # spreadsheet programs put a byte order mark first
+        with path.open(encoding="utf-8-sig") as file:  # spreadsheet programs put a byte order mark first
+            while chunk := file.read(TEXT_CHUNK):
+                if "\0" in chunk:  # UTF-16 without its mark, or bytes that are no text
+                    raise ValueError(
+                        f"{flag} {path} is not a text file in UTF-8, it holds NUL characters: download it again."
+                    )
+                chunks.append(chunk)
     except UnicodeDecodeError as error:
         raise ValueError(f"{flag} {path} is not a text file in UTF-8: download it again.") from error
+    return "".join(chunks)
 
 
 def read_json(path: Path, flag: str, mend: str = "download it again") -> Any:
-    """What a json file holds."""
+    """What a json file holds; ValueError if it is not valid, or if one of its entries would be lost."""
     text = read_text(path, flag)
     try:
-        return json.loads(text)
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{flag} {path} is not valid JSON ({error}): {mend}.") from error
+        return parse_json(text)
+    except ValueError as error:
+        raise ValueError(f"{flag} {path} is {error}: {mend}.") from error
 
 
 def read_json_object(path: Path, flag: str) -> dict[str, Any]:
@@ -52,25 +63,31 @@ def read_json_object(path: Path, flag: str) -> dict[str, Any]:
 def read_lines(path: Path, flag: str) -> list[str]:
     """The lines of a list, each once, without surrounding or empty space."""
     # Not splitlines(), which also cuts at characters that stand within sentences.
-    lines = list(dict.fromkeys(line.strip() for line in read_text(path, flag).split("\n") if line.strip()))
+    all_lines = [line.strip() for line in read_text(path, flag).split("\n") if line.strip()]
+    lines = list(dict.fromkeys(all_lines))
     if not lines:
         raise ValueError(f"{flag} {path} lists no video: download it again.")
+    if repeated := len(all_lines) - len(lines):
+        log.info("attention: %s repeats %d of its lines, which count once", path, repeated)
     return lines
 
 
 def captions_for(
     video_ids: Iterable[str], captions: Mapping[str, Sequence[str]], listed_in: Path, captioned_in: Path
 ) -> dict[str, tuple[str, ...]]:
-    """The captions of each listed video, without surrounding or empty space; ValueError if a video has none."""
-    chosen = {
-        video_id: tuple(caption.strip() for caption in captions.get(video_id, ()) if caption.strip())
-        for video_id in video_ids
-    }
+    """The captions of each listed video, without surrounding space; ValueError if a video has none.
+
+    Empty captions are left out, and the log says how many.
+    """
+    stripped = {video_id: [caption.strip() for caption in captions.get(video_id, ())] for video_id in video_ids}
+    chosen = {video_id: tuple(filter(None, texts)) for video_id, texts in stripped.items()}
     if without := [video_id for video_id, texts in chosen.items() if not texts]:
         raise ValueError(
-            f"--data_path {captioned_in} has no caption for {without[0]}, the first of {len(without)} such videos of "
-            f"{listed_in.name}: pass the file that belongs to this list."
+            f"--data_path {captioned_in} has no caption for {shorten(without[0])}, the first of {len(without)} such "
+            f"videos of {listed_in.name}: pass the file that belongs to this list."
         )
+    if empty := sum(texts.count("") for texts in stripped.values()):
+        log.info("attention: %s has %d empty captions, which are left out", captioned_in, empty)
     return chosen
 
 

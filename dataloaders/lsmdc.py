@@ -11,6 +11,7 @@ The sentences of a clip that is listed several times are captions of one video.
 from pathlib import Path
 
 from dataloaders.files import check_split, find_videos, read_lines, report_count
+from dataloaders.quoting import quoted
 from dataloaders.samples import Sample
 
 EXPECTED = {"test": 1000}  # videos
@@ -36,7 +37,7 @@ def read_split(split: str, *, data_path: Path, features_path: Path, **other_flag
         clip_id, sentence = fields[0], fields[-1]
         if len(fields) != COLUMNS or not clip_id or not sentence:
             raise ValueError(
-                f"--data_path {path} has the line {line[:60]!r}, which is not an id, four times and a sentence with "
+                f"--data_path {path} has the line {quoted(line)}, which is not an id, four times and a sentence with "
                 "tabs between them: download it again."
             )
         captions.setdefault(clip_id, []).append(sentence)

@@ -5,10 +5,12 @@
 train and validate together.
 """
 
+from collections import Counter
 from pathlib import Path
 
-from dataloaders.files import captions_for, check_split, find_videos, read_json, report_count
-from dataloaders.msrvtt import read_sentences
+from dataloaders.files import captions_for, check_split, find_videos, report_count
+from dataloaders.msrvtt import by_video, read_objects, read_sentences
+from dataloaders.quoting import quoted, shorten
 from dataloaders.samples import Sample
 
 EXPECTED = {"train": 6513, "val": 497, "test": 2990}  # videos
@@ -21,22 +23,21 @@ def read_split(split: str, *, data_path: Path, features_path: Path, **other_flag
     Raises ValueError for a file with the wrong content and FileNotFoundError for a missing one, the videos aside.
     """
     check_split("MSR-VTT (full)", split, EXPECTED)
-    try:
-        videos = read_json(data_path, "--data_path")["videos"]
-        video_ids = [video["video_id"] for video in videos if video["split"] == IN_THE_FILE[split]]
-    except (KeyError, TypeError) as error:
+    videos = read_objects(data_path, "videos", "split", "test")
+    (most_common, times), *_ = Counter(video_id for video_id, _ in videos).most_common(1) or [("", 0)]
+    if times > 1:
+        raise ValueError(f"--data_path {data_path} has {shorten(most_common)} {times} times in `videos`: leave one.")
+    if unknown := [name for _, name in videos if name not in IN_THE_FILE.values()]:
         raise ValueError(
-            f"--data_path {data_path} does not hold a list `videos` of objects with `video_id` and `split`: pass "
-            "MSRVTT_data.json."
-        ) from error
+            f"--data_path {data_path} has a video of the split {quoted(unknown[0])}, not one of "
+            f"{', '.join(IN_THE_FILE.values())}: correct it."
+        )
+    video_ids = [video_id for video_id, name in videos if name == IN_THE_FILE[split]]
     if not video_ids:
         raise ValueError(
             f"--data_path {data_path} has no video of the split {IN_THE_FILE[split]!r}: download it again."
         )
-    texts: dict[str, list[str]] = {}
-    for video_id, caption in read_sentences(data_path):
-        texts.setdefault(video_id, []).append(caption)
-    captions = captions_for(video_ids, texts, data_path, data_path)
+    captions = captions_for(video_ids, by_video(read_sentences(data_path)), data_path, data_path)
     report_count(data_path, len(video_ids), EXPECTED[split])
     paths = find_videos(video_ids, features_path, data_path)
     return [

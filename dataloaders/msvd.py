@@ -5,22 +5,22 @@ and `test_list.txt`, an id a line, and the pickle `raw-captions.pkl`, id -> list
 --features_path is the folder with the videos, `<id>.avi` as published.
 """
 
-import pickle
-from collections import OrderedDict, defaultdict
+from collections.abc import Iterator
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 from dataloaders.files import captions_for, check_split, find_videos, read_lines, report_count
+from dataloaders.json_files import is_text
+from dataloaders.plain_pickle import load_plain
+from dataloaders.quoting import quoted, shorten
 from dataloaders.samples import Sample
 
 EXPECTED = {"train": 1200, "val": 100, "test": 670}  # videos
 
-# All that a pickle of plain containers may ask for by name, in the words of Python 3 and of Python 2.
-PLAIN_TYPES: dict[tuple[str, str], type] = {
-    ("collections", "OrderedDict"): OrderedDict,
-    ("collections", "defaultdict"): defaultdict,
-    **{(m, t.__name__): t for m in ("builtins", "__builtin__") for t in (dict, list, tuple, set, frozenset)},
-}
+# The published pickle has some 5 MB, and its captions 3.5 million characters.
+MOST_BYTES = 64 * 2**20
+MOST_CHARACTERS = 64 * 2**20
 
 
 def read_split(split: str, *, data_path: Path, features_path: Path, **other_flags: Path) -> list[Sample]:
@@ -41,27 +41,53 @@ def read_split(split: str, *, data_path: Path, features_path: Path, **other_flag
 
 
 def read_captions(path: Path) -> dict[str, list[str]]:
-    """Captions by video id, of a pickle written by Python 2 or 3; nothing that it may hold is ever run."""
+    """Captions by video id, of a pickle written by Python 2 or 3; nothing that it may hold is ever run.
+
+    Raises FileNotFoundError, or ValueError for anything but a dictionary of lists of lists of words.
+    """
     if not path.is_file():
         raise FileNotFoundError(f"--data_path {path} is not a file: correct the path, or download it.")
+    stat = path.stat()
+    if stat.st_size > MOST_BYTES:
+        raise ValueError(f"--data_path {path} has more than {MOST_BYTES:,} bytes: download it again.")
+    return _read(path, stat.st_ino, stat.st_size, stat.st_mtime_ns)
+
+
+@lru_cache(maxsize=1)  # seconds to read, and every split is in it
+def _read(path: Path, *version: int) -> dict[str, list[str]]:
     try:
-        with path.open("rb") as file:
-            captions = PlainUnpickler(file, encoding="latin1").load()
-        return {_text(video_id): [" ".join(map(_text, words)) for words in captions[video_id]] for video_id in captions}
+        return dict(_captions(load_plain(path.read_bytes())))
     except Exception as error:  # a damaged pickle can raise anything
         raise ValueError(
-            f"--data_path {path} is not a pickle of captions, lists of words by video id ({error}): download it again."
+            f"--data_path {path} is not a pickle of captions, lists of words by video id ({shorten(str(error), 160)}): "
+            "download it again, or write {'VIDEO_ID': [['a', 'dog', 'runs'], ['a', 'brown', 'dog']], ...}."
         ) from error
 
 
-class PlainUnpickler(pickle.Unpickler):
-    """Reads containers, text, bytes and numbers; refuses everything else, which could run any code."""
+def _captions(content: Any) -> Iterator[tuple[str, list[str]]]:
+    if not isinstance(content, dict):
+        raise ValueError(f"it holds {quoted(content)}")
+    characters = 0
+    for key, listed in content.items():
+        video_id, texts = _text(key), []
+        if not isinstance(listed, list | tuple):
+            raise ValueError(f"{shorten(video_id)} has {quoted(listed)}")
+        for words in listed:
+            # A string is a sequence of letters, and so would be read as words of a letter each.
+            if not isinstance(words, list | tuple):
+                raise ValueError(f"{shorten(video_id)} has the caption {quoted(words)}")
+            parts = [word if type(word) is str else _text(word) for word in words]
+            # Counted before they are joined: one word may stand in a pickle once and in a million captions.
+            characters += 1 + len(parts) + sum(map(len, parts))
+            if characters > MOST_CHARACTERS:
+                raise ValueError(f"its captions have more than {MOST_CHARACTERS:,} characters")
+            texts.append(" ".join(parts))
+            if not is_text(texts[-1]):
+                raise ValueError(f"{shorten(video_id)} has the caption {quoted(texts[-1])}")
+        yield video_id, texts
 
-    def find_class(self, module: str, name: str) -> Any:
-        if (module, name) not in PLAIN_TYPES:
-            raise pickle.UnpicklingError(f"it asks for {module}.{name}")
-        return PLAIN_TYPES[module, name]
 
-
-def _text(word: str | bytes) -> str:
-    return word.decode("utf-8") if isinstance(word, bytes) else str(word)
+def _text(word: Any) -> str:
+    if not isinstance(word, str | bytes):
+        raise ValueError(f"{quoted(word)} is no word")
+    return word.decode("utf-8") if isinstance(word, bytes) else word

@@ -13,6 +13,7 @@ from typing import TypeVar
 from tqdm import tqdm
 
 from dataloaders.decode import VideoError
+from dataloaders.quoting import shorten
 from dataloaders.samples import FrameReader, Sample
 
 Item = TypeVar("Item")
@@ -30,7 +31,7 @@ def _missing(sample: Sample) -> str:
     looked_for = ""
     if sample.listed_in:
         looked_for = f", with any video extension too ({sample.listed_in} lists it)"
-    return f"{sample.path} is missing{looked_for}: download it, or correct --features_path."
+    return f"{shorten(str(sample.path), 300)} is missing{looked_for}: download it, or correct --features_path."
 
 
 def in_threads(function: Callable[[Item], Result], items: Sequence[Item], jobs: int) -> Iterator[Result]:

@@ -21,6 +21,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
 from dataloaders import sampling
 from dataloaders.cache import FrameCache, StoredFrames
 from dataloaders.decode import VideoError, read_frames
+from dataloaders.quoting import quoted
 from dataloaders.transforms import centre_crop, resize_and_crop
 
 FRAME_SAMPLING = ("uniform", "segment", "released")
@@ -72,9 +73,13 @@ class FrameReader:
         if self.image_size < 1:
             raise ValueError(f"The image size is {self.image_size}: pass the side of CLIP's input in pixels.")
         if self.frame_sampling not in FRAME_SAMPLING:
-            raise ValueError(f"--frame_sampling is {self.frame_sampling!r}: pass one of {', '.join(FRAME_SAMPLING)}.")
+            raise ValueError(
+                f"--frame_sampling is {quoted(self.frame_sampling)}: pass one of {', '.join(FRAME_SAMPLING)}."
+            )
         if self.frame_transform not in FRAME_TRANSFORM:
-            raise ValueError(f"--frame_transform is {self.frame_transform!r}: pass {' or '.join(FRAME_TRANSFORM)}.")
+            raise ValueError(
+                f"--frame_transform is {quoted(self.frame_transform)}: pass {' or '.join(FRAME_TRANSFORM)}."
+            )
         if not 0 <= self.feature_framerate < float("inf"):
             raise ValueError(f"--feature_framerate is {self.feature_framerate}: pass 0 (every frame) or more.")
         sampling.uniform(1, 1, self.slice_framepos)  # refuses an unknown slice_framepos now, not at the first video

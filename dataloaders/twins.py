@@ -6,12 +6,14 @@ negatives.
 Shapes: V videos of a split.
 """
 
-import csv
 from collections.abc import Collection, Sequence
 from pathlib import Path
 
 import numpy as np
 
+from dataloaders.csv_lists import columns_of, read_csv
+from dataloaders.files import read_text
+from dataloaders.quoting import shorten
 from dataloaders.samples import Sample
 
 
@@ -22,23 +24,32 @@ def read_twins(
 
     `split`, "train" or "test", is for the messages. The csv has the columns `video_id` and `twin_id`, a row for each
     pair; a pair with one of the ids that were `left_out` of the samples does not count. Raises FileNotFoundError for a
-    missing file and ValueError for another content or for ids that are not in the split.
+    missing file and ValueError for another content, for ids that are not in the split and for a video with two twins.
     """
     flag = {"train": "--train_twins_csv", "test": "--twins_csv"}[split]
-    if not path.is_file():
-        raise FileNotFoundError(f"{flag} {path} is not a file: correct the path.")
     rows = {sample.video_id: row for row, sample in enumerate(samples)}
     twin_of = np.full(len(samples), -1, dtype=np.int64)
-    with open(path, newline="", encoding="utf-8-sig") as file:
-        reader = csv.DictReader(file)
-        if not {"video_id", "twin_id"} <= set(reader.fieldnames or ()):
-            raise ValueError(f"{flag} {path} has no columns `video_id` and `twin_id`: pass the file of the pairs.")
-        for pair in reader:
-            if pair["video_id"] in left_out or pair["twin_id"] in left_out:
-                continue
-            for video_id in (pair["video_id"], pair["twin_id"]):
-                if video_id not in rows:
-                    raise ValueError(f"{flag} {path} names {video_id}, not in the {split} split: pass its own file.")
-            one, other = rows[pair["video_id"]], rows[pair["twin_id"]]
-            twin_of[one], twin_of[other] = other, one
+    header, pairs = read_csv(read_text(path, flag), f"{flag} {path}")
+    if not {"video_id", "twin_id"} <= set(header):
+        raise ValueError(
+            f"{flag} {path} has no columns `video_id` and `twin_id` (its columns: {columns_of(header) or 'none'}): "
+            "pass the file of the pairs."
+        )
+    gone = set(left_out)
+    for line, pair in pairs:
+        ids = pair["video_id"], pair["twin_id"]
+        if not gone.isdisjoint(ids):
+            continue
+        for video_id in ids:
+            if video_id not in rows:
+                raise ValueError(
+                    f"{flag} {path} names {shorten(video_id)}, not in the {split} split: pass its own file."
+                )
+        one, other = (rows[video_id] for video_id in ids)
+        if one == other or not {int(twin_of[one]), int(twin_of[other])} <= {-1, one, other}:
+            raise ValueError(
+                f"{flag} {path}, line {line}: {shorten(ids[0])} and {shorten(ids[1])} are no pair, for a clip has one "
+                "twin, another clip; correct the line."
+            )
+        twin_of[one], twin_of[other] = other, one
     return twin_of

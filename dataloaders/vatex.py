@@ -7,6 +7,8 @@
 from pathlib import Path
 
 from dataloaders.files import captions_for, check_split, find_videos, read_json_object, read_lines, report_count
+from dataloaders.json_files import is_texts
+from dataloaders.quoting import quoted, shorten
 from dataloaders.samples import Sample
 
 EXPECTED = {"train": 25_991, "test": 1500}  # videos, of the split by Chen et al. (HGR, CVPR 2020)
@@ -22,8 +24,11 @@ def read_split(split: str, *, data_path: Path, features_path: Path, **other_flag
     video_ids = read_lines(list_path, "--data_path")
     listed = read_json_object(json_path, "--data_path")
     for video_id, texts in listed.items():
-        if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
-            raise ValueError(f"--data_path {json_path}: {video_id} has no list of captions; download it again.")
+        if not is_texts(texts):
+            raise ValueError(
+                f"--data_path {json_path}: {shorten(video_id)} has no list of captions but {quoted(texts)}; download "
+                'it again, or write {"VIDEO_ID": ["a dog runs", "a brown dog is running"], ...}.'
+            )
     captions = captions_for(video_ids, listed, list_path, json_path)
     report_count(list_path, len(video_ids), EXPECTED[split])
     paths = find_videos(video_ids, features_path, list_path)

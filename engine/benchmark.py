@@ -24,6 +24,7 @@ from typing import Annotated, Any, Literal, TypeVar
 import torch
 from torch import Tensor, nn
 
+from dataloaders.quoting import quoted
 from dataloaders.transforms import normalise
 from engine.cli import parse_flags, print_report
 from engine.config import between
@@ -57,7 +58,7 @@ class Settings:
 
     def __post_init__(self) -> None:
         if self.method not in METHODS:
-            raise ValueError(f"--method {self.method!r} is not one of: {', '.join(METHODS)}")
+            raise ValueError(f"--method {quoted(self.method)} is not one of: {', '.join(METHODS)}")
         for name, low in (("batch_size", 1), ("max_frames", 1), ("max_words", 3), ("repeats", 1)):
             between(name, getattr(self, name), low)
 

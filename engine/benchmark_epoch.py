@@ -35,6 +35,7 @@ from tqdm import tqdm
 
 from dataloaders.cache import FrameCache
 from dataloaders.preparation import in_threads
+from dataloaders.quoting import quoted
 from dataloaders.samples import FrameReader, GalleryVideos, QueryCaptions, Sample, TrainingPairs
 from engine.benchmark import origin_of, parse_with_options, write_json
 from engine.cli import print_report
@@ -82,7 +83,7 @@ class Settings:
 
     def __post_init__(self) -> None:
         if self.method not in METHODS:
-            raise ValueError(f"--method {self.method!r} is not one of: {', '.join(METHODS)}")
+            raise ValueError(f"--method {quoted(self.method)} is not one of: {', '.join(METHODS)}")
         lowest = {"clips": 1, "batch_size": 2, "batch_size_val": 1, "max_frames": 1, "num_thread_reader": 0}
         for name, low in lowest.items():
             between(name, getattr(self, name), low)

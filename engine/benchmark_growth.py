@@ -20,6 +20,7 @@ from typing import Annotated, Literal
 import torch
 from tqdm import tqdm
 
+from dataloaders.quoting import quoted
 from engine.benchmark import origin_of, random_batch, write_json
 from engine.benchmark_methods import TrainingStep, count_step
 from engine.cli import parse_settings, print_report
@@ -51,7 +52,9 @@ class Settings:
         for name, least in (("frames", 2), ("batches", 1)):
             words = getattr(self, name).split(",")
             if not all(word.strip().isdecimal() and int(word) >= least for word in words):
-                raise ValueError(f"--{name} {getattr(self, name)!r} is not a list such as 4,8,16 of at least {least}")
+                raise ValueError(
+                    f"--{name} {quoted(getattr(self, name))} is not a list such as 4,8,16 of at least {least}"
+                )
         for name, least in (("max_words", 3), ("repeats", 1)):
             between(name, getattr(self, name), least)
 

@@ -42,6 +42,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 from tqdm import tqdm
 
+from dataloaders.quoting import quoted
 from dataloaders.transforms import normalise
 from engine.benchmark import (
     EVALUATION,
@@ -96,7 +97,7 @@ class Settings:
     def __post_init__(self) -> None:
         for name in self.methods:
             if name not in METHODS:
-                raise ValueError(f"--only {name!r} is not one of: {', '.join(METHODS)}")
+                raise ValueError(f"--only {quoted(name)} is not one of: {', '.join(METHODS)}")
         for name, low in (("batch_size", 0), ("frames", 1), ("max_words", 3), ("repeats", 1)):
             between(name, getattr(self, name), low)
         between("ceiling_seconds", self.ceiling_seconds, 0)

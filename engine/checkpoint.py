@@ -17,6 +17,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
+from dataloaders.quoting import quoted, shorten
 from engine.logger import log
 from modules.methods import Method
 
@@ -87,7 +88,7 @@ def load_checkpoint(path: Path, method: Method, backbone_sha256: str) -> Checkpo
     header, tensors = _read(path)
     if not header.full and header.backbone_sha256 != backbone_sha256:
         raise ValueError(
-            f"{path}: was trained on another CLIP ({header.settings.get('pretrained_clip_name')}, sha256 "
+            f"{path}: was trained on another CLIP ({shorten(str(header.settings.get('pretrained_clip_name')))}, sha256 "
             f"{header.backbone_sha256[:12]}) than the one given (sha256 {backbone_sha256[:12]}); pass its "
             "--pretrained_clip_name"
         )
@@ -103,9 +104,11 @@ def _read(path: Path) -> tuple[CheckpointHeader, dict[str, torch.Tensor]]:
             metadata = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
     except SafetensorError as error:
-        raise ValueError(f"{path}: not a readable safetensors file ({error}); was it cut short?") from error
+        raise ValueError(
+            f"{path}: not a readable safetensors file ({shorten(str(error), 160)}); was it cut short?"
+        ) from error
     if metadata.get("format") != FORMAT:
-        raise ValueError(f"{path}: not a checkpoint of this project (its header says {metadata.get('format')!r})")
+        raise ValueError(f"{path}: not a checkpoint of this project (its header says {quoted(metadata.get('format'))})")
     settings, epoch = json.loads(metadata["settings"]), int(metadata["epoch"])
     header = CheckpointHeader(settings, epoch, metadata["backbone_sha256"], metadata.get("full") == "True")
     return header, tensors
@@ -131,9 +134,10 @@ def _load_exactly(path: Path, method: Method, tensors: dict[str, torch.Tensor], 
     ]
     if wrong:
         more = f" and {len(wrong) - 5} more" if len(wrong) > 5 else ""
+        first = "; ".join(shorten(fault, 160) for fault in wrong[:5])
         raise ValueError(
-            f"{path}: does not fit the method {type(method).__name__}: {'; '.join(wrong[:5])}{more}; it was "
-            f"trained with --method {header.settings.get('method')}"
+            f"{path}: does not fit the method {type(method).__name__}: {first}{more}; it was "
+            f"trained with --method {shorten(str(header.settings.get('method')))}"
         )
     for name, tensor in tensors.items():
         own[name].copy_(tensor)
@@ -198,7 +202,7 @@ class ResumePoints:
         there, here = json.loads(state["identity"]), json.loads(json.dumps(dict(self.identity)))
         names = sorted(there.keys() | here.keys())
         differences = [
-            f"{name} is {there.get(name)!r} there and {here.get(name)!r} here"
+            f"{shorten(name)} is {quoted(there.get(name))} there and {quoted(here.get(name))} here"
             for name in names
             if there.get(name) != here.get(name)
         ]
@@ -218,9 +222,9 @@ def read_resume_point(path: Path) -> dict[str, Any]:
         if damaged is None:
             state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # damaged bytes can fail in any way
-        raise ValueError(f"{path}: is damaged ({error})") from error
+        raise ValueError(f"{path}: is damaged ({shorten(str(error), 160)})") from error
     if damaged is not None:
-        raise ValueError(f"{path}: is damaged (the checksum of {damaged} is wrong)")
+        raise ValueError(f"{path}: is damaged (the checksum of {shorten(damaged)} is wrong)")
     if not isinstance(state, dict) or state.get("format") != RESUME_FORMAT:
         raise ValueError(f"{path}: is no resume point of this project")
     return state

@@ -2,14 +2,15 @@
 
 import argparse
 import difflib
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import Annotated, Any, Literal, NoReturn, TypeVar, get_args, get_origin, get_type_hints
 
+from dataloaders.quoting import shorten
 from engine.checkpoint import read_header
 from engine.config import SECTIONS, Config
+from engine.messages import print_error
 from modules.methods import METHODS, method_options
 
 Settings = TypeVar("Settings")
@@ -19,7 +20,7 @@ class _Parser(argparse.ArgumentParser):
     """argparse whose mistakes are one sentence (`ValueError`) and not a page of usage."""
 
     def error(self, message: str) -> NoReturn:
-        raise ValueError(f"{message}; --help lists the flags")
+        raise ValueError(f"{shorten(message, 300)}; --help lists the flags")
 
 
 def _add_flag(group: Any, name: str, type_: Any, default: Any, help_: str) -> None:
@@ -33,7 +34,7 @@ def _add_flag(group: Any, name: str, type_: Any, default: Any, help_: str) -> No
 
 
 def _refuse_unknown(unknown: Sequence[str], method: str, parser: argparse.ArgumentParser) -> NoReturn:
-    flag = unknown[0].split("=")[0]
+    flag = shorten(unknown[0].split("=")[0])
     owners = [name for name, cls in METHODS.items() if flag[2:] in {option.name for option in method_options(cls)}]
     if flag.startswith("--") and owners:
         raise ValueError(f"{flag} is a setting of --method {', '.join(owners)}, and the method here is {method}")
@@ -79,7 +80,7 @@ def print_report(report: Callable[[], str]) -> int:
     try:
         print(report())
     except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        print_error(error)
         return 2
     return 0
 

@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass, field, fields
 from typing import Annotated, Any, Literal
 
 from dataloaders import DATASETS, NEEDED_FLAGS
+from dataloaders.quoting import quoted
 from modules.methods import METHODS, method_options
 
 
@@ -21,7 +22,7 @@ def between(name: str, value: float, low: float, high: float = float("inf")) -> 
 
 def _one_of(name: str, value: str, choices: Any) -> None:
     if value not in choices:
-        raise ValueError(f"--{name} {value!r} is not one of: {', '.join(choices)}")
+        raise ValueError(f"--{name} {quoted(value)} is not one of: {', '.join(choices)}")
 
 
 @dataclass(frozen=True)
@@ -170,6 +171,11 @@ class RunConfig:
         "videos of a split that may be left out because they are missing or cannot be read; above 0 every video is "
         "tried first, and the log and the result say how many were left out",
     ] = 0
+    allow_overlap: Annotated[
+        bool,
+        "train, or take captions for --qb_norm, although videos of the test split are in the training split too; the "
+        "log says how many",
+    ] = False
     resume: Annotated[
         str,
         "go on from where a run stopped: auto, the newest whole point in --output_dir (and from the start if there is "

@@ -4,6 +4,8 @@ from pathlib import Path
 
 from dataloaders import DATASETS
 from dataloaders.cache import FrameCache
+from dataloaders.overlap import shared_videos
+from dataloaders.quoting import shorten
 from dataloaders.samples import FrameReader, Sample
 from engine.config import DataConfig, RunConfig
 
@@ -17,6 +19,26 @@ def list_split(data: DataConfig, split: str) -> list[Sample]:
         train_csv=Path(data.train_csv),
         val_csv=Path(data.val_csv),
     )
+
+
+def check_overlap(data: DataConfig, allowed: bool) -> str:
+    """What the log has to say about test videos that are in the training split too; empty where there are none.
+
+    Raises ValueError if there are some and they are not `allowed`, and as `list_split` does.
+    """
+    test = list_split(data, "test")
+    shared = shared_videos(list_split(data, "train"), test)
+    if not shared:
+        return ""
+    found = (
+        f"{len(shared)} of the {len(test)} videos of the test split are in the training split too, the first is "
+        f"{shorten(str(shared[0].path), 200)}"
+    )
+    if not allowed:
+        raise ValueError(
+            f"{found}: pass lists that share no video, or --allow_overlap to measure what was trained on all the same"
+        )
+    return f"attention: {found} (--allow_overlap)"
 
 
 def frame_reader(data: DataConfig, image_size: int, training: bool, cache: FrameCache | None = None) -> FrameReader:

@@ -19,6 +19,8 @@ from pathlib import Path
 
 import pandas as pd
 
+from engine.messages import print_error
+
 METRICS = {"t2v twins": "reversed pairs"} | {
     f"{way} {name}{extra}": f"{way.upper()} {name}{extra}" if name == "R@1" else name
     for extra in ("", " (DSL)", " (QB-Norm)")
@@ -148,7 +150,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         try:
             draw_curves(read_runs(arguments.files), arguments.curves)
         except (ValueError, OSError) as error:
-            print(f"error: {error}", file=sys.stderr)
+            print_error(error)
             return 2
         print(arguments.curves)
         return 0

@@ -23,11 +23,13 @@ import cv2
 import numpy as np
 import torch
 
+from dataloaders.quoting import shorten
 from dataloaders.samples import FrameReader, Sample
 from dataloaders.transforms import normalise
 from engine.checkpoint import load_checkpoint, read_header
 from engine.config import Config
 from engine.data import frame_reader, list_split
+from engine.messages import print_error
 from modules.clip_weights import backbone_sha256, load_clip
 from modules.methods import Method, build_method
 from modules.methods.stop import STOP, LayerMaps
@@ -116,7 +118,7 @@ class Restored:
         by_id = {sample.video_id: sample for sample in self.samples}
         unknown = [video for video in videos if video not in by_id]
         if unknown:
-            raise ValueError(f"--videos {unknown[0]} is not in the test split")
+            raise ValueError(f"--videos {shorten(unknown[0])} is not in the test split")
         return [by_id[video] for video in videos] or self.samples[:count]
 
 
@@ -209,7 +211,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             pictures = draw_retrieval(restored, arguments.videos)
         save(pictures, arguments.output)
     except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        print_error(error)
         return 2
     print(arguments.output)
     return 0

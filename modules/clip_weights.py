@@ -14,7 +14,7 @@ import math
 import re
 import warnings
 import zipfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -25,6 +25,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from modules.clip import ACTIVATIONS, ARCHITECTURES, CLIP, CLIPArchitecture
+from modules.quoting import shorten, some
 
 State = dict[str, Tensor]
 
@@ -166,7 +167,7 @@ def _build(state: State, facts: StatedFacts, activation: str) -> CLIP:
         if tensor.shape != shapes[key]
     ]
     if wrong:
-        raise ValueError(f"wrong shapes ({len(wrong)}): {_some(wrong)}.")
+        raise ValueError(f"wrong shapes ({len(wrong)}): {some(wrong)}.")
     floats = {key: tensor.detach().to("cpu", torch.float32).contiguous() for key, tensor in state.items()}
     clip.load_state_dict(from_openai_keys(floats), assign=True)
     return clip.eval()
@@ -260,7 +261,7 @@ def read_state_dict(path: str | Path) -> State:
     others = [str(key) for key, value in state.items() if not (isinstance(key, str) and isinstance(value, Tensor))]
     if others:
         raise ValueError(
-            f"{path} is no state dict, for some entries are no named tensors ({len(others)}): {_some(others)}."
+            f"{path} is no state dict, for some entries are no named tensors ({len(others)}): {some(others)}."
         )
     return state
 
@@ -276,7 +277,7 @@ def _files_of_folder(folder: Path) -> list[Path]:
             absent = [shard for shard in shards if not (folder / shard).is_file()]
             if absent or not shards:
                 raise FileNotFoundError(
-                    f"{folder} lacks files its {index.name} lists: {_some(absent) or 'none listed'}."
+                    f"{folder} lacks files its {index.name} lists: {some(absent) or 'none listed'}."
                 )
             return [folder / shard for shard in shards]
     raise FileNotFoundError(
@@ -288,7 +289,7 @@ def _read_json(path: Path) -> dict:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise ValueError(f"{path} is not JSON ({error}).") from error
+        raise ValueError(f"{path} is not JSON ({shorten(str(error))}).") from error
     if not isinstance(content, dict):
         raise ValueError(f"{path} is no JSON object.")
     return content
@@ -369,7 +370,7 @@ def from_hugging_face_keys(state: Mapping[str, Tensor]) -> State:
             transposed = renamed in ("visual.proj", "text_projection") and tensor.dim() == 2
             converted[renamed] = tensor.T if transposed else tensor
     if faults:
-        raise ValueError(f"{_some(list(dict.fromkeys(faults)))}.")
+        raise ValueError(f"{some(list(dict.fromkeys(faults)))}.")
     return converted
 
 
@@ -378,10 +379,6 @@ def _rename_start(key: str, starts: Mapping[str, str]) -> str:
         if key.startswith(old):
             return new + key[len(old) :]
     return key
-
-
-def _some(names: Sequence[str], most: int = 10) -> str:
-    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
 
 
 def infer_architecture(
@@ -445,12 +442,12 @@ def _check_names(state: Mapping[str, Tensor], vision_layers: int, text_layers: i
     missing = [key for key in expected if key not in state]
     surplus = [key for key in state if key not in expected]
     if not expected.keys() & state.keys():
-        raise ValueError(f"none of its keys is one of CLIP's (it has {_some(surplus, 3) or 'none'}).")
+        raise ValueError(f"none of its keys is one of CLIP's (it has {some(surplus, 3) or 'none'}).")
     complaints = []
     if missing:
-        complaints.append(f"missing keys ({len(missing)}): {_some(missing)}")
+        complaints.append(f"missing keys ({len(missing)}): {some(missing)}")
     if surplus:
-        complaints.append(f"surplus keys ({len(surplus)}): {_some(surplus)}")
+        complaints.append(f"surplus keys ({len(surplus)}): {some(surplus)}")
     if complaints:
         raise ValueError(f"in OpenAI's names, {'; '.join(complaints)}.")
 

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from torch import Tensor
 
 from modules.methods.base import Method
+from modules.quoting import some
 
 
 def load_released_state_dict(method: Method, state_dict: Mapping[str, Tensor]) -> None:
@@ -31,7 +32,7 @@ def load_released_state_dict(method: Method, state_dict: Mapping[str, Tensor]) -
         if key in theirs and not _same_shape(name, theirs[key], tensor)
     ]
     faults = [
-        f"{len(found)} {what} ({', '.join(found[:5])}{', ...' if len(found) > 5 else ''})"
+        f"{len(found)} {what} ({some(found, 5)})"
         for what, found in (("keys missing", missing), ("keys unknown", unknown), ("of another shape", unlike))
         if found
     ]

@@ -25,6 +25,7 @@ from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from dataloaders.preparation import forecast, missing_files, read_all
+from dataloaders.quoting import shorten
 from engine.cli import parse_config
 from engine.config import Config
 from engine.data import frame_cache, frame_reader, list_split
@@ -64,9 +65,9 @@ def run(argv: Sequence[str] | None) -> int:
         print(__doc__)
         return 0
     if own.split not in ("train", "test", "all"):
-        raise ValueError(f"--split {own.split} is not one of: train, test, all")
+        raise ValueError(f"--split {shorten(own.split)} is not one of: train, test, all")
     if not own.jobs.isdecimal() or int(own.jobs) < 1:
-        raise ValueError(f"--jobs {own.jobs} is out of range: it takes a number at least 1")
+        raise ValueError(f"--jobs {shorten(own.jobs)} is out of range: it takes a number at least 1")
     shard = parse_shard(own.shard)
     if "--do_train" not in flags and "--do_eval" not in flags:
         flags.append("--do_eval" if own.split == "test" else "--do_train")

@@ -42,6 +42,7 @@ from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from dataloaders.decode import VideoError, open_container
+from dataloaders.quoting import shorten
 from preprocess.compress_plan import SHOWN_FILES, name_passed_over, plan
 from preprocess.shards import default_jobs, exit_code, parse_shard, wait_for_other_ranks
 
@@ -237,6 +238,7 @@ def _claim(output_root: Path, encoding: Encoding) -> None:
         except ValueError:
             found = None
         if found != settings:
+            found = shorten(str(found), 300)
             raise ValueError(
                 f"{path} says that the videos there were made with {found}: pass that, or name another --output_root."
             )

@@ -36,6 +36,7 @@ from tqdm import tqdm
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from dataloaders import moving_shapes
 from dataloaders.moving_shapes import Story, caption, draw_story, paraphrases, stage
+from engine.messages import print_error
 
 FRAMES_PER_SECOND = 3
 FAST_AND_SLOW_SHARE = 0.3  # of the test contents with one thing
@@ -261,7 +262,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         make(parser.parse_args(argv))
     except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        print_error(error)
         return 2
     return 0
 

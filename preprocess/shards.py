@@ -7,6 +7,9 @@ import sys
 from collections.abc import Callable
 from datetime import timedelta
 
+from dataloaders.quoting import shorten
+from engine.messages import print_error
+
 
 def parse_shard(text: str | None) -> tuple[int, int]:
     """(i, n) of "i/n", else of torchrun's RANK and WORLD_SIZE, else (0, 1). ValueError unless 0 <= i < n."""
@@ -14,7 +17,7 @@ def parse_shard(text: str | None) -> tuple[int, int]:
     number, _, count = text.partition("/")
     if number.isdecimal() and count.isdecimal() and int(number) < int(count):
         return int(number), int(count)
-    raise ValueError(f"--shard {text} is not of the form i/n with i from 0 to n - 1, for example 0/4.")
+    raise ValueError(f"--shard {shorten(text)} is not of the form i/n with i from 0 to n - 1, for example 0/4.")
 
 
 def default_jobs() -> int:
@@ -38,7 +41,7 @@ def exit_code(run: Callable[[], int], interrupted: str) -> int:
     try:
         return run()
     except (ValueError, OSError, argparse.ArgumentError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        print_error(error)
         return 2
     except KeyboardInterrupt:
         print(f"Interrupted: {interrupted}", file=sys.stderr)

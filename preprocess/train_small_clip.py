@@ -44,6 +44,7 @@ from dataloaders.moving_shapes import (
     plain_still,
 )
 from dataloaders.transforms import normalise
+from engine.messages import print_error
 from modules.clip import CLIP, CLIPArchitecture, VisionTransformer
 from modules.clip_weights import to_openai_keys
 from modules.losses import symmetric_info_nce
@@ -319,7 +320,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         run(options)
     except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        print_error(error)
         return 2
     return 0
 

@@ -9,6 +9,7 @@ from modules.methods.dgl import DGL
 from modules.methods.stop import STOP
 from modules.methods.stop_released import STOPReleased
 from modules.methods.vpt import VPT
+from modules.quoting import shorten
 
 METHODS: dict[str, type[Method]] = {
     "stop": STOP,
@@ -26,11 +27,13 @@ def build_method(name: str, clip: CLIP, **options: Any) -> Method:
         ValueError: for an unknown method, an unknown option, or a value the method refuses.
     """
     if name not in METHODS:
-        raise ValueError(f"unknown method {name!r}; the methods are: {', '.join(METHODS)}")
+        raise ValueError(f"unknown method {shorten(repr(name))}; the methods are: {', '.join(METHODS)}")
     known = [option.name for option in method_options(METHODS[name])]
     unknown = [option for option in options if option not in known]
     if unknown:
-        raise ValueError(f"method {name} has no option {unknown[0]!r}; its options are: {', '.join(known) or 'none'}")
+        raise ValueError(
+            f"method {name} has no option {shorten(repr(unknown[0]))}; its options are: {', '.join(known) or 'none'}"
+        )
     return METHODS[name](clip, **options)
 
 

@@ -12,6 +12,7 @@ from torch import nn
 
 from modules.clip import CLIP, Block
 from modules.methods.base import Method
+from modules.quoting import shorten
 from modules.similarity import masked_mean
 
 
@@ -42,7 +43,7 @@ class CLIP4Clip(Method):
     ) -> None:
         super().__init__(clip)
         if sim_header not in ("meanP", "seqTransf"):
-            raise ValueError(f"sim_header={sim_header!r} is not one of: meanP, seqTransf")
+            raise ValueError(f"sim_header={shorten(repr(sim_header))} is not one of: meanP, seqTransf")
         depth = max(len(clip.visual.blocks), len(clip.text.blocks))
         if not 0 <= freeze_layer_num <= depth:
             raise ValueError(f"freeze_layer_num={freeze_layer_num} is outside 0..{depth}, the blocks of this CLIP")

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from modules.clip import CLIP, Block, KeysValues
 from modules.dynamics import hold_last_frame
 from modules.methods.base import DeadParameters, Method
+from modules.quoting import shorten
 from modules.shared_latent import (
     LatentPrompts,
     LinearLatentSpace,
@@ -64,9 +65,11 @@ class DGL(Method):
         visual, text = clip.visual, clip.text
         layers = len(visual.blocks)
         if shared_latent_space not in ("linear", "transformer"):
-            raise ValueError(f"shared_latent_space={shared_latent_space!r} is not one of: linear, transformer")
+            raise ValueError(
+                f"shared_latent_space={shorten(repr(shared_latent_space))} is not one of: linear, transformer"
+            )
         if text_postfix not in ("dead", "before_end"):
-            raise ValueError(f"text_postfix={text_postfix!r} is not one of: dead, before_end")
+            raise ValueError(f"text_postfix={shorten(repr(text_postfix))} is not one of: dead, before_end")
         if max_frames < 1:
             raise ValueError(f"max_frames={max_frames} is not 1 or more")
         if len(text.blocks) != layers:

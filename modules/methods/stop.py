@@ -19,6 +19,7 @@ from modules.dynamics import Timeline, at_least_fp32, layer_norm, patches_of, se
 from modules.inter_frame import InterFramePrompter, TemporalPrompting, insert_by_frame, insert_joint
 from modules.intra_frame import IntraFramePrompter, SpatialPrompting
 from modules.methods.base import Method
+from modules.quoting import shorten
 from modules.similarity import masked_mean
 from modules.text_prompts import encode_with_prefix, text_prompts
 
@@ -67,7 +68,7 @@ class STOP(Method):
         visual = clip.visual
         depth, patches = len(visual.blocks), visual.grid**2
         if attention not in ("joint", "frame"):
-            raise ValueError(f"attention={attention!r} is not one of: joint, frame")
+            raise ValueError(f"attention={shorten(repr(attention))} is not one of: joint, frame")
         for name, value, low, high in (
             ("prompt_depth", prompt_depth, 0, depth),
             ("n_regions", n_regions, 1, patches),

@@ -17,6 +17,7 @@ from modules.clip import CLIP, Block
 from modules.dynamics import hold_last_frame
 from modules.methods.base import DeadParameters
 from modules.methods.dgl import DGL, KEY_BIAS
+from modules.quoting import shorten
 from modules.released_prompts import InterFramePrompt, ParallelAdapter, PixelPrompter
 from modules.released_weights import load_released_state_dict
 from modules.shared_latent import LatentPrompts, round_to_half
@@ -82,7 +83,7 @@ class STOPReleased(DGL):
             ("region_mask", region_mask, ("comb", "patches")),
         ):
             if choice not in choices:
-                raise ValueError(f"{name}={choice!r} is not one of: {', '.join(choices)}")
+                raise ValueError(f"{name}={shorten(repr(choice))} is not one of: {', '.join(choices)}")
         for option, value, low, high in (
             ("n_regions", n_regions, 1, visual.grid**2 - 1),
             ("prompt_dropout", prompt_dropout, 0, 0.99),

@@ -31,6 +31,16 @@ def summary(samples: list[Sample]) -> list[tuple[str, str, tuple[str, ...]]]:
     return [(sample.video_id, sample.path.name, sample.captions) for sample in samples]
 
 
+def result_or_message(read: Callable[[], Any]) -> tuple[Any, str]:
+    """What `read` gives and "", or None and the message of its ValueError, which is of no narrower kind."""
+    try:
+        return read(), ""
+    except ValueError as error:
+        if type(error) is not ValueError:
+            raise
+        return None, str(error)
+
+
 def assert_one_sentence(read: Callable[[], Any], error: type[Exception], *parts: str) -> None:
     """`read` fails with one sentence that has all `parts`."""
     with pytest.raises(error) as raised:

@@ -31,6 +31,14 @@ def test_samples(read):
     assert (sample.video_id, sample.end) == ("v_c", 30)
 
 
+def test_videos_that_are_left_out_are_counted(read, tmp_path, caplog):
+    caplog.set_level("INFO", "stop")
+    write_json(tmp_path / "video_path.json", {"v_a": "v_a.mp4"})
+    assert len(read("train")) == 1
+    assert "train_ids.json lists 1 videos without an entry in train.json, which are left out" in caplog.text
+    assert "train_ids.json lists 1 videos without an entry in video_path.json, which are left out" in caplog.text
+
+
 @pytest.mark.parametrize("key", ["v_a", "a"])
 def test_a_map_of_files_says_which_and_where(read, tmp_path, key):
     write_json(tmp_path / "video_path.json", {key: "sub/other.mp4"})
@@ -66,6 +74,12 @@ def test_files_without_the_prefix_of_the_ids(read, tmp_path):
         ("val_1.json", {"v_c": {"duration": 3}}, "v_c has no `duration` or no list of `sentences`"),
         ("val_1.json", {"v_c": {"sentences": ["a"], "duration": "3"}}, "v_c has no `duration`"),
         ("val_1.json", {"v_c": {"sentences": ["a"], "duration": float("inf")}}, "v_c has no `duration`"),
+        ("val_1.json", {"v_c": {"sentences": ["a"], "duration": True}}, "v_c has no `duration`"),
+        ("val_1.json", {"v_c": {"sentences": ["a"], "duration": 0}}, "v_c has no `duration`"),
+        ("val_1.json", {"v_c": {"sentences": ["a"], "duration": 10**400}}, "v_c has no `duration`"),
+        ("val_1.json", {"v_c": {"sentences": "a dog runs", "duration": 3}}, "no list of `sentences` but"),
+        ("val_1.json", {"v_c": "a dog runs"}, "no list of `sentences` but 'a dog runs'"),
+        ("video_path.json", {"v_c": ["v_c.mp4"]}, "v_c has no name of a file but ['v_c.mp4']"),
         ("val_1.json", {"v_c": {"sentences": [" "], "duration": 3}}, "v_c has only empty sentences"),
     ],
 )

@@ -69,6 +69,13 @@ def test_re_encoded_files_are_found_under_their_old_names(read, tmp_path):
     assert [sample.video_id for sample in found] == ["x.mpg", "sub/y.MOV", "sub/none.avi"]
 
 
+def test_a_start_at_zero_is_no_other_video(read, tmp_path):
+    path = tmp_path / "list.csv"
+    write_lines(path, ["path,caption,start,end", "a.mp4,one,,", "a.mp4,two,0,", "a.mp4,three,0.0,2", "a.mp4,four,,2"])
+    samples = read("test", train_csv=path, val_csv=path)
+    assert [(sample.captions, sample.end) for sample in samples] == [(("one", "two"), None), (("three", "four"), 2)]
+
+
 @pytest.mark.parametrize(
     ("row", "message"),
     [
@@ -81,6 +88,11 @@ def test_re_encoded_files_are_found_under_their_old_names(read, tmp_path):
         ({"path": "a.mp4", "caption": "x", "start": [1]}, "'start' is [1], not a number"),
         ({"path": "a.mp4", "caption": "x", "start": 3, "end": 3}, "'end' is 3, not after the start"),
         ({"path": "a.mp4", "caption": "x", "end": 0}, "'end' is 0, not after the start"),
+        ({"path": "a.mp4", "caption": "x", "end": True}, "'end' is True, not a number"),
+        ({"path": "a.mp4", "caption": "x", "end": 10**400}, "'end' is 1000"),
+        ({"path": "a.mp4", "caption": ["a", "dog"]}, "'caption' is ['a', 'dog'], not a text"),
+        ({"path": "a.mp4", "caption": "x", "split": 3}, "'split' is 3, not a text"),
+        ({"path": "a.mp4", "caption": "x", "split": []}, "'split' is [], not a text"),
         ([], "not a JSON object"),
     ],
 )
@@ -104,10 +116,12 @@ def test_broken_lists(read, tmp_path):
     assert_one_sentence(read_it, ValueError, "line 2: more fields than columns")
     write_lines(path, ["path,caption,split", "a.mp4,x,train"])
     assert_one_sentence(read_it, ValueError, "lists no video of the split 'test'")
-    write_lines(path, ['"path,caption', *["b"] * 100_000])
-    assert_one_sentence(read_it, ValueError, "field larger than field limit")
-    write_lines(path, ["path,caption", '"a.mp4,x', *["b"] * 100_000])
-    assert_one_sentence(read_it, ValueError, "field larger than field limit")
+    write_lines(path, ['"path,caption', *["b"] * 300])
+    assert_one_sentence(read_it, ValueError, "line 1: a quotation mark is not closed")
+    write_lines(path, ["path,caption", 'a.mp4,"x', *["b.mp4,y"] * 300, 'c.mp4,"z"'])
+    assert_one_sentence(read_it, ValueError, "line 2: a quotation mark is not closed")
+    write_lines(path, ["path,caption,caption", "a.mp4,x,y"])
+    assert_one_sentence(read_it, ValueError, "the column caption more than once")
     path = tmp_path / "list.jsonl"
     write_lines(path, ["{"])
     broken = functools.partial(read, "train", train_csv=path, val_csv=path)

@@ -69,7 +69,9 @@ def test_the_published_counts(tmp_path, caplog, monkeypatch):
         assert ("8392" in caplog.text) == noted
 
 
-@pytest.mark.parametrize("content", [{"video": "a"}, [{"video": "a"}], [3], 3, [{"video": "a", "description": 3}]])
+@pytest.mark.parametrize(
+    "content", [{"video": "a", "description": "b"}, [{"video": "a"}], [3], 3, [{"video": "a", "description": 3}]]
+)
 def test_json_of_another_kind(read, tmp_path, content):
     write_json(tmp_path / "train_data.json", content)
     assert_one_sentence(lambda: read("train"), ValueError, "--data_path", "train_data.json", "`description`")

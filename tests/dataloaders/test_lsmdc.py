@@ -31,6 +31,13 @@ def test_samples(read):
     assert summary(read("test")) == [(FIRST, f"{FIRST}.avi", ("SOMEONE sleeps.",))]
 
 
+def test_a_line_that_comes_twice_counts_once_and_is_noted(read, tmp_path, caplog):
+    caplog.set_level("INFO", "stop")
+    write_lines(tmp_path / "LSMDC16_annos_val.csv", [line(SECOND, "x"), line(FIRST, "y"), line(SECOND, "x")])
+    assert [sample.captions for sample in read("val")] == [("x",), ("y",)]
+    assert "LSMDC16_annos_val.csv repeats 1 of its lines, which count once" in caplog.text
+
+
 @pytest.mark.parametrize("row", [FIRST, f"{FIRST}\ta\tb", line(FIRST, ""), line("", "x"), line(FIRST, "a\tb")])
 def test_a_line_of_another_kind(read, tmp_path, row):
     write_lines(tmp_path / "LSMDC16_annos_val.csv", [line(SECOND, "x"), row])

@@ -78,12 +78,9 @@ def test_csv_files_of_spreadsheet_programs(folder):
     assert [sample.video_id for sample in folder.read("train")] == ["video0", "video2"]
 
 
-def test_sentences_with_line_breaks_and_other_scripts(folder):
-    folder.val_csv.write_text(
-        'video_id,sentence\nvideo1,"two\nlines"\nvideo3,\u4e00\u53ea\u732b\u2028!\n', encoding="utf-8"
-    )
-    captions = [sample.captions for sample in folder.read("test")]
-    assert captions == [("two\nlines",), ("\u4e00\u53ea\u732b\u2028!",)]
+def test_sentences_in_other_scripts(folder):
+    folder.val_csv.write_text("video_id,sentence\nvideo3,\u4e00\u53ea\u732b\u2028!\n", encoding="utf-8")
+    assert [sample.captions for sample in folder.read("test")] == [("\u4e00\u53ea\u732b\u2028!",)]
 
 
 def test_other_extensions_come_after_mp4(folder):
@@ -192,8 +189,9 @@ def test_csv_with_an_incomplete_row(folder, row):
 
 
 def test_csv_with_an_open_quote(folder):
-    folder.val_csv.write_text('video_id,sentence\nvideo1,"a dog\n' + "video3,a cat\n" * 20_000)
-    assert_one_sentence(folder, "test", ValueError, "--val_csv", "field larger than field limit")
+    rows = ["video_id,sentence", 'video1,"a dog', *["video3,a cat"] * 300, 'video5,"a man"', "video6,a house"]
+    folder.val_csv.write_text("\n".join(rows))
+    assert_one_sentence(folder, "test", ValueError, "--val_csv", "line 2", "a quotation mark is not closed")
 
 
 def test_broken_json(folder):
@@ -212,6 +210,48 @@ def test_json_of_another_kind(folder, content):
 def test_a_training_video_without_caption(folder):
     folder.write_json([(0, "a man")])
     assert_one_sentence(folder, "train", ValueError, "no caption for video2", "first of 1", "train.csv")
+
+
+@pytest.mark.parametrize(
+    ("entry", "shown"),
+    [
+        ({"video_id": "video0", "caption": 3}, "'caption': 3"),
+        ({"video_id": "video0", "caption": ["a", "dog"]}, "['a', 'dog']"),
+        ({"video_id": "video0", "caption": {"text": "a dog"}}, "'text'"),
+        ({"video_id": ["video0"], "caption": "a dog"}, "['video0']"),
+        ({"video_id": True, "caption": "a dog"}, "True"),
+        ({"video_id": " ", "caption": "a dog"}, "' '"),
+        ({"video_id": "video0", "caption": "half a letter: \ud83d"}, "caption"),
+        ({"video_id": "video0", "caption": "a\0b"}, "a\\x00b"),
+    ],
+)
+def test_a_sentence_of_another_kind(folder, entry, shown):
+    folder.data_path.write_text(json.dumps({"sentences": [entry]}))
+    assert_one_sentence(
+        folder, "train", ValueError, "--data_path", "`sentences` of objects with `video_id`", shown, '"a dog runs"'
+    )
+
+
+def test_ids_that_are_numbers(folder):
+    folder.write_train(["2"])
+    folder.data_path.write_text(json.dumps({"sentences": [{"video_id": 2, "caption": "a dog"}]}))
+    assert [(sample.video_id, sample.captions) for sample in folder.read("train")] == [("2", ("a dog",))]
+
+
+def test_empty_captions_are_left_out_and_counted(folder, caplog):
+    caplog.set_level("INFO", "stop")
+    folder.write_json([*folder.sentences, (0, " "), (2, "")])
+    assert [sample.captions for sample in folder.read("train")] == [("one", "two, three"), ("a man", "someone")]
+    assert "data.json has 2 empty captions, which are left out" in caplog.text
+
+
+@pytest.mark.parametrize(("first", "noted"), [(7010, True), (9000, True), (20, False), (10_000, False)])
+def test_another_count_is_noted_for_the_published_list_alone(folder, caplog, first, noted):
+    caplog.set_level("INFO", "stop")
+    folder.val_csv = folder.val_csv.with_name("MSRVTT_JSFUSION_test.csv")
+    folder.val_csv.write_text(f"video_id,sentence\nvideo{first},a dog\nvideo{first + 1},a cat\n")
+    folder.read("test")
+    assert ("gives 2 videos, the published split has 1000" in caplog.text) is noted
 
 
 def test_unknown_split(folder):

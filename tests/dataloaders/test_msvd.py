@@ -80,6 +80,73 @@ def test_another_file_than_the_pickle(tmp_path, content):
     assert_one_sentence(lambda: read_captions(path), ValueError, "--data_path", str(path), "not a pickle of captions")
 
 
+@pytest.mark.parametrize(
+    ("layout", "shown"),
+    [
+        ("a dog runs", "vid has 'a dog runs'"),
+        (["a dog runs", "a cat"], "vid has the caption 'a dog runs'"),
+        ({"caption": "a dog runs"}, "vid has {'caption': 'a dog runs'}"),
+        ([{"caption": "a dog runs"}], "vid has the caption {'caption': 'a dog runs'}"),
+        ([[["a"], ["dog"]]], "['a'] is no word"),
+        ([["a", None]], "None is no word"),
+        ([["a", 3]], "instruction 'K'"),
+        (None, "vid has None"),
+    ],
+)
+def test_captions_of_another_layout(tmp_path, layout, shown):
+    path = tmp_path / "raw-captions.pkl"
+    path.write_bytes(pickle.dumps({"vid": layout}))
+    wanted = "write {'VIDEO_ID': [['a', 'dog', 'runs'], "
+    assert_one_sentence(lambda: read_captions(path), ValueError, str(path), "not a pickle of captions", shown, wanted)
+
+
+def test_tuples_of_words(tmp_path):
+    path = tmp_path / "raw-captions.pkl"
+    path.write_bytes(pickle.dumps({"vid": (("a", "dog"),)}))
+    assert read_captions(path) == {"vid": ["a dog"]}
+
+
+def test_words_of_python_2_are_utf_8(tmp_path):
+    path = tmp_path / "raw-captions.pkl"
+    path.write_bytes(b"(dp0\nS'vid'\np1\n(lp2\n(lp3\nS'caf\\xc3\\xa9'\np4\naas.")
+    assert read_captions(path) == {"vid": ["caf\u00e9"]}
+
+
+def nested(levels: int, width: int) -> list:
+    """A list whose lists are the same object on every level: small in a pickle, width**levels when written out."""
+    content: list = ["word"]
+    for _ in range(levels):
+        content = [content] * width
+    return content
+
+
+@pytest.mark.parametrize("levels", [3, 40])
+def test_lists_that_grow_when_they_are_written_out(tmp_path, levels):
+    path = tmp_path / "raw-captions.pkl"
+    path.write_bytes(pickle.dumps({"vid": nested(levels, 10_000 if levels == 3 else 2)}))
+    assert_one_sentence(lambda: read_captions(path), ValueError, "is no word")
+
+
+def test_captions_that_grow_when_they_are_written_out(tmp_path):
+    path = tmp_path / "raw-captions.pkl"
+    path.write_bytes(pickle.dumps({"vid": [["word " * 2000] * 2000] * 2000}))
+    assert path.stat().st_size < 30_000
+    assert_one_sentence(lambda: read_captions(path), ValueError, "more than 67,108,864 characters")
+
+
+def test_a_file_that_is_too_large(tmp_path):
+    path = tmp_path / "raw-captions.pkl"
+    with path.open("wb") as file:
+        file.truncate(65 * 2**20)
+    assert_one_sentence(lambda: read_captions(path), ValueError, "more than 67,108,864 bytes")
+
+
+def test_a_file_that_has_changed_is_read_again(read, tmp_path):
+    assert read("test")[0].captions == ("a squirrel eats", "an animal chews")
+    (tmp_path / "raw-captions.pkl").write_bytes(pickle.dumps({"-4wsuPCjDBc_5_15": [["another", "file"]]}))
+    assert read("test")[0].captions == ("another file",)
+
+
 def test_what_can_be_missing(read, tmp_path):
     assert_one_sentence(lambda: read("all"), ValueError, "no split 'all': pass train or val or test")
     assert_one_sentence(lambda: read("val"), FileNotFoundError, "val_list.txt", "--data_path")

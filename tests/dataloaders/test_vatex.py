@@ -35,6 +35,7 @@ def test_samples(read):
         ({"c_000002_000012": "four"}, "c_000002_000012 has no list of captions"),
         ({"c_000002_000012": [4]}, "c_000002_000012 has no list of captions"),
         ({"c_000002_000012": []}, "has no caption for c_000002_000012"),
+        ({"c_000002_000012": {"enCap": ["four"]}}, "no list of captions but {'enCap': ['four']}"),
         ({}, "has no caption for c_000002_000012"),
     ],
 )
