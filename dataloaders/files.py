@@ -10,6 +10,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from dataloaders.listed_videos import VIDEO_EXTENSIONS as VIDEO_EXTENSIONS
 from dataloaders.listed_videos import find_listed_files as find_listed_files
 from dataloaders.listed_videos import find_videos as find_videos
 
