@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from dataloaders.json_files import parse_json
+from dataloaders.listed_videos import VIDEO_EXTENSIONS as VIDEO_EXTENSIONS
 from dataloaders.listed_videos import find_listed_files as find_listed_files
 from dataloaders.listed_videos import find_videos as find_videos
 from dataloaders.quoting import shorten

@@ -30,7 +30,7 @@ def missing_files(samples: Sequence[Sample]) -> dict[int, str]:
 def _missing(sample: Sample) -> str:
     looked_for = ""
     if sample.listed_in:
-        looked_for = f", with any video extension too ({sample.listed_in} lists it)"
+        looked_for = f", also under any other video extension ({sample.listed_in} lists it)"
     return f"{shorten(str(sample.path), 300)} is missing{looked_for}: download it, or correct --features_path."
 
 

@@ -54,8 +54,8 @@ def test_the_map_says_avi_and_the_file_is_an_mp4(read, tmp_path):
     assert a.path == tmp_path / "videos" / "sub" / "other.mp4"
     assert b.path == tmp_path / "videos" / "b.avi"
     assert missing_files([b, a]) == {
-        0: f"{b.path} is missing, with any video extension too ({tmp_path / 'video_path.json'} lists it): download it, "
-        "or correct --features_path."
+        0: f"{b.path} is missing, also under any other video extension ({tmp_path / 'video_path.json'} lists it): "
+        "download it, or correct --features_path."
     }
 
 
