@@ -13,7 +13,6 @@ Shapes: K chosen frames, H x W pixels.
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
-from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
 
@@ -21,7 +20,7 @@ import av
 import numpy as np
 from av.container import InputContainer
 
-from dataloaders.orientation import display_matrix, turned
+from dataloaders.orientation import display_matrix, shown_width, turned
 from dataloaders.video_facts import MAX_SHORTFALL, VideoFacts, survey
 from dataloaders.video_file import MEND, VideoError, file_status, open_container, open_video
 
@@ -30,6 +29,7 @@ __all__ = [
     "open_container", "read_frames",
 ]  # fmt: skip
 
+AT_THE_END = 4  # frames of the last ones that a packet cut short may spoil: its own and some that are decoded before
 READING = 2  # of this module's own rules; a change of them may give other frames of the same file
 
 Choose = Callable[[int, float], "Sequence[int] | np.ndarray"]
@@ -59,6 +59,7 @@ def read_frames(
     *,
     start: float | None = None,
     end: float | None = None,
+    square_pixels: bool = False,
 ) -> DecodedFrames:
     """Decode the frames that `choose` asks for, each passed through `convert` at once, so that whole frames of a long
     video are never all in memory.
@@ -69,10 +70,16 @@ def read_frames(
     the first.
 
     With `start` or `end`, in seconds from the file's start, the frames on screen at some moment of [start, end) are the
-    whole video: `n_frames` counts only these, and number 0 is the first of them.
+    whole video: `n_frames` counts only these, and number 0 is the first of them. With `square_pixels` frames have the
+    shape that players show; otherwise the pixels are those in the file, even where they are not square.
+
+    A frame that FFmpeg marks as corrupt, or a packet that it cannot decode, up to the last frame chosen, makes the file
+    a damaged one, which is refused: FFmpeg fills such frames with guesses, and until the next key frame the others show
+    them too. Two kinds of damage are no reason to refuse. Before its first frame a recording may begin in the middle of
+    others. And where a file is cut off, its last packet is only a part: the frame of it is left out.
 
     Raises VideoError when there is no such file, when no frame can be decoded or none is in the window, when more than
-    MAX_SHORTFALL of the promised frames are missing, or when one of those left cannot be decoded either.
+    MAX_SHORTFALL of the promised frames are missing, and for a damaged or encrypted file.
     """
     path = Path(path)
     file_status(path)
@@ -88,13 +95,13 @@ def read_frames(
             raise _without_frames(path)
         _check_shortfall(path, facts)
         numbers, n_frames = chosen(facts)
-        pictures = _pictures(container, stream)
-        frames, times = _decode(pictures, numbers, convert)
+        pictures = _pictures(path, container, stream)
+        frames, times = _decode(path, stream, pictures, numbers, convert, square_pixels)
         complete = frames.keys() >= set(numbers.tolist())
         if complete and all(facts.may_be(number, times[number]) for number in frames):
             return DecodedFrames(_in_order(frames, numbers), n_frames, facts.rate)
         if complete:
-            times += [picture.time for picture in pictures]
+            times += [picture.time for picture in pictures if picture]
 
     if not times:
         raise _without_frames(path)
@@ -102,10 +109,17 @@ def read_frames(
     _check_shortfall(path, facts)
     numbers, n_frames = chosen(facts)
     with open_video(path) as (container, stream):
-        frames, times = _decode(_pictures(container, stream), numbers, convert)
+        pictures = _pictures(path, container, stream)
+        frames, times = _decode(path, stream, pictures, numbers, convert, square_pixels)
     if not frames.keys() >= set(numbers.tolist()):
         raise VideoError(f"{path} is damaged: its frame {len(times)} cannot be decoded; {MEND}.")
     return DecodedFrames(_in_order(frames, numbers), n_frames, facts.rate)
+
+
+def _damage(path: Path, number: int, seconds: float) -> VideoError:
+    return VideoError(
+        f"{path} is damaged: its frame {number}, at {seconds:.2f} s, cannot be decoded as it was; {MEND}."
+    )
 
 
 def _without_frames(path: Path) -> VideoError:
@@ -142,13 +156,16 @@ def _frame_rate(stream: av.VideoStream) -> float:
     return float(stream.average_rate or stream.guessed_rate or 0)
 
 
-def _pictures(container: InputContainer, stream: av.VideoStream) -> Iterator[av.VideoFrame]:
-    """The frames of a freshly opened file in order; those that cannot be decoded are left out, as ffmpeg does."""
+def _pictures(path: Path, container: InputContainer, stream: av.VideoStream) -> Iterator[av.VideoFrame | None]:
+    """The frames of a freshly opened file in order, None for a packet that cannot be decoded."""
     with suppress(av.FFmpegError):
         for packet in container.demux(stream):
+            if packet.has_sidedata("encryption_info"):
+                raise VideoError(f"{path} is encrypted: download a copy without copy protection.")
             try:
                 frames = packet.decode()
             except av.FFmpegError:
+                yield None
                 continue
             yield from frames
 
@@ -161,16 +178,31 @@ def _rgb(frame: av.VideoFrame, width: int, height: int) -> np.ndarray:
 
 
 def _decode(
-    pictures: Iterable[av.VideoFrame], numbers: np.ndarray, convert: Convert | None
+    path: Path,
+    stream: av.VideoStream,
+    pictures: Iterable[av.VideoFrame | None],
+    numbers: np.ndarray,
+    convert: Convert | None,
+    square_pixels: bool,
 ) -> tuple[dict[int, np.ndarray], list[float | None]]:
-    """Frames by number, and the time of each that was decoded on the stream's clock: less than asked for if the video
-    ended."""
+    """Frames by number, from the `pictures` of a freshly opened file, and the time of each that was decoded on the
+    stream's clock: less than asked for if the video ended. VideoError for a damaged one."""
     wanted = set(numbers.tolist())
+    last = max(wanted)
     frames: dict[int, np.ndarray] = {}
     times: list[float | None] = []
-    for number, picture in enumerate(islice(pictures, max(wanted) + 1)):
+    corrupt = lost = None  # the numbers of the first frame that is marked, and of the next one after a lost packet
+    for picture in pictures:
+        number = len(times)
+        if picture is None:
+            lost = number if lost is None and number else lost
+            continue
+        if picture.is_corrupt and corrupt is None:
+            corrupt = number
         if number == 0:
             width, height = picture.width, picture.height
+            if square_pixels:
+                width = shown_width(width, stream.sample_aspect_ratio)
         if number in wanted:
             try:
                 rgb = _rgb(picture, width, height)
@@ -178,6 +210,14 @@ def _decode(
                 break
             frames[number] = convert(rgb) if convert else rgb
         times.append(picture.time)
+        damaged = min((place for place in (corrupt, lost) if place is not None), default=None)
+        if damaged is not None and number >= damaged + AT_THE_END:
+            raise _damage(path, damaged, (times[damaged] or 0) - (times[0] or 0))
+        if damaged is None and number >= last:
+            break
+    else:
+        if corrupt is not None:
+            return {number: frame for number, frame in frames.items() if number < corrupt}, times[:corrupt]
     return frames, times
 
 

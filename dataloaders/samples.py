@@ -10,7 +10,7 @@ floats of them on the device.
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -163,7 +163,8 @@ class FrameReader:
             candidates = sampling.at_frame_rate(n_frames, fps, self.feature_framerate)
             return candidates[positions(len(candidates))]
 
-        read = read_frames(path, choose, lambda frame: self._square(frame, path), start=start, end=end)
+        convert = partial(self._square, path=path)
+        read = read_frames(path, choose, convert, start=start, end=end, square_pixels=True)
         return torch.from_numpy(read.frames)
 
     def _positions(self, n: int, generator: np.random.Generator | None) -> np.ndarray:

@@ -82,5 +82,7 @@ def open_video(path: Path) -> Iterator[tuple[InputContainer, av.VideoStream]]:
         raise VideoError(f"{path} is not a video that can be opened ({error.strerror}): {MEND}.") from error
     with container:
         stream = picture_stream(container, path)
+        if "enc_key_id" in stream.metadata:  # Matroska's; an mp4 says so packet by packet
+            raise VideoError(f"{path} is encrypted: download a copy without copy protection.")
         stream.codec_context.thread_count = 1  # the loader's workers already use the cores
         yield container, stream

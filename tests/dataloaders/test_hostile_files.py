@@ -6,7 +6,6 @@ Shapes: T frames, H x W pixels.
 
 import re
 import struct
-import subprocess
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,51 +19,16 @@ from dataloaders.decode import VideoError, read_frames
 from dataloaders.samples import FrameReader
 from dataloaders.transforms import resize_and_crop
 from preprocess.check_videos import check
+from tests.ffmpeg_files import X264, ffmpeg, ffmpeg_frames, moving, replace, write
 from tests.videos import cut, flag_rotation
 
 pytestmark = pytest.mark.timeout(60)  # a decoder that hangs is a failure too
 
-FFMPEG = pytest.importorskip("imageio_ffmpeg").get_ffmpeg_exe()
-X264 = ("-c:v", "libx264", "-preset", "veryfast", "-crf", "12", "-pix_fmt", "yuv420p")
 X265 = ("-c:v", "libx265", "-x265-params", "log-level=error", "-tag:v", "hvc1")
 VP9 = ("-c:v", "libvpx-vp9", "-deadline", "realtime", "-cpu-used", "8", "-b:v", "2M", "-pix_fmt", "yuv420p")
 AV1 = ("-c:v", "libsvtav1", "-svtav1-params", "lp=1", "-pix_fmt", "yuv420p")
 FRONT_INDEX = ("-movflags", "faststart")
 UNEVEN = ("-vf", "setpts=(N+3*floor(N/4))/5/TB", "-fps_mode", "passthrough")  # every fourth frame stays on
-
-
-def ffmpeg(*arguments: str | bytes | Path, data: bytes | None = None) -> bytes:
-    """What ffmpeg writes to its output `pipe:1`, reading `data` as `pipe:0`."""
-    return subprocess.run([FFMPEG, "-v", "error", *arguments], input=data, capture_output=True, check=True).stdout
-
-
-def moving(n_frames: int = 20, height: int = 48, width: int = 64) -> np.ndarray:
-    """Frames uint8 [T, H, W, 3] of coloured waves that run at different speeds, so that no two frames are alike."""
-    y, x = np.mgrid[:height, :width]
-    t = np.arange(n_frames)[:, None, None]
-    waves = (x + 4 * t) / 7, (y + 6 * t) / 6 + 1, (x + y - 2 * t) / 9 + 2
-    return np.stack([128 + 100 * np.sin(wave) for wave in waves], axis=-1).astype(np.uint8)
-
-
-ENCODED: dict[tuple, bytes] = {}  # many of the files below are made from the same one
-
-
-def write(path: Path, frames: np.ndarray, *flags: str | bytes) -> Path:
-    """Encode with the ffmpeg program at 5 frames a second; the suffix chooses the container."""
-    key = (path.suffix, frames.shape, frames.tobytes(), flags)
-    if key not in ENCODED:
-        size = f"{frames.shape[2]}x{frames.shape[1]}"
-        source = ("-f", "rawvideo", "-pix_fmt", "rgb24", "-s", size, "-r", "5", "-i", "pipe:0")
-        ffmpeg(*source, *flags, path, data=frames.tobytes())
-        ENCODED[key] = path.read_bytes()
-    path.write_bytes(ENCODED[key])
-    return path
-
-
-def ffmpeg_frames(path: Path, height: int, width: int) -> np.ndarray:
-    """Every frame as ffmpeg decodes it, uint8 [T, H, W, 3]."""
-    raw = ffmpeg("-i", path, "-fps_mode", "passthrough", "-f", "rawvideo", "-pix_fmt", "rgb24", "pipe:1")
-    return np.frombuffer(raw, np.uint8).reshape(-1, height, width, 3).copy()
 
 
 def every_frame(n_frames: int, fps: float) -> range:
@@ -74,15 +38,6 @@ def every_frame(n_frames: int, fps: float) -> range:
 def spread(n_frames: int, fps: float) -> np.ndarray:
     """Five frames from the first to the last."""
     return np.linspace(0, n_frames - 1, 5).astype(int)
-
-
-def replace(path: Path, old: bytes, new: bytes) -> Path:
-    """Overwrite the one place in a file that reads `old`."""
-    content = path.read_bytes()
-    assert content.count(old) == 1
-    assert len(old) == len(new)
-    path.write_bytes(content.replace(old, new))
-    return path
 
 
 # Files that decode. Each maker gets an empty folder.
