@@ -38,8 +38,6 @@ def on_screen(times: np.ndarray, ends: float, start: float | None, end: float | 
     leaves = np.append(times[1:], ends)
     first = 0 if start is None else int(np.searchsorted(leaves, start + rounding, side="right"))
     stop = len(times) if end is None else int(np.searchsorted(times, end - rounding))
-    if start is not None and end is not None and start >= end:
-        stop = min(first, stop)
     return first, stop
 
 
