@@ -23,8 +23,8 @@ MEND = "download it again, or re-encode it (ffmpeg -i IN -c:v libx264 OUT.mp4)"
 # to be told apart from damage.
 FORMATS = (
     "mov", "matroska", "avi", "mpegts", "mpeg", "asf", "flv", "live_flv", "ogg", "rm", "mxf", "nut", "gxf", "wtv", "dv",
-    "ivf", "gif", "amv", "nsv", "nuv", "swf", "yuv4mpegpipe",
-    "h264", "hevc", "vvc", "obu", "m4v", "mpegvideo", "h263", "h261", "vc1", "mjpeg", "dirac", "cavsvideo",
+    "ivf", "gif", "amv", "nsv", "nuv", "swf", "pva", "ty", "dhav", "bink", "smk", "roq", "flic", "yuv4mpegpipe",
+    "h264", "hevc", "vvc", "evc", "av1", "obu", "m4v", "mpegvideo", "h263", "h261", "vc1", "mjpeg", "dirac", "cavsvideo",
     "mp3", "flac", "wav", "aac", "aiff", "ac3", "ape", "wv", "tta",
 )  # fmt: skip
 FORMAT_WHITELIST = ",".join(FORMATS)
@@ -66,6 +66,8 @@ def picture_stream(container: InputContainer, path: Path) -> av.VideoStream:
     # FFmpeg prefers any other picture, so that there is no video beside a cover that is the best.
     if stream.disposition & (Disposition.attached_pic | Disposition.timed_thumbnails):
         raise VideoError(f"{path} holds sound and a cover picture, no video: download the video itself.")
+    if stream.disposition & Disposition.still_image:
+        raise _no_video_file(path)
     return stream
 
 
@@ -75,9 +77,7 @@ def open_video(path: Path) -> Iterator[tuple[InputContainer, av.VideoStream]]:
     try:
         container = open_container(path)
     except av.ArgumentError as error:  # what FFmpeg says of a format outside the whitelist
-        raise VideoError(
-            f"{path} is not a video file (it is a playlist, a script or a still picture): download the video itself."
-        ) from error
+        raise _no_video_file(path) from error
     except av.FFmpegError as error:
         raise VideoError(f"{path} is not a video that can be opened ({error.strerror}): {MEND}.") from error
     with container:
@@ -86,3 +86,9 @@ def open_video(path: Path) -> Iterator[tuple[InputContainer, av.VideoStream]]:
             raise VideoError(f"{path} is encrypted: download a copy without copy protection.")
         stream.codec_context.thread_count = 1  # the loader's workers already use the cores
         yield container, stream
+
+
+def _no_video_file(path: Path) -> VideoError:
+    return VideoError(
+        f"{path} is not a video file (it is a playlist, a script or a still picture): download the video itself."
+    )

@@ -62,7 +62,9 @@ def check(path: Path, max_frames: int) -> Finding:
     try:
         frames, n_frames, fps = read_frames(path, lambda n_frames, fps: [n_frames - 1])
         with open_video(path) as (_, stream):
-            promised, n_bytes, stated_bytes = stream.frames, path.stat().st_size, stated_size(path, stream)
+            n_bytes, stated_bytes = path.stat().st_size, stated_size(path, stream)
+            # An AVI counts its clock's ticks, which its index shows.
+            promised = stream.frames if stream.frames == len(stream.index_entries) else 0
     except (VideoError, OSError) as error:
         return Finding(path, "broken", reason=str(error))
     height, width = frames.shape[1:3]
