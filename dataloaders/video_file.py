@@ -24,8 +24,8 @@ MEND = "download it again, or re-encode it (ffmpeg -i IN -c:v libx264 OUT.mp4)"
 FORMATS = (
     "mov", "matroska", "avi", "mpegts", "mpeg", "asf", "flv", "live_flv", "ogg", "rm", "mxf", "nut", "gxf", "wtv", "dv",
     "ivf", "gif", "amv", "nsv", "nuv", "swf", "pva", "ty", "dhav", "bink", "smk", "roq", "flic", "yuv4mpegpipe",
-    "h264", "hevc", "vvc", "evc", "av1", "obu", "m4v", "mpegvideo", "h263", "h261", "vc1", "mjpeg", "dirac", "cavsvideo",
-    "mp3", "flac", "wav", "aac", "aiff", "ac3", "ape", "wv", "tta",
+    "h264", "hevc", "vvc", "evc", "av1", "obu", "m4v", "mpegvideo", "h263", "h261", "vc1", "mjpeg",
+    "dirac", "cavsvideo", "mp3", "flac", "wav", "aac", "aiff", "ac3", "ape", "wv", "tta",
 )  # fmt: skip
 FORMAT_WHITELIST = ",".join(FORMATS)
 PROTOCOL_WHITELIST = "file"
