@@ -2,9 +2,8 @@
 
 Frames are never sought: seeking is several times slower on compressed clips and returns wrong frames from damaged
 files without an error. Every frame up to the last chosen one is decoded, only the chosen ones are converted to pixels.
-The frame count in a file's header is a promise that is not always kept, and some containers give none: where it is
-missing, or does not fit the rest of the header, what lies in the file is counted as well, and the choice is made again
-when a video ends earlier than promised.
+The frame count in a file's header is a promise that is not always kept, and some containers give none: `video_facts`
+finds out what to expect, and the choice is made again when something else comes out.
 
 OpenCV's reader would do the same as fast, but its versions 4.13 to 5.0 return a black or an old picture for every
 frame of an interlaced video (camcorders, television, DVDs) and report success.
@@ -12,36 +11,35 @@ frame of an interlaced video (camcorders, television, DVDs) and report success.
 Shapes: K chosen frames, H x W pixels.
 """
 
-import os
-import stat
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
-from itertools import islice
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import av
 import numpy as np
 from av.container import InputContainer
 
-MAX_SHORTFALL = 0.25  # the part of the promised frames that may be missing before a file counts as broken
+from dataloaders.orientation import display_matrix, shown_width, turned
+from dataloaders.video_facts import MAX_SHORTFALL, VideoFacts, survey
+from dataloaders.video_file import MEND, VideoError, file_status, open_container, open_video
 
-MEND = "download it again, or re-encode it (ffmpeg -i IN -c:v libx264 OUT.mp4)"
+__all__ = [
+    "MAX_SHORTFALL", "Choose", "Convert", "DecodedFrames", "VideoError", "decoder_version", "file_status",
+    "open_container", "read_frames",
+]  # fmt: skip
 
-# A title that is not UTF-8 must not keep a video from being read. PyAV 19 reads any title, without this option.
-LENIENT: dict[str, Any] = {"metadata_errors": "replace"} if int(av.__version__.split(".")[0]) < 19 else {}
+AT_THE_END = 4  # frames of the last ones that a packet cut short may spoil: its own and some that are decoded before
+READING = 2  # of this module's own rules; a change of them may give other frames of the same file
 
 Choose = Callable[[int, float], "Sequence[int] | np.ndarray"]
 Convert = Callable[[np.ndarray], np.ndarray]  # one frame uint8 [H, W, 3] RGB -> what to keep of it
 
 
-class VideoError(ValueError):
-    """A file that cannot be read as a video; the message is one sentence with path, reason and mend."""
-
-
 class DecodedFrames(NamedTuple):
     """`frames` uint8 [K, H, W, 3] RGB, or as converted, in the order chosen; `n_frames` the count they were chosen
-    from; `fps` frames a second as the container states it, 0.0 where it states none."""
+    from; `fps` frames a second as the file states it, or their mean rate where that is wrong; 0.0 where it states
+    none."""
 
     frames: np.ndarray
     n_frames: int
@@ -51,147 +49,176 @@ class DecodedFrames(NamedTuple):
 def decoder_version() -> str:
     """The decoder's identity, to be noted beside results: different versions may decode a file differently."""
     codecs = ".".join(map(str, av.library_versions["libavcodec"]))
-    return f"av {av.__version__} (libavcodec {codecs})"
+    return f"av {av.__version__} (libavcodec {codecs}), reading {READING}"
 
 
-def read_frames(path: str | Path, choose: Choose, convert: Convert | None = None) -> DecodedFrames:
+def read_frames(
+    path: str | Path,
+    choose: Choose,
+    convert: Convert | None = None,
+    *,
+    start: float | None = None,
+    end: float | None = None,
+    square_pixels: bool = False,
+) -> DecodedFrames:
     """Decode the frames that `choose` asks for, each passed through `convert` at once, so that whole frames of a long
     video are never all in memory.
 
     `choose(n_frames, fps)` returns the frame numbers wanted, sorted, each in 0..n_frames-1, repeats allowed. `fps` is
-    0.0 when the container states none. It is called a second time, with the true count, if the video ends before the
-    last frame it asked for. Frames are turned as the file asks players to turn them, and have the size of the first.
+    0.0 when the container states none. It is called a second time, with the true count, if the video has other frames
+    than it seemed to have. Frames are turned and mirrored as the file asks players to show them, and have the size of
+    the first.
 
-    Raises VideoError when there is no such file, when no frame can be decoded, when more than MAX_SHORTFALL of the
-    promised frames are missing, or when one of those left cannot be decoded either.
+    With `start` or `end`, in seconds from the file's start, the frames on screen at some moment of [start, end) are the
+    whole video: `n_frames` counts only these, and number 0 is the first of them. With `square_pixels` frames have the
+    shape that players show; otherwise the pixels are those in the file, even where they are not square.
+
+    A frame that FFmpeg marks as corrupt, or a packet that it cannot decode, up to the last frame chosen, makes the file
+    a damaged one, which is refused: FFmpeg fills such frames with guesses, and until the next key frame the others show
+    them too. Two kinds of damage are no reason to refuse. Before its first frame a recording may begin in the middle of
+    others. And where a file is cut off, its last packet is only a part: the frame of it is left out.
+
+    Raises VideoError when there is no such file, when no frame can be decoded or none is in the window, when more than
+    MAX_SHORTFALL of the promised frames are missing, and for a damaged or encrypted file.
     """
     path = Path(path)
     file_status(path)
-    count = 0
-    with _open(path) as (container, stream):
-        fps = _frame_rate(stream)
-        promised = _promised_frames(container, stream, path)
-        if promised:
-            numbers = np.asarray(choose(promised, fps))
-            frames, count = _decode(container, stream, numbers, convert)
-            if frames.keys() >= set(numbers.tolist()):
-                return DecodedFrames(_in_order(frames, numbers), promised, fps)
 
-    if count == 0:
-        raise VideoError(f"{path} holds no frame that can be decoded: {MEND}.")
-    if count < promised * (1 - MAX_SHORTFALL):
-        raise VideoError(
-            f"{path} is cut off, or its header is wrong: {count} of its {promised} frames can be decoded; {MEND}."
-        )
-    numbers = np.asarray(choose(count, fps))
-    with _open(path) as (container, stream):
-        frames, reached = _decode(container, stream, numbers, convert)
+    def chosen(facts: VideoFacts) -> tuple[np.ndarray, int]:
+        """The numbers of the frames wanted, and how many they were chosen from."""
+        first, stop = _window(path, facts, start, end)
+        return first + np.asarray(choose(stop - first, facts.rate)), stop - first
+
+    with open_video(path) as (container, stream):
+        facts = survey(path, container, stream, _frame_rate(stream), timed=start is not None or end is not None)
+        if facts.n_frames == 0:
+            raise _without_frames(path)
+        _check_shortfall(path, facts)
+        numbers, n_frames = chosen(facts)
+        pictures = _pictures(path, container, stream)
+        frames, times = _decode(path, stream, pictures, numbers, convert, square_pixels)
+        complete = frames.keys() >= set(numbers.tolist())
+        if complete and all(facts.may_be(number, times[number]) for number in frames):
+            return DecodedFrames(_in_order(frames, numbers), n_frames, facts.rate)
+        if complete:
+            times += [picture.time for picture in pictures if picture]
+
+    if not times:
+        raise _without_frames(path)
+    facts = facts.once_decoded(times)
+    _check_shortfall(path, facts)
+    numbers, n_frames = chosen(facts)
+    with open_video(path) as (container, stream):
+        pictures = _pictures(path, container, stream)
+        frames, times = _decode(path, stream, pictures, numbers, convert, square_pixels)
     if not frames.keys() >= set(numbers.tolist()):
-        raise VideoError(f"{path} is damaged: its frame {reached} cannot be decoded; {MEND}.")
-    return DecodedFrames(_in_order(frames, numbers), count, fps)
+        raise VideoError(f"{path} is damaged: its frame {len(times)} cannot be decoded; {MEND}.")
+    return DecodedFrames(_in_order(frames, numbers), n_frames, facts.rate)
 
 
-def file_status(path: Path) -> os.stat_result:
-    """What the file system says about a video; VideoError if it is not a file that can hold one."""
-    try:
-        status = path.stat()
-    except FileNotFoundError as error:
-        raise VideoError(f"{path} does not exist: check --features_path, or download the video.") from error
-    if stat.S_ISDIR(status.st_mode):
-        raise VideoError(f"{path} is a directory, not a video file: give the path of the file in it.")
-    if status.st_size == 0:
-        raise VideoError(f"{path} is empty (0 bytes): download it again.")
-    return status
+def _damage(path: Path, number: int, seconds: float) -> VideoError:
+    return VideoError(
+        f"{path} is damaged: its frame {number}, at {seconds:.2f} s, cannot be decoded as it was; {MEND}."
+    )
 
 
-def open_container(path: Path) -> InputContainer:
-    """A file opened with PyAV, whatever its name and its titles hold; what PyAV raises is passed on."""
-    # An absolute path, because FFmpeg takes the "a:" of a relative "a:b.mp4" for a protocol.
-    return av.open(str(path.absolute()), **LENIENT)
+def _without_frames(path: Path) -> VideoError:
+    return VideoError(f"{path} holds no frame that can be decoded: {MEND}.")
 
 
-@contextmanager
-def _open(path: Path) -> Iterator[tuple[InputContainer, av.VideoStream]]:
-    try:
-        container = open_container(path)
-    except av.FFmpegError as error:
-        raise VideoError(f"{path} is not a video that can be opened ({error.strerror}): {MEND}.") from error
-    with container:
-        stream = container.streams.best("video")
-        if not isinstance(stream, av.VideoStream) or stream.codec_context is None:
-            raise VideoError(f"{path} is not a video (it holds no picture in a known codec): {MEND}.")
-        stream.codec_context.thread_count = 1  # the loader's workers already use the cores
-        yield container, stream
+def _check_shortfall(path: Path, facts: VideoFacts) -> None:
+    """Refuse a file of which too much is missing."""
+    if facts.n_frames < facts.promised * (1 - MAX_SHORTFALL):
+        raise VideoError(
+            f"{path} is cut off, or its header is wrong: {facts.n_frames} of its {facts.promised} frames can be "
+            f"decoded; {MEND}."
+        )
+
+
+def _window(path: Path, facts: VideoFacts, start: float | None, end: float | None) -> tuple[int, int]:
+    """First frame number of the window and the one after its last; VideoError if there is none in between."""
+    if start is None and end is None:
+        return 0, facts.n_frames
+    if facts.rate == 0:
+        raise VideoError(f"{path} states no frame rate, so that seconds cannot be found in it: re-encode it.")
+    first, stop = facts.window(start, end)
+    if first >= stop:
+        until = "its end" if end is None else f"{end:g} s"
+        raise VideoError(
+            f"{path} has no frame from {start or 0:g} s until {until}, it lasts {facts.length:g} s: correct the "
+            "times, or download it again."
+        )
+    return first, stop
 
 
 def _frame_rate(stream: av.VideoStream) -> float:
+    """Frames a second as the header states or FFmpeg guesses them, 0.0 for neither."""
     return float(stream.average_rate or stream.guessed_rate or 0)
 
 
-def _promised_frames(container: InputContainer, stream: av.VideoStream, path: Path) -> int:
-    """The frames that the header promises, or those in the file if they are more; 0 if there are none.
-
-    An mp4's header has a count, other containers state how long they last. Both may be wrong: a fragmented mp4 may
-    count its first fragment only, and a length is that of the first part where files were joined by their bytes.
-    """
-    rate = _frame_rate(stream)
-    if stream.duration and stream.time_base:
-        lasting = round(stream.duration * stream.time_base * rate)
-    else:
-        lasting = round((container.duration or 0) / av.time_base * rate)
-    # A frame takes at least a byte of the file: more than that is no count to believe.
-    counted, lasting = (count if 0 < count <= path.stat().st_size else 0 for count in (stream.frames, lasting))
-    if counted and lasting <= counted + 1:
-        return counted
-    return max(counted or lasting, _count_packets(path))
-
-
-def _count_packets(path: Path) -> int:
-    """The encoded frames in a file, of which nothing is decoded."""
-    count = 0
-    with _open(path) as (container, stream), suppress(av.FFmpegError):
-        for packet in container.demux(stream):
-            count += packet.size > 0  # the last one is empty
-    return count
-
-
-def _pictures(container: InputContainer, stream: av.VideoStream) -> Iterator[av.VideoFrame]:
-    """The frames of a freshly opened file in order; those that cannot be decoded are left out, as ffmpeg does."""
+def _pictures(path: Path, container: InputContainer, stream: av.VideoStream) -> Iterator[av.VideoFrame | None]:
+    """The frames of a freshly opened file in order, None for a packet that cannot be decoded."""
     with suppress(av.FFmpegError):
         for packet in container.demux(stream):
+            if packet.has_sidedata("encryption_info"):
+                raise VideoError(f"{path} is encrypted: download a copy without copy protection.")
             try:
                 frames = packet.decode()
             except av.FFmpegError:
+                yield None
                 continue
             yield from frames
 
 
 def _rgb(frame: av.VideoFrame, width: int, height: int) -> np.ndarray:
-    """A frame's pixels, uint8 [H, W, 3]: scaled to width x height, then turned as its rotation flag asks."""
+    """A frame's pixels, uint8 [H, W, 3]: scaled to width x height, then turned and mirrored as it asks."""
     # Bicubic, as in ffmpeg, for colours at half resolution. One thread: starting more takes longer than they save.
     pixels = frame.to_ndarray(format="rgb24", width=width, height=height, interpolation="BICUBIC", threads=1)
-    return np.ascontiguousarray(np.rot90(pixels, round(frame.rotation / 90)))
+    return np.ascontiguousarray(turned(pixels, display_matrix(frame)))
 
 
 def _decode(
-    container: InputContainer, stream: av.VideoStream, numbers: np.ndarray, convert: Convert | None
-) -> tuple[dict[int, np.ndarray], int]:
-    """Frames by number, from a freshly opened file, and how many were decoded: less than asked for if the video
-    ended."""
+    path: Path,
+    stream: av.VideoStream,
+    pictures: Iterable[av.VideoFrame | None],
+    numbers: np.ndarray,
+    convert: Convert | None,
+    square_pixels: bool,
+) -> tuple[dict[int, np.ndarray], list[float | None]]:
+    """Frames by number, from the `pictures` of a freshly opened file, and the time of each that was decoded on the
+    stream's clock: less than asked for if the video ended. VideoError for a damaged one."""
     wanted = set(numbers.tolist())
+    last = max(wanted)
     frames: dict[int, np.ndarray] = {}
-    count = 0
-    for picture in islice(_pictures(container, stream), max(wanted) + 1):
-        if count == 0:
+    times: list[float | None] = []
+    corrupt = lost = None  # the numbers of the first frame that is marked, and of the next one after a lost packet
+    for picture in pictures:
+        number = len(times)
+        if picture is None:
+            lost = number if lost is None and number else lost
+            continue
+        if picture.is_corrupt and corrupt is None:
+            corrupt = number
+        if number == 0:
             width, height = picture.width, picture.height
-        if count in wanted:
+            if square_pixels:
+                width = shown_width(width, stream.sample_aspect_ratio)
+        if number in wanted:
             try:
                 rgb = _rgb(picture, width, height)
             except av.FFmpegError:  # a kind of pixels that cannot be converted
                 break
-            frames[count] = convert(rgb) if convert else rgb
-        count += 1
-    return frames, count
+            frames[number] = convert(rgb) if convert else rgb
+        times.append(picture.time)
+        damaged = min((place for place in (corrupt, lost) if place is not None), default=None)
+        if damaged is not None and number >= damaged + AT_THE_END:
+            raise _damage(path, damaged, (times[damaged] or 0) - (times[0] or 0))
+        if damaged is None and number >= last:
+            break
+    else:
+        if corrupt is not None:
+            return {number: frame for number, frame in frames.items() if number < corrupt}, times[:corrupt]
+    return frames, times
 
 
 def _in_order(frames: dict[int, np.ndarray], numbers: np.ndarray) -> np.ndarray:

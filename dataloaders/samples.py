@@ -10,7 +10,7 @@ floats of them on the device.
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -167,11 +167,12 @@ class FrameReader:
         def choose(n_frames: int, fps: float) -> np.ndarray:
             if self.feature_framerate > 0 and fps == 0:
                 raise VideoError(f"{path} states no frame rate: re-encode it, or pass --feature_framerate 0.")
-            first, stop = _window(path, n_frames, fps, start, end)
-            candidates = first + sampling.at_frame_rate(stop - first, fps, self.feature_framerate)
+            candidates = sampling.at_frame_rate(n_frames, fps, self.feature_framerate)
             return candidates[positions(len(candidates))]
 
-        return torch.from_numpy(read_frames(path, choose, lambda frame: self._square(frame, path)).frames)
+        convert = partial(self._square, path=path)
+        read = read_frames(path, choose, convert, start=start, end=end, square_pixels=True)
+        return torch.from_numpy(read.frames)
 
     def _positions(self, n: int, generator: np.random.Generator | None) -> np.ndarray:
         if self.frame_sampling == "uniform":
@@ -193,22 +194,6 @@ class FrameReader:
                 f"it with a short side of {self.image_size}, or pass --frame_transform resize."
             )
         return centre_crop(frame[None], self.image_size)[0].numpy()
-
-
-def _window(path: Path, n_frames: int, fps: float, start: float | None, end: float | None) -> tuple[int, int]:
-    """First frame number of the window and the one after its last; VideoError if there is none in between."""
-    if start is None and end is None:
-        return 0, n_frames
-    if fps == 0:
-        raise VideoError(f"{path} states no frame rate, so that seconds cannot be found in it: re-encode it.")
-    first, stop = sampling.in_window(n_frames, fps, start, end)
-    if first >= stop:
-        until = "its end" if end is None else f"{end:g} s"
-        raise VideoError(
-            f"{path} has no frame from {start or 0:g} s until {until}, it lasts {n_frames / fps:g} s: correct the "
-            "times, or download it again."
-        )
-    return first, stop
 
 
 class TrainingPairs(Dataset[Item]):

@@ -1,10 +1,10 @@
 """Which frames of a video a model sees: pure functions from counts to frame numbers, no files and no pixels.
 
-`in_window` finds the part of a video that is given in seconds, `at_frame_rate` thins it out to its candidates; the
-others then pick positions among the n candidates: `uniform` as CLIP4Clip, `segment_random` and `segment_centres`
-(training and evaluation) over the whole clip, `released_training` and `released_evaluation` as the authors' released
-code of STOP. `uniform` gives fewer than T positions for a short video (the caller pads); the rest always give T and
-repeat frames where they must.
+`in_window` and `on_screen` find the part of a video that is given in seconds, where frames come at a constant rate and
+where they do not; `at_frame_rate` thins it out to its candidates; the others then pick positions among the n
+candidates: `uniform` as CLIP4Clip, `segment_random` and `segment_centres` (training and evaluation) over the whole
+clip, `released_training` and `released_evaluation` as the authors' released code of STOP. `uniform` gives fewer than T
+positions for a short video (the caller pads); the rest always give T and repeat frames where they must.
 
 Shapes: n candidate frames, T = `max_frames`. Everything returned is int64, sorted, and counts from 0.
 """
@@ -25,6 +25,19 @@ def in_window(n_frames: int, fps: float, start: float | None, end: float | None)
     rounding = 1e-6  # in frames: 0.7 s at 10 fps come out as 7.000000000000001
     first = 0 if start is None else max(0, math.floor(start * fps + rounding))
     stop = n_frames if end is None else min(n_frames, math.ceil(end * fps - rounding))
+    return first, stop
+
+
+def on_screen(times: np.ndarray, ends: float, start: float | None, end: float | None) -> tuple[int, int]:
+    """The frames on screen at some moment of [start, end) seconds -> (first, one after the last), within 0..n.
+
+    Frame f is on screen from times[f], float64 [n] in seconds and sorted, until the next one comes; the last one until
+    `ends`. None is the video's own start or end. A window that holds no frame gives first >= stop.
+    """
+    rounding = 1e-6  # in seconds: finer than any container's clock
+    leaves = np.append(times[1:], ends)
+    first = 0 if start is None else int(np.searchsorted(leaves, start + rounding, side="right"))
+    stop = len(times) if end is None else int(np.searchsorted(times, end - rounding))
     return first, stop
 
 

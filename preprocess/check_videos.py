@@ -8,8 +8,12 @@ It reads the videos as training does, to their last frame, and calls each one
 
     missing   there is no such file
     broken    training would stop at it
-    short     it has fewer frames than --max_frames, or than its header promises; training takes what is there
+    cut       its end is missing, but less than a quarter of it; training takes what is there
+    short     it is whole and has fewer frames than --max_frames
     ok        none of these
+
+Transport streams, program streams and Ogg do not say where they end: of these only those count as broken whose end is
+missing by more than a quarter of the length that they state.
 
 --output gets a line for every video: path, status, frames, fps, width, height, reason.
 Exit code: 0 if no video is missing or broken, 1 if one is, 2 for a wrong command, 130 if interrupted.
@@ -30,9 +34,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from dataloaders import DATASETS, NEEDED_FLAGS
 from dataloaders.decode import VideoError, read_frames
 from dataloaders.preparation import in_threads
+from dataloaders.stated_size import stated_size
+from dataloaders.video_file import open_video
 from preprocess.shards import default_jobs, exit_code
 
-STATUSES = ("ok", "short", "broken", "missing")
+STATUSES = ("ok", "short", "cut", "broken", "missing")
 SHOWN_PROBLEMS = 20
 
 
@@ -53,20 +59,20 @@ def check(path: Path, max_frames: int) -> Finding:
     """Decode a video to its end."""
     if not path.is_file():
         return Finding(path, "missing", reason=f"{path} does not exist: download it.")
-    counts = []  # of frames: what the header promises, then what there is if that is less
-
-    def last(n_frames: int, fps: float) -> list[int]:
-        counts.append(n_frames)
-        return [n_frames - 1]
-
     try:
-        frames, n_frames, fps = read_frames(path, last)
+        frames, n_frames, fps = read_frames(path, lambda n_frames, fps: [n_frames - 1])
+        with open_video(path) as (_, stream):
+            n_bytes, stated_bytes = path.stat().st_size, stated_size(path, stream)
+            # An AVI counts its clock's ticks, which its index shows.
+            promised = stream.frames if stream.frames == len(stream.index_entries) else 0
     except (VideoError, OSError) as error:
         return Finding(path, "broken", reason=str(error))
     height, width = frames.shape[1:3]
     found = partial(Finding, path, frames=n_frames, fps=round(fps, 3), width=width, height=height)
-    if n_frames < counts[0]:
-        return found(status="short", reason=f"{path} is cut: {n_frames} of its {counts[0]} frames can be decoded.")
+    if n_bytes < stated_bytes:
+        reason = f"{path} is cut: {n_bytes:,} of its {stated_bytes:,} bytes are there, and {n_frames} "
+        reason += f"of its {promised} frames can be decoded." if n_frames < promised else "frames can be decoded."
+        return found(status="cut", reason=reason)
     if n_frames < max_frames:
         return found(status="short", reason=f"{path} has {n_frames} frames, less than --max_frames {max_frames}.")
     return found(status="ok")

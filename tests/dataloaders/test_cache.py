@@ -45,9 +45,9 @@ def decoded(monkeypatch) -> Counter:
     """How often each file is decoded in this process."""
     counts: Counter = Counter()
 
-    def counted(path, *args):
+    def counted(path, *args, **settings):
         counts[Path(path).name] += 1
-        return read_frames(path, *args)
+        return read_frames(path, *args, **settings)
 
     monkeypatch.setattr(samples_module, "read_frames", counted)
     return counts

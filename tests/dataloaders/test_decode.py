@@ -15,7 +15,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from dataloaders import decode
+from dataloaders.cache import FrameCache
 from dataloaders.decode import MAX_SHORTFALL, VideoError, decoder_version, read_frames
+from dataloaders.samples import FrameReader
+from preprocess.check_videos import check
 from tests.videos import cut, frame_numbers, grey_ramp, noise, write_video
 
 
@@ -106,6 +109,75 @@ def test_frames_without_pixels_are_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(decode, "_rgb", only_the_first)
     with pytest.raises(VideoError, match=r"a\.mp4 is damaged: its frame 4 cannot be decoded"):
         read_frames(path, lambda n, fps: [0, n - 1])
+
+
+def test_a_damaged_frame_is_refused_and_named(damaged, tmp_path):
+    path, number = damaged
+    message = rf"a\.mp4 is damaged: its frame {number}, at {number / 3:.2f} s, cannot be decoded as it was; download"
+    for read in (
+        lambda: read_frames(path, lambda n, fps: [0, n - 1]),
+        lambda: read_frames(path, lambda n, fps: [0], start=number / 3),
+        lambda: FrameReader(6, 32)(path),
+        lambda: FrameReader(6, 32, "segment", cache=FrameCache(tmp_path / "cache"))(path),
+    ):
+        with pytest.raises(VideoError, match=message):
+            read()
+    finding = check(path, max_frames=12)
+    assert finding.status == "broken"
+    assert f"its frame {number}, at" in finding.reason
+    before = read_frames(path, lambda n, fps: [0, number - 1]).frames  # nothing has gone wrong yet
+    assert len(before) == 2
+
+
+def test_a_packet_that_is_lost_is_damage(tmp_path, monkeypatch):
+    path = write_video(tmp_path / "a.mp4", grey_ramp(30))
+    pictures = decode._pictures
+
+    def lose_one(*args):
+        for number, picture in enumerate(pictures(*args)):
+            yield None if number == 12 else picture
+
+    monkeypatch.setattr(decode, "_pictures", lose_one)
+    with pytest.raises(VideoError, match=r"a\.mp4 is damaged: its frame 12, at "):
+        read_frames(path, lambda n, fps: [0, n - 1])
+    assert frame_numbers(read_frames(path, lambda n, fps: [3, 7]).frames) == [3, 7]
+
+
+def test_what_comes_before_the_first_frame_is_no_damage(tmp_path, monkeypatch):
+    """A recording of television begins anywhere."""
+    path = write_video(tmp_path / "a.mp4", grey_ramp(10))
+    pictures = decode._pictures
+
+    def late(*args):
+        yield None
+        yield None
+        yield from pictures(*args)
+
+    monkeypatch.setattr(decode, "_pictures", late)
+    assert frame_numbers(read_frames(path, every_frame).frames) == list(range(10))
+
+
+def test_the_frame_that_a_file_ends_in_is_left_out(tmp_path):
+    whole = write_video(tmp_path / "a.avi", noise(60), fps=25, codec="mpeg4")
+    path = cut(whole, 0.9)
+    assert [frame.is_corrupt for frame in av.open(str(path)).decode(video=0)][-1]
+    found = read_frames(path, every_frame)
+    assert 45 <= found.n_frames < 60
+    assert np.array_equal(found.frames, read_frames(whole, every_frame).frames[: found.n_frames])
+
+
+@pytest.fixture(scope="module")
+def damaged(tmp_path_factory) -> tuple[Path, int]:
+    """A video with a few bytes wrong in its middle, where FFmpeg notices, and the number of the frame that it marks."""
+    blocks = noise(60)[:, :8, :8].repeat(8, axis=1).repeat(8, axis=2)
+    path = write_video(tmp_path_factory.mktemp("damaged") / "a.mp4", blocks)
+    whole = path.read_bytes()
+    for place in range(len(whole) // 2, len(whole)):
+        path.write_bytes(whole[:place] + bytes(16) + whole[place + 16 :])
+        marks = [frame.is_corrupt for frame in av.open(str(path)).decode(video=0)]
+        if marks.count(True) == 1 and len(marks) == 60:
+            return path, marks.index(True)
+    pytest.fail("FFmpeg marks no damage")
 
 
 @pytest.fixture(scope="module")

@@ -57,8 +57,8 @@ def test_a_video_that_is_damaged_at_its_end_is_found_whatever_training_would_dra
     (sample,) = make_samples(tmp_path, 1)
     chosen = []
 
-    def watched(path, choose, convert):
-        return read_frames(path, lambda n, fps: chosen.append(choose(n, fps)) or chosen[-1], convert)
+    def watched(path, choose, convert, **settings):
+        return read_frames(path, lambda n, fps: chosen.append(choose(n, fps)) or chosen[-1], convert, **settings)
 
     monkeypatch.setattr(samples_module, "read_frames", watched)
     assert list(read_all([sample], FrameReader(4, 32, "segment", training=True), jobs=1)) == [None]

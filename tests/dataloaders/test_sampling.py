@@ -9,6 +9,8 @@ from hypothesis import strategies as st
 
 from dataloaders.sampling import (
     at_frame_rate,
+    in_window,
+    on_screen,
     released_evaluation,
     released_training,
     segment_centres,
@@ -57,6 +59,44 @@ def test_candidates_begin_at_the_first_frame_and_rise(n_frames, fps, rate):
     assert numbers[0] == 0
     assert numbers[-1] < n_frames
     assert (np.diff(numbers) > 0).all()
+
+
+def moments(bound: float) -> st.SearchStrategy[float | None]:
+    return st.one_of(st.none(), st.floats(-1, bound), st.integers(-1, int(bound)).map(float))
+
+
+@given(st.lists(st.integers(1, 4000), min_size=1, max_size=30), moments(60), moments(60))
+def test_a_window_holds_the_frames_on_screen_at_one_of_its_moments(gaps, start, end):
+    """Looked at every millisecond, which is the clock of the frames."""
+    times = np.cumsum([0, *gaps]) / 1000
+    times, ends = times[:-1], times[-1]
+    first, stop = on_screen(times, ends, start, end)
+    begin = 0.0 if start is None else start
+    until = ends if end is None else end
+    on = [f for f, leaves in enumerate([*times[1:], ends]) if max(begin, times[f]) + 2e-6 < min(until, leaves)]
+    assert set(on) <= set(range(first, stop))
+    assert len(range(first, stop)) - len(on) <= 2  # frames on for less than two microseconds of it
+    assert first >= 0
+    assert stop <= len(times)
+
+
+@given(counts, st.integers(1, 60), st.integers(-10, 600), st.integers(0, 600))
+def test_at_a_constant_rate_both_ways_give_the_same_window(n_frames, fps, start, length):
+    times = np.arange(n_frames) / fps
+    window = start / 10, (start + length) / 10
+    by_times, by_rate = on_screen(times, n_frames / fps, *window), in_window(n_frames, fps, *window)
+    assert list(range(*by_times)) == list(range(*by_rate))
+
+
+def test_a_window_in_a_recording_of_a_screen():
+    times = np.array([0.0, 0.1, 0.2, 5.0, 30.0])
+    assert on_screen(times, 30.1, 1.0, 4.0) == (2, 3)  # what stood still since 0.2 s
+    assert on_screen(times, 30.1, 5.0, 10.0) == (3, 4)
+    assert on_screen(times, 30.1, 0.15, None) == (1, 5)
+    assert on_screen(times, 30.1, None, 0.1) == (0, 1)
+    for empty in ((30.1, None), (5.0, 5.0), (4.0, 0.15), (None, 0.0)):
+        first, stop = on_screen(times, 30.1, *empty)
+        assert first >= stop
 
 
 def test_uniform_by_hand():

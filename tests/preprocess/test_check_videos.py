@@ -42,7 +42,7 @@ def noise(path: Path, part: float) -> None:
 def test_a_whole_data_set(data, capsys, split, count):
     assert check(data, "--split", split) == 0
     printed = capsys.readouterr()
-    assert printed.out == f"{count} videos: {count} ok, 0 short, 0 broken, 0 missing.\n"
+    assert printed.out == f"{count} videos: {count} ok, 0 short, 0 cut, 0 broken, 0 missing.\n"
     assert "video" not in printed.err.replace("video/s", "")
 
 
@@ -55,7 +55,7 @@ def test_every_kind_of_trouble(data, capsys):
     (data.videos / "video6.mp4").unlink()
     assert check(data, "--output", str(data.folder / "reports" / "report.csv")) == 1
     rows = report(data)
-    expected = ["missing", "broken", "short", "ok", "short", "broken", "missing"]
+    expected = ["missing", "broken", "short", "ok", "cut", "broken", "missing"]
     assert [rows[f"video{n}.mp4"]["status"] for n in range(7)] == expected
     assert "has 4 frames, less than --max_frames 5" in rows["video2.mp4"]["reason"]
     assert "of its 60 frames can be decoded" in rows["video4.mp4"]["reason"]
@@ -63,9 +63,9 @@ def test_every_kind_of_trouble(data, capsys):
     assert [whole[key] for key in ("frames", "fps", "width", "height", "reason")] == ["5", "3.0", "64", "48", ""]
 
     printed = capsys.readouterr()
-    assert "7 videos: 1 ok, 2 short, 2 broken, 2 missing." in printed.out
-    lines = [line for line in printed.err.splitlines() if line.startswith(("missing:", "broken:", "short:"))]
-    assert [line.partition(":")[0] for line in lines] == ["missing"] * 2 + ["broken"] * 2 + ["short"] * 2
+    assert "7 videos: 1 ok, 1 short, 1 cut, 2 broken, 2 missing." in printed.out
+    lines = [line for line in printed.err.splitlines() if line.startswith(("missing:", "broken:", "cut:", "short:"))]
+    assert [line.partition(":")[0] for line in lines] == ["missing"] * 2 + ["broken"] * 2 + ["cut", "short"]
     assert all(str(data.videos) in line for line in lines)
 
 
@@ -79,7 +79,7 @@ def test_other_extensions_count_where_the_reader_takes_them(data, capsys):
     (data.videos / "video1.mp4").unlink()
     write_video(data.videos / "video1.mkv", grey_ramp(5))
     assert check(data) == 1
-    assert "6 ok, 0 short, 0 broken, 1 missing" in capsys.readouterr().out
+    assert "6 ok, 0 short, 0 cut, 0 broken, 1 missing" in capsys.readouterr().out
 
 
 def test_many_problems_are_cut_short(data, capsys, monkeypatch):
@@ -118,5 +118,5 @@ def test_as_a_command(data):
     command = [sys.executable, "preprocess/check_videos.py", *data.flags()[:8]]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0
-    assert done.stdout == "7 videos: 0 ok, 7 short, 0 broken, 0 missing.\n"
+    assert done.stdout == "7 videos: 0 ok, 7 short, 0 cut, 0 broken, 0 missing.\n"
     assert "Traceback" not in done.stderr
