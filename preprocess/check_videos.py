@@ -24,7 +24,7 @@ import csv
 import sys
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from functools import partial
 from pathlib import Path
 
@@ -33,7 +33,7 @@ from tqdm import tqdm
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from dataloaders import DATASETS, NEEDED_FLAGS
 from dataloaders.decode import VideoError, read_frames
-from dataloaders.preparation import in_threads
+from dataloaders.preparation import in_threads, missing_files
 from dataloaders.stated_size import stated_size
 from dataloaders.video_file import open_video
 from preprocess.shards import default_jobs, exit_code
@@ -106,9 +106,11 @@ def run(options: argparse.Namespace) -> int:
         if split in splits and (absent := [f"--{name}" for name in needed if files[name] is None]):
             raise ValueError(f"the split {split} needs {' and '.join(absent)}: pass them, or another --split.")
     read_split = DATASETS[options.datatype]
-    paths = list(dict.fromkeys(sample.path for split in splits for sample in read_split(split, **files)))
+    samples = list({sample.path: sample for split in splits for sample in read_split(split, **files)}.values())
 
-    findings = check_all(paths, options.max_frames, jobs)
+    findings = check_all([sample.path for sample in samples], options.max_frames, jobs)
+    for row, reason in missing_files(samples).items():  # they know which list names a file
+        findings[row] = replace(findings[row], reason=reason)
     if options.output:
         write_report(options.output, findings)
     counts = Counter(finding.status for finding in findings)

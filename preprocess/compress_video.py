@@ -29,20 +29,19 @@ import subprocess
 import sys
 import threading
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import av
-from av.container import InputContainer
 from av.stream import Disposition
 from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from dataloaders.decode import VideoError, open_container
 from dataloaders.quoting import shorten
+from dataloaders.stated_size import is_cut, stated_size
+from dataloaders.video_file import VideoError, open_video
 from preprocess.compress_plan import SHOWN_FILES, name_passed_over, plan
 from preprocess.shards import default_jobs, exit_code, parse_shard, wait_for_other_ranks
 
@@ -109,7 +108,7 @@ class Compressor:
         partial = output.with_name(f".{output.name}.{uuid.uuid4().hex[:8]}{PARTIAL}")
         try:
             self._encode(source, partial)
-            if shortfall := self._shortfall(seconds, partial):
+            if shortfall := self._shortfall(seconds, partial, source):
                 raise VideoError(f"{source} {shortfall}")
             with partial.open("rb") as file:
                 os.fsync(file.fileno())
@@ -122,10 +121,10 @@ class Compressor:
         """Whether `output` was made of this version of `source`, is whole and in square pixels, as it once was not."""
         if not output.exists() or output.stat().st_mtime_ns < source.stat().st_mtime_ns:
             return False
-        return self._shortfall(seconds, output) is None and has_square_pixels(output)
+        return self._shortfall(seconds, output, source) is None and has_square_pixels(output)
 
     def _encode(self, source: Path, partial: Path) -> None:
-        with open_picture(source) as (container, stream):
+        with open_video(source) as (container, stream):
             demuxer = container.format.name.partition(",")[0]
             videos = [video for video in container.streams.video if not video.disposition & COVERS]
             number = [video.index for video in videos].index(stream.index)
@@ -151,8 +150,8 @@ class Compressor:
                 f"{source} cannot be re-encoded (ffmpeg: {lines[0]}): if the file is damaged, download it again."
             )
 
-    def _shortfall(self, seconds: float | None, made: Path) -> str | None:
-        """What `made` lacks of a video of that length, as the end of a sentence; None if nothing."""
+    def _shortfall(self, seconds: float | None, made: Path, source: Path) -> str | None:
+        """What `made` lacks of its source of that length, as the end of a sentence; None if nothing."""
         try:
             length = video_seconds(made) or 0.0
         except VideoError:
@@ -161,31 +160,25 @@ class Compressor:
             return "gave no frame: it is damaged or shorter than half a frame; download it again, or leave it out."
         allowance = max(MIN_ALLOWANCE, 1 / self.encoding.fps, self.max_shortfall * (seconds or 0))
         if seconds is not None and length < seconds - allowance:
-            return (
-                f"is cut off: {length:.1f} of its {seconds:.1f} seconds came out; download it again, or allow more "
-                f"than --max_shortfall {self.max_shortfall:g} to be missing."
-            )
+            last = last_frame_starts(source)
+            if last is not None and length >= last - allowance:
+                return None
+            return self._cut_off(f"{length:.1f} of its {seconds:.1f} seconds came out")
+        if seconds is None:  # FFmpeg leaves out the length of a cut ASF
+            with open_video(source) as (_, stream):
+                there, stated = source.stat().st_size, stated_size(source, stream)
+            if there < stated * (1 - self.max_shortfall):
+                return self._cut_off(f"{there:,} of its {stated:,} bytes are there")
         return None
 
-
-@contextmanager
-def open_picture(path: Path) -> Iterator[tuple[InputContainer, av.VideoStream]]:
-    """A file and the stream of it that training reads; VideoError where it cannot be opened as a video."""
-    try:
-        with open_container(path) as container:
-            stream = container.streams.best("video")
-            if not isinstance(stream, av.VideoStream):
-                raise VideoError(f"{path} holds no picture: download it again, or leave it out.")
-            if stream.disposition & COVERS:
-                raise VideoError(f"{path} holds sound and a cover picture, no video: download it again.")
-            yield container, stream
-    except (av.FFmpegError, OSError) as error:
-        raise VideoError(f"{path} cannot be opened as a video ({error.strerror}): download it again.") from error
+    def _cut_off(self, what_is_there: str) -> str:
+        allow = f"allow more than --max_shortfall {self.max_shortfall:g} to be missing"
+        return f"is cut off: {what_is_there}; download it again, or {allow}."
 
 
 def has_square_pixels(path: Path) -> bool:
     """Whether a file is shown as its pixels lie, to less than two of them."""
-    with open_picture(path) as (_, stream):
+    with open_video(path) as (_, stream):
         ratio = float(stream.sample_aspect_ratio or 1)
         return abs(ratio - 1) * max(stream.width, stream.height) < 2
 
@@ -196,13 +189,26 @@ def video_seconds(path: Path) -> float | None:
     In containers that state one length for all (flv) it is that of the sound if that is longer. VideoError where `path`
     cannot be opened as a video.
     """
-    with open_picture(path) as (container, stream):
+    with open_video(path) as (container, stream):
         lengths = [float(stream.duration * stream.time_base)] if stream.duration and stream.time_base else []
         lengths += [container.duration / av.time_base] if container.duration else []
         if clock := re.fullmatch(r"(\d+):(\d+):(\d+\.?\d*)", stream.metadata.get("DURATION", "")):  # Matroska's way
             lengths.append(3600 * int(clock[1]) + 60 * int(clock[2]) + float(clock[3]))
     # The container's length may be that of a longer sound, the stream's that of frames which an edit list leaves out.
     return max(0.0, min(lengths)) if lengths else None
+
+
+def last_frame_starts(path: Path) -> float | None:
+    """Seconds from the first frame of a file to its last, which some headers go far beyond; None where the file does
+    not say how large it is, or where its end is missing. The file is read for that, not decoded."""
+    with open_video(path) as (container, stream):
+        if not stated_size(path, stream) or is_cut(path, stream):
+            return None
+        try:
+            times = [packet.pts for packet in container.demux(stream) if packet.pts is not None]
+        except av.FFmpegError:
+            return None
+        return float((max(times) - min(times)) * (stream.time_base or 0)) if times else None
 
 
 def find_ffmpeg() -> str:

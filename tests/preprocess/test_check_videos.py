@@ -58,6 +58,11 @@ def test_every_kind_of_trouble(data, capsys):
     expected = ["missing", "broken", "short", "ok", "cut", "broken", "missing"]
     assert [rows[f"video{n}.mp4"]["status"] for n in range(7)] == expected
     assert "has 4 frames, less than --max_frames 5" in rows["video2.mp4"]["reason"]
+    csv_path = data.folder / "MSRVTT_train.9k.csv"
+    assert (
+        f"video0.mp4 is missing, also under any other video extension ({csv_path} lists it)"
+        in rows["video0.mp4"]["reason"]
+    )
     assert "of its 60 frames can be decoded" in rows["video4.mp4"]["reason"]
     whole = rows["video3.mp4"]
     assert [whole[key] for key in ("frames", "fps", "width", "height", "reason")] == ["5", "3.0", "64", "48", ""]

@@ -10,6 +10,7 @@ import av
 import numpy as np
 import pytest
 
+from dataloaders.decode import read_frames
 from preprocess.compress_video import Encoding, find_ffmpeg, main
 from tests.videos import grey_ramp, write_video
 
@@ -80,6 +81,8 @@ def test_all_eight_orientations_are_ffmpeg_s_own(source, output, suffix):
         assert "DISPLAYMATRIX" not in stored(made)[3]
         raw = first_frame(path, *size)
         assert np.abs(raw - first_frame(made, *size)).mean() < 5
+        for read in (path, made):
+            assert np.abs(raw - read_frames(read, lambda n, fps: [0]).frames[0]).mean() < 5
         shown.append(raw)
     assert len(shown) == 8
     # The eight do differ, and by far more than re-encoding changes.
@@ -95,7 +98,9 @@ def test_a_matrix_of_zeros_turns_nothing(source, output):
     content[matrix : matrix + 36] = struct.pack(">9i", *[0] * 9)
     path.write_bytes(content)
     assert compress(source, output) == 0
-    assert np.abs(first_frame(output / "a.mp4", 80, 48) - corners()[0]).mean() < 5
+    for read in (path, output / "a.mp4"):
+        assert np.abs(first_frame(read, 80, 48) - corners()[0]).mean() < 5
+        assert np.abs(read_frames(read, lambda n, fps: [0]).frames[0] - corners()[0].astype(int)).mean() < 5
 
 
 @pytest.mark.parametrize(
@@ -176,6 +181,26 @@ def test_of_two_pictures_the_one_is_taken_that_training_reads(source, output):
     assert np.abs(first_frame(output / "a.mp4", 80, 48) - corners()[0, :, ::-1]).mean() < 5
 
 
+def test_a_playlist_is_no_video(source, output, capsys):
+    write_video(source.parent / "sibling.mp4", corners())
+    playlist = source / "a.mp4"
+    playlist.write_text(f"ffconcat version 1.0\nfile {source.parent / 'sibling.mp4'}\n")
+    assert compress(source, output) == 1
+    assert f"failed: {playlist} is not a video file (it is a playlist" in capsys.readouterr().err
+    assert not list(output.glob("*.mp4"))
+
+
+def test_a_header_beyond_the_last_frame_is_no_missing_end(source, output, reference):
+    """An ASF file that states 15 s, of which the last frame comes at 14.1 s."""
+    content = (reference / "data/videos/tika__testASF.asf").read_bytes()
+    (source / "whole.asf").write_bytes(content)
+    (source / "cut.asf").write_bytes(content[: len(content) * 9 // 10])
+    assert compress(source, output) == 1
+    (failed,) = (output / "failed.txt").read_text().splitlines()
+    assert failed.startswith(f"{source / 'cut.asf'}\t")
+    assert (output / "whole.mp4").exists()
+
+
 @pytest.fixture
 def song(source) -> Path:
     """Sound with a cover picture, as music is sold."""
@@ -190,7 +215,7 @@ def test_a_cover_picture_is_no_video(source, output, song):
     write_video(source / "a.mp4", corners())
     (source / "b.mp3").touch()
     assert compress(source, output) == 1
-    reason = f"{song} holds sound and a cover picture, no video: download it again."
+    reason = f"{song} holds sound and a cover picture, no video: download the video itself."
     assert (output / "failed.txt").read_text() == f"{song}\t{reason}\n"
     assert (output / "a.mp4").exists()
 
