@@ -24,9 +24,9 @@ from typing import Annotated, Any, Literal, TypeVar
 import torch
 from torch import Tensor, nn
 
-from dataloaders.transforms import normalise
 from engine.cli import parse_flags, print_report
 from engine.config import between
+from engine.data import normalise_for
 from engine.describe import count_operations
 from engine.distributed import Process
 from engine.logger import provenance
@@ -132,7 +132,7 @@ def measure_evaluation(method: Method, batch: Batch, repeats: int, precision: st
 
     def evaluate() -> Any:
         with torch.no_grad(), autocast():
-            return method(normalise(video), frame_mask, token_ids)
+            return method(normalise_for(method.clip, video), frame_mask, token_ids)
 
     method.eval()
     row = time_both_ways(EVALUATION, evaluate, method, video.device, repeats)

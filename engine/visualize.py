@@ -24,14 +24,13 @@ import numpy as np
 import torch
 
 from dataloaders.samples import FrameReader, Sample
-from dataloaders.transforms import normalise
 from engine.checkpoint import load_checkpoint, read_header
 from engine.config import Config
-from engine.data import frame_reader, list_split
+from engine.data import frame_reader, list_split, normalise_for
 from modules.clip_weights import backbone_sha256, load_clip
 from modules.methods import Method, build_method
 from modules.methods.stop import STOP, LayerMaps
-from modules.tokenizer import Tokenizer
+from modules.tokenizer import Tokenizer, check_vocabulary
 
 GAP = 26  # pixels between two frames, where the count stands
 LABEL = 150  # pixels for the row names on the left
@@ -123,13 +122,14 @@ class Restored:
 def restore(checkpoint: Path) -> Restored:
     """Everything that a checkpoint's settings name; raises as loading these does."""
     config = Config.from_flat(read_header(checkpoint).settings)
-    clip = load_clip(config.model.pretrained_clip_name, config.model.pretrained_dir)
+    clip = load_clip(config.model.pretrained_clip_name, config.model.pretrained_dir, asked=config.model.asked_of_clip())
+    check_vocabulary(clip.backbone)
     sha256 = backbone_sha256(clip)
     method = build_method(config.model.method, clip, **config.model.options)
     load_checkpoint(checkpoint, method, sha256)
     data = config.data
     samples = list_split(data, "test")
-    reader = frame_reader(data, clip.visual.image_size, training=False)
+    reader = frame_reader(data, clip.backbone, training=False)
     return Restored(method.eval(), samples, reader, data.max_words)
 
 
@@ -148,7 +148,7 @@ def draw_maps(restored: Restored, videos: Sequence[str], layer: int) -> list[np.
     for sample in restored.chosen(videos, 3):
         video, frame_mask = restored.reader(sample.path, start=sample.start, end=sample.end)
         video, frame_mask = video[frame_mask], frame_mask[frame_mask]  # padding changes nothing and shows nothing
-        maps = method.prompt_maps(normalise(video[None]), frame_mask[None])
+        maps = method.prompt_maps(normalise_for(method.clip, video[None]), frame_mask[None])
         if not -len(maps) <= layer < len(maps):
             raise ValueError(f"--layer {layer}: this checkpoint has prompts in {len(maps)} layers")
         pictures.append(draw_clip(sample, tiles(video), maps[layer]))
@@ -160,7 +160,9 @@ def draw_retrieval(restored: Restored, videos: Sequence[str], best: int = 3) -> 
     """A picture a caption: the clips that score highest for it among the whole test split."""
     method, samples = restored.method, restored.samples
     clips = [restored.reader(sample.path, start=sample.start, end=sample.end) for sample in samples]
-    features = torch.cat([method.encode_video(normalise(video[None]), frame_mask[None]) for video, frame_mask in clips])
+    features = torch.cat(
+        [method.encode_video(normalise_for(method.clip, video[None]), frame_mask[None]) for video, frame_mask in clips]
+    )
     tokenizer = Tokenizer(restored.max_words)
     pictures = []
     for sample in restored.chosen(videos, 4):
