@@ -77,6 +77,11 @@ def _registered(name: str) -> tuple[dict[str, Any], Mapping[str, Any]]:
         close = difflib.get_close_matches(model, open_clip.list_models(), n=3)
         hint = f"did you mean {' or '.join(close)}?" if close else "open_clip.list_models() lists them."
         raise ValueError(f"{name}: open_clip {open_clip.__version__} knows no model {model}; {hint}")
+    if not open_clip.pretrained.get_pretrained_cfg("ViT-B-32", "openai").get("quick_gelu"):
+        raise ValueError(
+            f"{name}: open_clip {open_clip.__version__} does not say which activation weights were trained with: "
+            "pip install --upgrade open_clip_torch"
+        )
     found = open_clip.pretrained.get_pretrained_cfg(model, tag)
     if not found:
         tags = open_clip.list_pretrained_tags_by_model(model)

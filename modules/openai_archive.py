@@ -36,6 +36,7 @@ DTYPES = {
 LISTS = ("build_intlist", "build_doublelist", "build_boollist", "build_tensorlist")
 MOST_ATTRIBUTES = 1_000_000  # names of attributes; OpenAI's largest archive has some ten thousand
 DEEPEST = 64  # modules within modules
+LARGEST_CODE = 1 << 26  # bytes
 LARGEST_PICKLE = 1 << 26  # bytes; OpenAI's have some hundred thousand
 FIX = "save its state_dict() with torch.save or as .safetensors and pass that file"
 
@@ -51,7 +52,7 @@ def is_archive(path: Path) -> bool:
 def calls_gelu(path: Path) -> bool:
     """Whether the code in an archive calls torch's GELU, as an open_clip model does that was scripted."""
     with zipfile.ZipFile(path) as archive:
-        return any(b"torch.gelu(" in archive.read(name) for name in archive.namelist() if _is_code(name))
+        return any("torch.gelu(" in code for _, code in _code(archive))
 
 
 def read_archive(path: Path) -> dict[str, Tensor]:
@@ -70,16 +71,20 @@ def read_archive(path: Path) -> dict[str, Tensor]:
     return dict(_Walk(own_names).tensors(root, "", 0))
 
 
-def _is_code(name: str) -> bool:
-    return name.endswith(".py") and "/code/" in f"/{name}"
+def _code(archive: zipfile.ZipFile) -> Iterator[tuple[str, str]]:
+    """Each module's name and text; ValueError if it is more than can be meant, as zeros that compress well are."""
+    entries = [entry for entry in archive.infolist() if entry.filename.endswith(".py") and "/code/" in entry.filename]
+    if (size := sum(entry.file_size for entry in entries)) > LARGEST_CODE:
+        raise ValueError(f"its code has {size:,} bytes, far more than any CLIP's: {FIX}.")
+    for entry in entries:
+        module = entry.filename.partition("/code/")[2].removesuffix(".py").replace("/", ".")
+        yield module, archive.read(entry).decode(errors="replace")
 
 
 def _declared_names(archive: zipfile.ZipFile) -> dict[str, set[str]]:
     """By a class's full name, which of its attributes are parameters and buffers; the code says it in two lists."""
     names = {}
-    for file in filter(_is_code, archive.namelist()):
-        module = file.partition("code/")[2].removesuffix(".py").replace("/", ".")
-        code = archive.read(file).decode(errors="replace")
+    for module, code in _code(archive):
         for found in re.finditer(
             r"^class (\w+)\(Module\):\n  __parameters__ = \[(.*)\]\n  __buffers__ = \[(.*)\]$", code, re.MULTILINE
         ):

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from modules.clip_weights import load_clip, to_openai_keys
-from modules.openai_archive import calls_gelu, is_archive, read_archive
+from modules.openai_archive import LARGEST_CODE, calls_gelu, is_archive, read_archive
 from modules.weight_files import read_state_dict
 from tests.modules.test_clip_weights import TINY as SMALL_WORDS
 from tests.modules.test_clip_weights import save_archive
@@ -260,6 +260,15 @@ def test_compressed_entries_are_refused(tmp_path: Path) -> None:
     path = script(nn.Linear(2, 2), tmp_path / "model.pt")
     rewrite(path, lambda name, old: old, zipfile.ZIP_DEFLATED)
     with pytest.raises(ValueError, match="is compressed, which torch never does"):
+        read_state_dict(path)
+
+
+def test_code_that_unpacks_to_far_more_is_refused(tmp_path: Path) -> None:
+    path = script(nn.Linear(2, 2), tmp_path / "model.pt")
+    with zipfile.ZipFile(path, "a", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("model/code/more.py", bytes(LARGEST_CODE))
+    assert path.stat().st_size < LARGEST_CODE / 100
+    with pytest.raises(ValueError, match=r"its code has 67,.* bytes, far more than any CLIP's"):
         read_state_dict(path)
 
 
