@@ -163,7 +163,9 @@ class FrameReader:
             taken = f"{self.frame_sampling} {self.max_frames}"
         if self.frame_sampling == "uniform":
             taken += f" slice_framepos {self.slice_framepos}"
-        how = f"resize {self.resize_mode} {self.interpolation}" if self.frame_transform == "resize" else "crop"
+        how = self.frame_transform
+        if how == "resize" and (self.resize_mode, self.interpolation) != ("shortest", "bicubic"):
+            how += f" {self.resize_mode} {self.interpolation}"  # OpenAI's way has no name here, as in older caches
         return f"{taken}, {self.feature_framerate:.10g} fps, {how} to {self.image_size}"
 
     def _read(
