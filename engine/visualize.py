@@ -119,9 +119,13 @@ class Restored:
         return [by_id[video] for video in videos] or self.samples[:count]
 
 
-def restore(checkpoint: Path) -> Restored:
-    """Everything that a checkpoint's settings name; raises as loading these does."""
-    config = Config.from_flat(read_header(checkpoint).settings)
+def restore(checkpoint: Path, clip_activation: str = "") -> Restored:
+    """Everything that a checkpoint's settings name; raises as loading these does.
+
+    `clip_activation` is for an old checkpoint on a CLIP that does not say its own.
+    """
+    settings = read_header(checkpoint).settings
+    config = Config.from_flat(settings | ({"clip_activation": clip_activation} if clip_activation else {}))
     clip = load_clip(config.model.pretrained_clip_name, config.model.pretrained_dir, asked=config.model.asked_of_clip())
     check_vocabulary(clip.backbone)
     sha256 = backbone_sha256(clip)
@@ -202,9 +206,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--output", type=Path, default=Path("picture.png"))
     parser.add_argument("--videos", nargs="*", default=[], help="ids of test clips (default: the first few)")
     parser.add_argument("--layer", type=int, default=-1, help="maps: prompted block, from 0; negative: from the end")
+    parser.add_argument("--clip_activation", default="", help="for an old checkpoint, if its CLIP does not say it")
     arguments = parser.parse_args(argv)
     try:
-        restored = restore(arguments.checkpoint)
+        restored = restore(arguments.checkpoint, arguments.clip_activation)
         if arguments.what == "maps":
             pictures = draw_maps(restored, arguments.videos, arguments.layer)
         else:

@@ -115,21 +115,26 @@ def load_clip(
     asked = asked or StatedFacts()
     if activation:
         asked = replace(asked, activation=activation)
-    folder = Path(pretrained_dir) if pretrained_dir is not None else None
-    facts = registered_facts(str(path_or_name)) if is_open_clip_name(path_or_name) else None
-    path = find_weights(path_or_name, folder)
+    path = find_weights(path_or_name, pretrained_dir)
     published = check_sha256 and _check_sha256(path)
     state = read_state_dict(path)
     _refuse_trained_models(path, state)
     try:
-        if facts is None:
-            facts = OF_OPENAI if published else stated_facts(path, state)
-        if facts.activation is None and is_archive(path):
-            # OpenAI's own never call it: their QuickGELU is spelled out.
-            facts = replace(facts, activation="gelu" if calls_gelu(path) else asked.activation or "quick_gelu")
+        facts = OF_OPENAI if published else _facts_of(str(path_or_name), path, state, asked)
         return _build(state, facts.joined_with(asked))
     except ValueError as error:
         raise ValueError(f"{path} cannot be loaded as CLIP weights: {error}") from error
+
+
+def _facts_of(name: str, path: Path, state: State, asked: StatedFacts) -> StatedFacts:
+    """What the source says of its network, or is known by its kind."""
+    if is_open_clip_name(name):
+        return registered_facts(name)
+    facts = stated_facts(path, state)
+    if facts.activation is None and is_archive(path):
+        # OpenAI's own never call it: their QuickGELU is spelled out.
+        facts = replace(facts, activation="gelu" if calls_gelu(path) else asked.activation or "quick_gelu")
+    return facts
 
 
 def backbone_of(
@@ -148,16 +153,26 @@ def backbone_of(
 
 
 def architecture_of(path_or_name: str | Path, pretrained_dir: str | Path | None = None) -> CLIPArchitecture:
-    """The sizes of a CLIP, as `backbone_of` finds them."""
-    return backbone_of(path_or_name, pretrained_dir).architecture
+    """The sizes of a CLIP, as `backbone_of` finds them; where nobody says its activation, with OpenAI's. Not to run
+    weights with."""
+    if str(path_or_name) in ARCHITECTURES or is_open_clip_name(path_or_name):
+        return backbone_of(path_or_name, pretrained_dir).architecture
+    path = find_weights(path_or_name, pretrained_dir)
+    state = read_state_dict(path)
+    facts = _facts_of(str(path_or_name), path, state, StatedFacts())
+    return infer_architecture(
+        _in_openai_keys(state), facts.activation or "quick_gelu", facts.vision_heads, facts.text_heads
+    )
+
+
+def _in_openai_keys(state: State) -> State:
+    if has_hugging_face_keys(state):
+        return from_hugging_face_keys(state)
+    return to_openai_keys(state) if any(key.startswith("visual.blocks.") for key in state) else state
 
 
 def _build(state: State, facts: StatedFacts) -> CLIP:
-    in_hugging_face_keys = has_hugging_face_keys(state)
-    if in_hugging_face_keys:
-        state = from_hugging_face_keys(state)
-    elif any(key.startswith("visual.blocks.") for key in state):
-        state = to_openai_keys(state)
+    in_hugging_face_keys, state = has_hugging_face_keys(state), _in_openai_keys(state)
     architecture = infer_architecture(state, facts.activation or "quick_gelu", facts.vision_heads, facts.text_heads)
     with torch.device("meta"):
         clip = CLIP(architecture, Backbone(architecture, facts.preprocessing()))

@@ -39,9 +39,10 @@ def registered_file(name: str, folder: Path | None) -> Path:
     """The weights of `open_clip:NAME/TAG`: a file or folder in `folder`, else from the Hub, else from the tag's URL.
 
     Raises:
-        ValueError: for a name or tag that is not registered.
+        ValueError: as `registered_facts`.
         FileNotFoundError: if it is not here and cannot be downloaded; says what to fetch and where to put it.
     """
+    registered_facts(name)  # refuses what cannot be run, before gigabytes are fetched
     _, tag = _registered(name)
     candidates = _candidates(name, tag)
     if folder is not None:

@@ -19,7 +19,7 @@ from dataloaders.transforms import normalise, resize_and_crop, squash
 from modules import backbones
 from modules.backbones import ARCHITECTURES, STATISTICS, Backbone, Preprocessing, StatedFacts
 from modules.clip import CLIP
-from modules.clip_weights import backbone_of, backbone_sha256, load_clip, to_openai_keys
+from modules.clip_weights import architecture_of, backbone_of, backbone_sha256, load_clip, to_openai_keys
 from modules.tokenizer import Tokenizer, check_vocabulary
 from tests.modules.hub_folder import CONFIG, changed, write_hub_folder
 
@@ -282,6 +282,11 @@ class TestBareFiles:
     def test_an_activation_nobody_states_is_asked_for(self, bare: Path) -> None:
         with pytest.raises(ValueError, match=r"bare\.safetensors .* pass --clip_activation quick_gelu .* or gelu"):
             load_clip(bare)
+
+    def test_sizes_alone_need_no_activation(self, bare: Path) -> None:
+        architecture = architecture_of(bare)
+        known = load_clip(bare.parent / "hub").architecture
+        assert dataclasses.replace(architecture, activation="gelu", vision_heads=2, text_heads=2) == known
 
     def test_flags_say_all(self, bare: Path) -> None:
         asked = StatedFacts("gelu", 2, 2, (0.5,) * 3, (0.5,) * 3, "squash", "bilinear")
