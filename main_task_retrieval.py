@@ -38,7 +38,7 @@ from modules.caption_lengths import count_cut
 from modules.clip_weights import backbone_sha256, load_clip, read_state_dict
 from modules.methods import build_method
 from modules.released_weights import load_released_state_dict
-from modules.tokenizer import Tokenizer
+from modules.tokenizer import Tokenizer, check_vocabulary
 
 Metrics = dict[str, dict[str, float]]
 EvaluationSplit = tuple[GalleryVideos, QueryCaptions]
@@ -59,9 +59,11 @@ class RetrievalRun:
         self.config, self.process, self.logger = config, process, logger
         logger.config(config.flat())
         torch.manual_seed(config.run.seed)
-        clip = load_clip(config.model.pretrained_clip_name, config.model.pretrained_dir)
-        self.backbone_sha256 = backbone_sha256(clip)
-        self.image_size = clip.visual.image_size
+        clip = load_clip(
+            config.model.pretrained_clip_name, config.model.pretrained_dir, asked=config.model.asked_of_clip()
+        )
+        check_vocabulary(clip.backbone)
+        self.backbone, self.backbone_sha256 = clip.backbone, backbone_sha256(clip)
         self.method = build_method(config.model.method, clip, **config.model.options).to(process.device)
         if config.data.max_words > clip.text.context_length:
             raise ValueError(f"--max_words {config.data.max_words} exceeds the {clip.text.context_length} of this CLIP")
@@ -72,6 +74,7 @@ class RetrievalRun:
             config.model.method, config.model.pretrained_clip_name, self.backbone_sha256[:12], f"{self.n_trainable:,}",
             f"{sum(p.numel() for p in self.method.parameters()):,}", process.world_size, process.device.type,
         )  # fmt: skip
+        log.info("%s: %s", config.model.pretrained_clip_name, self.backbone)
         self.frame_cache = frame_cache(config.data, config.run)
         self.epoch, self.selection = 0, "zero-shot"
         self.left_out: dict[str, list[str]] = {}  # ids of each split's videos that are missing or cannot be read
@@ -178,7 +181,7 @@ class RetrievalRun:
         return {samples[i].video_id: samples[j].video_id for i, j in enumerate(twins.tolist()) if j >= 0}
 
     def frame_reader(self, training: bool) -> FrameReader:
-        return frame_reader(self.config.data, self.image_size, training, self.frame_cache)
+        return frame_reader(self.config.data, self.backbone, training, self.frame_cache)
 
     def evaluation_split(self, samples: list[Sample]) -> EvaluationSplit:
         frames = self.frame_reader(training=False)
@@ -270,6 +273,7 @@ class RetrievalRun:
             "method": config.model.method,
             **config.model.options,
             "CLIP (sha256)": self.backbone_sha256,
+            "CLIP": str(self.backbone),
             **{name: value for name, value in asdict(config.optim).items() if name not in of_cost_alone},
             **{name: getattr(config.data, name) for name in of_the_data},
             **{name: getattr(config.run, name) for name in ("seed", "select_on", "holdout_videos")},
@@ -279,9 +283,8 @@ class RetrievalRun:
     def save(self, path: Path) -> None:
         if self.process.is_main:
             full = self.config.run.save_full
-            save_checkpoint(
-                path, self.method, CheckpointHeader(self.config.flat(), self.epoch, self.backbone_sha256, full)
-            )
+            header = CheckpointHeader(self.config.flat(), self.epoch, self.backbone_sha256, full, self.backbone.facts())
+            save_checkpoint(path, self.method, header)
 
     def report(self) -> Metrics:
         """Evaluate on the test split and write the numbers down, with how these weights were selected."""
@@ -349,7 +352,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             model, data = config.model, config.data
             counts = describe(
                 model.method, model.pretrained_clip_name, model.pretrained_dir, model.options, data.max_frames,
-                data.max_words,
+                data.max_words, model.asked_of_clip(),
             )  # fmt: skip
             print(json.dumps(counts, indent=2))
             return 0

@@ -22,7 +22,7 @@ from dataloaders import sampling
 from dataloaders.cache import FrameCache, StoredFrames
 from dataloaders.decode import VideoError, read_frames
 from dataloaders.quoting import quoted
-from dataloaders.transforms import centre_crop, resize_and_crop
+from dataloaders.transforms import INTERPOLATIONS, RESIZE_MODES, centre_crop, resize_and_crop, squash
 
 FRAME_SAMPLING = ("uniform", "segment", "released")
 FRAME_TRANSFORM = ("resize", "crop")
@@ -54,8 +54,9 @@ class FrameReader:
     most T frames by `slice_framepos` as CLIP4Clip does and pads a short video with black frames that the mask leaves
     out; "segment" takes one frame from each of T equal segments, a random one in `training` and the middle one
     otherwise, and repeats frames of a short video; "released" does it as the authors' code of STOP. `frame_transform`
-    makes squares of them: "resize" brings the short side to S first, "crop" cuts out the middle as it is. With a
-    `cache` a video is decoded once only. Raises ValueError for a setting outside its range.
+    makes squares of them: "resize" resizes them first as `resize_mode` and `interpolation` say, which are the CLIP's
+    own, "crop" cuts out the middle as it is. With a `cache` a video is decoded once only. Raises ValueError for a
+    setting outside its range.
     """
 
     max_frames: int
@@ -66,6 +67,8 @@ class FrameReader:
     training: bool = False
     frame_transform: str = "resize"
     cache: FrameCache | None = None
+    resize_mode: str = "shortest"
+    interpolation: str = "bicubic"
 
     def __post_init__(self) -> None:
         if self.max_frames < 1:
@@ -79,6 +82,16 @@ class FrameReader:
         if self.frame_transform not in FRAME_TRANSFORM:
             raise ValueError(
                 f"--frame_transform is {quoted(self.frame_transform)}: pass {' or '.join(FRAME_TRANSFORM)}."
+            )
+        if self.resize_mode not in RESIZE_MODES or self.interpolation not in INTERPOLATIONS:
+            raise ValueError(
+                f"Frames cannot be resized by {quoted(self.resize_mode)} and {quoted(self.interpolation)}: pass one of "
+                f"{', '.join(RESIZE_MODES)} and one of {', '.join(INTERPOLATIONS)}."
+            )
+        if self.frame_transform == "crop" and self.resize_mode != "shortest":
+            raise ValueError(
+                "--frame_transform crop cuts out the middle square, and this CLIP was trained on whole pictures, "
+                "squashed to a square: pass --frame_transform resize."
             )
         if not 0 <= self.feature_framerate < float("inf"):
             raise ValueError(f"--feature_framerate is {self.feature_framerate}: pass 0 (every frame) or more.")
@@ -157,7 +170,10 @@ class FrameReader:
             taken = f"{self.frame_sampling} {self.max_frames}"
         if self.frame_sampling == "uniform":
             taken += f" slice_framepos {self.slice_framepos}"
-        return f"{taken}, {self.feature_framerate:.10g} fps, {self.frame_transform} to {self.image_size}"
+        how = self.frame_transform
+        if how == "resize" and (self.resize_mode, self.interpolation) != ("shortest", "bicubic"):
+            how += f" {self.resize_mode} {self.interpolation}"  # OpenAI's way has no name here, as in older caches
+        return f"{taken}, {self.feature_framerate:.10g} fps, {how} to {self.image_size}"
 
     def _read(
         self, path: Path, start: float | None, end: float | None, positions: Callable[[int], np.ndarray]
@@ -186,7 +202,8 @@ class FrameReader:
     def _square(self, frame: np.ndarray, path: Path) -> np.ndarray:
         """uint8 [H, W, 3] -> uint8 [3, S, S]."""
         if self.frame_transform == "resize":
-            return resize_and_crop(frame[None], self.image_size)[0].numpy()
+            resize = squash if self.resize_mode == "squash" else resize_and_crop
+            return resize(frame[None], self.image_size, self.interpolation)[0].numpy()
         height, width = frame.shape[:2]
         if min(height, width) < self.image_size:
             raise VideoError(

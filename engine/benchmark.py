@@ -25,9 +25,9 @@ import torch
 from torch import Tensor, nn
 
 from dataloaders.quoting import quoted
-from dataloaders.transforms import normalise
 from engine.cli import parse_flags, print_report
 from engine.config import between
+from engine.data import normalise_for
 from engine.describe import count_operations
 from engine.distributed import Process
 from engine.logger import provenance
@@ -133,7 +133,7 @@ def measure_evaluation(method: Method, batch: Batch, repeats: int, precision: st
 
     def evaluate() -> Any:
         with torch.no_grad(), autocast():
-            return method(normalise(video), frame_mask, token_ids)
+            return method(normalise_for(method.clip, video), frame_mask, token_ids)
 
     method.eval()
     row = time_both_ways(EVALUATION, evaluate, method, video.device, repeats)

@@ -27,13 +27,15 @@ RESUME_FORMAT = "stop-video resume point 1"
 
 @dataclass(frozen=True)
 class CheckpointHeader:
-    """What a checkpoint says about itself: its settings by flag name, its epoch, the hash of its CLIP, and whether it
-    is full: holds that CLIP too, and can be loaded over any other of its sizes."""
+    """What a checkpoint says about itself: its settings by flag name, its epoch, the hash of its CLIP, whether it is
+    full: holds that CLIP too, and can be loaded over any other of its sizes, and what belongs to that CLIP beside its
+    weights (`modules.backbones.Backbone.facts`; None in old files)."""
 
     settings: dict[str, Any]
     epoch: int
     backbone_sha256: str
     full: bool = False
+    backbone: dict[str, Any] | None = None
 
 
 def save_checkpoint(path: Path, method: Method, header: CheckpointHeader) -> None:
@@ -46,6 +48,7 @@ def save_checkpoint(path: Path, method: Method, header: CheckpointHeader) -> Non
         "epoch": str(header.epoch),
         "backbone_sha256": header.backbone_sha256,
         "full": str(header.full),
+        "backbone": json.dumps(header.backbone),
     }
     _write_atomically(path, lambda partial: save_file(tensors, partial, metadata))
 
@@ -82,8 +85,8 @@ def load_checkpoint(path: Path, method: Method, backbone_sha256: str) -> Checkpo
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: not a checkpoint of ours, made on another CLIP that is not inside, or with other tensors than the
-            method has.
+        ValueError: not a checkpoint of ours, made on another CLIP that is not inside or on one that is run in another
+            way (activation, heads, pixels), or with other tensors than the method has.
     """
     header, tensors = _read(path)
     if not header.full and header.backbone_sha256 != backbone_sha256:
@@ -91,6 +94,11 @@ def load_checkpoint(path: Path, method: Method, backbone_sha256: str) -> Checkpo
             f"{path}: was trained on another CLIP ({shorten(str(header.settings.get('pretrained_clip_name')))}, sha256 "
             f"{header.backbone_sha256[:12]}) than the one given (sha256 {backbone_sha256[:12]}); pass its "
             "--pretrained_clip_name"
+        )
+    if differences := method.clip.backbone.differences(header.backbone or {}):
+        raise ValueError(
+            f"{path}: was trained on a CLIP that is run in another way than the one given: {'; '.join(differences)}; "
+            "pass the same --pretrained_clip_name and clip_ flags"
         )
     _load_exactly(path, method, tensors, header)
     return header
@@ -110,7 +118,13 @@ def _read(path: Path) -> tuple[CheckpointHeader, dict[str, torch.Tensor]]:
     if metadata.get("format") != FORMAT:
         raise ValueError(f"{path}: not a checkpoint of this project (its header says {quoted(metadata.get('format'))})")
     settings, epoch = json.loads(metadata["settings"]), int(metadata["epoch"])
-    header = CheckpointHeader(settings, epoch, metadata["backbone_sha256"], metadata.get("full") == "True")
+    header = CheckpointHeader(
+        settings,
+        epoch,
+        metadata["backbone_sha256"],
+        metadata.get("full") == "True",
+        json.loads(metadata.get("backbone", "null")),
+    )
     return header, tensors
 
 

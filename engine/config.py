@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 
 from dataloaders import DATASETS, NEEDED_FLAGS
 from dataloaders.quoting import quoted
+from modules.backbones import ACTIVATIONS, INTERPOLATIONS, RESIZE_MODES, STATISTICS, StatedFacts
 from modules.methods import METHODS, method_options
 
 
@@ -27,11 +28,23 @@ def _one_of(name: str, value: str, choices: Any) -> None:
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """Which network."""
+    """Which network. The clip_ flags are for weights that do not say these things themselves, as a bare state dict."""
 
     method: Annotated[str, "one of modules.methods.METHODS"] = "clip4clip"
-    pretrained_clip_name: Annotated[str, "a CLIP by name (ViT-B/32 ...) or a path to its weights"] = "ViT-B/32"
+    pretrained_clip_name: Annotated[
+        str,
+        "a CLIP by OpenAI's name (ViT-B/32 ...), by open_clip's (open_clip:ViT-B-16/datacomp_xl_s13b_b90k ...), or a "
+        "path to its weights: a file, or a folder of Hugging Face or open_clip",
+    ] = "ViT-B/32"
     pretrained_dir: Annotated[str, "where a CLIP given by name is looked up"] = "pretrained"
+    clip_activation: Annotated[str, f"what the weights were trained with: {', '.join(ACTIVATIONS)}"] = ""
+    clip_vision_heads: Annotated[int, "attention heads of the vision tower; 0: as the weights' source says"] = 0
+    clip_text_heads: Annotated[int, "attention heads of the text tower; 0: as the weights' source says"] = 0
+    clip_statistics: Annotated[str, f"mean and deviation that pixels are normalised with: {', '.join(STATISTICS)}"] = ""
+    clip_resize: Annotated[
+        str, f"frames become squares by their short side and a crop, or whole: {', '.join(RESIZE_MODES)}"
+    ] = ""
+    clip_interpolation: Annotated[str, f"how frames are resized: {', '.join(INTERPOLATIONS)}"] = ""
     init_model: Annotated[
         str,
         "a checkpoint to start from or to evaluate: of this project (.safetensors), or of STOP's, DGL's or CLIP4Clip's "
@@ -41,6 +54,27 @@ class ModelConfig:
 
     def __post_init__(self) -> None:
         _one_of("method", self.method, METHODS)
+        for name, choices in (
+            ("clip_activation", ACTIVATIONS), ("clip_statistics", STATISTICS), ("clip_resize", RESIZE_MODES),
+            ("clip_interpolation", INTERPOLATIONS),
+        ):  # fmt: skip
+            if getattr(self, name):
+                _one_of(name, getattr(self, name), choices)
+        between("clip_vision_heads", self.clip_vision_heads, 0)
+        between("clip_text_heads", self.clip_text_heads, 0)
+
+    def asked_of_clip(self) -> StatedFacts:
+        """What the clip_ flags say of the weights, for `modules.clip_weights.load_clip`."""
+        mean, std = STATISTICS.get(self.clip_statistics, (None, None))
+        return StatedFacts(
+            self.clip_activation or None,
+            self.clip_vision_heads or None,
+            self.clip_text_heads or None,
+            mean,
+            std,
+            self.clip_resize or None,
+            self.clip_interpolation or None,
+        )
 
 
 @dataclass(frozen=True)

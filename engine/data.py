@@ -2,12 +2,17 @@
 
 from pathlib import Path
 
+import torch
+
 from dataloaders import DATASETS
 from dataloaders.cache import FrameCache
 from dataloaders.overlap import shared_videos
 from dataloaders.quoting import shorten
 from dataloaders.samples import FrameReader, Sample
+from dataloaders.transforms import normalise
 from engine.config import DataConfig, RunConfig
+from modules.backbones import Backbone
+from modules.clip import CLIP
 
 
 def list_split(data: DataConfig, split: str) -> list[Sample]:
@@ -41,18 +46,25 @@ def check_overlap(data: DataConfig, allowed: bool) -> str:
     return f"attention: {found} (--allow_overlap)"
 
 
-def frame_reader(data: DataConfig, image_size: int, training: bool, cache: FrameCache | None = None) -> FrameReader:
-    """What reads the videos, for a CLIP whose images have `image_size` pixels a side."""
+def frame_reader(data: DataConfig, backbone: Backbone, training: bool, cache: FrameCache | None = None) -> FrameReader:
+    """What reads the videos, as the CLIP with this `backbone` saw pictures."""
     return FrameReader(
         data.max_frames,
-        image_size,
+        backbone.architecture.image_size,
         data.frame_sampling,
         data.feature_framerate,
         data.slice_framepos,
         training,
         data.frame_transform,
         cache,
+        backbone.preprocessing.resize_mode,
+        backbone.preprocessing.interpolation,
     )
+
+
+def normalise_for(clip: CLIP, video: torch.Tensor) -> torch.Tensor:
+    """Pixels uint8 `[...,3,H,W]` -> float32, normalised as `clip` was trained with."""
+    return normalise(video, clip.backbone.preprocessing.mean, clip.backbone.preprocessing.std)
 
 
 def frame_cache(data: DataConfig, run: RunConfig) -> FrameCache | None:

@@ -7,14 +7,21 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+from modules.backbones import StatedFacts
 from modules.clip import CLIP
-from modules.clip_weights import architecture_of
+from modules.clip_weights import backbone_of
 from modules.methods import Method, build_method
 from modules.methods.base import DeadParameters
 
 
 def describe(
-    method_name: str, clip_name: str, pretrained_dir: str, options: Mapping[str, Any], max_frames: int, max_words: int
+    method_name: str,
+    clip_name: str,
+    pretrained_dir: str,
+    options: Mapping[str, Any],
+    max_frames: int,
+    max_words: int,
+    asked: StatedFacts | None = None,
 ) -> dict[str, Any]:
     """Counts for a method around a CLIP given by name (no file needed) or by path (its sizes are read).
 
@@ -23,8 +30,9 @@ def describe(
         reason), `gflops_per_clip` of one clip and one caption
         forward with 2 operations a multiply-add, and the settings these depend on.
     """
+    backbone = backbone_of(clip_name, pretrained_dir, asked)
     with torch.device("meta"):
-        method = build_method(method_name, CLIP(architecture_of(clip_name, pretrained_dir)), **options)
+        method = build_method(method_name, CLIP(backbone.architecture, backbone), **options)
     method.eval()
     trainable = {name: parameter.numel() for name, parameter in method.trainable_parameters()}
     dead = {
@@ -35,6 +43,7 @@ def describe(
     return {
         "method": method_name,
         "pretrained_clip_name": clip_name,
+        "backbone": str(backbone),
         **options,
         "max_frames": max_frames,
         "max_words": max_words,

@@ -10,7 +10,7 @@ import torch
 from tqdm import tqdm
 
 from dataloaders.samples import GalleryVideos, QueryCaptions, make_evaluation_loader
-from dataloaders.transforms import normalise
+from engine.data import normalise_for
 from engine.distributed import Process, gather_by_id
 from engine.metrics import retrieval_metrics, text_to_video_metrics, twin_accuracy, video_to_text_metrics
 from engine.postprocessing import QB_NORM_BETA, dual_softmax, qb_norm
@@ -74,7 +74,9 @@ def evaluate(
 
     video_features = encode(
         share_of(videos, "videos", num_workers),
-        lambda batch: method.encode_video(normalise(on_device(batch["video"])), on_device(batch["frame_mask"])),
+        lambda batch: method.encode_video(
+            normalise_for(method.clip, on_device(batch["video"])), on_device(batch["frame_mask"])
+        ),
         len(videos),
     )
 

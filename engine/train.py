@@ -18,9 +18,9 @@ from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
 from dataloaders.samples import Batch, EpochSampler, TrainingPairs, make_training_loader
-from dataloaders.transforms import normalise
 from engine.checkpoint import ResumePoints
 from engine.config import OptimConfig
+from engine.data import normalise_for
 from engine.distributed import Process, gather, gather_with_gradient
 from engine.logger import RunLogger, log
 from engine.optim import build_optimizer, build_schedule
@@ -80,7 +80,7 @@ class ContrastiveStep(nn.Module):
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """uint8 `[n,T,3,H,W]`, bool `[n,T]`, int64 `[n,L]` -> fp32 text and clips, `[n,E]` each."""
         with self.autocast():
-            text, clips = self.method(normalise(video), frame_mask, token_ids)
+            text, clips = self.method(normalise_for(self.method.clip, video), frame_mask, token_ids)
         return text.float(), clips.float()
 
     def loss(self, text: torch.Tensor, clips: torch.Tensor, video_index: torch.Tensor | None = None) -> torch.Tensor:

@@ -25,15 +25,14 @@ import torch
 
 from dataloaders.quoting import shorten
 from dataloaders.samples import FrameReader, Sample
-from dataloaders.transforms import normalise
 from engine.checkpoint import load_checkpoint, read_header
 from engine.config import Config
-from engine.data import frame_reader, list_split
+from engine.data import frame_reader, list_split, normalise_for
 from engine.messages import print_error
 from modules.clip_weights import backbone_sha256, load_clip
 from modules.methods import Method, build_method
 from modules.methods.stop import STOP, LayerMaps
-from modules.tokenizer import Tokenizer
+from modules.tokenizer import Tokenizer, check_vocabulary
 
 GAP = 26  # pixels between two frames, where the count stands
 LABEL = 150  # pixels for the row names on the left
@@ -122,16 +121,21 @@ class Restored:
         return [by_id[video] for video in videos] or self.samples[:count]
 
 
-def restore(checkpoint: Path) -> Restored:
-    """Everything that a checkpoint's settings name; raises as loading these does."""
-    config = Config.from_flat(read_header(checkpoint).settings)
-    clip = load_clip(config.model.pretrained_clip_name, config.model.pretrained_dir)
+def restore(checkpoint: Path, clip_activation: str = "") -> Restored:
+    """Everything that a checkpoint's settings name; raises as loading these does.
+
+    `clip_activation` is for an old checkpoint on a CLIP that does not say its own.
+    """
+    settings = read_header(checkpoint).settings
+    config = Config.from_flat(settings | ({"clip_activation": clip_activation} if clip_activation else {}))
+    clip = load_clip(config.model.pretrained_clip_name, config.model.pretrained_dir, asked=config.model.asked_of_clip())
+    check_vocabulary(clip.backbone)
     sha256 = backbone_sha256(clip)
     method = build_method(config.model.method, clip, **config.model.options)
     load_checkpoint(checkpoint, method, sha256)
     data = config.data
     samples = list_split(data, "test")
-    reader = frame_reader(data, clip.visual.image_size, training=False)
+    reader = frame_reader(data, clip.backbone, training=False)
     return Restored(method.eval(), samples, reader, data.max_words)
 
 
@@ -150,7 +154,7 @@ def draw_maps(restored: Restored, videos: Sequence[str], layer: int) -> list[np.
     for sample in restored.chosen(videos, 3):
         video, frame_mask = restored.reader(sample.path, start=sample.start, end=sample.end)
         video, frame_mask = video[frame_mask], frame_mask[frame_mask]  # padding changes nothing and shows nothing
-        maps = method.prompt_maps(normalise(video[None]), frame_mask[None])
+        maps = method.prompt_maps(normalise_for(method.clip, video[None]), frame_mask[None])
         if not -len(maps) <= layer < len(maps):
             raise ValueError(f"--layer {layer}: this checkpoint has prompts in {len(maps)} layers")
         pictures.append(draw_clip(sample, tiles(video), maps[layer]))
@@ -162,7 +166,9 @@ def draw_retrieval(restored: Restored, videos: Sequence[str], best: int = 3) -> 
     """A picture a caption: the clips that score highest for it among the whole test split."""
     method, samples = restored.method, restored.samples
     clips = [restored.reader(sample.path, start=sample.start, end=sample.end) for sample in samples]
-    features = torch.cat([method.encode_video(normalise(video[None]), frame_mask[None]) for video, frame_mask in clips])
+    features = torch.cat(
+        [method.encode_video(normalise_for(method.clip, video[None]), frame_mask[None]) for video, frame_mask in clips]
+    )
     tokenizer = Tokenizer(restored.max_words)
     pictures = []
     for sample in restored.chosen(videos, 4):
@@ -202,9 +208,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--output", type=Path, default=Path("picture.png"))
     parser.add_argument("--videos", nargs="*", default=[], help="ids of test clips (default: the first few)")
     parser.add_argument("--layer", type=int, default=-1, help="maps: prompted block, from 0; negative: from the end")
+    parser.add_argument("--clip_activation", default="", help="for an old checkpoint, if its CLIP does not say it")
     arguments = parser.parse_args(argv)
     try:
-        restored = restore(arguments.checkpoint)
+        restored = restore(arguments.checkpoint, arguments.clip_activation)
         if arguments.what == "maps":
             pictures = draw_maps(restored, arguments.videos, arguments.layer)
         else:

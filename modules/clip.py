@@ -15,7 +15,6 @@ draws is given for the text tower; here it serves both.
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -24,57 +23,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from modules.backbones import ACTIVATIONS, ARCHITECTURES, Backbone, CLIPArchitecture
 from modules.kernels import usable
 from modules.kernels.attention import fits, short_attention
 from modules.precision import Ready, compute_dtype, times
 
-# f and s of f(s z) / s. quick_gelu, z · sigmoid(1.702 z), is what OpenAI's CLIP weights were trained with.
-ACTIVATIONS: dict[str, tuple[Callable[[Tensor], Tensor], float]] = {
-    "quick_gelu": (F.silu, 1.702),
-    "gelu": (F.gelu, 1.0),
-}
+__all__ = ["ACTIVATIONS", "ARCHITECTURES", "CLIP", "CLIPArchitecture"]
 
 NARROW = 16  # heads less wide than this are quicker on a CPU by plain products than by torch's fused kernel
-
-
-@dataclass(frozen=True)
-class CLIPArchitecture:
-    """All sizes of a CLIP with a vision transformer; raises ValueError for sizes that cannot be built."""
-
-    embed_dim: int
-    image_size: int  # pixels, the side of the square input
-    patch_size: int  # pixels
-    vision_width: int
-    vision_layers: int
-    vision_heads: int
-    context_length: int  # longest text, in tokens
-    vocab_size: int
-    text_width: int
-    text_layers: int
-    text_heads: int
-    activation: str = "quick_gelu"
-
-    def __post_init__(self) -> None:
-        if self.activation not in ACTIVATIONS:
-            raise ValueError(f"CLIP's activation must be one of {', '.join(ACTIVATIONS)}, not '{self.activation}'.")
-        if self.image_size % self.patch_size:
-            raise ValueError(f"CLIP's image size {self.image_size} is no multiple of its patch size {self.patch_size}.")
-        for width, heads in ((self.vision_width, self.vision_heads), (self.text_width, self.text_heads)):
-            if width % heads:
-                raise ValueError(f"CLIP's width {width} does not divide into {heads} attention heads.")
-
-    @property
-    def grid(self) -> int:
-        """Patches along one side of the image; P = grid²."""
-        return self.image_size // self.patch_size
-
-
-ARCHITECTURES = {  # joint; image, patch; vision width, layers, heads; words, vocabulary; text width, layers, heads
-    "ViT-B/32": CLIPArchitecture(512, 224, 32, 768, 12, 12, 77, 49408, 512, 12, 8),
-    "ViT-B/16": CLIPArchitecture(512, 224, 16, 768, 12, 12, 77, 49408, 512, 12, 8),
-    "ViT-L/14": CLIPArchitecture(768, 224, 14, 1024, 24, 16, 77, 49408, 768, 12, 12),
-    "ViT-L/14@336px": CLIPArchitecture(768, 336, 14, 1024, 24, 16, 77, 49408, 768, 12, 12),
-}
 
 
 class KeysValues(NamedTuple):
@@ -347,7 +303,7 @@ def make_blocks(width: int, layers: int, heads: int, activation: str) -> nn.Modu
 
 
 class VisionTransformer(nn.Module):
-    """Images [N, 3, H, W], normalised with CLIP's mean and deviation -> embeddings [N, E], not of unit length."""
+    """Images [N, 3, H, W], normalised with this CLIP's mean and deviation -> embeddings [N, E], not of unit length."""
 
     def __init__(self, architecture: CLIPArchitecture) -> None:
         super().__init__()
@@ -437,11 +393,16 @@ class TextTransformer(nn.Module):
 
 
 class CLIP(nn.Module):
-    """Both towers, with fresh weights, and the learned temperature: cosines are multiplied by `exp(logit_scale)`."""
+    """Both towers, with fresh weights, and the learned temperature: cosines are multiplied by `exp(logit_scale)`.
 
-    def __init__(self, architecture: CLIPArchitecture) -> None:
+    `backbone` says what belongs to these weights beside them; left out, it is what OpenAI's CLIP has.
+    """
+
+    def __init__(self, architecture: CLIPArchitecture, backbone: Backbone | None = None) -> None:
         super().__init__()
         self.architecture = architecture
+        self.backbone = backbone or Backbone(architecture)
+        assert self.backbone.architecture == architecture
         self.visual = VisionTransformer(architecture)
         self.text = TextTransformer(architecture)
         self.logit_scale = nn.Parameter(torch.tensor(math.log(1 / 0.07)))

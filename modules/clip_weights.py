@@ -1,34 +1,56 @@
-"""Trained CLIP weights from a file, a folder or a name, as a `modules.clip.CLIP`.
+"""Trained CLIP weights from a file, a folder or a name, as a `modules.clip.CLIP` that knows its `Backbone`.
 
-Four kinds of source are told apart by what is in them: OpenAI's published archives (TorchScript, of which only the
-tensors are used), torch state dicts, .safetensors, and Hugging Face `CLIPModel` files and folders. All are first
-brought to OpenAI's key names, where sizes are inferred and every name is checked, and then to the names of
-`modules/clip.py`. Half precision becomes float32.
+Five kinds of source are told apart by what is in them: OpenAI's published archives (TorchScript, of which only the
+tensors are used), torch state dicts, .safetensors, and the folders of Hugging Face's `CLIPModel` and of open_clip. All
+are first brought to OpenAI's key names, where sizes are inferred and every name is checked, and then to the names of
+`modules/clip.py`. Half precision becomes float32. What weights do not show, above all the activation, the source or the
+user must say: nothing is guessed that would run as another network.
 
 Shapes: P patches, L text positions, D width of a tower, E joint embedding, V vocabulary.
 """
 
 import hashlib
-import json
 import math
 import re
-import warnings
-import zipfile
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, fields, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
-from safetensors import safe_open
-from safetensors.torch import load_file
 from torch import Tensor
 
-from modules.clip import ACTIVATIONS, ARCHITECTURES, CLIP, CLIPArchitecture
-from modules.quoting import shorten, some
+from modules.backbones import (
+    ARCHITECTURES,
+    HEAD_WIDTH,
+    WIDEST_WITH_KNOWN_HEADS,
+    Backbone,
+    CLIPArchitecture,
+    Preprocessing,
+    StatedFacts,
+)
+from modules.clip import CLIP
+from modules.open_clip_names import is_open_clip_name, registered_facts, registered_file
+from modules.openai_archive import calls_gelu, is_archive
+from modules.quoting import some
+from modules.weight_facts import stated_facts
+from modules.weight_files import metadata_of, read_state_dict
+from modules.weight_names import (
+    State,
+    from_hugging_face_keys,
+    from_openai_keys,
+    has_hugging_face_keys,
+    to_openai_key,
+    to_openai_keys,
+)
 
-State = dict[str, Tensor]
+__all__ = [
+    "RELEASES", "architecture_of", "backbone_of", "backbone_sha256", "find_weights", "from_hugging_face_keys",
+    "from_openai_keys", "infer_architecture", "load_clip", "read_state_dict", "to_openai_key", "to_openai_keys",
+]  # fmt: skip
 
+# Of the files OpenAI published; their sizes are in the weights.
+OF_OPENAI = StatedFacts("quick_gelu", **asdict(Preprocessing()))
 OPENAI_URL = "https://openaipublic.azureedge.net/clip/models"
 
 
@@ -61,105 +83,99 @@ RELEASES = {
     ),
 }
 
-# What OpenAI's archives hold besides weights, and the index buffers of older Hugging Face files.
-NOT_WEIGHTS = {
-    "input_resolution",
-    "context_length",
-    "vocab_size",
-    "text_model.embeddings.position_ids",
-    "vision_model.embeddings.position_ids",
-}
-HUGGING_FACE_FILES = ("model.safetensors", "pytorch_model.bin")
-
-# Beginnings of keys: OpenAI's, ours. All other keys are the same on both sides.
-OPENAI_TO_OURS = {
-    "visual.transformer.resblocks.": "visual.blocks.",
-    "transformer.resblocks.": "text.blocks.",
-    "token_embedding.": "text.token_embedding.",
-    "positional_embedding": "text.positional_embedding",
-    "ln_final.": "text.ln_final.",
-    "text_projection": "text.text_projection",
-}
-HUGGING_FACE_TO_OPENAI = {
-    "vision_model.embeddings.class_embedding": "visual.class_embedding",
-    "vision_model.embeddings.patch_embedding.": "visual.conv1.",
-    "vision_model.embeddings.position_embedding.weight": "visual.positional_embedding",
-    "vision_model.pre_layrnorm.": "visual.ln_pre.",  # spelled so in every release
-    "vision_model.encoder.layers.": "visual.transformer.resblocks.",
-    "vision_model.post_layernorm.": "visual.ln_post.",
-    "visual_projection.weight": "visual.proj",
-    "text_model.embeddings.token_embedding.": "token_embedding.",
-    "text_model.embeddings.position_embedding.weight": "positional_embedding",
-    "text_model.encoder.layers.": "transformer.resblocks.",
-    "text_model.final_layer_norm.": "ln_final.",
-    "text_projection.weight": "text_projection",
-}
-HUGGING_FACE_BLOCK_PARTS = {
-    ".layer_norm1.": ".ln_1.",
-    ".layer_norm2.": ".ln_2.",
-    ".self_attn.out_proj.": ".attn.out_proj.",
-    ".mlp.fc1.": ".mlp.c_fc.",
-    ".mlp.fc2.": ".mlp.c_proj.",
-}
-
-
-@dataclass(frozen=True)
-class StatedFacts:
-    """What a source says about its network that cannot be seen in the weights; None where it says nothing."""
-
-    activation: str | None = None
-    vision_heads: int | None = None
-    text_heads: int | None = None
-
 
 def load_clip(
     path_or_name: str | Path,
     pretrained_dir: str | Path | None = None,
     activation: str | None = None,
     check_sha256: bool = True,
+    asked: StatedFacts | None = None,
 ) -> CLIP:
     """Load trained weights: float32, on the CPU, in evaluation mode, every parameter trainable.
 
+    The CLIP's `backbone` says what belongs to the weights beside them.
+
     Args:
-        path_or_name: a file, a Hugging Face folder, a name in `RELEASES`, or a file's name in pretrained_dir.
-        pretrained_dir: where names are looked up, under OpenAI's file names and the Hugging Face folder names.
-        activation: "quick_gelu" or "gelu", for a source that states none; left out, quick_gelu is taken. A Hugging Face
-            config.json and the metadata {"activation": ...} of a .safetensors file do state it.
+        path_or_name: a file, a Hugging Face or open_clip folder, a name in `RELEASES`, a file's name in pretrained_dir,
+            or `open_clip:NAME/TAG`, a name and a tag of open_clip's registry.
+        pretrained_dir: where names are looked up, under OpenAI's file names, the Hugging Face folder names and those
+            of open_clip's repositories.
+        activation: "quick_gelu" or "gelu", for a source that states none: any state dict but those in OpenAI's
+            archives. A config.json or open_clip_config.json and the metadata {"activation": ...} of a .safetensors
+            file do state it.
         check_sha256: compare an archive that bears the name of a published OpenAI file with the published hash.
+        asked: what else a user says of the network, for a source that does not say it itself.
 
     Raises:
         FileNotFoundError: no such source; says what was looked for and where to get it.
         ValueError: the source is of another kind or damaged, keys are missing, surplus or wrongly shaped (the
-            first 10 of each are named, more are counted), or it states another activation.
+            first 10 of each are named, more are counted), it states something else than is asked for, it is a network
+            that `modules.clip` cannot run, or nobody says which activation or how many heads it has.
     """
+    asked = asked or StatedFacts()
+    if activation:
+        asked = replace(asked, activation=activation)
     path = find_weights(path_or_name, pretrained_dir)
-    if check_sha256:
-        _check_sha256(path)
+    published = check_sha256 and _check_sha256(path)
     state = read_state_dict(path)
-    facts = _stated_facts(path, state)
+    _refuse_trained_models(path, state)
     try:
-        if activation and facts.activation and activation != facts.activation:
-            raise ValueError(f"it states that its activation is {facts.activation}, and {activation} was asked for.")
-        return _build(state, facts, activation or facts.activation or "quick_gelu")
+        facts = OF_OPENAI if published else _facts_of(str(path_or_name), path, state, asked)
+        return _build(state, facts.joined_with(asked))
     except ValueError as error:
         raise ValueError(f"{path} cannot be loaded as CLIP weights: {error}") from error
 
 
+def _facts_of(name: str, path: Path, state: State, asked: StatedFacts) -> StatedFacts:
+    """What the source says of its network, or is known by its kind."""
+    if is_open_clip_name(name):
+        return registered_facts(name)
+    facts = stated_facts(path, state)
+    if facts.activation is None and is_archive(path):
+        # OpenAI's own never call it: their QuickGELU is spelled out.
+        facts = replace(facts, activation="gelu" if calls_gelu(path) else asked.activation or "quick_gelu")
+    return facts
+
+
+def backbone_of(
+    path_or_name: str | Path, pretrained_dir: str | Path | None = None, asked: StatedFacts | None = None
+) -> Backbone:
+    """What belongs to weights beside them: of a known name without any file, of anything else as in `load_clip`."""
+    name, asked = str(path_or_name), asked or StatedFacts()
+    if name in ARCHITECTURES:
+        architecture = replace(ARCHITECTURES[name], activation=asked.activation or "quick_gelu")
+        return Backbone(architecture, asked.preprocessing())
+    if is_open_clip_name(name):
+        facts = registered_facts(name).joined_with(asked)
+        assert facts.architecture is not None  # the registry says all of it
+        return Backbone(facts.architecture, facts.preprocessing())
+    return load_clip(path_or_name, pretrained_dir, asked=asked).backbone
+
+
 def architecture_of(path_or_name: str | Path, pretrained_dir: str | Path | None = None) -> CLIPArchitecture:
-    """The sizes of a CLIP: of a known name without any file, of anything else from its weights, as in `load_clip`."""
-    if str(path_or_name) in ARCHITECTURES:
-        return ARCHITECTURES[str(path_or_name)]
-    return load_clip(path_or_name, pretrained_dir).architecture
+    """The sizes of a CLIP, as `backbone_of` finds them; where nobody says its activation, with OpenAI's. Not to run
+    weights with."""
+    if str(path_or_name) in ARCHITECTURES or is_open_clip_name(path_or_name):
+        return backbone_of(path_or_name, pretrained_dir).architecture
+    path = find_weights(path_or_name, pretrained_dir)
+    state = read_state_dict(path)
+    facts = _facts_of(str(path_or_name), path, state, StatedFacts())
+    return infer_architecture(
+        _in_openai_keys(state), facts.activation or "quick_gelu", facts.vision_heads, facts.text_heads
+    )
 
 
-def _build(state: State, facts: StatedFacts, activation: str) -> CLIP:
-    if _has_hugging_face_keys(state):
-        state = from_hugging_face_keys(state)
-    elif any(key.startswith("visual.blocks.") for key in state):
-        state = to_openai_keys(state)
-    architecture = infer_architecture(state, activation, facts.vision_heads, facts.text_heads)
+def _in_openai_keys(state: State) -> State:
+    if has_hugging_face_keys(state):
+        return from_hugging_face_keys(state)
+    return to_openai_keys(state) if any(key.startswith("visual.blocks.") for key in state) else state
+
+
+def _build(state: State, facts: StatedFacts) -> CLIP:
+    in_hugging_face_keys, state = has_hugging_face_keys(state), _in_openai_keys(state)
+    architecture = infer_architecture(state, facts.activation or "quick_gelu", facts.vision_heads, facts.text_heads)
     with torch.device("meta"):
-        clip = CLIP(architecture)
+        clip = CLIP(architecture, Backbone(architecture, facts.preprocessing()))
     shapes = {key: tensor.shape for key, tensor in to_openai_keys(clip.state_dict()).items()}
     wrong = [
         f"{key} {list(tensor.shape)} instead of {list(shapes[key])}"
@@ -168,23 +184,70 @@ def _build(state: State, facts: StatedFacts, activation: str) -> CLIP:
     ]
     if wrong:
         raise ValueError(f"wrong shapes ({len(wrong)}): {some(wrong)}.")
+    _check_facts(architecture, facts, in_hugging_face_keys)
     floats = {key: tensor.detach().to("cpu", torch.float32).contiguous() for key, tensor in state.items()}
     clip.load_state_dict(from_openai_keys(floats), assign=True)
     return clip.eval()
 
 
+def _check_facts(architecture: CLIPArchitecture, facts: StatedFacts, in_hugging_face_keys: bool) -> None:
+    """Raises ValueError where weights need a word that nobody said, or are of other sizes than was said."""
+    if facts.activation is None:
+        config = "put its config.json beside it, or " if in_hugging_face_keys else ""
+        raise ValueError(
+            "it does not say with which activation it was trained, and with the other one it would load and give wrong "
+            f"numbers: {config}pass --clip_activation quick_gelu (OpenAI's, MetaCLIP's and most DFN weights) or gelu "
+            "(LAION's, DataComp's and most others of open_clip)."
+        )
+    for tower, width, heads in (
+        ("vision", architecture.vision_width, facts.vision_heads),
+        ("text", architecture.text_width, facts.text_heads),
+    ):
+        if heads is None and width > WIDEST_WITH_KNOWN_HEADS:
+            raise ValueError(
+                f"it does not say how many heads its {tower} tower has, and at width {width} published ones differ: "
+                f"pass --clip_{tower}_heads (16 for open_clip's ViT-H-14), or give the folder with its config."
+            )
+    if facts.image_size not in (None, architecture.image_size):
+        raise ValueError(
+            f"its configuration states images of {facts.image_size} pixels, and its weights are for "
+            f"{architecture.image_size}."
+        )
+    if facts.architecture is not None:
+        unlike = [
+            f"{item.name} {getattr(architecture, item.name)} and not {getattr(facts.architecture, item.name)}"
+            for item in fields(architecture)
+            if getattr(architecture, item.name) != getattr(facts.architecture, item.name)
+        ]
+        if unlike:
+            raise ValueError(f"its weights are of other sizes than its configuration says: {', '.join(unlike)}.")
+
+
+def _refuse_trained_models(path: Path, state: Mapping[str, Tensor]) -> None:
+    """ValueError for a checkpoint of a whole method, which another flag takes."""
+    own = metadata_of(path).get("format", "").startswith("stop-video checkpoint")
+    if own or any(key.startswith("clip.") for key in state):
+        kind = "a checkpoint of this project" if own else "a trained model around a CLIP, as CLIP4Clip's code writes it"
+        raise ValueError(
+            f"{path} is {kind}, not a CLIP alone: pass it with --init_model, and with --pretrained_clip_name the CLIP "
+            f"it was trained on."
+        )
+
+
 def find_weights(path_or_name: str | Path, pretrained_dir: str | Path | None = None) -> Path:
     """The file or folder meant by `load_clip`'s arguments; FileNotFoundError if there is none."""
-    if Path(path_or_name).exists():
-        return Path(path_or_name)
     name = str(path_or_name)
     folder = Path(pretrained_dir) if pretrained_dir is not None else None
+    if is_open_clip_name(name):
+        return registered_file(name, folder)
+    if Path(path_or_name).exists():
+        return Path(path_or_name)
     if name not in RELEASES:
         if folder is not None and (folder / name).exists():
             return folder / name
         raise FileNotFoundError(
             f"There are no CLIP weights at {name}{f' nor at {folder / name}' if folder else ''}; "
-            f"give a file, a Hugging Face folder or one of {', '.join(RELEASES)}."
+            f"give a file, a folder of Hugging Face or open_clip, one of {', '.join(RELEASES)}, or open_clip:NAME/TAG."
         )
     release = RELEASES[name]
     if folder is None:
@@ -201,11 +264,12 @@ def find_weights(path_or_name: str | Path, pretrained_dir: str | Path | None = N
     )
 
 
-def _check_sha256(path: Path) -> None:
+def _check_sha256(path: Path) -> bool:
+    """Whether this is a file that OpenAI published; ValueError if it only bears the name of one."""
     published = {release.file: release.sha256 for release in RELEASES.values()}.get(path.name)
     # A user's own fine-tuned state dict may well be called ViT-B-32.pt; only OpenAI's is a TorchScript archive.
-    if published is None or not _is_torchscript(path):
-        return
+    if published is None or not is_archive(path):
+        return False
     digest = hashlib.sha256()
     with path.open("rb") as file:
         while chunk := file.read(1 << 24):
@@ -215,170 +279,7 @@ def _check_sha256(path: Path) -> None:
             f"{path} is not the file OpenAI published under this name (sha256 {digest.hexdigest()[:12]}..., published "
             f"{published[:12]}...): download it again, or rename it if it is meant to differ."
         )
-
-
-def _is_torchscript(path: Path) -> bool:
-    if not path.is_file() or not zipfile.is_zipfile(path):
-        return False
-    with zipfile.ZipFile(path) as archive:
-        return any(name.endswith("/constants.pkl") for name in archive.namelist())
-
-
-def read_state_dict(path: str | Path) -> State:
-    """The tensors of a weights file or Hugging Face folder under the names they have there.
-
-    Reads TorchScript archives, torch files (tensors only; also {"state_dict": ...}) and .safetensors. What is no weight
-    (sizes in OpenAI's archives, index buffers of Hugging Face) is left out. Raises FileNotFoundError if nothing is
-    there and ValueError if it is none of these.
-    """
-    path = Path(path)
-    if not path.exists():
-        raise FileNotFoundError(f"There is no weights file {path}.")
-    if path.is_dir():
-        return {key: tensor for file in _files_of_folder(path) for key, tensor in read_state_dict(file).items()}
-    loaded: Any
-    try:
-        if path.suffix == ".safetensors":
-            loaded = load_file(path)
-        elif _is_torchscript(path):
-            with warnings.catch_warnings():  # torch discourages the format, but it is the one OpenAI published
-                warnings.simplefilter("ignore", FutureWarning)
-                loaded = torch.jit.load(str(path), map_location="cpu").state_dict()
-        else:
-            loaded = torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, MemoryError):
-        raise
-    except Exception as error:  # bytes that are no pickle can fail in any way
-        raise ValueError(
-            f"{path} is no weights file (a TorchScript archive, a torch file of nothing but tensors, or .safetensors); "
-            f"if it was downloaded, download it again."
-        ) from error
-    if isinstance(loaded, Mapping) and isinstance(loaded.get("state_dict"), Mapping):
-        loaded = loaded["state_dict"]
-    if not isinstance(loaded, Mapping):
-        raise ValueError(f"{path} holds a {type(loaded).__name__} and not a state dict.")
-    state = {key: value for key, value in loaded.items() if key not in NOT_WEIGHTS}
-    others = [str(key) for key, value in state.items() if not (isinstance(key, str) and isinstance(value, Tensor))]
-    if others:
-        raise ValueError(
-            f"{path} is no state dict, for some entries are no named tensors ({len(others)}): {some(others)}."
-        )
-    return state
-
-
-def _files_of_folder(folder: Path) -> list[Path]:
-    """The weight files of a Hugging Face folder: one, or the shards its index lists."""
-    for name in HUGGING_FACE_FILES:
-        if (folder / name).is_file():
-            return [folder / name]
-        index = folder / f"{name}.index.json"
-        if index.is_file():
-            shards = sorted(set(_read_json(index).get("weight_map", {}).values()))
-            absent = [shard for shard in shards if not (folder / shard).is_file()]
-            if absent or not shards:
-                raise FileNotFoundError(
-                    f"{folder} lacks files its {index.name} lists: {some(absent) or 'none listed'}."
-                )
-            return [folder / shard for shard in shards]
-    raise FileNotFoundError(
-        f"{folder} holds no weights: looked for {' and '.join(HUGGING_FACE_FILES)}, whole or in shards."
-    )
-
-
-def _read_json(path: Path) -> dict:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path} is not JSON ({shorten(str(error))}).") from error
-    if not isinstance(content, dict):
-        raise ValueError(f"{path} is no JSON object.")
-    return content
-
-
-def _has_hugging_face_keys(state: Mapping[str, Any]) -> bool:
-    return any(key.startswith(("text_model.", "vision_model.")) for key in state)
-
-
-def _stated_facts(path: Path, state: State) -> StatedFacts:
-    if _has_hugging_face_keys(state):
-        config = (path if path.is_dir() else path.parent) / "config.json"
-        if config.is_file():
-            return _facts_of_config(config)
-    if path.suffix == ".safetensors":
-        with safe_open(path, framework="pt") as file:
-            return StatedFacts(activation=(file.metadata() or {}).get("activation"))
-    return StatedFacts()
-
-
-def _facts_of_config(path: Path) -> StatedFacts:
-    """Read a Hugging Face `CLIPConfig`, which may leave out what equals its defaults (those of ViT-B/32)."""
-    config = _read_json(path)
-    vision, text = config.get("vision_config") or {}, config.get("text_config") or {}
-    activations = [tower.get("hidden_act", "quick_gelu") for tower in (vision, text)]
-    if activations[0] != activations[1] or activations[0] not in ACTIVATIONS:
-        raise ValueError(
-            f"{path} states the activations {activations[0]} (vision) and {activations[1]} (text); "
-            f"both towers need the same one, of {' and '.join(ACTIVATIONS)}."
-        )
-    for tower in (vision, text):
-        if not math.isclose(tower.get("layer_norm_eps", 1e-5), 1e-5):
-            raise ValueError(f"{path} states layer_norm_eps {tower['layer_norm_eps']}; CLIP's is 1e-05.")
-    return StatedFacts(activations[0], vision.get("num_attention_heads", 12), text.get("num_attention_heads", 8))
-
-
-def from_openai_keys(state: Mapping[str, Tensor]) -> State:
-    """OpenAI's key names -> those of `modules.clip.CLIP`; the tensors, and keys that neither has, stay as they are."""
-    return {_rename_start(key, OPENAI_TO_OURS): tensor for key, tensor in state.items()}
-
-
-def to_openai_keys(state: Mapping[str, Tensor]) -> State:
-    """The key names of `modules.clip.CLIP` -> OpenAI's: the inverse of `from_openai_keys`."""
-    return {to_openai_key(key): tensor for key, tensor in state.items()}
-
-
-def to_openai_key(key: str) -> str:
-    """One key name of `modules.clip.CLIP` -> OpenAI's."""
-    return _rename_start(key, {ours: openai for openai, ours in OPENAI_TO_OURS.items()})
-
-
-def from_hugging_face_keys(state: Mapping[str, Tensor]) -> State:
-    """Keys and layout of a Hugging Face `CLIPModel` -> OpenAI's.
-
-    The projections are transposed, [E, D] -> [D, E], and a block's q, k and v joined, three [D, D] -> [3 D, D].
-    Unknown keys stay as they are. Raises ValueError naming q, k or v where one is absent or shaped unlike the others.
-    """
-    converted: State = {}
-    faults = []
-    for key, tensor in state.items():
-        if key in NOT_WEIGHTS:
-            continue
-        renamed = _rename_start(key, HUGGING_FACE_TO_OPENAI)
-        for theirs, openai in HUGGING_FACE_BLOCK_PARTS.items():
-            renamed = renamed.replace(theirs, openai)
-        if match := re.fullmatch(r"(.+)\.self_attn\.[qkv]_proj\.(weight|bias)", renamed):
-            joined = f"{match[1]}.attn.in_proj_{match[2]}"
-            if joined in converted:
-                continue
-            parts = [re.sub(r"[qkv](?=_proj\.(weight|bias)$)", letter, key) for letter in "qkv"]
-            present = [state[part] for part in parts if part in state]
-            faults += [f"{part} is missing" for part in parts if part not in state]
-            if len({part.shape for part in present}) > 1:
-                faults.append(f"{', '.join(parts)} have unlike shapes")
-            else:
-                converted[joined] = torch.cat(present)
-        else:
-            transposed = renamed in ("visual.proj", "text_projection") and tensor.dim() == 2
-            converted[renamed] = tensor.T if transposed else tensor
-    if faults:
-        raise ValueError(f"{some(list(dict.fromkeys(faults)))}.")
-    return converted
-
-
-def _rename_start(key: str, starts: Mapping[str, str]) -> str:
-    for old, new in starts.items():
-        if key.startswith(old):
-            return new + key[len(old) :]
-    return key
+    return True
 
 
 def infer_architecture(
@@ -417,12 +318,12 @@ def infer_architecture(
         patch_size=patch_size,
         vision_width=vision_width,
         vision_layers=vision_layers,
-        vision_heads=vision_heads or max(1, vision_width // 64),
+        vision_heads=vision_heads or max(1, vision_width // HEAD_WIDTH),
         context_length=len(state["positional_embedding"]),
         vocab_size=vocab_size,
         text_width=text_width,
         text_layers=text_layers,
-        text_heads=text_heads or max(1, text_width // 64),
+        text_heads=text_heads or max(1, text_width // HEAD_WIDTH),
         activation=activation,
     )
 
@@ -436,6 +337,10 @@ def _count_blocks(state: Mapping[str, Tensor], start: str) -> int:
 def _check_names(state: Mapping[str, Tensor], vision_layers: int, text_layers: int) -> None:
     if any(key.startswith("visual.layer1.") for key in state):
         raise ValueError("its vision tower is a ResNet, and only CLIPs with a vision transformer are supported.")
+    if any(key.startswith("visual.trunk.") for key in state):
+        raise ValueError("its vision tower is one of timm (SigLIP, EVA, PE, ...), and only CLIP's own is supported.")
+    if any(key.startswith("text.transformer.") for key in state):
+        raise ValueError("its text tower is one of open_clip's custom ones, and only CLIP's own is supported.")
     with torch.device("meta"):
         smallest = CLIP(CLIPArchitecture(1, 1, 1, 1, vision_layers, 1, 1, 1, 1, text_layers, 1))
     expected = to_openai_keys(smallest.state_dict())

@@ -8,9 +8,20 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from modules.backbones import Backbone
+
 START_TOKEN = 49406
 END_TOKEN = 49407
 LONGEST_TEXT = 77  # tokens CLIP's text tower has positions for, START and END included
+
+
+def check_vocabulary(backbone: Backbone) -> None:
+    """Raises ValueError for a CLIP whose token ids are not those that `Tokenizer` makes."""
+    if backbone.architecture.vocab_size != END_TOKEN + 1:
+        raise ValueError(
+            f"This CLIP has a vocabulary of {backbone.architecture.vocab_size} tokens and CLIP's tokenizer one of "
+            f"{END_TOKEN + 1}: it needs another tokenizer, which is not supported."
+        )
 
 
 class Tokenizer:

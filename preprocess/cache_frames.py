@@ -29,16 +29,17 @@ from dataloaders.quoting import shorten
 from engine.cli import parse_config
 from engine.config import Config
 from engine.data import frame_cache, frame_reader, list_split
-from modules.clip_weights import architecture_of
+from modules.backbones import Backbone
+from modules.clip_weights import backbone_of
 from preprocess.shards import default_jobs, exit_code, parse_shard, wait_for_other_ranks
 
 SHOWN_PROBLEMS = 20
 
 
-def fill(config: Config, image_size: int, split: str, jobs: int, shard: tuple[int, int]) -> list[str]:
+def fill(config: Config, backbone: Backbone, split: str, jobs: int, shard: tuple[int, int]) -> list[str]:
     """Put this share of a split's videos into the cache; gives what is wrong with those that cannot be."""
     number, count = shard
-    frames = frame_reader(config.data, image_size, split == "train", frame_cache(config.data, config.run))
+    frames = frame_reader(config.data, backbone, split == "train", frame_cache(config.data, config.run))
     listed = list_split(config.data, split)
     missing = missing_files(listed)
     samples = [sample for row, sample in enumerate(listed) if row not in missing]
@@ -75,8 +76,9 @@ def run(argv: Sequence[str] | None) -> int:
     if not config.run.frame_cache:
         raise ValueError("--frame_cache is not given: name the folder to fill")
     splits = (own.split,) if own.split != "all" else ("train", "test") if config.run.do_train else ("test",)
-    image_size = architecture_of(config.model.pretrained_clip_name, config.model.pretrained_dir).image_size
-    problems = [problem for split in splits for problem in fill(config, image_size, split, int(own.jobs), shard)]
+    model = config.model
+    backbone = backbone_of(model.pretrained_clip_name, model.pretrained_dir, model.asked_of_clip())
+    problems = [problem for split in splits for problem in fill(config, backbone, split, int(own.jobs), shard)]
     for problem in problems[:SHOWN_PROBLEMS]:
         print(problem, file=sys.stderr)
     if len(problems) > SHOWN_PROBLEMS:

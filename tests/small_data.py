@@ -62,5 +62,5 @@ def write_small_data(folder: Path, n_train: int = 10, n_test: int = 7) -> SmallD
     with open(folder / "MSRVTT_JSFUSION_test.csv", "w", newline="") as file:
         rows = [[f"ret{n}", f"msr{n}", video_id, names[video_id]] for n, video_id in enumerate(test)]
         csv.writer(file).writerows([["key", "vid_key", "video_id", "sentence"], *rows])
-    save_file(to_openai_keys(tiny_clip(architecture=TINY).state_dict()), data.clip)
+    save_file(to_openai_keys(tiny_clip(architecture=TINY).state_dict()), data.clip, {"activation": "quick_gelu"})
     return data

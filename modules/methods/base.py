@@ -56,7 +56,7 @@ class Method(nn.Module):
         """Embed clips.
 
         Args:
-            video: `[B,T,3,H,W]` float, normalised with CLIP's mean and standard deviation.
+            video: `[B,T,3,H,W]` float, normalised with the mean and deviation of `clip.backbone`.
             frame_mask: `[B,T]`, true or 1 where the frame is real; padding comes last.
 
         Returns:

@@ -143,6 +143,8 @@ OTHER_SETTINGS = [
     {"slice_framepos": 0},
     {"feature_framerate": 1.0},
     {"frame_transform": "crop"},
+    {"resize_mode": "squash"},
+    {"interpolation": "bilinear"},
 ]
 
 

@@ -6,7 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dataloaders.transforms import CLIP_MEAN, CLIP_STD, centre_crop, normalise, resize_and_crop
+from dataloaders.transforms import CLIP_MEAN, CLIP_STD, INTERPOLATIONS, centre_crop, normalise, resize_and_crop, squash
 
 v2 = pytest.importorskip("torchvision.transforms.v2")
 
@@ -42,6 +42,19 @@ def test_any_size(height, width, size):
     assert_like_torchvision(height, width, size)
 
 
+@pytest.mark.parametrize("interpolation", INTERPOLATIONS)
+@settings(max_examples=30, deadline=None)
+@given(st.integers(1, 90), st.integers(1, 90), st.integers(1, 40))
+def test_any_size_in_every_way(interpolation, height, width, size):
+    frames = noise(2, height, width)
+    video, mode = torch.from_numpy(frames).permute(0, 3, 1, 2), v2.InterpolationMode(interpolation)
+    whole = squash(frames, size, interpolation)
+    assert whole.is_contiguous()
+    assert torch.equal(whole, v2.Resize((size, size), interpolation=mode, antialias=True)(video))
+    middle = v2.CenterCrop(size)(v2.Resize(size, interpolation=mode, antialias=True)(video))
+    assert torch.equal(resize_and_crop(frames, size, interpolation), middle)
+
+
 def test_a_fitting_short_side_is_not_resampled():
     frames = noise(2, 32, 51)
     video = resize_and_crop(frames, 32)
@@ -67,6 +80,14 @@ def test_normalise(shape):
     expected = v2.functional.normalize(video.float() / 255, list(CLIP_MEAN), list(CLIP_STD))
     torch.testing.assert_close(normalised, expected, rtol=1e-6, atol=1e-6)
     assert torch.equal(video, untouched)
+
+
+def test_normalise_with_other_statistics():
+    video = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (2, 3, 4, 5), dtype=np.uint8))
+    mean, std = (0.5, 0.25, 0.125), (0.5, 1.0, 2.0)
+    expected = v2.functional.normalize(video.float() / 255, list(mean), list(std))
+    torch.testing.assert_close(normalise(video, mean, std), expected, rtol=1e-6, atol=1e-6)
+    assert not torch.equal(normalise(video), normalise(video, mean, std))
 
 
 def test_normalise_by_hand():

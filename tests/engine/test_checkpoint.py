@@ -1,11 +1,15 @@
 """Checkpoints: a round trip, what they refuse, and that a crash leaves the old file."""
 
+from dataclasses import replace
+
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 import engine.checkpoint as checkpoint
 from engine.checkpoint import CheckpointHeader, load_checkpoint, save_checkpoint
+from modules.backbones import STATISTICS, Preprocessing
 from modules.methods import build_method
 from tests.tiny import tiny_clip
 
@@ -35,6 +39,37 @@ def test_other_clip_is_refused(saved):
     path, method = saved
     with pytest.raises(ValueError, match=r"trained on another CLIP \(ViT-B/32, sha256 aaaaaaaaaaaa\)"):
         load_checkpoint(path, method, "b" * 64)
+
+
+def test_a_clip_that_is_run_in_another_way_is_refused(tmp_path):
+    """Its tensors and their hash are the same."""
+    path = tmp_path / "last.safetensors"
+    one, other = tiny_clip(seed=1), tiny_clip(seed=1)
+    other.backbone = replace(
+        one.backbone, preprocessing=Preprocessing(*STATISTICS["half"], "squash"),
+        architecture=replace(one.architecture, activation="gelu", vision_heads=4),
+    )  # fmt: skip
+    for full in (False, True):
+        header = CheckpointHeader({}, 3, "a" * 64, full, one.backbone.facts())
+        save_checkpoint(path, build_method("clip4clip", one), header)
+        assert load_checkpoint(path, build_method("clip4clip", one), "a" * 64) == header
+        with pytest.raises(
+            ValueError, match=r"last\.safetensors: was trained on a CLIP that is run in another"
+        ) as caught:
+            load_checkpoint(path, build_method("clip4clip", other), "a" * 64)
+        for part in (
+            "activation is quick_gelu there and gelu here", "vision_heads is 2 there and 4 here",
+            "mean is 0.4815 0.4578 0.4082 there and 0.5 0.5 0.5 here", "resize_mode is shortest there and squash here",
+        ):  # fmt: skip
+            assert part in str(caught.value)
+
+
+def test_an_old_one_without_a_backbone_is_loaded(saved):
+    path, method = saved
+    with safe_open(path, "pt") as file:
+        metadata = {name: text for name, text in file.metadata().items() if name != "backbone"}
+    save_file(load_file(path), path, metadata)
+    assert load_checkpoint(path, method, HEADER.backbone_sha256).backbone is None
 
 
 def test_other_method_is_refused(saved):

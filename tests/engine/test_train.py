@@ -319,7 +319,8 @@ def own_clip(small_data, tmp_path) -> Path:
     from safetensors.torch import save_file
 
     path = tmp_path / "other_clip.safetensors"
-    save_file({name: tensor * 1.01 for name, tensor in load_file(small_data.clip).items()}, path)
+    tensors = {name: tensor * 1.01 for name, tensor in load_file(small_data.clip).items()}
+    save_file(tensors, path, {"activation": "quick_gelu"})
     return path
 
 

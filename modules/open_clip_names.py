@@ -1,0 +1,126 @@
+"""Weights by open_clip's names, `open_clip:NAME/TAG`: its registry says what the network is and where the file lies.
+
+The file is looked for in a folder of ours, then in the cache of the Hugging Face Hub, and is downloaded last, by
+open_clip itself.
+"""
+
+import difflib
+import logging
+from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from modules.backbones import StatedFacts
+from modules.weight_facts import facts_of_open_clip
+from modules.weight_files import OPEN_CLIP_FILES
+
+PREFIX = "open_clip:"
+ENDINGS = (".safetensors", ".pt", ".pth", ".bin")
+
+log = logging.getLogger("stop")
+
+
+def is_open_clip_name(path_or_name: str | Path) -> bool:
+    return str(path_or_name).startswith(PREFIX)
+
+
+def registered_facts(name: str) -> StatedFacts:
+    """What open_clip's registry says of `open_clip:NAME/TAG`; needs no file.
+
+    Raises ValueError for a name or tag that is not registered, and for a model that `modules.clip` cannot run.
+    """
+    model, tag = _registered(name)
+    # The name says GELU for most tags of both kinds; what a tag was trained with stands in the tag.
+    return facts_of_open_clip(model | {"quick_gelu": bool(model.get("quick_gelu") or tag.get("quick_gelu"))}, tag, name)
+
+
+def registered_file(name: str, folder: Path | None) -> Path:
+    """The weights of `open_clip:NAME/TAG`: a file or folder in `folder`, else from the Hub, else from the tag's URL.
+
+    Raises:
+        ValueError: as `registered_facts`.
+        FileNotFoundError: if it is not here and cannot be downloaded; says what to fetch and where to put it.
+    """
+    registered_facts(name)  # refuses what cannot be run, before gigabytes are fetched
+    _, tag = _registered(name)
+    candidates = _candidates(name, tag)
+    if folder is not None:
+        for candidate in candidates:
+            if (folder / candidate).exists():
+                return folder / candidate
+    repository, file = _hub_place(tag)
+    try:
+        return _downloaded(tag, repository, file)
+    except Exception as error:  # the network and two libraries can fail in many ways
+        what = f"{file} of the Hugging Face repository {repository}" if repository else tag.get("url", "its file")
+        place = f"{folder or 'the folder of --pretrained_dir'}/{candidates[0]}"
+        raise FileNotFoundError(
+            f"{name} is not here and cannot be downloaded ({' '.join(str(error).split())[:200]}): fetch {what} and put "
+            f"it at {place}."
+        ) from error
+
+
+def _parts(name: str) -> tuple[str, str]:
+    model, _, tag = name.removeprefix(PREFIX).rpartition("/")
+    if not model or not tag:
+        raise ValueError(f"{name} does not read {PREFIX}NAME/TAG, as in {PREFIX}ViT-B-32/laion2b_s34b_b79k.")
+    return model.replace("/", "-"), tag
+
+
+def _registered(name: str) -> tuple[dict[str, Any], Mapping[str, Any]]:
+    """The two entries of open_clip's registry: the model's and the tag's."""
+    import open_clip  # takes seconds, and only these names need it
+
+    model, tag = _parts(name)
+    config = open_clip.get_model_config(model)
+    if config is None:
+        close = difflib.get_close_matches(model, open_clip.list_models(), n=3)
+        hint = f"did you mean {' or '.join(close)}?" if close else "open_clip.list_models() lists them."
+        raise ValueError(f"{name}: open_clip {open_clip.__version__} knows no model {model}; {hint}")
+    if not open_clip.pretrained.get_pretrained_cfg("ViT-B-32", "openai").get("quick_gelu"):
+        raise ValueError(
+            f"{name}: open_clip {open_clip.__version__} does not say which activation weights were trained with: "
+            "pip install --upgrade open_clip_torch"
+        )
+    found = open_clip.pretrained.get_pretrained_cfg(model, tag)
+    if not found:
+        tags = open_clip.list_pretrained_tags_by_model(model)
+        raise ValueError(f"{name}: open_clip {open_clip.__version__} knows no tag {tag} of {model}; its tags are: "
+                         f"{', '.join(tags) or 'none'}.")  # fmt: skip
+    return config, found
+
+
+def _hub_place(tag: Mapping[str, Any]) -> tuple[str, str]:
+    """Repository and file on the Hub; the registry joins them with a slash and may leave the file out."""
+    repository, _, file = str(tag.get("hf_hub") or "").rpartition("/")
+    return repository, file or OPEN_CLIP_FILES[0]
+
+
+def _candidates(name: str, tag: Mapping[str, Any]) -> list[str]:
+    """Where the weights may lie in a folder, the place that messages recommend first."""
+    model, own = _parts(name)
+    repository, file = _hub_place(tag)
+    folder = repository.rpartition("/")[2]
+    names = [f"{folder}/{place}" for place in dict.fromkeys((file, *OPEN_CLIP_FILES)) if folder]
+    names += [f"{stem}{ending}" for stem in (f"{model}-{own}", own) for ending in ENDINGS]
+    names += [f"{place}/{weights}" for place in (f"{model}-{own}", own) for weights in OPEN_CLIP_FILES]
+    if url := tag.get("url"):
+        names.append(str(url).rpartition("/")[2])
+    return names
+
+
+def _downloaded(tag: Mapping[str, Any], repository: str, file: str) -> Path:
+    import huggingface_hub
+    from open_clip.pretrained import download_pretrained
+
+    if repository:
+        for place in dict.fromkeys((file, *OPEN_CLIP_FILES)):
+            cached = huggingface_hub.try_to_load_from_cache(repository, place)
+            if isinstance(cached, str):
+                return Path(cached)
+        # Without this, open_clip's download tries a network that is not there for most of a minute.
+        with suppress(huggingface_hub.errors.EntryNotFoundError):  # it may have the other file
+            huggingface_hub.get_hf_file_metadata(huggingface_hub.hf_hub_url(repository, file), timeout=10)
+    log.info("downloading %s", f"{repository}/{file}" if repository else tag.get("url"))
+    return Path(download_pretrained(dict(tag)))

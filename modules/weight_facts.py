@@ -1,0 +1,218 @@
+"""What the files beside weights say of the network: Hugging Face's and open_clip's configurations.
+
+A configuration that asks for something `modules.clip` does not do is refused with its name: weights that load are run
+as they were trained. open_clip's fields and what they stand for where they are left out:
+https://github.com/mlfoundations/open_clip/blob/main/src/open_clip/model.py
+"""
+
+import math
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from modules.backbones import ACTIVATIONS, HEAD_WIDTH, STATISTICS, CLIPArchitecture, StatedFacts, Triple
+from modules.weight_files import OPEN_CLIP_CONFIG, OPEN_CLIP_FILES, is_open_clip_folder, metadata_of, read_json
+from modules.weight_names import State, has_hugging_face_keys
+
+# Pillow's numbers, which Hugging Face's preprocessors use.
+PILLOW_INTERPOLATION = {2: "bilinear", 3: "bicubic"}
+
+# Fields of open_clip's towers, with the values `modules.clip` is built for; of others only those that say "not this".
+VISION_FIELDS: dict[str, tuple[Any, ...]] = {
+    "mlp_ratio": (4.0,),
+    "pos_embed_type": ("learnable",),
+    "pool_type": ("tok",),
+    "block_type": ("default",),
+}
+TEXT_FIELDS: dict[str, tuple[Any, ...]] = {
+    "mlp_ratio": (4.0,),
+    "pool_type": ("argmax",),
+    "proj_type": ("linear",),
+    "block_type": ("default",),
+}
+SIZES = {
+    "image_size", "layers", "width", "head_width", "patch_size", "context_length", "vocab_size", "heads",
+    "vision_cfg", "text_cfg", "embed_dim", "quick_gelu",
+}  # fmt: skip
+# Of training, of fresh weights, of another pooling than those above, or of the output's form.
+WITHOUT_EFFECT = {
+    "patch_dropout", "output_tokens", "output_dict", "init_logit_scale", "attn_pooler_queries", "attn_pooler_heads",
+    "pad_id", "eos_id", "cast_dtype", "timm_pool", "timm_proj", "timm_proj_bias", "timm_drop", "timm_drop_path",
+    "timm_model_pretrained", "hf_model_pretrained", "hf_proj_type", "hf_pooler_type",
+}  # fmt: skip
+KINDS = {  # of what is not supported, for the message
+    "timm_model_name": "a vision tower of timm",
+    "hf_model_name": "a text tower of Hugging Face",
+    "hf_tokenizer_name": "another tokenizer than CLIP's",
+    "tokenizer_kwargs": "another tokenizer than CLIP's",
+    "multimodal_cfg": "CoCa's text decoder",
+    "init_logit_bias": "a sigmoid similarity with a bias",
+    "custom_text": "a text tower of its own kind",
+    "no_causal_mask": "text attention without a causal mask",
+}
+
+
+def stated_facts(path: Path, state: State) -> StatedFacts:
+    """What the source `path`, with these tensors in it, says of its network; ValueError where that is not supported."""
+    folder = path if path.is_dir() else path.parent
+    if has_hugging_face_keys(state):
+        if (folder / "config.json").is_file():
+            return facts_of_hugging_face(folder)
+    elif (path.name in OPEN_CLIP_FILES and (folder / OPEN_CLIP_CONFIG).is_file()) or is_open_clip_folder(path):
+        return facts_of_open_clip_file(folder / OPEN_CLIP_CONFIG)
+    metadata = metadata_of(path)
+    vision_heads, text_heads = (metadata.get(name, "") for name in ("vision_heads", "text_heads"))
+    return StatedFacts(
+        metadata.get("activation"),
+        int(vision_heads) if vision_heads.isdecimal() else None,
+        int(text_heads) if text_heads.isdecimal() else None,
+    )
+
+
+def facts_of_hugging_face(folder: Path) -> StatedFacts:
+    """Read a `CLIPConfig`, which may leave out what equals its defaults (those of ViT-B/32), and the preprocessor's."""
+    path = folder / "config.json"
+    config = read_json(path)
+    kind = config.get("model_type", "clip")
+    if kind != "clip":
+        raise ValueError(f"{path} states the model type {kind}; only clip is supported.")
+    vision, text = config.get("vision_config") or {}, config.get("text_config") or {}
+    activations = [tower.get("hidden_act", "quick_gelu") for tower in (vision, text)]
+    if activations[0] != activations[1] or activations[0] not in ACTIVATIONS:
+        raise ValueError(
+            f"{path} states the activations {activations[0]} (vision) and {activations[1]} (text); "
+            f"both towers need the same one, of {' and '.join(ACTIVATIONS)}."
+        )
+    for tower in (vision, text):
+        if not math.isclose(tower.get("layer_norm_eps", 1e-5), 1e-5):
+            raise ValueError(f"{path} states layer_norm_eps {tower['layer_norm_eps']}; CLIP's is 1e-05.")
+    vocabulary, end = text.get("vocab_size", 49408), text.get("eos_token_id")
+    # The number 2 stands in the published configurations by mistake; transformers then takes the largest id, as we do.
+    if end not in (None, 2, vocabulary - 1):
+        raise ValueError(
+            f"{path} states the END token {end}; CLIP's is the last of its vocabulary, {vocabulary - 1}, and another "
+            f"tokenizer is not supported."
+        )
+    preprocessor = folder / "preprocessor_config.json"
+    pixels = _of_preprocessor(preprocessor) if preprocessor.is_file() else {}
+    return StatedFacts(
+        activations[0],
+        vision.get("num_attention_heads", 12),
+        text.get("num_attention_heads", 8),
+        image_size=vision.get("image_size"),
+        **pixels,
+    )
+
+
+def _of_preprocessor(path: Path) -> dict[str, Any]:
+    """Fields of `StatedFacts` from a Hugging Face image processor's settings."""
+    config = read_json(path)
+    for step in ("do_resize", "do_rescale", "do_normalize"):
+        if not config.get(step, True):
+            raise ValueError(f"{path} states {step} false; CLIP's pictures are resized, scaled to 0..1 and normalised.")
+    if not math.isclose(config.get("rescale_factor", 1 / 255), 1 / 255, rel_tol=1e-6):
+        raise ValueError(f"{path} states rescale_factor {config['rescale_factor']}; only 1/255 is supported.")
+    size, crop = config.get("size", 224), config.get("crop_size")
+    crop_side = crop.get("height") if isinstance(crop, Mapping) else crop
+    if isinstance(size, Mapping) and "height" in size:
+        mode, side = "squash", size["height"]
+        known = size.get("width") == side and (not config.get("do_center_crop") or crop_side in (None, side))
+    else:
+        mode, side = "shortest", size.get("shortest_edge") if isinstance(size, Mapping) else size
+        known = config.get("do_center_crop", True) and crop_side in (None, side)
+    if not known or not isinstance(side, int):
+        raise ValueError(
+            f"{path} states size {size} and crop_size {crop}; supported are a short side that is cropped to the same "
+            f"size, and a square."
+        )
+    interpolation = config.get("resample", 3)
+    if interpolation not in PILLOW_INTERPOLATION:
+        raise ValueError(f"{path} states resample {interpolation}; supported are 2 (bilinear) and 3 (bicubic).")
+    mean, std = STATISTICS["clip"]
+    return {
+        "mean": _triple(config.get("image_mean", mean), path),
+        "std": _triple(config.get("image_std", std), path),
+        "resize_mode": mode,
+        "interpolation": PILLOW_INTERPOLATION[interpolation],
+    }
+
+
+def facts_of_open_clip_file(path: Path) -> StatedFacts:
+    """Read an open_clip_config.json as open_clip writes it to the Hugging Face Hub."""
+    config = read_json(path)
+    model, pixels = config.get("model_cfg"), config.get("preprocess_cfg") or {}
+    if not isinstance(model, Mapping) or not isinstance(pixels, Mapping):
+        raise ValueError(f"{path} holds no model_cfg; open_clip writes it with that and preprocess_cfg.")
+    return facts_of_open_clip(model, pixels, str(path))
+
+
+def facts_of_open_clip(model: Mapping[str, Any], pixels: Mapping[str, Any], source: str) -> StatedFacts:
+    """All that open_clip's two configurations say, of the model and of preprocessing; `source` is for messages.
+
+    Raises ValueError if the model is none that `modules.clip` can run.
+    """
+    vision, text = model.get("vision_cfg"), model.get("text_cfg")
+    if not isinstance(vision, Mapping) or not isinstance(text, Mapping) or "embed_dim" not in model:
+        raise ValueError(f"{source} lacks embed_dim, vision_cfg or text_cfg.")
+    unsupported = [*_unsupported(model, {}), *_unsupported(vision, VISION_FIELDS), *_unsupported(text, TEXT_FIELDS)]
+    if isinstance(vision.get("layers"), list | tuple):
+        unsupported.insert(0, "a ResNet as vision tower")
+    if unsupported:
+        raise ValueError(
+            f"{source} describes a model that is not supported: it has {', '.join(dict.fromkeys(unsupported))}; only "
+            f"CLIPs with a plain vision transformer and CLIP's own tokenizer are."
+        )
+    width, head_width = vision.get("width", 768), vision.get("head_width", HEAD_WIDTH)
+    image_size = vision.get("image_size", 224)
+    if isinstance(image_size, list | tuple) and len(set(image_size)) == 1:
+        image_size = image_size[0]
+    sizes = {
+        "embed_dim": model["embed_dim"],
+        "image_size": image_size,
+        "patch_size": vision.get("patch_size", 16),
+        "vision_width": width,
+        "vision_layers": vision.get("layers", 12),
+        "vision_heads": width // head_width,
+        "context_length": text.get("context_length", 77),
+        "vocab_size": text.get("vocab_size", 49408),
+        "text_width": text.get("width", 512),
+        "text_layers": text.get("layers", 12),
+        "text_heads": text.get("heads", 8),
+    }
+    odd = [f"{name} {size}" for name, size in sizes.items() if not isinstance(size, int) or size < 1]
+    if odd:
+        raise ValueError(f"{source} states {', '.join(odd)}; these are whole numbers, and images are square.")
+    if pixels.get("size", image_size) not in (None, image_size, [image_size] * 2):
+        raise ValueError(f"{source} states pictures of {pixels['size']} for a tower that takes {image_size} pixels.")
+    resize_mode, interpolation = pixels.get("resize_mode") or "shortest", pixels.get("interpolation") or "bicubic"
+    mean, std = STATISTICS["clip"]
+    architecture = CLIPArchitecture(**sizes, activation="quick_gelu" if model.get("quick_gelu") else "gelu")
+    return StatedFacts(
+        architecture.activation,
+        architecture.vision_heads,
+        architecture.text_heads,
+        _triple(pixels.get("mean") or mean, source),
+        _triple(pixels.get("std") or std, source),
+        resize_mode,
+        "bicubic" if interpolation == "random" else interpolation,  # as open_clip does outside training
+        image_size,
+        architecture,
+    )
+
+
+def _unsupported(fields: Mapping[str, Any], built_for: Mapping[str, tuple[Any, ...]]) -> Iterator[str]:
+    for name, value in fields.items():
+        if name in SIZES or name in WITHOUT_EFFECT or value in (None, False, {}, ""):
+            continue
+        if value not in built_for.get(name, ()):
+            shown = "" if isinstance(value, Mapping) else f" {value}"
+            yield f"{KINDS[name]} ({name}{shown})" if name in KINDS else f"{name}{shown}"
+
+
+def _triple(values: Any, source: Path | str) -> Triple:
+    if isinstance(values, int | float):
+        values = [values] * 3
+    if not isinstance(values, list | tuple) or len(values) != 3 or any(not isinstance(v, int | float) for v in values):
+        raise ValueError(f"{source} states {values} for three channels.")
+    red, green, blue = (float(value) for value in values)
+    return red, green, blue

@@ -1,0 +1,145 @@
+"""From a file or folder to a state dict under the names it has there: nothing in the file is ever run.
+
+TorchScript archives are read by `modules.openai_archive`, torch files as tensors and plain containers alone.
+"""
+
+import json
+import pickle
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file
+from torch import Tensor
+
+from modules.openai_archive import is_archive, read_archive
+from modules.quoting import shorten, some
+from modules.weight_names import NOT_WEIGHTS, State
+
+OPEN_CLIP_CONFIG = "open_clip_config.json"
+OPEN_CLIP_FILES = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin")
+HUGGING_FACE_FILES = ("model.safetensors", "pytorch_model.bin")
+STATE_DICTS = ("state_dict", "model_state_dict")  # where training code keeps the weights among other things
+
+
+def read_state_dict(path: str | Path) -> State:
+    """The tensors of a weights file, Hugging Face folder or open_clip folder under the names they have there.
+
+    Reads TorchScript archives, torch files (tensors only; also {"state_dict": ...} and {"model_state_dict": ...}) and
+    .safetensors. The "module." that DistributedDataParallel puts before every name is taken off. What is no weight
+    (sizes in OpenAI's archives, index buffers of Hugging Face) is left out.
+
+    Raises FileNotFoundError if nothing is there and ValueError if it is none of these.
+    """
+    path = Path(path)
+    if not path.exists():
+        raise FileNotFoundError(f"There is no weights file {path}.")
+    if path.is_dir():
+        return {key: tensor for file in _files_of_folder(path) for key, tensor in read_state_dict(file).items()}
+    loaded = _load(path)
+    for name in STATE_DICTS:
+        if isinstance(loaded, Mapping) and isinstance(loaded.get(name), Mapping):
+            loaded = loaded[name]
+    if not isinstance(loaded, Mapping):
+        raise ValueError(f"{path} holds a {type(loaded).__name__} and not a state dict.")
+    state = {key: value for key, value in loaded.items() if key not in NOT_WEIGHTS}
+    others = [str(key) for key, value in state.items() if not (isinstance(key, str) and isinstance(value, Tensor))]
+    if others:
+        raise ValueError(
+            f"{path} is no state dict, for some entries are no named tensors ({len(others)}): {some(others)}."
+        )
+    if state and all(key.startswith("module.") for key in state):
+        state = {key.removeprefix("module."): tensor for key, tensor in state.items()}
+    return {key: tensor for key, tensor in state.items() if key not in NOT_WEIGHTS}
+
+
+def _load(path: Path) -> Any:
+    """Whatever of tensors and plain containers is in a file."""
+    if path.suffix == ".safetensors":
+        try:
+            return load_file(path)
+        except SafetensorError as error:
+            raise ValueError(_unreadable(path)) from error
+    try:
+        archive = is_archive(path)
+    except zipfile.BadZipFile as error:
+        raise ValueError(_unreadable(path)) from error
+    if archive:
+        try:
+            return read_archive(path)
+        except ValueError as error:
+            raise ValueError(f"{path} is no weights file: {error}") from error
+        except (zipfile.BadZipFile, pickle.UnpicklingError, EOFError, AttributeError, TypeError, IndexError) as error:
+            raise ValueError(_unreadable(path)) from error
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except (OSError, MemoryError):
+        raise
+    except pickle.UnpicklingError as error:
+        if "Unsupported global" in str(error) or "Unsupported class" in str(error):
+            raise ValueError(
+                f"{path} is no weights file: it holds Python objects beside tensors, which are not read because that "
+                f"would run code. Save the state_dict() of the model alone with torch.save and pass that file."
+            ) from error
+        raise ValueError(_unreadable(path)) from error
+    except Exception as error:  # bytes that are no pickle can fail in any way
+        raise ValueError(_unreadable(path)) from error
+
+
+def _unreadable(path: Path) -> str:
+    return (
+        f"{path} is no weights file (a TorchScript archive, a torch file of nothing but tensors, or .safetensors), or "
+        f"is damaged; if it was downloaded, download it again."
+    )
+
+
+def metadata_of(path: Path) -> dict[str, str]:
+    """What a .safetensors file says of itself; nothing for any other kind of file or one that cannot be read."""
+    if path.suffix != ".safetensors" or not path.is_file():
+        return {}
+    try:
+        with safe_open(path, framework="pt") as file:
+            return file.metadata() or {}
+    except SafetensorError:
+        return {}
+
+
+def is_open_clip_folder(path: Path) -> bool:
+    """Whether a folder has open_clip's layout on the Hugging Face Hub: its config and its weights."""
+    return (path / OPEN_CLIP_CONFIG).is_file() and any((path / name).is_file() for name in OPEN_CLIP_FILES)
+
+
+def _files_of_folder(folder: Path) -> list[Path]:
+    """The weight files of a folder: open_clip's, or Hugging Face's, one or the shards its index lists."""
+    if is_open_clip_folder(folder):
+        return [next(folder / name for name in OPEN_CLIP_FILES if (folder / name).is_file())]
+    for name in HUGGING_FACE_FILES:
+        if (folder / name).is_file():
+            return [folder / name]
+        index = folder / f"{name}.index.json"
+        if index.is_file():
+            shards = sorted(set(read_json(index).get("weight_map", {}).values()))
+            absent = [shard for shard in shards if not (folder / shard).is_file()]
+            if absent or not shards:
+                raise FileNotFoundError(
+                    f"{folder} lacks files its {index.name} lists: {some(absent) or 'none listed'}."
+                )
+            return [folder / shard for shard in shards]
+    raise FileNotFoundError(
+        f"{folder} holds no weights: looked for {' and '.join(HUGGING_FACE_FILES)}, whole or in shards, and for "
+        f"{' and '.join(OPEN_CLIP_FILES)} with {OPEN_CLIP_CONFIG}."
+    )
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object; ValueError if the file is none."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is not JSON ({shorten(str(error))}).") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} is no JSON object.")
+    return content

@@ -1,0 +1,115 @@
+"""The key names of CLIP's weights: OpenAI's, Hugging Face's and those of `modules.clip`, and the ways between.
+
+Shapes: D width of a tower, E joint embedding.
+"""
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from modules.quoting import some
+
+State = dict[str, Tensor]
+
+# What OpenAI's archives hold besides weights, and the index buffers of older Hugging Face files.
+NOT_WEIGHTS = {
+    "input_resolution",
+    "context_length",
+    "vocab_size",
+    "text_model.embeddings.position_ids",
+    "vision_model.embeddings.position_ids",
+}
+
+# Beginnings of keys: OpenAI's, ours. All other keys are the same on both sides.
+OPENAI_TO_OURS = {
+    "visual.transformer.resblocks.": "visual.blocks.",
+    "transformer.resblocks.": "text.blocks.",
+    "token_embedding.": "text.token_embedding.",
+    "positional_embedding": "text.positional_embedding",
+    "ln_final.": "text.ln_final.",
+    "text_projection": "text.text_projection",
+}
+HUGGING_FACE_TO_OPENAI = {
+    "vision_model.embeddings.class_embedding": "visual.class_embedding",
+    "vision_model.embeddings.patch_embedding.": "visual.conv1.",
+    "vision_model.embeddings.position_embedding.weight": "visual.positional_embedding",
+    "vision_model.pre_layrnorm.": "visual.ln_pre.",  # spelled so in every release
+    "vision_model.encoder.layers.": "visual.transformer.resblocks.",
+    "vision_model.post_layernorm.": "visual.ln_post.",
+    "visual_projection.weight": "visual.proj",
+    "text_model.embeddings.token_embedding.": "token_embedding.",
+    "text_model.embeddings.position_embedding.weight": "positional_embedding",
+    "text_model.encoder.layers.": "transformer.resblocks.",
+    "text_model.final_layer_norm.": "ln_final.",
+    "text_projection.weight": "text_projection",
+}
+HUGGING_FACE_BLOCK_PARTS = {
+    ".layer_norm1.": ".ln_1.",
+    ".layer_norm2.": ".ln_2.",
+    ".self_attn.out_proj.": ".attn.out_proj.",
+    ".mlp.fc1.": ".mlp.c_fc.",
+    ".mlp.fc2.": ".mlp.c_proj.",
+}
+
+
+def has_hugging_face_keys(state: Mapping[str, Any]) -> bool:
+    """Whether the keys are those of a Hugging Face `CLIPModel`."""
+    return any(key.startswith(("text_model.", "vision_model.")) for key in state)
+
+
+def from_openai_keys(state: Mapping[str, Tensor]) -> State:
+    """OpenAI's key names -> those of `modules.clip.CLIP`; the tensors, and keys that neither has, stay as they are."""
+    return {_rename_start(key, OPENAI_TO_OURS): tensor for key, tensor in state.items()}
+
+
+def to_openai_keys(state: Mapping[str, Tensor]) -> State:
+    """The key names of `modules.clip.CLIP` -> OpenAI's: the inverse of `from_openai_keys`."""
+    return {to_openai_key(key): tensor for key, tensor in state.items()}
+
+
+def to_openai_key(key: str) -> str:
+    """One key name of `modules.clip.CLIP` -> OpenAI's."""
+    return _rename_start(key, {ours: openai for openai, ours in OPENAI_TO_OURS.items()})
+
+
+def from_hugging_face_keys(state: Mapping[str, Tensor]) -> State:
+    """Keys and layout of a Hugging Face `CLIPModel` -> OpenAI's.
+
+    The projections are transposed, [E, D] -> [D, E], and a block's q, k and v joined, three [D, D] -> [3 D, D].
+    Unknown keys stay as they are. Raises ValueError naming q, k or v where one is absent or shaped unlike the others.
+    """
+    converted: State = {}
+    faults = []
+    for key, tensor in state.items():
+        if key in NOT_WEIGHTS:
+            continue
+        renamed = _rename_start(key, HUGGING_FACE_TO_OPENAI)
+        for theirs, openai in HUGGING_FACE_BLOCK_PARTS.items():
+            renamed = renamed.replace(theirs, openai)
+        if match := re.fullmatch(r"(.+)\.self_attn\.[qkv]_proj\.(weight|bias)", renamed):
+            joined = f"{match[1]}.attn.in_proj_{match[2]}"
+            if joined in converted:
+                continue
+            parts = [re.sub(r"[qkv](?=_proj\.(weight|bias)$)", letter, key) for letter in "qkv"]
+            present = [state[part] for part in parts if part in state]
+            faults += [f"{part} is missing" for part in parts if part not in state]
+            if len({part.shape for part in present}) > 1:
+                faults.append(f"{', '.join(parts)} have unlike shapes")
+            else:
+                converted[joined] = torch.cat(present)
+        else:
+            transposed = renamed in ("visual.proj", "text_projection") and tensor.dim() == 2
+            converted[renamed] = tensor.T if transposed else tensor
+    if faults:
+        raise ValueError(f"{some(list(dict.fromkeys(faults)))}.")
+    return converted
+
+
+def _rename_start(key: str, starts: Mapping[str, str]) -> str:
+    for old, new in starts.items():
+        if key.startswith(old):
+            return new + key[len(old) :]
+    return key

@@ -1,0 +1,47 @@
+"""Folders in open_clip's layout on the Hugging Face Hub, with random weights, written by open_clip itself."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import open_clip
+import torch
+from open_clip.push_to_hf_hub import save_for_hf
+
+CONFIG: dict[str, Any] = {
+    "embed_dim": 24,
+    "vision_cfg": {"image_size": 32, "layers": 2, "width": 64, "head_width": 32, "patch_size": 8},
+    "text_cfg": {"context_length": 77, "vocab_size": 49408, "width": 32, "heads": 2, "layers": 2},
+}
+
+
+class NoFiles:
+    """A tokenizer with nothing to save, as CLIP's own; `save_for_hf` asks for one."""
+
+    def save_pretrained(self, folder: Path) -> None:
+        pass
+
+
+def changed(**changes: Any) -> dict[str, Any]:
+    """CONFIG with other fields; those of the towers are joined."""
+    return {
+        name: {**CONFIG[name], **value} if isinstance(value, dict) and name in CONFIG else value
+        for name, value in {**CONFIG, **changes}.items()
+    }
+
+
+def write_hub_folder(
+    folder: Path, config: dict[str, Any], pixels: dict[str, Any] | None = None, safe: bool | str = True, seed: int = 0
+) -> Any:
+    """Make open_clip's model of `config`, every tensor of it random, save it and give it back."""
+    blank = folder / "blank"
+    blank.mkdir(parents=True)
+    (blank / "open_clip_config.json").write_text(json.dumps({"model_cfg": config, "preprocess_cfg": pixels or {}}))
+    torch.manual_seed(seed)
+    model = open_clip.create_model(f"local-dir:{blank}", load_weights=False)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if name != "logit_scale":
+                parameter.add_(0.1 * torch.randn_like(parameter))
+    save_for_hf(model, NoFiles(), config, str(folder), safe)
+    return model.eval()
