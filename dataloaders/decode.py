@@ -158,16 +158,17 @@ def _frame_rate(stream: av.VideoStream) -> float:
 
 def _pictures(path: Path, container: InputContainer, stream: av.VideoStream) -> Iterator[av.VideoFrame | None]:
     """The frames of a freshly opened file in order, None for a packet that cannot be decoded."""
+    is_looked_at = False
     with suppress(av.FFmpegError):
         for packet in container.demux(stream):
-            if packet.has_sidedata("encryption_info"):
-                raise VideoError(f"{path} is encrypted: download a copy without copy protection.")
-            try:
+            frames: list[av.VideoFrame] | None = None
+            with suppress(av.FFmpegError):
                 frames = packet.decode()
-            except av.FFmpegError:
-                yield None
-                continue
-            yield from frames
+            if frames is None or not is_looked_at:  # not each time, because that takes longer than the rest of the loop
+                is_looked_at = True
+                if packet.has_sidedata("encryption_info"):
+                    raise VideoError(f"{path} is encrypted: download a copy without copy protection.")
+            yield from [None] if frames is None else frames
 
 
 def _rgb(frame: av.VideoFrame, width: int, height: int) -> np.ndarray:
@@ -202,7 +203,7 @@ def _decode(
         if number == 0:
             width, height = picture.width, picture.height
             if square_pixels:
-                width = shown_width(width, stream.sample_aspect_ratio)
+                width = shown_width(width, height, stream.sample_aspect_ratio)
         if number in wanted:
             try:
                 rgb = _rgb(picture, width, height)

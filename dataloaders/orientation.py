@@ -27,13 +27,16 @@ def display_matrix(frame: av.VideoFrame) -> Sequence[int]:
     return np.frombuffer(bytes(data), np.int32).tolist() if isinstance(data, Buffer) else UPRIGHT
 
 
-def shown_width(width: int, pixel_aspect: Fraction | None) -> int:
-    """The width in square pixels of a picture `width` pixels wide, before it is turned; its height stays.
+def shown_width(width: int, height: int, pixel_aspect: Fraction | None) -> int:
+    """The width in square pixels of a picture of width x height pixels, before it is turned; its height stays.
 
     `pixel_aspect` is the width of a pixel over its height. None and zero, which stand for unknown, and what is beyond
-    MAX_PIXEL_ASPECT either way, which no camera or disc has, count as square.
+    MAX_PIXEL_ASPECT either way, which no camera or disc has, count as square. So does what changes a side by less than
+    two pixels, which is how FFmpeg's scaling notes that it has rounded a side.
     """
     if not pixel_aspect or not 1 / MAX_PIXEL_ASPECT <= pixel_aspect <= MAX_PIXEL_ASPECT:
+        return width
+    if abs(pixel_aspect - 1) * max(width, height) < 2:
         return width
     return max(1, round(width * pixel_aspect))
 
