@@ -120,7 +120,8 @@ def _files_of_folder(folder: Path) -> list[Path]:
             return [folder / name]
         index = folder / f"{name}.index.json"
         if index.is_file():
-            shards = sorted(set(read_json(index).get("weight_map", {}).values()))
+            listed = read_json(index).get("weight_map")
+            shards = sorted({str(shard) for shard in listed.values()}) if isinstance(listed, Mapping) else []
             absent = [shard for shard in shards if not (folder / shard).is_file()]
             if absent or not shards:
                 raise FileNotFoundError(

@@ -195,9 +195,17 @@ class TestHuggingFace:
         expected = torch.as_tensor(np.asarray(processor(Image.fromarray(frame))["pixel_values"][0]))
         assert (as_our_pixels(frame, ours) - expected).abs().max() * 255 * 0.25 < 3.01
 
+    def test_a_whole_processors_settings_count_too(self, folder: Path) -> None:
+        transformers = pytest.importorskip("transformers")
+        settings = {"size": {"shortest_edge": 32}, "crop_size": 32, "image_mean": [0.5] * 3, "image_std": [0.25] * 3}
+        processor = transformers.CLIPImageProcessor(**settings)
+        (folder / "processor_config.json").write_text(json.dumps({"image_processor": processor.to_dict()}))
+        assert load_clip(folder).backbone.preprocessing == Preprocessing((0.5,) * 3, (0.25,) * 3)
+
     @pytest.mark.parametrize(
         ("settings", "message"),
         [
+            ({"size": 40, "crop_size": 40}, "states pictures of 40 pixels for a vision tower that takes 32"),
             ({"size": {"shortest_edge": 40}, "crop_size": {"height": 32, "width": 32}}, "states size .* and crop_size"),
             ({"size": {"longest_edge": 32}}, "states size .* supported are"),
             ({"do_normalize": False}, "states do_normalize false"),
@@ -217,6 +225,10 @@ class TestHuggingFace:
             ({"model_type": "siglip"}, "states the model type siglip; only clip is supported"),
             ({"text_config": {"hidden_act": "gelu", "vocab_size": 200, "eos_token_id": 7}}, "states the END token 7"),
             ({"vision_config": {"hidden_act": "gelu", "image_size": 36}}, "states images of 36 pixels, .* for 32"),
+            ({"vision_config": {"hidden_act": "gelu", "num_attention_heads": 0}}, "states 0 heads"),
+            ({"vision_config": {"hidden_act": "gelu", "num_attention_heads": "12"}}, "states 12 heads"),
+            ({"vision_config": ["hidden_act"]}, "a field of a kind it should not have"),
+            ({"vision_config": {"hidden_act": {}}, "text_config": {"hidden_act": {}}}, "a field of a kind it should"),
         ],
     )
     def test_a_config_that_is_not_supported(self, folder: Path, change: dict[str, Any], message: str) -> None:
@@ -261,6 +273,9 @@ def test_what_cannot_be_run_is_named(tmp_path: Path, change: dict[str, Any], nam
         ({}, {"size": 64}, "states pictures of 64 for a tower that takes 32"),
         ({}, {"mean": "grey"}, "states grey for three channels"),
         ({"embed_dim": "x"}, {}, "states embed_dim x"),
+        ({"vision_cfg": {"head_width": 0}}, {}, "a field of a kind it should not have"),
+        ({"vision_cfg": {"width": "wide"}}, {}, "a field of a kind it should not have"),
+        ({"vision_cfg": 3}, {}, "lacks embed_dim, vision_cfg or text_cfg"),
     ],
 )
 def test_a_config_that_does_not_fit(tmp_path: Path, change: dict, pixels: dict, message: str) -> None:
