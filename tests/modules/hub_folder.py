@@ -31,17 +31,21 @@ def changed(**changes: Any) -> dict[str, Any]:
 
 
 def write_hub_folder(
-    folder: Path, config: dict[str, Any], pixels: dict[str, Any] | None = None, safe: bool | str = True, seed: int = 0
+    folder: Path,
+    config: dict[str, Any],
+    pixels: dict[str, Any] | None = None,
+    safe: bool | str = True,
+    noise: float = 0.1,
 ) -> Any:
-    """Make open_clip's model of `config`, every tensor of it random, save it and give it back."""
+    """Make open_clip's model of `config`, save it and give it back; `noise` makes its biases and norms random too."""
     blank = folder / "blank"
     blank.mkdir(parents=True)
     (blank / "open_clip_config.json").write_text(json.dumps({"model_cfg": config, "preprocess_cfg": pixels or {}}))
-    torch.manual_seed(seed)
+    torch.manual_seed(0)
     model = open_clip.create_model(f"local-dir:{blank}", load_weights=False)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if name != "logit_scale":
-                parameter.add_(0.1 * torch.randn_like(parameter))
+                parameter.add_(noise * torch.randn_like(parameter))
     save_for_hf(model, NoFiles(), config, str(folder), safe)
     return model.eval()

@@ -421,3 +421,21 @@ class TestTheObject:
     def test_a_vocabulary_the_tokenizer_has_not(self) -> None:
         with pytest.raises(ValueError, match="vocabulary of 100 tokens"):
             check_vocabulary(Backbone(dataclasses.replace(ARCHITECTURES["ViT-B/32"], vocab_size=100)))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["ViT-B-32", "ViT-B-16-quickgelu"])
+@torch.no_grad()
+def test_a_model_of_real_size(tmp_path: Path, name: str) -> None:
+    """Twelve blocks of open_clip's own configuration, with the pixels of a picture and the words of a caption."""
+    # More noise than this makes weights so wide that attention turns rounding errors into others' answers.
+    write_hub_folder(tmp_path, open_clip.get_model_config(name), HALF, noise=0.01)
+    theirs, _, transform = open_clip.create_model_and_transforms(f"local-dir:{tmp_path}")
+    ours, frame = load_clip(tmp_path), picture(320, 240)
+    pixels = as_our_pixels(frame, ours)[None]
+    assert ((pixels - transform(Image.fromarray(frame))).abs() * 255 * 0.5).max() < 3.01
+    token_ids = Tokenizer(77)(CAPTIONS[:3])
+    theirs.eval()
+    image, text = ours.visual(pixels), ours.text(token_ids)
+    assert relative(image, theirs.encode_image(pixels)) < 1e-5
+    assert relative(text, theirs.encode_text(token_ids)) < 1e-5
