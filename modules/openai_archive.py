@@ -42,11 +42,14 @@ FIX = "save its state_dict() with torch.save or as .safetensors and pass that fi
 
 
 def is_archive(path: Path) -> bool:
-    """Whether a file is a TorchScript archive, whole or not."""
+    """Whether a file is a TorchScript archive whose table of contents can be read."""
     if not path.is_file() or not zipfile.is_zipfile(path):
         return False
-    with zipfile.ZipFile(path) as archive:
-        return any(name.endswith("/constants.pkl") for name in archive.namelist())
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return any(name.endswith("/constants.pkl") for name in archive.namelist())
+    except (zipfile.BadZipFile, ValueError, NotImplementedError):
+        return False
 
 
 def calls_gelu(path: Path) -> bool:
@@ -60,7 +63,7 @@ def read_archive(path: Path) -> dict[str, Tensor]:
 
     Raises:
         ValueError: for anything in it that is more than modules with tensors, says what; nothing of it has been run.
-        zipfile.BadZipFile: if the zip is damaged.
+        Exception: of any kind if it is damaged.
     """
     with zipfile.ZipFile(path) as archive:
         roots = [name.removesuffix("constants.pkl") for name in archive.namelist() if name.endswith("/constants.pkl")]

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
+from modules.backbones import Preprocessing
 from modules.methods.base import Method
 from modules.quoting import some
 
@@ -19,9 +20,16 @@ def load_released_state_dict(method: Method, state_dict: Mapping[str, Tensor]) -
         state_dict: by the released code's key names, with or without DDP's `module.` before them; any float dtype.
 
     Raises:
-        ValueError: if the method has no released counterpart, or for keys that are missing, unknown or wrongly shaped;
-            the first of each are named. Nothing is loaded then.
+        ValueError: if the method has no released counterpart, if its CLIP is run in another way than OpenAI's, which
+            the released codes know alone, or for keys that are missing, unknown or wrongly shaped; the first of each
+            are named. Nothing is loaded then.
     """
+    backbone = method.clip.backbone
+    if backbone.architecture.activation != "quick_gelu" or backbone.preprocessing != Preprocessing():
+        raise ValueError(
+            f"the released weights are for OpenAI's CLIP, and the one given is run in another way ({backbone}); pass "
+            "--pretrained_clip_name of OpenAI's"
+        )
     theirs = {key.removeprefix("module."): tensor for key, tensor in state_dict.items()}
     ours = {method.released_name(name): (name, tensor) for name, tensor in method.state_dict().items()}
     missing = [key for key in ours if key not in theirs]

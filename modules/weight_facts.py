@@ -55,11 +55,16 @@ KINDS = {  # of what is not supported, for the message
 def stated_facts(path: Path, state: State) -> StatedFacts:
     """What the source `path`, with these tensors in it, says of its network; ValueError where that is not supported."""
     folder = path if path.is_dir() else path.parent
-    if has_hugging_face_keys(state):
-        if (folder / "config.json").is_file():
-            return facts_of_hugging_face(folder)
-    elif (path.name in OPEN_CLIP_FILES and (folder / OPEN_CLIP_CONFIG).is_file()) or is_open_clip_folder(path):
-        return facts_of_open_clip_file(folder / OPEN_CLIP_CONFIG)
+    try:
+        if has_hugging_face_keys(state):
+            if (folder / "config.json").is_file():
+                return facts_of_hugging_face(folder)
+        elif (path.name in OPEN_CLIP_FILES and (folder / OPEN_CLIP_CONFIG).is_file()) or is_open_clip_folder(path):
+            return facts_of_open_clip_file(folder / OPEN_CLIP_CONFIG)
+    except (TypeError, AttributeError, ArithmeticError) as error:  # text for a number, a list for an object, ...
+        raise ValueError(
+            f"the configuration in {folder} has a field of a kind it should not have ({error})."
+        ) from error
     metadata = metadata_of(path)
     vision_heads, text_heads = (metadata.get(name, "") for name in ("vision_heads", "text_heads"))
     return StatedFacts(
@@ -93,26 +98,33 @@ def facts_of_hugging_face(folder: Path) -> StatedFacts:
             f"{path} states the END token {end}; CLIP's is the last of its vocabulary, {vocabulary - 1}, and another "
             f"tokenizer is not supported."
         )
-    preprocessor = folder / "preprocessor_config.json"
-    pixels = _of_preprocessor(preprocessor) if preprocessor.is_file() else {}
-    return StatedFacts(
-        activations[0],
-        vision.get("num_attention_heads", 12),
-        text.get("num_attention_heads", 8),
-        image_size=vision.get("image_size"),
-        **pixels,
-    )
+    heads = [vision.get("num_attention_heads", 12), text.get("num_attention_heads", 8)]
+    if any(type(number) is not int or number < 1 for number in heads):
+        raise ValueError(f"{path} states {heads[0]} heads (vision) and {heads[1]} (text); these are numbers above 0.")
+    image_size = vision.get("image_size")
+    pixels = _pixels_of_hugging_face(folder, image_size)
+    return StatedFacts(activations[0], heads[0], heads[1], image_size=image_size, **pixels)
 
 
-def _of_preprocessor(path: Path) -> dict[str, Any]:
-    """Fields of `StatedFacts` from a Hugging Face image processor's settings."""
-    config = read_json(path)
+def _pixels_of_hugging_face(folder: Path, image_size: int | None) -> dict[str, Any]:
+    """Fields of `StatedFacts` from the settings of the image processor; none where the folder has no such file."""
+    path = folder / "preprocessor_config.json"
+    config: Mapping[str, Any] | None
+    if path.is_file():
+        config = read_json(path)
+    else:  # transformers also saves it as a part of the settings of a whole processor
+        path = folder / "processor_config.json"
+        config = read_json(path).get("image_processor") if path.is_file() else None
+    return {} if config is None else _of_preprocessor(config, path, image_size)
+
+
+def _of_preprocessor(config: Mapping[str, Any], path: Path, image_size: int | None) -> dict[str, Any]:
     for step in ("do_resize", "do_rescale", "do_normalize"):
         if not config.get(step, True):
             raise ValueError(f"{path} states {step} false; CLIP's pictures are resized, scaled to 0..1 and normalised.")
     if not math.isclose(config.get("rescale_factor", 1 / 255), 1 / 255, rel_tol=1e-6):
         raise ValueError(f"{path} states rescale_factor {config['rescale_factor']}; only 1/255 is supported.")
-    size, crop = config.get("size", 224), config.get("crop_size")
+    size, crop = config.get("size") or image_size or 224, config.get("crop_size")
     crop_side = crop.get("height") if isinstance(crop, Mapping) else crop
     if isinstance(size, Mapping) and "height" in size:
         mode, side = "squash", size["height"]
@@ -125,6 +137,8 @@ def _of_preprocessor(path: Path) -> dict[str, Any]:
             f"{path} states size {size} and crop_size {crop}; supported are a short side that is cropped to the same "
             f"size, and a square."
         )
+    if image_size is not None and side != image_size:
+        raise ValueError(f"{path} states pictures of {side} pixels for a vision tower that takes {image_size}.")
     interpolation = config.get("resample", 3)
     if interpolation not in PILLOW_INTERPOLATION:
         raise ValueError(f"{path} states resample {interpolation}; supported are 2 (bilinear) and 3 (bicubic).")

@@ -3,9 +3,9 @@
 TorchScript archives are read by `modules.openai_archive`, torch files as tensors and plain containers alone.
 """
 
+import errno
 import json
 import pickle
-import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -64,20 +64,17 @@ def _load(path: Path) -> Any:
         except SafetensorError as error:
             raise ValueError(_unreadable(path)) from error
     try:
-        archive = is_archive(path)
-    except zipfile.BadZipFile as error:
-        raise ValueError(_unreadable(path)) from error
-    if archive:
-        try:
+        if is_archive(path):
             return read_archive(path)
-        except ValueError as error:
-            raise ValueError(f"{path} is no weights file: {error}") from error
-        except (zipfile.BadZipFile, pickle.UnpicklingError, EOFError, AttributeError, TypeError, IndexError) as error:
-            raise ValueError(_unreadable(path)) from error
-    try:
         return torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, MemoryError):
+    except MemoryError:
         raise
+    except OSError as error:
+        if error.errno != errno.EINVAL:  # which is a seek to where a damaged file says there is more
+            raise
+        raise ValueError(_unreadable(path)) from error
+    except ValueError as error:
+        raise ValueError(f"{path} is no weights file: {error}") from error
     except pickle.UnpicklingError as error:
         if "Unsupported global" in str(error) or "Unsupported class" in str(error):
             raise ValueError(
@@ -121,7 +118,8 @@ def _files_of_folder(folder: Path) -> list[Path]:
             return [folder / name]
         index = folder / f"{name}.index.json"
         if index.is_file():
-            shards = sorted(set(read_json(index).get("weight_map", {}).values()))
+            listed = read_json(index).get("weight_map")
+            shards = sorted({str(shard) for shard in listed.values()}) if isinstance(listed, Mapping) else []
             absent = [shard for shard in shards if not (folder / shard).is_file()]
             if absent or not shards:
                 raise FileNotFoundError(

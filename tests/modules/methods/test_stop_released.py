@@ -1,8 +1,11 @@
 """STOP as released: against the released system's numbers, its counts, its checkpoints, and its switches."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
+from modules.backbones import Preprocessing
 from modules.clip import ARCHITECTURES, CLIP
 from modules.losses import symmetric_info_nce
 from modules.methods import build_method
@@ -171,6 +174,22 @@ def test_released_checkpoints_are_read(space):
     load_released_state_dict(target, state)
     for name, tensor in target.state_dict().items():
         assert torch.equal(tensor, source.state_dict()[name]), name
+
+
+@pytest.mark.parametrize("change", ["activation", "pixels"])
+def test_a_clip_that_the_released_code_could_not_run_is_refused(change):
+    """Its shapes fit, and QuickGELU weights would run in a GELU network."""
+    method = build_method("clip4clip", tiny_clip())
+    state = {method.released_name(name): tensor for name, tensor in method.state_dict().items()}
+    backbone = method.clip.backbone
+    if change == "activation":
+        method.clip.backbone = replace(backbone, architecture=replace(backbone.architecture, activation="gelu"))
+    else:
+        method.clip.backbone = replace(backbone, preprocessing=Preprocessing(resize_mode="squash"))
+    with pytest.raises(ValueError, match="for OpenAI's CLIP, and the one given is run in another way"):
+        load_released_state_dict(method, state)
+    method.clip.backbone = backbone
+    load_released_state_dict(method, state)
 
 
 def test_what_does_not_fit_is_named_and_nothing_is_loaded():
