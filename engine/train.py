@@ -501,6 +501,7 @@ def train(
         method, pairs, settings, process, logger, seed=seed, num_workers=num_workers, prefetch_factor=prefetch_factor
     )
     state = points.find(resume) if resume else None
+    logger.begin()  # nothing is refused any more
     process.barrier()  # all have looked before one writes
     if state is None and process.is_main:
         points.set_aside()

@@ -25,6 +25,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from modules.clip import ACTIVATIONS, ARCHITECTURES, CLIP, CLIPArchitecture
+from modules.seal import check_sealed_file
 
 State = dict[str, Tensor]
 
@@ -228,7 +229,7 @@ def read_state_dict(path: str | Path) -> State:
 
     Reads TorchScript archives, torch files (tensors only; also {"state_dict": ...}) and .safetensors. What is no weight
     (sizes in OpenAI's archives, index buffers of Hugging Face) is left out. Raises FileNotFoundError if nothing is
-    there and ValueError if it is none of these.
+    there and ValueError if it is none of these, or if its seal (`modules.seal`), where it has one, is broken.
     """
     path = Path(path)
     if not path.exists():
@@ -252,6 +253,8 @@ def read_state_dict(path: str | Path) -> State:
             f"{path} is no weights file (a TorchScript archive, a torch file of nothing but tensors, or .safetensors); "
             f"if it was downloaded, download it again."
         ) from error
+    if path.suffix == ".safetensors":
+        check_sealed_file(path, loaded)
     if isinstance(loaded, Mapping) and isinstance(loaded.get("state_dict"), Mapping):
         loaded = loaded["state_dict"]
     if not isinstance(loaded, Mapping):

@@ -12,6 +12,7 @@ from engine import logger
 from engine.distributed import Process
 from engine.logger import RunLogger, provenance
 from main_task_retrieval import main
+from tests.small_data import write_small_data
 
 MAIN, OTHER = (Process(rank, 2, torch.device("cpu")) for rank in (0, 1))
 
@@ -74,18 +75,21 @@ def test_weights_and_biases_hears_what_tensorboard_hears(tmp_path, wandb, tensor
 
 
 def test_a_run_that_breaks_off_is_there_with_name_and_settings_and_marked_as_failed(tmp_path, wandb):
-    flags = ["--do_eval", "--val_csv", "v.csv", "--features_path", "videos", "--output_dir", str(tmp_path)]
-    flags += [
-        "--pretrained_clip_name",
-        str(tmp_path / "none.pt"),
-        "--wandb_project",
-        "videos",
-        "--row_name",
-        "STOP, 12",
-    ]
+    data = write_small_data(tmp_path / "data", n_train=1, n_test=2)
+    (data.videos / "video2.mp4").write_bytes(b"this is no video")
+    flags = ["--do_eval", *data.flags(), "--output_dir", str(tmp_path / "run")]
+    flags += ["--wandb_project", "videos", "--row_name", "STOP, 12"]
     assert main(flags) == 2
     assert wandb.started[0]["name"] == wandb.settings["row_name"] == "STOP, 12"
     assert wandb.exit_codes == [1]
+
+
+def test_a_run_that_is_refused_before_it_begins_is_not_reported_and_leaves_no_file(tmp_path, wandb):
+    flags = ["--do_eval", "--val_csv", "v.csv", "--features_path", "videos", "--output_dir", str(tmp_path / "run")]
+    flags += ["--pretrained_clip_name", str(tmp_path / "none.pt"), "--wandb_project", "videos"]
+    assert main(flags) == 2
+    assert not wandb.started
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(("process", "project"), [(OTHER, "videos"), (MAIN, "")])
