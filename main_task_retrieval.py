@@ -17,7 +17,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from tqdm import tqdm
 
@@ -29,7 +28,7 @@ from engine import identity
 from engine.checkpoint import CheckpointHeader, ResumePoints, save_checkpoint
 from engine.cli import parse_config
 from engine.config import Config
-from engine.data import frame_cache, frame_reader, list_split
+from engine.data import draw_captions, frame_cache, frame_reader, hold_out, list_split
 from engine.describe import describe
 from engine.distributed import Process, process_group
 from engine.evaluate import evaluate, flat_metrics, format_metrics
@@ -60,7 +59,8 @@ class RetrievalRun:
     def __init__(self, config: Config, process: Process, logger: RunLogger) -> None:
         self.config, self.process, self.logger = config, process, logger
         torch.manual_seed(config.run.seed)
-        refuse_other_kind(Path(config.model.pretrained_clip_name), "--pretrained_clip_name")
+        for folder in ("", config.model.pretrained_dir):
+            refuse_other_kind(Path(folder, config.model.pretrained_clip_name), "--pretrained_clip_name")
         clip = load_clip(config.model.pretrained_clip_name, config.model.pretrained_dir)
         self.backbone_sha256 = backbone_sha256(clip)
         self.image_size = clip.visual.image_size
@@ -75,6 +75,7 @@ class RetrievalRun:
             f"{sum(p.numel() for p in self.method.parameters()):,}", process.world_size, process.device.type,
         )  # fmt: skip
         self.frame_cache = frame_cache(config.run)
+        self.provenance = provenance(process) if config.run.results_csv else {}  # of the code that runs, not of later
         self.epoch, self.selection = 0, "zero-shot"
         self.clip_name = config.model.pretrained_clip_name
         self.trained_on: FileKind | None = None
@@ -259,17 +260,12 @@ class RetrievalRun:
 
     def identity(self, pairs: TrainingPairs, selection_split: EvaluationSplit | None) -> dict[str, Any]:
         """What a run must have in common with a resume point, see `ResumePoints`."""
-        model, data, optim, run = (getattr(self.config, name) for name in ("model", "data", "optim", "run"))
-        selected_on = selection_split[0].samples if selection_split is not None else []
-        features_path = Path(data.features_path)
-        precision = auto_precision(self.process.device) if optim.precision == "auto" else optim.precision
+        config, selected_on = self.config, selection_split[0].samples if selection_split is not None else ()
+        precision = auto_precision(self.process.device) if config.optim.precision == "auto" else config.optim.precision
         return {
-            **identity.of_the_settings(model, data, optim, run, precision),
+            **identity.of_the_settings(config.model, config.data, config.optim, config.run, precision),
             **identity.of_the_weights(self.method, self.backbone_sha256),
-            **identity.of_the_samples(pairs.samples, features_path, "training"),
-            **identity.of_the_samples(selected_on, features_path, "selection"),
-            **identity.of_the_pairs(pairs),
-            "left out": ", ".join(self.left_out["train"]),
+            **identity.of_the_data(pairs, selected_on, Path(config.data.features_path), self.left_out["train"]),
         }
 
     def save(self, path: Path) -> None:
@@ -317,39 +313,22 @@ class RetrievalRun:
                 "selection": self.selection,
                 "epoch": self.epoch,
             }
-            append_row(Path(self.config.run.results_csv), row | flat_metrics(metrics) | provenance(self.process))
+            append_row(Path(self.config.run.results_csv), row | flat_metrics(metrics) | self.provenance)
         return metrics
-
-
-def hold_out(samples: list[Sample], count: int, seed: int) -> tuple[list[Sample], list[Sample]]:
-    """Split training samples into those to train on and `count` others, each of these with its first caption."""
-    if count >= len(samples):
-        raise ValueError(f"--holdout_videos {count} leaves none of the {len(samples)} training videos to train on")
-    held = set(np.random.default_rng(seed).permutation(len(samples))[:count].tolist())
-    return (
-        [sample for row, sample in enumerate(samples) if row not in held],
-        [replace(s, captions=s.captions[:1]) for row, s in enumerate(samples) if row in held],
-    )
-
-
-def draw_captions(samples: list[Sample], count: int, seed: int) -> list[Sample]:
-    """At most `count` captions of all samples, drawn without repetition, each as a sample of its own."""
-    pairs = [replace(s, captions=(caption,)) for s in samples for caption in s.captions]
-    return [pairs[item] for item in np.random.default_rng(seed).permutation(len(pairs))[:count]]
 
 
 def run(config: Config, process: Process) -> Metrics:
     """Train and evaluate as `config` says; gives the metrics on the test split."""
     folder = Path(config.run.output_dir)
-    logger = RunLogger(folder, process, config.run.wandb_project, config.run.row_name, begin=False)
-    try:
-        with one_run_at_a_time(folder, process):
+    with one_run_at_a_time(folder, process):
+        logger = RunLogger(folder, process, config.run.wandb_project, config.run.row_name, begin=False)
+        try:
             job = RetrievalRun(config, process, logger)
             if config.run.do_train:
                 job.train()
             return job.report()
-    finally:
-        logger.close()
+        finally:
+            logger.close()
 
 
 def main(argv: Sequence[str] | None = None) -> int:

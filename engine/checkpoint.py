@@ -190,8 +190,13 @@ class ResumePoints:
         self._check(Path(resume), state)
         return state
 
+    def holds(self, resume: str) -> bool:
+        """Whether the point that `resume` names is one of these, and not one of another folder."""
+        return resume == "auto" or Path(resume).resolve().parent == self.folder.resolve()
+
     def set_aside(self) -> None:
-        """Before a run that begins anew: move what an earlier run left out of the way, into a folder of its own."""
+        """Before a run that begins anew, or goes on from a point of another folder: move what an earlier run left out
+        of the way, into a folder of its own."""
         if self._newest_first():
             number = 1
             while (other := self.folder.with_name(f"{self.folder.name}_before_{number}")).exists():

@@ -1,6 +1,9 @@
 """From settings to the samples of a data set and the reader of its frames."""
 
+from dataclasses import replace
 from pathlib import Path
+
+import numpy as np
 
 from dataloaders import DATASETS
 from dataloaders.cache import FrameCache
@@ -36,3 +39,20 @@ def frame_reader(data: DataConfig, image_size: int, training: bool, cache: Frame
 def frame_cache(run: RunConfig) -> FrameCache | None:
     """The cache that a run's settings name, if they name one."""
     return FrameCache(Path(run.frame_cache), run.frame_cache_format) if run.frame_cache else None
+
+
+def hold_out(samples: list[Sample], count: int, seed: int) -> tuple[list[Sample], list[Sample]]:
+    """Split training samples into those to train on and `count` others, each of these with its first caption."""
+    if count >= len(samples):
+        raise ValueError(f"--holdout_videos {count} leaves none of the {len(samples)} training videos to train on")
+    held = set(np.random.default_rng(seed).permutation(len(samples))[:count].tolist())
+    return (
+        [sample for row, sample in enumerate(samples) if row not in held],
+        [replace(s, captions=s.captions[:1]) for row, s in enumerate(samples) if row in held],
+    )
+
+
+def draw_captions(samples: list[Sample], count: int, seed: int) -> list[Sample]:
+    """At most `count` captions of all samples, drawn without repetition, each as a sample of its own."""
+    pairs = [replace(s, captions=(caption,)) for s in samples for caption in s.captions]
+    return [pairs[item] for item in np.random.default_rng(seed).permutation(len(pairs))[:count]]

@@ -4,12 +4,11 @@ Three flags take weights: `--pretrained_clip_name` a CLIP, `--init_model` what w
 point. A file given to the wrong one is told by what is in it, and the error names the right flag.
 """
 
+import pickletools
 import zipfile
-from collections.abc import Collection, Mapping
+from collections.abc import Collection
 from pathlib import Path
-from typing import Any
 
-import torch
 from safetensors import SafetensorError, safe_open
 
 FORMAT = "stop-video checkpoint 1"
@@ -24,7 +23,8 @@ FLAG_OF = {
 }
 # Parts of keys that only CLIP itself has, in OpenAI's and open_clip's names, Hugging Face's and this project's.
 OF_CLIP = ("visual.conv1.weight", "vision_model.embeddings.patch_embedding.weight")
-NESTED = ("state_dict", "model_state_dict", "model")  # where training scripts put the weights
+OF_SCRIPTED_CLIP = {"visual", "conv1", "token_embedding"}  # a TorchScript archive has the parts of names one by one
+OLD_PICKLES = 4  # of a torch file that is no zip: a number, a version, the machine, and what was saved
 
 
 def takes_it(path: Path, given_to: str) -> str:
@@ -51,29 +51,34 @@ def kind_of_weights(path: Path) -> str | None:
         except (SafetensorError, OSError):
             return None
         return "a checkpoint of this project" if metadata.get("format") == FORMAT else _kind_of_names(names)
-    if _is_torchscript(path):
-        return "CLIP's own weights"
     try:
-        content: Any = torch.load(path, map_location="meta", weights_only=True)
+        texts = _texts_of_torch_file(path)
     except Exception:  # bytes that are no such file can fail in any way
         return None
-    if not isinstance(content, Mapping):
-        return None
-    if content.get("format") in RESUME_FORMATS:
+    if not texts.isdisjoint(RESUME_FORMATS):
         return "a resume point of this project"
-    nested = next((content[name] for name in NESTED if isinstance(content.get(name), Mapping)), content)
-    return _kind_of_names([name for name in nested if isinstance(name, str)])
+    return _kind_of_names(texts)
+
+
+def _texts_of_torch_file(path: Path) -> set[str]:
+    """All texts in what torch saved, the tensors' names among them; nothing of it is executed."""
+    texts: set[str] = set()
+    with open(path, "rb") as file:
+        if not zipfile.is_zipfile(file):
+            file.seek(0)
+            for _ in range(OLD_PICKLES):
+                texts |= {text for _, text, _ in pickletools.genops(file) if isinstance(text, str)}
+            return texts
+        with zipfile.ZipFile(file) as archive:
+            for name in archive.namelist():
+                if name.endswith("/data.pkl"):
+                    texts |= {text for _, text, _ in pickletools.genops(archive.read(name)) if isinstance(text, str)}
+    return texts
 
 
 def _kind_of_names(names: Collection[str]) -> str | None:
     plain = [name.removeprefix("module.") for name in names]
     if any(name.startswith("clip.") for name in plain):
         return "a checkpoint of CLIP4Clip's, DGL's or STOP's released code"
-    return "CLIP's own weights" if any(name in OF_CLIP for name in plain) else None
-
-
-def _is_torchscript(path: Path) -> bool:
-    if not zipfile.is_zipfile(path):
-        return False
-    with zipfile.ZipFile(path) as archive:
-        return any(name.endswith("/constants.pkl") for name in archive.namelist())
+    is_clip = any(name in OF_CLIP for name in plain) or set(plain) >= OF_SCRIPTED_CLIP
+    return "CLIP's own weights" if is_clip else None

@@ -19,7 +19,7 @@ from modules.seal import content_sha256
 
 # Settings that do not change what is learned. What is not named here counts, so that a new setting does.
 SOURCE = ("pretrained_clip_name", "pretrained_dir", "init_model")  # told by content: `of_the_weights`
-PLACES = ("data_path", "features_path", "train_csv", "val_csv", "train_twins_csv", "twins_csv")  # `of_the_samples`
+PLACES = ("data_path", "features_path", "train_csv", "val_csv", "train_twins_csv", "twins_csv")  # `of_the_data`
 COST = ("num_thread_reader", "prefetch_factor", "gradient_accumulation_steps", "activation_checkpointing", "compile")
 DIGITS = 16  # of a digest in hex: 64 bits
 
@@ -57,19 +57,27 @@ def of_the_weights(method: Method, backbone_sha256: str) -> dict[str, str]:
     }
 
 
-def of_the_samples(samples: Sequence[Sample], features_path: Path, split: str) -> dict[str, str]:
+def of_the_data(
+    pairs: TrainingPairs, selected_on: Sequence[Sample], features_path: Path, left_out: Sequence[str]
+) -> dict[str, Any]:
+    """The training pairs, which of them meet in a batch, the ids left out, and the videos that select the weights."""
+    meeting = [[item, int(other)] for item, other in enumerate(pairs.partner) if item != other]
+    return {
+        **_of_the_samples(pairs.samples, features_path, "training"),
+        **_of_the_samples(selected_on, features_path, "selection"),
+        "training pairs": len(pairs),
+        "training twins": _digest(meeting),
+        "left out": ", ".join(left_out),
+    }
+
+
+def _of_the_samples(samples: Sequence[Sample], features_path: Path, split: str) -> dict[str, str]:
     """The videos of a split in their order, their files and their captions; `split` is for the names."""
     return {
         f"{split} videos": _digest([sample.video_id, sample.start, sample.end] for sample in samples),
         f"{split} files": _digest([_place(s.path, features_path), s.path.stat().st_size] for s in samples),
         f"{split} captions": _digest(list(sample.captions) for sample in samples),
     }
-
-
-def of_the_pairs(pairs: TrainingPairs) -> dict[str, Any]:
-    """How many there are, and which of them meet in a batch."""
-    meeting = [[item, int(other)] for item, other in enumerate(pairs.partner) if item != other]
-    return {"training pairs": len(pairs), "training twins": _digest(meeting)}
 
 
 def _place(path: Path, features_path: Path) -> str:

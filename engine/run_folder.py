@@ -71,7 +71,7 @@ class _Lock:
                     "to end, or name another folder"
                 ) from error
             except OSError as error:
-                log.info(
+                log.warning(
                     "the file system of %s has no locks (%s): nothing keeps a second run out of it", folder,
                     error.strerror,
                 )  # fmt: skip
