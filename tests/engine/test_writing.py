@@ -74,21 +74,23 @@ def test_a_fault_that_is_none_of_the_disk_keeps_its_words(tmp_path):
     assert not list((tmp_path / "new").iterdir())
 
 
-def test_the_file_is_named(tmp_path):
+def write_to_a_full_disk(path: Path) -> None:
+    with writing(path), open("/dev/full", "w") as file:
+        file.write("x")
+
+
+def test_the_file_is_named():
     with pytest.raises(OSError, match=r"^runs/log\.txt: could not be written \(No space left on device\); make room"):
-        with writing(Path("runs/log.txt")), open("/dev/full", "w") as file:
-            file.write("x")
+        write_to_a_full_disk(Path("runs/log.txt"))
 
 
 @pytest.mark.parametrize("name", ["log.txt", "metrics.jsonl"])
 def test_what_a_run_says_is_not_lost_in_silence(tmp_path, name):
     os.symlink("/dev/full", tmp_path / name)
     run = RunLogger(tmp_path, Process(0, 1, torch.device("cpu")))
+    say = {"log.txt": lambda: log.info("a line"), "metrics.jsonl": lambda: run.metrics(1, "train", {"loss": 1.0})}
     with pytest.raises(OSError, match=rf"/{name}: could not be written \(No space left on device\)"):
-        if name == "log.txt":
-            log.info("a line")
-        else:
-            run.metrics(1, "train", {"loss": 1.0})
+        say[name]()
     run.close()
 
 
