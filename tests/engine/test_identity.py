@@ -128,7 +128,7 @@ REFUSED = [
 ]
 
 
-@pytest.mark.parametrize(("change", "message"), REFUSED, ids=[getattr(c, "__name__", m) for c, m in REFUSED])
+@pytest.mark.parametrize(("change", "message"), REFUSED, ids=[f"{c.__name__} {m.split()[0]}" for c, m in REFUSED])
 def test_another_run_is_refused_and_nothing_is_touched(trained, tmp_path, capsys, change, message):
     data, output, flags = trained
     changed = SmallData(tmp_path / "data", data.clip)
