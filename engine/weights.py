@@ -49,8 +49,9 @@ def load_weights(path: Path, method: Method, clip_sha256: str, training: bool) -
         epoch, trained_on = header.epoch, header.trained_on
     else:
         refuse_other_kind(path, "--init_model")
+        state = read_state_dict(path)
         try:
-            load_released_state_dict(method, read_state_dict(path))
+            load_released_state_dict(method, state)
         except ValueError as error:
             raise ValueError(f"{path}: {error}") from error
     replaced = [name for name, tensor in _frozen(method).items() if (tensor != before[name]).any()]

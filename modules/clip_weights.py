@@ -25,7 +25,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from modules.clip import ACTIVATIONS, ARCHITECTURES, CLIP, CLIPArchitecture
-from modules.seal import check_sealed_file
+from modules.seal import check_archive, check_sealed_file
 
 State = dict[str, Tensor]
 
@@ -229,7 +229,7 @@ def read_state_dict(path: str | Path) -> State:
 
     Reads TorchScript archives, torch files (tensors only; also {"state_dict": ...}) and .safetensors. What is no weight
     (sizes in OpenAI's archives, index buffers of Hugging Face) is left out. Raises FileNotFoundError if nothing is
-    there and ValueError if it is none of these, or if its seal (`modules.seal`), where it has one, is broken.
+    there and ValueError if it is none of these or damaged, as far as it has a checksum (`modules.seal`).
     """
     path = Path(path)
     if not path.exists():
@@ -237,6 +237,7 @@ def read_state_dict(path: str | Path) -> State:
     if path.is_dir():
         return {key: tensor for file in _files_of_folder(path) for key, tensor in read_state_dict(file).items()}
     loaded: Any
+    check_archive(path)
     try:
         if path.suffix == ".safetensors":
             loaded = load_file(path)

@@ -1,11 +1,15 @@
-"""A seal on a .safetensors file: a digest of its tensors and of what its header says, kept in that header.
+"""Whether a file of weights still holds what was written into it.
 
-The format itself has no checksum. A bit that flips on a disk or on the way changes a weight, a setting or a name, and
-the file still loads. `seal` goes into the header when a file is written, `check_seal` finds the damage on loading.
+A .safetensors file has no checksum of its own: a bit that flips on a disk or on the way changes a weight, a setting or
+a name, and the file still loads. `seal` is a digest of the tensors and of all that the header says, which goes into the
+header when a file is written; `check_seal` finds the damage on loading. What torch saves is a zip archive, which has
+checksums that torch does not look at; `check_archive` does.
 """
 
 import hashlib
 import json
+import zipfile
+import zlib
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -58,3 +62,19 @@ def check_sealed_file(path: Path, tensors: Mapping[str, Tensor]) -> bool:
     """`check_seal` of a .safetensors file whose tensors are already read."""
     with safe_open(path, framework="pt") as file:
         return check_seal(path, tensors, file.metadata() or {})
+
+
+def check_archive(path: Path) -> None:
+    """Raises DamagedFileError if a checksum in what torch saved is wrong; nothing for a file that is no zip archive."""
+    if not zipfile.is_zipfile(path):
+        return
+    try:
+        with zipfile.ZipFile(path) as archive:
+            damaged = archive.testzip()
+    except (zipfile.BadZipFile, zlib.error, EOFError, ValueError, NotImplementedError, RuntimeError) as error:
+        raise DamagedFileError(f"{path}: is damaged ({error}); download it again, or restore it from a copy") from error
+    if damaged is not None:
+        raise DamagedFileError(
+            f"{path}: is damaged (the checksum of {damaged} in it is wrong); download it again, or restore it from a "
+            "copy"
+        )

@@ -84,3 +84,16 @@ def test_the_small_clip_that_comes_with_the_project_is_sealed(tmp_path):
         load_clip(path)
     with pytest.raises(ValueError, match="is damaged"):
         read_state_dict(path)
+
+
+def test_what_torch_saved_is_checked_by_its_own_checksums(tmp_path):
+    path = tmp_path / "weights.pt"
+    torch.save({"visual.proj": torch.arange(1000.0)}, path)
+    assert torch.equal(read_state_dict(path)["visual.proj"], torch.arange(1000.0))
+    damaged = bytearray(path.read_bytes())
+    damaged[damaged.index(torch.tensor([500.0, 501.0]).numpy().tobytes())] ^= 1
+    path.write_bytes(damaged)
+    with pytest.raises(
+        ValueError, match=r"weights\.pt: is damaged \(the checksum of \S+ in it is wrong\); download it"
+    ):
+        read_state_dict(path)
