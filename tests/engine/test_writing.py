@@ -13,6 +13,7 @@ from safetensors.torch import save_file
 from engine.distributed import Process
 from engine.logger import RunLogger, append_row, log
 from engine.writing import write_atomically, writing
+from main_task_retrieval import main
 
 TENSOR = torch.zeros(500_000)
 WRITERS = {
@@ -31,7 +32,7 @@ def small_disk(tmp_path):
     if mounted.returncode:
         pytest.skip("making a small disk needs root")
     yield folder
-    subprocess.run(["umount", str(folder)], check=True)
+    subprocess.run(["umount", "--lazy", str(folder)], check=True)
 
 
 @pytest.mark.parametrize("writer", WRITERS)
@@ -98,3 +99,14 @@ def test_nor_is_a_row_of_results(tmp_path):
     os.symlink("/dev/full", tmp_path / "results.csv")
     with pytest.raises(OSError, match=r"/results\.csv: could not be written \(No space left on device\); make room"):
         append_row(tmp_path / "results.csv", {"name": "stop"})
+
+
+@pytest.mark.parametrize(("kilobytes", "name"), [(0, "run.lock"), (100, "last.safetensors"), (350, "step_00000001.pt")])
+def test_a_run_on_a_full_disk_ends_with_one_sentence(small_disk, small_data, capsys, kilobytes, name):
+    (small_disk / "others").write_bytes(bytes(1024 * (1024 - kilobytes)))
+    flags = [*small_data.flags(), "--epochs", "1", "--batch_size", "20", "--lr", "1e-4"]
+    assert main(["--do_train", *flags, "--output_dir", str(small_disk)]) == 2
+    message = capsys.readouterr().err.splitlines()[-1]
+    assert message.startswith(f"error: {small_disk}/")
+    assert f"/{name}: could not be " in message
+    assert "(No space left on device)" in message
