@@ -21,10 +21,15 @@ FLAG_OF = {
     "a resume point of this project": "--resume",
     "CLIP's own weights": "--pretrained_clip_name",
 }
-# Parts of keys that only CLIP itself has, in OpenAI's and open_clip's names, Hugging Face's and this project's.
-OF_CLIP = ("visual.conv1.weight", "vision_model.embeddings.patch_embedding.weight")
+# Names that only CLIP itself has: OpenAI's, open_clip's for other towers, Hugging Face's.
+OF_CLIP = (
+    "visual.conv1.weight",
+    "visual.trunk.patch_embed.proj.weight",
+    "vision_model.embeddings.patch_embedding.weight",
+)
 OF_SCRIPTED_CLIP = {"visual", "conv1", "token_embedding"}  # a TorchScript archive has the parts of names one by one
 OLD_PICKLES = 4  # of a torch file that is no zip: a number, a version, the machine, and what was saved
+MOST_BYTES = 1 << 26  # of names and structure; what is larger is not looked into
 
 
 def takes_it(path: Path, given_to: str) -> str:
@@ -71,7 +76,7 @@ def _texts_of_torch_file(path: Path) -> set[str]:
             return texts
         with zipfile.ZipFile(file) as archive:
             for name in archive.namelist():
-                if name.endswith("/data.pkl"):
+                if name.endswith("/data.pkl") and archive.getinfo(name).file_size <= MOST_BYTES:
                     texts |= {text for _, text, _ in pickletools.genops(archive.read(name)) if isinstance(text, str)}
     return texts
 

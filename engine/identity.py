@@ -21,6 +21,7 @@ from modules.seal import content_sha256
 SOURCE = ("pretrained_clip_name", "pretrained_dir", "init_model")  # told by content: `of_the_weights`
 PLACES = ("data_path", "features_path", "train_csv", "val_csv", "train_twins_csv", "twins_csv")  # `of_the_data`
 COST = ("num_thread_reader", "prefetch_factor", "gradient_accumulation_steps", "activation_checkpointing", "compile")
+FEW = 10  # ids that a message names; of more it says how many
 DIGITS = 16  # of a digest in hex: 64 bits
 
 
@@ -67,7 +68,7 @@ def of_the_data(
         **_of_the_samples(selected_on, features_path, "selection"),
         "training pairs": len(pairs),
         "training twins": _digest(meeting),
-        "left out": ", ".join(left_out),
+        "left out": ", ".join(left_out) if len(left_out) <= FEW else _digest(left_out),
     }
 
 

@@ -42,7 +42,7 @@ def load_weights(path: Path, method: Method, clip_sha256: str, training: bool) -
         ValueError: what `load_checkpoint` and `load_released_state_dict` refuse, a file that another flag takes, and
             for `training`, a released checkpoint of another CLIP.
     """
-    before = {name: tensor.clone() for name, tensor in _frozen(method).items()}
+    before = {name: tensor.to("cpu", copy=True) for name, tensor in _frozen(method).items()}
     epoch, trained_on = 0, {}
     if path.suffix == ".safetensors":
         header = load_checkpoint(path, method, clip_sha256)
@@ -54,7 +54,7 @@ def load_weights(path: Path, method: Method, clip_sha256: str, training: bool) -
             load_released_state_dict(method, state)
         except ValueError as error:
             raise ValueError(f"{path}: {error}") from error
-    replaced = [name for name, tensor in _frozen(method).items() if (tensor != before[name]).any()]
+    replaced = [name for name, tensor in _frozen(method).items() if not torch.equal(tensor.cpu(), before[name])]
     if replaced and training and path.suffix != ".safetensors":
         raise ValueError(
             f"{path}: was trained on another CLIP than --pretrained_clip_name ({len(replaced)} of its frozen "
