@@ -216,13 +216,14 @@ class RetrievalRun:
         )
         self.trained_on = self.kind_of(samples)
         log.info("training split: %s videos, %d pairs", self.count("train", len(samples)), len(pairs))
-        best_path = self.logger.output_dir / "best.safetensors"
+        last_path, best_path = (self.logger.output_dir / f"{name}.safetensors" for name in ("last", "best"))
+        self.epoch = 0
         # Of the selection, the best weights included: a run that goes on has them, in whatever folder.
         notes: dict[str, Any] = {"best_recall": -1.0}
 
         def after_epoch(epoch: int) -> None:
             self.epoch = epoch
-            self.save(self.logger.output_dir / "last.safetensors")
+            self.save(last_path)
             if selection_split is None:
                 return
             metrics = self.evaluate(selection_split)
@@ -251,7 +252,9 @@ class RetrievalRun:
             save_every=run.save_every,
             notes=notes,
         )
-        self.epoch = self.config.optim.epochs
+        if self.epoch == 0:  # all epochs were done before; this folder may have another run's weights, or none
+            self.epoch = self.config.optim.epochs
+            self.save(last_path)
         self.selection = SELECTION[run.select_on]
         if selection_split is not None:
             self.epoch = notes["best_epoch"]

@@ -1,9 +1,9 @@
 """What a run leaves on disk: trained weights as safetensors, and points from which training goes on.
 
 A weights file holds the trainable tensors only (megabytes for a prompt method) and, in its header, the settings and the
-hash of the CLIP they belong to; loading refuses another CLIP. It is sealed (`modules.seal`): what was damaged since is
-refused too. A resume point holds everything that the next step
-depends on, in one file: either all of it is there or the file counts as damaged.
+hash of the CLIP they belong to; loading refuses another CLIP. It is sealed (`modules.seal`): loading refuses one that
+was damaged since. A resume point holds everything that the next step depends on, in one file: either all of it is there
+or the file counts as damaged.
 """
 
 import json

@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 
 from dataloaders.samples import FrameReader, Sample, TrainingPairs
 from engine import identity
+from engine.checkpoint import read_header
 from engine.config import DataConfig, ModelConfig, OptimConfig, RunConfig
 from main_task_retrieval import main
 from modules.methods import build_method
@@ -195,8 +196,10 @@ def test_the_best_weights_travel_in_the_point(trained, tmp_path):
     for step, folder in ((2, shutil.copytree(other, tmp_path / "used")), (4, other), (4, tmp_path / "new")):
         point = whole / "resume" / f"step_{step:08}.pt"
         assert main([*more, "--epochs", "2", "--output_dir", str(folder), "--resume", str(point)]) == 0
-        ours, theirs = (load_file(at / "best.safetensors") for at in (folder, whole))
-        assert all(torch.equal(tensor, theirs[name]) for name, tensor in ours.items())
+        for kept in ("best.safetensors", "last.safetensors"):
+            ours, theirs = (load_file(at / kept) for at in (folder, whole))
+            assert all(torch.equal(tensor, theirs[name]) for name, tensor in ours.items())
+            assert read_header(folder / kept).epoch == read_header(whole / kept).epoch
         line = json.loads((folder / "metrics.jsonl").read_text().splitlines()[-1])
         assert line | {"time": 0} == result | {"time": 0}
     assert (other / "metrics.jsonl").read_text().startswith(left)
