@@ -2,7 +2,8 @@
 
 The lock is the system's own on a file in the folder (fcntl). It ends with the process, however that ends, so that
 nobody has to clear up after a crash; and the loader's worker processes, which may outlive it by seconds, do not inherit
-it. It holds between machines where the file system has such locks, as NFS does.
+it. It holds between machines where the file system has such locks, as NFS does; there, that of a machine that went down
+may stay.
 """
 
 import fcntl
@@ -68,7 +69,7 @@ class _Lock:
                 os.close(self.descriptor)
                 raise ValueError(
                     f"--output_dir {folder} is in use by another run ({holder or 'which has just begun'}): wait for it "
-                    "to end, or name another folder"
+                    f"to end, or name another folder; only if its machine is down, delete {LOCK}"
                 ) from error
             except OSError as error:
                 log.warning(
@@ -94,8 +95,9 @@ class _Lock:
             return False
 
     def release(self) -> None:
-        with suppress(OSError):
-            self.path.unlink()
+        if self._is_the_file():
+            with suppress(OSError):
+                self.path.unlink()
         os.close(self.descriptor)
         with suppress(OSError):
             for folder in self.made:

@@ -86,6 +86,18 @@ def test_what_was_made_for_it_goes_with_it_and_nothing_else(tmp_path):
     assert [path.name for path in folder.iterdir()] == ["log.txt"]
 
 
+def test_a_lock_that_was_deleted_holds_no_more_and_its_holder_takes_no_other_away(tmp_path):
+    """What a user may do about a machine that went down."""
+    with another_run(tmp_path):
+        (tmp_path / LOCK).unlink()
+        with one_run_at_a_time(tmp_path, ALONE):
+            assert f"process {os.getpid()} on" in (tmp_path / LOCK).read_text()
+    with one_run_at_a_time(tmp_path, ALONE):
+        (tmp_path / LOCK).unlink()
+        (tmp_path / LOCK).write_text("another run's")
+    assert (tmp_path / LOCK).read_text() == "another run's"
+
+
 def test_only_the_main_process_locks(tmp_path):
     with one_run_at_a_time(tmp_path, Process(1, 2, torch.device("cpu"))):
         assert not list(tmp_path.iterdir())
