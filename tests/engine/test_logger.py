@@ -1,5 +1,6 @@
 """What a run writes, Weights & Biases (a stand-in) included, and the commit that provenance names."""
 
+import csv
 import json
 import subprocess
 import sys
@@ -8,6 +9,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+import main_task_retrieval
 from engine import logger
 from engine.distributed import Process
 from engine.logger import RunLogger, provenance
@@ -151,3 +153,18 @@ def test_changed_code_is_marked_and_changed_results_are_not(repository, changed,
         ["git", "rev-parse", "--short", "HEAD"], cwd=repository, capture_output=True, text=True, check=True
     )
     assert provenance(MAIN)["commit"] == head.stdout.strip() + mark
+
+
+def test_a_row_names_the_code_that_ran_and_not_what_it_was_changed_to_meanwhile(small_data, tmp_path, monkeypatch):
+    state, evaluate = {"commit": "begun"}, main_task_retrieval.evaluate
+
+    def evaluate_for_hours(*arguments):
+        state["commit"] = "later"
+        return evaluate(*arguments)
+
+    monkeypatch.setattr(main_task_retrieval, "evaluate", evaluate_for_hours)
+    monkeypatch.setattr(main_task_retrieval, "provenance", lambda process: dict(state))
+    results = tmp_path / "results.csv"
+    flags = [*small_data.flags(), "--output_dir", str(tmp_path / "run"), "--results_csv", str(results)]
+    assert main(["--do_eval", *flags]) == 0
+    assert [row["commit"] for row in csv.DictReader(results.open())] == ["begun"]
