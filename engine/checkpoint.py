@@ -8,7 +8,6 @@ or the file counts as damaged.
 
 import json
 import os
-import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,7 +21,7 @@ from engine.file_formats import FORMAT, RESUME_FORMAT, RESUME_FORMATS, takes_it
 from engine.logger import log
 from engine.writing import write_atomically
 from modules.methods import Method
-from modules.seal import check_seal, seal
+from modules.seal import check_seal, damaged_entry, seal
 
 
 @dataclass(frozen=True)
@@ -225,8 +224,7 @@ def read_resume_point(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such resume point; --resume takes auto or a step_*.pt that training wrote")
     try:
-        with zipfile.ZipFile(path) as archive:  # torch's format; its reader does not look at the checksums
-            damaged = archive.testzip()
+        damaged = damaged_entry(path)
         if damaged is None:
             state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # damaged bytes can fail in any way

@@ -19,6 +19,7 @@ from torch import Tensor, uint8
 DIGEST = "content_sha256"
 # A second entry, so that damage to the name of the first does not pass for a file that never had one.
 MARK = "sealed"
+FOLDER = 0x10  # of the attributes of an entry in a zip archive
 
 
 class DamagedFileError(ValueError):
@@ -64,13 +65,21 @@ def check_sealed_file(path: Path, tensors: Mapping[str, Tensor]) -> bool:
         return check_seal(path, tensors, file.metadata() or {})
 
 
+def damaged_entry(path: Path) -> str | None:
+    """The first entry of a zip archive that does not hold what was written into it; None if all do. Raises what
+    `zipfile` does for a file whose structure is damaged."""
+    with zipfile.ZipFile(path) as archive:
+        # torch reads nothing from an entry that is marked as a folder, and does not say so.
+        folders = (entry.filename for entry in archive.infolist() if entry.external_attr & FOLDER)
+        return next(folders, None) or archive.testzip()
+
+
 def check_archive(path: Path) -> None:
     """Raises DamagedFileError if a checksum in what torch saved is wrong; nothing for a file that is no zip archive."""
     if not zipfile.is_zipfile(path):
         return
     try:
-        with zipfile.ZipFile(path) as archive:
-            damaged = archive.testzip()
+        damaged = damaged_entry(path)
     except (zipfile.BadZipFile, zlib.error, EOFError, ValueError, NotImplementedError, RuntimeError) as error:
         raise DamagedFileError(f"{path}: is damaged ({error}); download it again, or restore it from a copy") from error
     if damaged is not None:

@@ -1,6 +1,8 @@
 """Checkpoints: a round trip, what they refuse, and that a crash leaves the old file."""
 
 import logging
+import re
+from contextlib import suppress
 
 import numpy as np
 import pytest
@@ -158,3 +160,27 @@ def test_a_header_that_lacks_something(tmp_path, metadata, fault, capsys):
     message = capsys.readouterr().err
     assert f"last.safetensors: is no whole checkpoint of this project ({fault}" in message
     assert message.count("\n") == 1
+
+
+def same(one, other) -> bool:
+    if isinstance(one, dict):
+        return one.keys() == other.keys() and all(same(value, other[name]) for name, value in one.items())
+    return torch.equal(one, other) if isinstance(one, torch.Tensor) else one == other
+
+
+def test_a_bit_that_flips_in_a_resume_point_is_noticed_or_changes_nothing(tmp_path):
+    torch.manual_seed(0)
+    checkpoint.ResumePoints(tmp_path, {"a": 1}, 1).save(3, {"tensors": {"x": torch.randn(50)}, "notes": {"best": 1.5}})
+    path = tmp_path / "step_00000003.pt"
+    whole, before = path.read_bytes(), checkpoint.read_resume_point(path)
+    # All attributes in the list of entries at the end: one marks an entry as a folder, which torch takes for empty.
+    entries = [found.start() for found in re.finditer(b"PK\x01\x02", whole)]
+    assert len(entries) > 3
+    bits = [8 * (entry + 38) + bit for entry in entries for bit in range(32)]
+    bits += np.random.default_rng(0).integers(0, 8 * len(whole), 300).tolist()
+    for bit in bits:
+        damaged = bytearray(whole)
+        damaged[bit // 8] ^= 1 << bit % 8
+        path.write_bytes(damaged)
+        with suppress(ValueError):
+            assert same(checkpoint.read_resume_point(path), before), bit
