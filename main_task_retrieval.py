@@ -13,31 +13,34 @@ import json
 import os
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from tqdm import tqdm
 
+from dataloaders.file_kind import FileKind, file_kind
 from dataloaders.preparation import forecast, leave_out, missing_files, read_all
 from dataloaders.samples import FrameReader, GalleryVideos, QueryCaptions, Sample, TrainingPairs
 from dataloaders.twins import read_twins
-from engine.checkpoint import CheckpointHeader, ResumePoints, load_checkpoint, save_checkpoint
+from engine import identity
+from engine.checkpoint import CheckpointHeader, ResumePoints, save_checkpoint
 from engine.cli import parse_config
 from engine.config import Config
-from engine.data import check_overlap, frame_cache, frame_reader, list_split
+from engine.data import check_overlap, draw_captions, frame_cache, frame_reader, hold_out, list_split
 from engine.describe import describe
 from engine.distributed import Process, process_group
 from engine.evaluate import evaluate, flat_metrics, format_metrics
+from engine.file_formats import refuse_other_kind
 from engine.logger import RunLogger, append_row, log, provenance
 from engine.messages import print_error
-from engine.train import Interrupted, autocast_for, train
+from engine.run_folder import one_run_at_a_time, settings_file
+from engine.train import Interrupted, auto_precision, autocast_for, train
+from engine.weights import load_weights, put_trained
 from modules.caption_lengths import count_cut
-from modules.clip_weights import backbone_sha256, load_clip, read_state_dict
+from modules.clip_weights import backbone_sha256, load_clip
 from modules.methods import build_method
-from modules.released_weights import load_released_state_dict
 from modules.tokenizer import Tokenizer, check_vocabulary
 
 Metrics = dict[str, dict[str, float]]
@@ -57,8 +60,9 @@ class RetrievalRun:
 
     def __init__(self, config: Config, process: Process, logger: RunLogger) -> None:
         self.config, self.process, self.logger = config, process, logger
-        logger.config(config.flat())
         torch.manual_seed(config.run.seed)
+        for folder in ("", config.model.pretrained_dir):
+            refuse_other_kind(Path(folder, config.model.pretrained_clip_name), "--pretrained_clip_name")
         clip = load_clip(
             config.model.pretrained_clip_name, config.model.pretrained_dir, asked=config.model.asked_of_clip()
         )
@@ -76,10 +80,13 @@ class RetrievalRun:
         )  # fmt: skip
         log.info("%s: %s", config.model.pretrained_clip_name, self.backbone)
         self.frame_cache = frame_cache(config.data, config.run)
+        self.provenance = provenance(process) if config.run.results_csv else {}  # of the code that runs, not of later
         self.epoch, self.selection = 0, "zero-shot"
+        self.clip_name = config.model.pretrained_clip_name
+        self.trained_on: FileKind | None = None
         self.left_out: dict[str, list[str]] = {}  # ids of each split's videos that are missing or cannot be read
         if config.model.init_model:
-            self.epoch = self.load_weights(Path(config.model.init_model))
+            self.start_from(Path(config.model.init_model))
             self.selection = "checkpoint as given"
             log.info("weights from %s, epoch %d", config.model.init_model, self.epoch)
         test_samples = self.read_split("test")
@@ -88,6 +95,7 @@ class RetrievalRun:
         self.test_twins = None
         if twins_csv:
             self.test_twins = read_twins(Path(twins_csv), test_samples, left_out=self.left_out["test"])
+        self.test_files = self.kind_of(test_samples)
         log.info("test split: %s videos, %d captions", self.count("test", len(test_samples)), len(self.test[1]))
         self.log_cut_captions("test", test_samples)
         self.querybank = None
@@ -95,23 +103,23 @@ class RetrievalRun:
             drawn = draw_captions(list_split(config.data, "train"), config.run.querybank_size, config.run.seed)
             self.querybank = QueryCaptions(drawn, self.tokenizer)
             log.info("query bank of QB-Norm: %d captions of the training split", len(self.querybank))
+        logger.config(self.config.flat(), settings_file(logger.output_dir, config.run.do_train))
 
-    def load_weights(self, path: Path) -> int:
-        """Read a checkpoint of ours, or one of another system's released code; gives its epoch, 0 where unknown."""
-        if path.suffix == ".safetensors":
-            return load_checkpoint(path, self.method, self.backbone_sha256).epoch
-        frozen = {name: p.clone() for name, p in self.method.named_parameters() if not p.requires_grad}
-        try:
-            load_released_state_dict(self.method, read_state_dict(path))
-        except ValueError as error:
-            raise ValueError(f"{path}: {error}") from error
-        replaced = [name for name, p in self.method.named_parameters() if name in frozen and (p != frozen[name]).any()]
-        if replaced and self.config.run.do_train:
-            raise ValueError(
-                f"{path}: was trained on another CLIP than --pretrained_clip_name ({len(replaced)} of its frozen "
-                f"tensors differ, the first is {replaced[0]}); pass the one it was trained on, or evaluate it only"
+    def start_from(self, path: Path) -> None:
+        """Load --init_model. If it brings another CLIP, only full checkpoints can be evaluated later: they are made."""
+        config = self.config
+        loaded = load_weights(path, self.method, self.backbone_sha256, config.run.do_train)
+        self.backbone_sha256, self.epoch = loaded.backbone_sha256, loaded.epoch
+        self.trained_on = FileKind.from_facts(loaded.trained_on)
+        if loaded.replaced:
+            self.clip_name = f"of {path.name}"
+            self.config = replace(
+                config, run=replace(config.run, save_full=config.run.save_full or config.run.do_train)
             )
-        return 0
+            log.info(
+                "the CLIP is that of %s (sha256 %s) and not of --pretrained_clip_name%s", path,
+                self.backbone_sha256[:12], "; checkpoints hold it too, as with --save_full" * config.run.do_train,
+            )  # fmt: skip
 
     def read_split(self, split: str) -> list[Sample]:
         """The samples of a split whose videos can be used; what is wrong with the others goes into the log.
@@ -222,22 +230,26 @@ class RetrievalRun:
             run.seed,
             twin_of,
         )
+        self.trained_on = self.kind_of(samples)
         log.info("training split: %s videos, %d pairs", self.count("train", len(samples)), len(pairs))
         self.log_cut_captions("training", samples)
-        best = self.logger.output_dir / "best.safetensors"
-        notes = {"best_recall": -1.0}  # of the selection, which a resumed run remembers
+        last_path, best_path = (self.logger.output_dir / f"{name}.safetensors" for name in ("last", "best"))
+        self.epoch = 0
+        # Of the selection, the best weights included: a run that goes on has them, in whatever folder.
+        notes: dict[str, Any] = {"best_recall": -1.0}
 
         def after_epoch(epoch: int) -> None:
             self.epoch = epoch
-            self.save(self.logger.output_dir / "last.safetensors")
+            self.save(last_path)
             if selection_split is None:
                 return
             metrics = self.evaluate(selection_split)
             log.info("epoch %d, %s split\n%s", epoch, run.select_on, format_metrics(metrics))
             self.logger.metrics(epoch, run.select_on, flat_metrics(metrics))
             if metrics["text_to_video"]["R@1"] >= notes["best_recall"]:  # of equal epochs the later one
-                notes["best_recall"] = metrics["text_to_video"]["R@1"]
-                self.save(best)
+                trained = {n: p.detach().to("cpu", copy=True) for n, p in self.method.trainable_parameters()}
+                notes.update(best_recall=metrics["text_to_video"]["R@1"], best_epoch=epoch, best_tensors=trained)
+                self.save(best_path)
 
         train(
             self.method,
@@ -250,56 +262,72 @@ class RetrievalRun:
             prefetch_factor=self.config.data.prefetch_factor,
             n_display=run.n_display,
             after_epoch=after_epoch,
-            points=ResumePoints(self.logger.output_dir / "resume", self.identity(len(pairs)), run.keep_checkpoints),
+            points=ResumePoints(
+                self.logger.output_dir / "resume", self.identity(pairs, selection_split), run.keep_checkpoints
+            ),
             resume=run.resume,
             save_every=run.save_every,
             notes=notes,
         )
-        self.epoch = self.config.optim.epochs
+        if self.epoch == 0:  # all epochs were done before; this folder may have another run's weights, or none
+            self.epoch = self.config.optim.epochs
+            self.save(last_path)
         self.selection = SELECTION[run.select_on]
         if selection_split is not None:
-            self.process.barrier()  # the main process may still be writing what all are about to read
-            self.epoch = load_checkpoint(best, self.method, self.backbone_sha256).epoch
+            self.epoch = notes["best_epoch"]
+            put_trained(self.method, notes["best_tensors"])
+            self.save(best_path)  # a run that goes on in another folder has none there, or another run's
 
-    def identity(self, n_pairs: int) -> dict[str, Any]:
+    def identity(self, pairs: TrainingPairs, selection_split: EvaluationSplit | None) -> dict[str, Any]:
         """What a run must have in common with a resume point, see `ResumePoints`."""
-        config = self.config
-        of_the_data = (
-            "expand_msrvtt_sentences", "max_words", "max_frames", "frame_sampling", "frame_transform",
-            "feature_framerate", "slice_framepos",
-        )  # fmt: skip
-        of_cost_alone = ("gradient_accumulation_steps", "activation_checkpointing", "compile", "precision_val")
+        config, selected_on = self.config, selection_split[0].samples if selection_split is not None else ()
+        precision = auto_precision(self.process.device) if config.optim.precision == "auto" else config.optim.precision
         return {
-            "method": config.model.method,
-            **config.model.options,
-            "CLIP (sha256)": self.backbone_sha256,
-            "CLIP": str(self.backbone),
-            **{name: value for name, value in asdict(config.optim).items() if name not in of_cost_alone},
-            **{name: getattr(config.data, name) for name in of_the_data},
-            **{name: getattr(config.run, name) for name in ("seed", "select_on", "holdout_videos")},
-            "training pairs": n_pairs,
+            **identity.of_the_settings(config.model, config.data, config.optim, config.run, precision),
+            **identity.of_the_weights(self.method, self.backbone_sha256),
+            **identity.of_the_data(pairs, selected_on, Path(config.data.features_path), self.left_out["train"]),
         }
 
     def save(self, path: Path) -> None:
         if self.process.is_main:
-            full = self.config.run.save_full
-            header = CheckpointHeader(self.config.flat(), self.epoch, self.backbone_sha256, full, self.backbone.facts())
+            full, trained_on = self.config.run.save_full, self.trained_on.facts if self.trained_on else {}
+            header = CheckpointHeader(
+                self.config.flat(), self.epoch, self.backbone_sha256, full, self.backbone.facts(), trained_on
+            )
             save_checkpoint(path, self.method, header)
+
+    def kind_of(self, samples: list[Sample]) -> FileKind | None:
+        """On the main process, which alone tells of it."""
+        return file_kind(samples) if self.process.is_main else None
+
+    def compare_files(self) -> dict[str, str]:
+        """The kinds of files of training and of the test split if they are two, which the log then warns of."""
+        here, there = self.test_files, self.trained_on
+        if not (here and there and here.differs_from(there)):
+            return {}
+        log.warning(
+            "attention: trained on files of another kind (%s) than the test files (%s), which changes the numbers: "
+            "evaluate on files made as those for training", there, here,
+        )  # fmt: skip
+        return {"trained_on": str(there), "test_files": str(here)}
 
     def report(self) -> Metrics:
         """Evaluate on the test split and write the numbers down, with how these weights were selected."""
+        self.logger.begin()
+        files = self.compare_files()
         metrics = self.evaluate(self.test, postprocess=True)
         videos = self.count("test", len(self.test[0]))
         log.info(
             "test split, %s videos, selection: %s (epoch %d)\n%s",
             videos, self.selection, self.epoch, format_metrics(metrics),
         )  # fmt: skip
-        self.logger.metrics(self.epoch, "test", flat_metrics(metrics) | {"selection": self.selection, "videos": videos})
+        told = {"selection": self.selection, "videos": videos, **files}
+        self.logger.metrics(self.epoch, "test", flat_metrics(metrics) | told)
         if self.process.is_main and self.config.run.results_csv:
             row = {
                 "name": self.config.run.row_name or self.config.model.method,
                 "method": self.config.model.method,
-                "clip": self.config.model.pretrained_clip_name,
+                "clip": self.clip_name,
                 "data": self.config.data.datatype,
                 "videos": videos,
                 "trainable_parameters": self.n_trainable,
@@ -307,41 +335,26 @@ class RetrievalRun:
                 "selection": self.selection,
                 "epoch": self.epoch,
             }
-            append_row(Path(self.config.run.results_csv), row | flat_metrics(metrics) | provenance(self.process))
+            append_row(Path(self.config.run.results_csv), row | flat_metrics(metrics) | self.provenance)
         return metrics
-
-
-def hold_out(samples: list[Sample], count: int, seed: int) -> tuple[list[Sample], list[Sample]]:
-    """Split training samples into those to train on and `count` others, each of these with its first caption."""
-    if count >= len(samples):
-        raise ValueError(f"--holdout_videos {count} leaves none of the {len(samples)} training videos to train on")
-    held = set(np.random.default_rng(seed).permutation(len(samples))[:count].tolist())
-    return (
-        [sample for row, sample in enumerate(samples) if row not in held],
-        [replace(s, captions=s.captions[:1]) for row, s in enumerate(samples) if row in held],
-    )
-
-
-def draw_captions(samples: list[Sample], count: int, seed: int) -> list[Sample]:
-    """At most `count` captions of all samples, drawn without repetition, each as a sample of its own."""
-    pairs = [replace(s, captions=(caption,)) for s in samples for caption in s.captions]
-    return [pairs[item] for item in np.random.default_rng(seed).permutation(len(pairs))[:count]]
 
 
 def run(config: Config, process: Process) -> Metrics:
     """Train and evaluate as `config` says; gives the metrics on the test split."""
     uses_both = config.run.do_train or config.run.qb_norm
     overlap = check_overlap(config.data, config.run.allow_overlap) if uses_both else ""
-    logger = RunLogger(Path(config.run.output_dir), process, config.run.wandb_project, config.run.row_name)
-    try:
-        if overlap:
-            log.info("%s", overlap)
-        job = RetrievalRun(config, process, logger)
-        if config.run.do_train:
-            job.train()
-        return job.report()
-    finally:
-        logger.close()
+    folder = Path(config.run.output_dir)
+    with one_run_at_a_time(folder, process):
+        logger = RunLogger(folder, process, config.run.wandb_project, config.run.row_name, begin=False)
+        try:
+            if overlap:
+                log.info("%s", overlap)
+            job = RetrievalRun(config, process, logger)
+            if config.run.do_train:
+                job.train()
+            return job.report()
+        finally:
+            logger.close()
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -1,15 +1,15 @@
 """What a run leaves on disk: trained weights as safetensors, and points from which training goes on.
 
 A weights file holds the trainable tensors only (megabytes for a prompt method) and, in its header, the settings and the
-hash of the CLIP they belong to; loading refuses another CLIP. A resume point holds everything that the next step
-depends on, in one file: either all of it is there or the file counts as damaged.
+hash of the CLIP they belong to; loading refuses another CLIP. It is sealed (`modules.seal`): loading refuses one that
+was damaged since. A resume point holds everything that the next step depends on, in one file: either all of it is there
+or the file counts as damaged.
 """
 
 import json
 import os
-import zipfile
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -18,29 +18,34 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from dataloaders.quoting import quoted, shorten
+from engine.file_formats import FORMAT, RESUME_FORMAT, RESUME_FORMATS, takes_it
 from engine.logger import log
+from engine.writing import write_atomically
 from modules.methods import Method
-
-FORMAT = "stop-video checkpoint 1"
-RESUME_FORMAT = "stop-video resume point 1"
+from modules.seal import check_seal, damaged_entry, seal
 
 
 @dataclass(frozen=True)
 class CheckpointHeader:
-    """What a checkpoint says about itself: its settings by flag name, its epoch, the hash of its CLIP, whether it is
-    full: holds that CLIP too, and can be loaded over any other of its sizes, and what belongs to that CLIP beside its
-    weights (`modules.backbones.Backbone.facts`; None in old files)."""
+    """What a checkpoint says about itself.
+
+    `settings` are its own by flag name, `backbone_sha256` is the hash of its CLIP. A `full` one holds that CLIP too, and
+    can be loaded over any other of its sizes. `backbone` is what belongs to the CLIP beside its weights
+    (`modules.backbones.Backbone.facts`; None in old files), `trained_on` the kind of video files it was trained on
+    (`FileKind.facts`; empty where that is not known).
+    """
 
     settings: dict[str, Any]
     epoch: int
     backbone_sha256: str
     full: bool = False
     backbone: dict[str, Any] | None = None
+    trained_on: dict[str, Any] = field(default_factory=dict)
 
 
 def save_checkpoint(path: Path, method: Method, header: CheckpointHeader) -> None:
     """Write the trainable tensors of `method`, or all of a `full` one; a reader sees the old file or the whole new one,
-    never a part."""
+    never a part. Raises OSError if it cannot be written."""
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in _tensors_of(method, header).items()}
     metadata = {
         "format": FORMAT,
@@ -49,30 +54,10 @@ def save_checkpoint(path: Path, method: Method, header: CheckpointHeader) -> Non
         "backbone_sha256": header.backbone_sha256,
         "full": str(header.full),
         "backbone": json.dumps(header.backbone),
+        "trained_on": json.dumps(header.trained_on),
     }
-    _write_atomically(path, lambda partial: save_file(tensors, partial, metadata))
-
-
-def _write_atomically(path: Path, write: Callable[[Path], None]) -> None:
-    """Whoever reads `path` sees the old file or the whole new one, also after a crash or on a full disk."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".partial")
-    try:
-        write(partial)
-        _flush(partial)
-        os.replace(partial, path)
-        _flush(path.parent)  # the renaming itself
-    except Exception as error:
-        partial.unlink(missing_ok=True)
-        raise OSError(f"{path}: could not be saved ({error}); what was saved before is unharmed") from error
-
-
-def _flush(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    sealed = seal(tensors, metadata)
+    write_atomically(path, lambda partial: save_file(tensors, partial, sealed))
 
 
 def read_header(path: Path) -> CheckpointHeader:
@@ -85,10 +70,12 @@ def load_checkpoint(path: Path, method: Method, backbone_sha256: str) -> Checkpo
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: not a checkpoint of ours, made on another CLIP that is not inside or on one that is run in another
-            way (activation, heads, pixels), or with other tensors than the method has.
+        ValueError: not a checkpoint of ours, damaged, made on another CLIP that is not inside or on one that is run in
+            another way (activation, heads, pixels), or with other tensors than the method has.
     """
-    header, tensors = _read(path)
+    header, tensors, sealed = _read(path)
+    if not sealed:
+        log.info("%s has no checksum, as an earlier version wrote it: damage to it would not be noticed", path)
     if not header.full and header.backbone_sha256 != backbone_sha256:
         raise ValueError(
             f"{path}: was trained on another CLIP ({shorten(str(header.settings.get('pretrained_clip_name')))}, sha256 "
@@ -104,7 +91,8 @@ def load_checkpoint(path: Path, method: Method, backbone_sha256: str) -> Checkpo
     return header
 
 
-def _read(path: Path) -> tuple[CheckpointHeader, dict[str, torch.Tensor]]:
+def _read(path: Path) -> tuple[CheckpointHeader, dict[str, torch.Tensor], bool]:
+    """A checkpoint's header, its tensors, and whether it had a seal, which then was whole."""
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such checkpoint; give a .safetensors file that training wrote")
     try:
@@ -115,17 +103,30 @@ def _read(path: Path) -> tuple[CheckpointHeader, dict[str, torch.Tensor]]:
         raise ValueError(
             f"{path}: not a readable safetensors file ({shorten(str(error), 160)}); was it cut short?"
         ) from error
+    sealed = check_seal(path, tensors, metadata)
     if metadata.get("format") != FORMAT:
-        raise ValueError(f"{path}: not a checkpoint of this project (its header says {quoted(metadata.get('format'))})")
-    settings, epoch = json.loads(metadata["settings"]), int(metadata["epoch"])
-    header = CheckpointHeader(
-        settings,
-        epoch,
-        metadata["backbone_sha256"],
-        metadata.get("full") == "True",
-        json.loads(metadata.get("backbone", "null")),
-    )
-    return header, tensors
+        raise ValueError(
+            f"{path}: not a checkpoint of this project (its header says {quoted(metadata.get('format'))})"
+            f"{takes_it(path, '--init_model')}"
+        )
+    return _header(path, metadata), tensors, sealed
+
+
+def _header(path: Path, metadata: Mapping[str, str]) -> CheckpointHeader:
+    fault = None
+    try:
+        settings, trained_on = json.loads(metadata["settings"]), json.loads(metadata.get("trained_on", "{}"))
+        backbone = json.loads(metadata.get("backbone", "null"))
+        epoch, backbone_sha256 = int(metadata["epoch"]), metadata["backbone_sha256"]
+        if not all(isinstance(facts, dict) for facts in (settings, trained_on, backbone or {})):
+            fault = "its settings are no object"
+    except KeyError as error:
+        fault = f"its header has no {error.args[0]}"
+    except ValueError as error:
+        fault = f"its header cannot be read: {shorten(str(error), 160)}"
+    if fault:
+        raise ValueError(f"{path}: is no whole checkpoint of this project ({fault}); pass one as training wrote it")
+    return CheckpointHeader(settings, epoch, backbone_sha256, metadata.get("full") == "True", backbone, trained_on)
 
 
 def _tensors_of(method: Method, header: CheckpointHeader) -> dict[str, torch.Tensor]:
@@ -157,6 +158,10 @@ def _load_exactly(path: Path, method: Method, tensors: dict[str, torch.Tensor], 
         own[name].copy_(tensor)
 
 
+class OtherVersionError(ValueError):
+    """A resume point is whole, and this version cannot go on from it."""
+
+
 @dataclass(frozen=True)
 class ResumePoints:
     """The resume points of a run, `step_00000250.pt` and so on in one folder; the newest `keep` of them stay.
@@ -175,7 +180,7 @@ class ResumePoints:
         Raises OSError if it cannot be written; the points before it are then still there.
         """
         content = {"format": RESUME_FORMAT, "identity": json.dumps(dict(self.identity)), "step": step, **state}
-        _write_atomically(self.folder / f"step_{step:08d}.pt", lambda partial: torch.save(content, partial))
+        write_atomically(self.folder / f"step_{step:08d}.pt", lambda partial: torch.save(content, partial))
         for old in self._newest_first()[self.keep :]:
             old.unlink()
 
@@ -190,6 +195,8 @@ class ResumePoints:
             for path in self._newest_first():
                 try:
                     state = read_resume_point(path)
+                except OtherVersionError:
+                    raise
                 except ValueError as error:
                     log.warning("%s; going back to the one before", error)
                     continue
@@ -200,8 +207,13 @@ class ResumePoints:
         self._check(Path(resume), state)
         return state
 
+    def holds(self, resume: str) -> bool:
+        """Whether the point that `resume` names is one of these, and not one of another folder."""
+        return resume == "auto" or Path(resume).resolve().parent == self.folder.resolve()
+
     def set_aside(self) -> None:
-        """Before a run that begins anew: move what an earlier run left out of the way, into a folder of its own."""
+        """Before a run that begins anew, or goes on from a point of another folder: move what an earlier run left out
+        of the way, into a folder of its own."""
         if self._newest_first():
             number = 1
             while (other := self.folder.with_name(f"{self.folder.name}_before_{number}")).exists():
@@ -214,10 +226,9 @@ class ResumePoints:
 
     def _check(self, path: Path, state: Mapping[str, Any]) -> None:
         there, here = json.loads(state["identity"]), json.loads(json.dumps(dict(self.identity)))
-        names = sorted(there.keys() | here.keys())
         differences = [
             f"{shorten(name)} is {quoted(there.get(name))} there and {quoted(here.get(name))} here"
-            for name in names
+            for name in sorted(there.keys() | here.keys())
             if there.get(name) != here.get(name)
         ]
         if differences:
@@ -231,14 +242,21 @@ def read_resume_point(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such resume point; --resume takes auto or a step_*.pt that training wrote")
     try:
-        with zipfile.ZipFile(path) as archive:  # torch's format; its reader does not look at the checksums
-            damaged = archive.testzip()
+        damaged = damaged_entry(path)
         if damaged is None:
             state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # damaged bytes can fail in any way
+        if flag := takes_it(path, "--resume"):
+            raise ValueError(f"{path}: is no resume point of this project{flag}") from error
         raise ValueError(f"{path}: is damaged ({shorten(str(error), 160)})") from error
     if damaged is not None:
         raise ValueError(f"{path}: is damaged (the checksum of {shorten(damaged)} is wrong)")
-    if not isinstance(state, dict) or state.get("format") != RESUME_FORMAT:
-        raise ValueError(f"{path}: is no resume point of this project")
+    written_as = state.get("format") if isinstance(state, dict) else None
+    if written_as in RESUME_FORMATS and written_as != RESUME_FORMAT:
+        raise OtherVersionError(
+            f"{path}: was written by an earlier version of this project, which did not note what it was trained on; "
+            "finish the run with that version, or begin anew without --resume"
+        )
+    if written_as != RESUME_FORMAT:
+        raise ValueError(f"{path}: is no resume point of this project{takes_it(path, '--resume')}")
     return state

@@ -1,7 +1,9 @@
 """From settings to the samples of a data set and the reader of its frames."""
 
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from dataloaders import DATASETS
@@ -72,3 +74,20 @@ def frame_cache(data: DataConfig, run: RunConfig) -> FrameCache | None:
     if not run.frame_cache:
         return None
     return FrameCache(Path(run.frame_cache), run.frame_cache_format, Path(data.features_path))
+
+
+def hold_out(samples: list[Sample], count: int, seed: int) -> tuple[list[Sample], list[Sample]]:
+    """Split training samples into those to train on and `count` others, each of these with its first caption."""
+    if count >= len(samples):
+        raise ValueError(f"--holdout_videos {count} leaves none of the {len(samples)} training videos to train on")
+    held = set(np.random.default_rng(seed).permutation(len(samples))[:count].tolist())
+    return (
+        [sample for row, sample in enumerate(samples) if row not in held],
+        [replace(s, captions=s.captions[:1]) for row, s in enumerate(samples) if row in held],
+    )
+
+
+def draw_captions(samples: list[Sample], count: int, seed: int) -> list[Sample]:
+    """At most `count` captions of all samples, drawn without repetition, each as a sample of its own."""
+    pairs = [replace(s, captions=(caption,)) for s in samples for caption in s.captions]
+    return [pairs[item] for item in np.random.default_rng(seed).permutation(len(pairs))[:count]]

@@ -7,17 +7,20 @@ Only the main process writes.
 import csv
 import json
 import logging
+import logging.handlers
 import platform
 import shlex
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from engine.distributed import Process
+from engine.writing import write_atomically, writing
 
 log = logging.getLogger("stop")
 
@@ -28,37 +31,75 @@ class RunLogger:
     Args:
         wandb_project: a Weights & Biases project that the run is reported to as well; none if empty.
         run_name: what the run is called there; the folder's name if empty.
+        begin: begin at once. Else nothing is written before `begin` is called, so that a run may be refused and leave
+            the folder as it was; what is logged until then is on the console, and goes into the file later.
 
     Raises:
+        OSError: if the folder cannot be written to.
         ValueError: if Weights & Biases is asked for and not installed, or does not start.
     """
 
-    def __init__(self, output_dir: Path, process: Process, wandb_project: str = "", run_name: str = "") -> None:
-        self.output_dir = output_dir
+    def __init__(
+        self, output_dir: Path, process: Process, wandb_project: str = "", run_name: str = "", begin: bool = True
+    ) -> None:
+        self.output_dir, self.process = output_dir, process
         self.is_main = process.is_main
+        self._project, self._run_name = wandb_project, run_name
+        self._settings: tuple[str, dict[str, Any]] | None = None
+        self._tensorboard: Any = None
+        self._wandb: Any = None
         log.handlers.clear()
         log.propagate = False
         log.setLevel(logging.INFO if self.is_main else logging.WARNING)
-        form = logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S")
-        handlers: list[logging.Handler] = [logging.StreamHandler(sys.stdout)]
-        self._tensorboard = None
-        self._wandb: Any = None
-        if self.is_main:
-            from torch.utils.tensorboard import SummaryWriter  # a second to import, and only here of use
-
-            output_dir.mkdir(parents=True, exist_ok=True)
-            if wandb_project:
-                self._wandb = _start_wandb(wandb_project, run_name or output_dir.resolve().name, output_dir)
-            handlers.append(logging.FileHandler(output_dir / "log.txt"))
-            self._tensorboard = SummaryWriter(str(output_dir / "tensorboard"))
-        for handler in handlers:
-            handler.setFormatter(form)
+        self._format = logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S")
+        self._waiting = logging.handlers.MemoryHandler(sys.maxsize, logging.CRITICAL + 1, flushOnClose=False)
+        for handler in (logging.StreamHandler(sys.stdout), *([self._waiting] if self.is_main else [])):
+            handler.setFormatter(self._format)
             log.addHandler(handler)
+        if begin:
+            self.begin()
 
-    def config(self, settings: dict[str, Any]) -> None:
-        """Write all settings, by flag name, to `config.json`."""
-        if self.is_main:
-            (self.output_dir / "config.json").write_text(json.dumps(settings, indent=2) + "\n")
+    def begin(self) -> None:
+        """Open what the run writes to, once; all processes call it together, and it fails on all if it fails on one."""
+        error = None
+        if self.is_main and self._tensorboard is None:
+            try:
+                self._open()
+            except (OSError, ValueError) as caught:
+                error = caught
+        self.process.fail_together(error)
+
+    def _open(self) -> None:
+        from torch.utils.tensorboard import SummaryWriter  # a second to import, and only here of use
+
+        with writing(self.output_dir):
+            self.output_dir.mkdir(parents=True, exist_ok=True)
+        if self._project:
+            name = self._run_name or self.output_dir.resolve().name
+            self._wandb = _start_wandb(self._project, name, self.output_dir)
+        with writing(self.output_dir / "log.txt"):
+            file = _LogFile(self.output_dir / "log.txt")
+        file.setFormatter(self._format)
+        log.removeHandler(self._waiting)
+        log.addHandler(file)
+        self._waiting.setTarget(file)
+        self._waiting.flush()
+        with writing(self.output_dir / "tensorboard"):
+            self._tensorboard = SummaryWriter(str(self.output_dir / "tensorboard"))
+        if self._settings is not None:
+            self._write_settings(*self._settings)
+
+    def config(self, settings: dict[str, Any], name: str = "config.json") -> None:
+        """Write all settings, by flag name, to the file `name`, once the run has begun."""
+        if not self.is_main:
+            return
+        self._settings = (name, settings)
+        if self._tensorboard is not None:
+            self._write_settings(name, settings)
+
+    def _write_settings(self, name: str, settings: dict[str, Any]) -> None:
+        text = json.dumps(settings, indent=2) + "\n"
+        write_atomically(self.output_dir / name, lambda partial: partial.write_text(text))
         if self._wandb is not None:
             self._wandb.config.update(settings)
 
@@ -67,15 +108,17 @@ class RunLogger:
         if not self.is_main:
             return
         assert self._tensorboard is not None
-        with open(self.output_dir / "metrics.jsonl", "a") as file:
+        path = self.output_dir / "metrics.jsonl"
+        with writing(path), open(path, "a") as file:
             file.write(json.dumps({"time": round(time.time(), 2), "step": step, "kind": kind} | values) + "\n")
         scalars = {
             f"{kind}/{name}".replace("@", "").replace(" ", "_"): value
             for name, value in values.items()
             if isinstance(value, int | float)
         }
-        for tag, value in scalars.items():
-            self._tensorboard.add_scalar(tag, value, step)
+        with writing(self.output_dir / "tensorboard"):
+            for tag, value in scalars.items():
+                self._tensorboard.add_scalar(tag, value, step)
         if self._wandb is not None:
             self._wandb.log({f"{kind}/step": step} | scalars)
 
@@ -95,19 +138,36 @@ class RunLogger:
                 continue
             if line["step"] <= (step if line["kind"] == "train" else epoch) and "selection" not in line:
                 kept.append(text)
-        partial = path.with_name(path.name + ".partial")
-        partial.write_text("".join(kept))
-        partial.replace(path)
+        write_atomically(path, lambda partial: partial.write_text("".join(kept)))
 
     def close(self) -> None:
-        if self._tensorboard is not None:
-            self._tensorboard.close()
-        if self._wandb is not None:
-            failed = sys.exc_info()[0] is not None  # closed on an error's way out
-            self._wandb.finish(exit_code=int(failed))
-        for handler in list(log.handlers):
-            handler.close()
-            log.removeHandler(handler)
+        """Raises OSError if what was still to be written cannot be, unless an error is on its way already."""
+        failed = sys.exc_info()[0] is not None  # closed on an error's way out
+        try:
+            if self._tensorboard is not None:
+                with writing(self.output_dir / "tensorboard"):
+                    self._tensorboard.close()
+        except OSError:
+            if not failed:
+                raise
+        finally:
+            if self._wandb is not None:
+                self._wandb.finish(exit_code=int(failed))
+            for handler in list(log.handlers):
+                log.removeHandler(handler)
+                with suppress(OSError):  # said when the line was logged
+                    handler.close()
+
+
+class _LogFile(logging.FileHandler):
+    """A log file that a line cannot be missing from: not written is an error, and not a message in passing."""
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        error = sys.exc_info()[1]
+        if isinstance(error, OSError):
+            with writing(Path(self.baseFilename)):
+                raise error
+        super().handleError(record)
 
 
 def _start_wandb(project: str, name: str, folder: Path) -> Any:
@@ -166,14 +226,15 @@ def _cpu_name() -> str:
 
 def append_row(path: Path, row: dict[str, Any]) -> None:
     """Add a row to a csv file, made with a header if it is not there; other columns than the file has are refused."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
     columns = list(row)
     if path.is_file() and path.stat().st_size:
         with open(path, newline="") as file:
             columns = next(csv.reader(file))
         if set(columns) != set(row):
             raise ValueError(f"{path}: has other columns than this run's row; pass another --results_csv")
-    with open(path, "a", newline="") as file:
+    with writing(path), open(path, "a", newline="") as file:
         writer = csv.DictWriter(file, columns)
         if file.tell() == 0:
             writer.writeheader()

@@ -501,12 +501,15 @@ def train(
         method, pairs, settings, process, logger, seed=seed, num_workers=num_workers, prefetch_factor=prefetch_factor
     )
     state = points.find(resume) if resume else None
+    logger.begin()  # nothing is refused any more
     process.barrier()  # all have looked before one writes
-    if state is None and process.is_main:
+    goes_on_here = state is not None and points.holds(resume)
+    if process.is_main and not goes_on_here:
         points.set_aside()
     if state is not None:
         run.restore(state, notes)
-        logger.rewind(run.step, run.step / len(run.sampler))
+        if goes_on_here:  # in another folder these lines would be another run's
+            logger.rewind(run.step, run.step / len(run.sampler))
         log.info("resumed after step %d of %d", run.step, run.total_steps)
 
     def save() -> None:

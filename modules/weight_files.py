@@ -17,6 +17,7 @@ from torch import Tensor
 
 from modules.openai_archive import is_archive, read_archive
 from modules.quoting import shorten, some
+from modules.seal import check_archive, check_sealed_file
 from modules.weight_names import NOT_WEIGHTS, State
 
 OPEN_CLIP_CONFIG = "open_clip_config.json"
@@ -32,7 +33,8 @@ def read_state_dict(path: str | Path) -> State:
     .safetensors. The "module." that DistributedDataParallel puts before every name is taken off. What is no weight
     (sizes in OpenAI's archives, index buffers of Hugging Face) is left out.
 
-    Raises FileNotFoundError if nothing is there and ValueError if it is none of these.
+    Raises FileNotFoundError if nothing is there and ValueError if it is none of these or damaged, as far as it has a
+    checksum (`modules.seal`).
     """
     path = Path(path)
     if not path.exists():
@@ -60,9 +62,12 @@ def _load(path: Path) -> Any:
     """Whatever of tensors and plain containers is in a file."""
     if path.suffix == ".safetensors":
         try:
-            return load_file(path)
+            tensors = load_file(path)
         except SafetensorError as error:
             raise ValueError(_unreadable(path)) from error
+        check_sealed_file(path, tensors)
+        return tensors
+    check_archive(path)
     try:
         if is_archive(path):
             return read_archive(path)

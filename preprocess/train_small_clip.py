@@ -48,6 +48,7 @@ from engine.messages import print_error
 from modules.clip import CLIP, CLIPArchitecture, VisionTransformer
 from modules.clip_weights import to_openai_keys
 from modules.losses import symmetric_info_nce
+from modules.seal import seal
 from modules.similarity import cosine_similarity
 from modules.tokenizer import END_TOKEN, Tokenizer
 
@@ -264,12 +265,12 @@ def evaluate(model: CLIP, tokenize: Tokenizer, seed: int, log: Log) -> None:
 
 
 def save(model: CLIP, seen: Tensor, path: Path, seed: int) -> None:
-    """Write the weights in half precision under OpenAI's keys; tokens never trained on become zero."""
+    """Write the weights in half precision under OpenAI's keys, sealed; tokens never trained on become zero."""
     with torch.no_grad():
         model.text.token_embedding.weight[~seen] = 0.0
     state = {key: tensor.half().contiguous() for key, tensor in to_openai_keys(model.state_dict()).items()}
     partial = path.with_name(path.name + ".partial")
-    save_file(state, partial, metadata={"activation": ARCHITECTURE.activation, "seed": str(seed)})
+    save_file(state, partial, metadata=seal(state, {"activation": ARCHITECTURE.activation, "seed": str(seed)}))
     partial.replace(path)
 
 

@@ -1,7 +1,11 @@
 """Checkpoints: a round trip, what they refuse, and that a crash leaves the old file."""
 
+import logging
+import re
+from contextlib import suppress
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from safetensors import safe_open
@@ -9,6 +13,7 @@ from safetensors.torch import load_file, save_file
 
 import engine.checkpoint as checkpoint
 from engine.checkpoint import CheckpointHeader, load_checkpoint, save_checkpoint
+from main_task_retrieval import main
 from modules.backbones import STATISTICS, Preprocessing
 from modules.methods import build_method
 from tests.tiny import tiny_clip
@@ -125,3 +130,90 @@ def test_a_crash_while_writing_leaves_the_old_checkpoint(saved, monkeypatch):
     with pytest.raises(OSError, match="No space"):
         save_checkpoint(path, method, HEADER)
     assert path.read_bytes() == before
+
+
+def test_what_a_header_says_comes_back(saved):
+    path, method = saved
+    kind = {"files": 16, "codec": "h264", "short_side": [224.0, 224.0, 224.0], "fps": [3.0, 3.0, 3.0]}
+    header = CheckpointHeader({"method": "clip4clip", "name": 'a "b" \n', "lr": 1e-4}, 7, "c" * 64, True, None, kind)
+    save_checkpoint(path, method, header)
+    assert checkpoint.read_header(path) == header
+
+
+def test_a_bit_that_flips_anywhere_is_noticed(tmp_path):
+    """In the tensors, the settings, the epoch, the hash or the structure of the file."""
+    method = build_method("vpt", tiny_clip(), prompt_length=1)
+    path = tmp_path / "last.safetensors"
+    save_checkpoint(path, method, HEADER)
+    whole, before = path.read_bytes(), {name: p.detach().clone() for name, p in method.trainable_parameters()}
+    rng, begin = np.random.default_rng(0), 8 + int.from_bytes(path.read_bytes()[:8], "little")
+    bits = np.concatenate([rng.integers(0, 8 * begin, 300), rng.integers(8 * begin, 8 * len(whole), 100)])
+    refused = 0
+    for bit in bits.tolist():
+        damaged = bytearray(whole)
+        damaged[bit // 8] ^= 1 << bit % 8
+        path.write_bytes(damaged)
+        try:
+            assert load_checkpoint(path, method, HEADER.backbone_sha256) == HEADER, bit
+        except ValueError:
+            refused += 1
+            continue
+        for name, parameter in method.trainable_parameters():
+            assert torch.equal(parameter, before[name]), bit
+    assert refused > 390
+
+
+def test_one_from_before_there_was_a_seal_loads_and_the_log_says_so(saved, caplog, monkeypatch):
+    path, method = saved
+    with safe_open(path, "pt") as file:
+        metadata = {name: file.metadata()[name] for name in ("format", "settings", "epoch", "backbone_sha256", "full")}
+    save_file(load_file(path), path, metadata)
+    monkeypatch.setattr(checkpoint.log, "propagate", True)
+    with caplog.at_level(logging.INFO, logger="stop"):
+        checkpoint.read_header(path)
+        assert load_checkpoint(path, method, HEADER.backbone_sha256) == HEADER
+    assert caplog.text.count("last.safetensors has no checksum") == 1
+
+
+@pytest.mark.parametrize(
+    ("metadata", "fault"),
+    [
+        ({"epoch": "1", "backbone_sha256": "a"}, "its header has no settings"),
+        ({"settings": "{}", "backbone_sha256": "a"}, "its header has no epoch"),
+        ({"settings": "{}", "epoch": "1"}, "its header has no backbone_sha256"),
+        ({"settings": "{", "epoch": "1", "backbone_sha256": "a"}, "its header cannot be read: Expecting"),
+        ({"settings": "{}", "epoch": "one", "backbone_sha256": "a"}, "its header cannot be read: invalid literal"),
+        ({"settings": "[]", "epoch": "1", "backbone_sha256": "a"}, "its settings are no object"),
+    ],
+)
+def test_a_header_that_lacks_something(tmp_path, metadata, fault, capsys):
+    path = tmp_path / "last.safetensors"
+    save_file({"x": torch.zeros(1)}, path, metadata | {"format": checkpoint.FORMAT})
+    assert main(["--do_eval", "--init_model", str(path)]) == 2
+    message = capsys.readouterr().err
+    assert f"last.safetensors: is no whole checkpoint of this project ({fault}" in message
+    assert message.count("\n") == 1
+
+
+def same(one, other) -> bool:
+    if isinstance(one, dict):
+        return one.keys() == other.keys() and all(same(value, other[name]) for name, value in one.items())
+    return torch.equal(one, other) if isinstance(one, torch.Tensor) else one == other
+
+
+def test_a_bit_that_flips_in_a_resume_point_is_noticed_or_changes_nothing(tmp_path):
+    torch.manual_seed(0)
+    checkpoint.ResumePoints(tmp_path, {"a": 1}, 1).save(3, {"tensors": {"x": torch.randn(50)}, "notes": {"best": 1.5}})
+    path = tmp_path / "step_00000003.pt"
+    whole, before = path.read_bytes(), checkpoint.read_resume_point(path)
+    # All attributes in the list of entries at the end: one marks an entry as a folder, which torch takes for empty.
+    entries = [found.start() for found in re.finditer(b"PK\x01\x02", whole)]
+    assert len(entries) > 3
+    bits = [8 * (entry + 38) + bit for entry in entries for bit in range(32)]
+    bits += np.random.default_rng(0).integers(0, 8 * len(whole), 300).tolist()
+    for bit in bits:
+        damaged = bytearray(whole)
+        damaged[bit // 8] ^= 1 << bit % 8
+        path.write_bytes(damaged)
+        with suppress(ValueError):
+            assert same(checkpoint.read_resume_point(path), before), bit

@@ -1,5 +1,6 @@
 """What a run writes, Weights & Biases (a stand-in) included, and the commit that provenance names."""
 
+import csv
 import json
 import subprocess
 import sys
@@ -8,10 +9,12 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+import main_task_retrieval
 from engine import logger
 from engine.distributed import Process
 from engine.logger import RunLogger, provenance
 from main_task_retrieval import main
+from tests.small_data import write_small_data
 
 MAIN, OTHER = (Process(rank, 2, torch.device("cpu")) for rank in (0, 1))
 
@@ -74,18 +77,21 @@ def test_weights_and_biases_hears_what_tensorboard_hears(tmp_path, wandb, tensor
 
 
 def test_a_run_that_breaks_off_is_there_with_name_and_settings_and_marked_as_failed(tmp_path, wandb):
-    flags = ["--do_eval", "--val_csv", "v.csv", "--features_path", "videos", "--output_dir", str(tmp_path)]
-    flags += [
-        "--pretrained_clip_name",
-        str(tmp_path / "none.pt"),
-        "--wandb_project",
-        "videos",
-        "--row_name",
-        "STOP, 12",
-    ]
+    data = write_small_data(tmp_path / "data", n_train=1, n_test=2)
+    (data.videos / "video2.mp4").write_bytes(b"this is no video")
+    flags = ["--do_eval", *data.flags(), "--output_dir", str(tmp_path / "run")]
+    flags += ["--wandb_project", "videos", "--row_name", "STOP, 12"]
     assert main(flags) == 2
     assert wandb.started[0]["name"] == wandb.settings["row_name"] == "STOP, 12"
     assert wandb.exit_codes == [1]
+
+
+def test_a_run_that_is_refused_before_it_begins_is_not_reported_and_leaves_no_file(tmp_path, wandb):
+    flags = ["--do_eval", "--val_csv", "v.csv", "--features_path", "videos", "--output_dir", str(tmp_path / "run")]
+    flags += ["--pretrained_clip_name", str(tmp_path / "none.pt"), "--wandb_project", "videos"]
+    assert main(flags) == 2
+    assert not wandb.started
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(("process", "project"), [(OTHER, "videos"), (MAIN, "")])
@@ -147,3 +153,18 @@ def test_changed_code_is_marked_and_changed_results_are_not(repository, changed,
         ["git", "rev-parse", "--short", "HEAD"], cwd=repository, capture_output=True, text=True, check=True
     )
     assert provenance(MAIN)["commit"] == head.stdout.strip() + mark
+
+
+def test_a_row_names_the_code_that_ran_and_not_what_it_was_changed_to_meanwhile(small_data, tmp_path, monkeypatch):
+    state, evaluate = {"commit": "begun"}, main_task_retrieval.evaluate
+
+    def evaluate_for_hours(*arguments):
+        state["commit"] = "later"
+        return evaluate(*arguments)
+
+    monkeypatch.setattr(main_task_retrieval, "evaluate", evaluate_for_hours)
+    monkeypatch.setattr(main_task_retrieval, "provenance", lambda process: dict(state))
+    results = tmp_path / "results.csv"
+    flags = [*small_data.flags(), "--output_dir", str(tmp_path / "run"), "--results_csv", str(results)]
+    assert main(["--do_eval", *flags]) == 0
+    assert [row["commit"] for row in csv.DictReader(results.open())] == ["begun"]

@@ -1,0 +1,97 @@
+"""What kind of video files a split has: their size, frame rate and codec, from the headers of a few.
+
+Re-encoding videos to few small frames, as CLIP4Clip recommends, changes what a model sees: one that was trained on such
+files does not meet the same pictures in the raw ones. A checkpoint notes the kind it was trained on, and an evaluation
+on another kind says so.
+
+A data set from the web has videos of many sizes and rates, and no two samples of it have the same median. Two splits
+are therefore of another kind only if the middle halves of what they have lie apart and the medians clearly differ.
+"""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import av
+import numpy as np
+
+from dataloaders.decode import open_container
+from dataloaders.samples import Sample
+
+SAMPLE = 16  # files that are looked at, evenly spread over the split
+CLEARLY = 1.25  # times the other median
+
+
+class Quartiles(NamedTuple):
+    """Of a number that each file has: a quarter of the files have less than `low`, a quarter more than `high`."""
+
+    low: float
+    median: float
+    high: float
+
+    def apart_from(self, other: "Quartiles") -> bool:
+        """Whether it is clearly another range; not if a number is 0, which is one that the files do not state."""
+        overlap = self.low <= other.high and other.low <= self.high
+        smaller, larger = sorted((self.median, other.median))
+        return not overlap and larger > CLEARLY * smaller > 0
+
+
+@dataclass(frozen=True)
+class FileKind:
+    """Of `files` video files: the codec that most have, the short side in pixels, and frames a second."""
+
+    files: int
+    codec: str
+    short_side: Quartiles
+    fps: Quartiles
+
+    def __str__(self) -> str:
+        return f"{self.codec}, short side {self.short_side.median:g}, {self.fps.median:.3g} fps"
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """As plain numbers and lists, for JSON."""
+        return {**asdict(self), "short_side": list(self.short_side), "fps": list(self.fps)}
+
+    @classmethod
+    def from_facts(cls, facts: Mapping[str, Any]) -> "FileKind | None":
+        """The inverse of `facts`; None for facts of another layout, or none."""
+        try:
+            sides, rates = (Quartiles(*map(float, facts[name])) for name in ("short_side", "fps"))
+            return cls(int(facts["files"]), str(facts["codec"]), sides, rates)
+        except (KeyError, TypeError, ValueError):
+            return None
+
+    def differs_from(self, other: "FileKind") -> bool:
+        """Whether the sizes or the rates are others; a codec alone changes little."""
+        return self.short_side.apart_from(other.short_side) or self.fps.apart_from(other.fps)
+
+
+def file_kind(samples: Sequence[Sample]) -> FileKind | None:
+    """The kind of files that a split has, from the headers of at most SAMPLE of them. Files that cannot be read do not
+    count here, whatever is wrong with them; None if none can be read."""
+    rows = sorted({row * len(samples) // SAMPLE for row in range(SAMPLE)}) if samples else []
+    headers = [header for row in rows if (header := _header(samples[row].path))]
+    if not headers:
+        return None
+    codecs, sides, rates = zip(*headers, strict=True)
+    return FileKind(len(headers), Counter(codecs).most_common(1)[0][0], _quartiles(sides), _quartiles(rates))
+
+
+def _header(path: Path) -> tuple[str, int, float] | None:
+    """Codec, short side and frames a second (0 where none is stated) of a file."""
+    try:
+        with open_container(path) as container:
+            stream = container.streams.best("video")
+            if not isinstance(stream, av.VideoStream) or stream.codec_context is None or not stream.width:
+                return None
+            rate = float(stream.average_rate or stream.guessed_rate or 0)
+            return stream.codec_context.name, min(stream.width, stream.height), rate
+    except Exception:  # this is for information only: no file may stop a run here
+        return None
+
+
+def _quartiles(values: Sequence[float]) -> Quartiles:
+    return Quartiles(*np.quantile(values, (0.25, 0.5, 0.75)).tolist())

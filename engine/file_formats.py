@@ -1,0 +1,89 @@
+"""Which of the files that a run is given is which, and the flag that takes it.
+
+Three flags take weights: `--pretrained_clip_name` a CLIP, `--init_model` what was trained from one, `--resume` a resume
+point. A file given to the wrong one is told by what is in it, and the error names the right flag.
+"""
+
+import pickletools
+import zipfile
+from collections.abc import Collection
+from pathlib import Path
+
+from safetensors import SafetensorError, safe_open
+
+FORMAT = "stop-video checkpoint 1"
+RESUME_FORMAT = "stop-video resume point 2"
+RESUME_FORMATS = ("stop-video resume point 1", RESUME_FORMAT)  # with those of earlier versions
+
+FLAG_OF = {
+    "a checkpoint of this project": "--init_model",
+    "a checkpoint of CLIP4Clip's, DGL's or STOP's released code": "--init_model",
+    "a resume point of this project": "--resume",
+    "CLIP's own weights": "--pretrained_clip_name",
+}
+# Names that only CLIP itself has: OpenAI's, open_clip's for other towers, Hugging Face's.
+OF_CLIP = (
+    "visual.conv1.weight",
+    "visual.trunk.patch_embed.proj.weight",
+    "vision_model.embeddings.patch_embedding.weight",
+)
+OF_SCRIPTED_CLIP = {"visual", "conv1", "token_embedding"}  # a TorchScript archive has the parts of names one by one
+OLD_PICKLES = 4  # of a torch file that is no zip: a number, a version, the machine, and what was saved
+MOST_BYTES = 1 << 26  # of names and structure; what is larger is not looked into
+
+
+def takes_it(path: Path, given_to: str) -> str:
+    """How the error about a file given to the flag `given_to` goes on: "; it is ..., which --flag takes", or nothing
+    where the file is not told or is given to its own flag."""
+    kind = kind_of_weights(path)
+    flag = FLAG_OF.get(kind or "", given_to)
+    return "" if flag == given_to else f"; it is {kind}, which {flag} takes"
+
+
+def refuse_other_kind(path: Path, flag: str) -> None:
+    """Raises ValueError for a file that `flag` does not take and another flag does; a folder or an unknown file
+    passes."""
+    if path.is_file() and (other := takes_it(path, flag)):
+        raise ValueError(f"{path}: {flag} does not take this file{other}")
+
+
+def kind_of_weights(path: Path) -> str | None:
+    """One of FLAG_OF's kinds, told by the file's header and the names in it; None for anything else."""
+    if path.suffix == ".safetensors":
+        try:
+            with safe_open(path, framework="pt") as file:
+                metadata, names = file.metadata() or {}, list(file.keys())
+        except (SafetensorError, OSError):
+            return None
+        return "a checkpoint of this project" if metadata.get("format") == FORMAT else _kind_of_names(names)
+    try:
+        texts = _texts_of_torch_file(path)
+    except Exception:  # bytes that are no such file can fail in any way
+        return None
+    if not texts.isdisjoint(RESUME_FORMATS):
+        return "a resume point of this project"
+    return _kind_of_names(texts)
+
+
+def _texts_of_torch_file(path: Path) -> set[str]:
+    """All texts in what torch saved, the tensors' names among them; nothing of it is executed."""
+    texts: set[str] = set()
+    with open(path, "rb") as file:
+        if not zipfile.is_zipfile(file):
+            file.seek(0)
+            for _ in range(OLD_PICKLES):
+                texts |= {text for _, text, _ in pickletools.genops(file) if isinstance(text, str)}
+            return texts
+        with zipfile.ZipFile(file) as archive:
+            for name in archive.namelist():
+                if name.endswith("/data.pkl") and archive.getinfo(name).file_size <= MOST_BYTES:
+                    texts |= {text for _, text, _ in pickletools.genops(archive.read(name)) if isinstance(text, str)}
+    return texts
+
+
+def _kind_of_names(names: Collection[str]) -> str | None:
+    plain = [name.removeprefix("module.") for name in names]
+    if any(name.startswith("clip.") for name in plain):
+        return "a checkpoint of CLIP4Clip's, DGL's or STOP's released code"
+    is_clip = any(name in OF_CLIP for name in plain) or set(plain) >= OF_SCRIPTED_CLIP
+    return "CLIP's own weights" if is_clip else None

@@ -1,0 +1,135 @@
+"""One run at a time in a folder."""
+
+import multiprocessing
+import os
+import platform
+import signal
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import pytest
+import torch
+
+from engine.distributed import Process
+from engine.run_folder import LOCK, one_run_at_a_time
+from main_task_retrieval import main
+
+ALONE = Process(0, 1, torch.device("cpu"))
+FORK = multiprocessing.get_context("fork")
+
+
+def _hold(folder: Path, with_a_worker: bool, answer) -> None:
+    with one_run_at_a_time(folder, ALONE):
+        worker = os.fork() if with_a_worker else 0
+        if with_a_worker and worker == 0:
+            time.sleep(60)
+            os._exit(0)
+        answer.send(worker)
+        time.sleep(60)
+
+
+@contextmanager
+def another_run(folder: Path, with_a_worker: bool = False) -> Iterator[tuple[int, int]]:
+    """A run that holds the folder: its process and that of its worker."""
+    here, there = FORK.Pipe()
+    process = FORK.Process(target=_hold, args=(folder, with_a_worker, there))
+    process.start()
+    worker = here.recv()
+    try:
+        yield process.pid, worker
+    finally:
+        process.kill()
+        process.join()
+        if worker:
+            os.kill(worker, signal.SIGKILL)
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_the_second_is_refused_and_the_first_named(small_data, tmp_path, capsys):
+    folder = tmp_path / "run"
+    with another_run(folder) as (process, _):
+        before = contents(folder)
+        for task in ("--do_eval", "--do_train"):
+            assert main([task, *small_data.flags(), "--output_dir", str(folder)]) == 2
+            message = capsys.readouterr().err
+            assert f"error: --output_dir {folder} is in use by another run (process {process} on " in message
+            assert platform.node() in message
+        assert contents(folder) == before
+        assert list(before) == [LOCK]
+
+
+def test_a_process_that_was_killed_holds_nothing(tmp_path):
+    """Nor do the worker processes that it leaves behind."""
+    with another_run(tmp_path, with_a_worker=True) as (process, worker):
+        os.kill(process, signal.SIGKILL)
+        while f"process {process} on" in (tmp_path / LOCK).read_text():  # it may take the system a moment
+            os.kill(worker, 0)  # raises if it is gone
+            with suppress(ValueError), one_run_at_a_time(tmp_path, ALONE):
+                assert f"process {os.getpid()} on" in (tmp_path / LOCK).read_text()
+                break
+        os.kill(worker, 0)
+    assert not list(tmp_path.iterdir())
+
+
+def test_what_was_made_for_it_goes_with_it_and_nothing_else(tmp_path):
+    folder = tmp_path / "new" / "run"
+    with pytest.raises(RuntimeError), one_run_at_a_time(folder, ALONE):
+        raise RuntimeError
+    assert not list(tmp_path.iterdir())
+    with one_run_at_a_time(folder, ALONE):
+        (folder / "log.txt").touch()
+    assert [path.name for path in folder.iterdir()] == ["log.txt"]
+
+
+def test_a_lock_that_was_deleted_holds_no_more_and_its_holder_takes_no_other_away(tmp_path):
+    """What a user may do about a machine that went down."""
+    with another_run(tmp_path):
+        (tmp_path / LOCK).unlink()
+        with one_run_at_a_time(tmp_path, ALONE):
+            assert f"process {os.getpid()} on" in (tmp_path / LOCK).read_text()
+    with one_run_at_a_time(tmp_path, ALONE):
+        (tmp_path / LOCK).unlink()
+        (tmp_path / LOCK).write_text("another run's")
+    assert (tmp_path / LOCK).read_text() == "another run's"
+
+
+def test_only_the_main_process_locks(tmp_path):
+    with one_run_at_a_time(tmp_path, Process(1, 2, torch.device("cpu"))):
+        assert not list(tmp_path.iterdir())
+
+
+def _count_inside(folder: Path, entered, most) -> None:
+    for _ in range(30):
+        try:
+            with one_run_at_a_time(folder, ALONE):
+                with entered.get_lock():
+                    entered.value += 1
+                    most.value = max(most.value, entered.value)
+                time.sleep(0.001)
+                with entered.get_lock():
+                    entered.value -= 1
+        except ValueError:
+            time.sleep(0.001)
+
+
+def test_never_two_at_once_while_others_come_and_go(tmp_path):
+    """The lock's file is taken away at each end: whoever opened it just before must not believe to hold the next."""
+    entered, most = FORK.Value("i", 0), FORK.Value("i", 0)
+    runs = [FORK.Process(target=_count_inside, args=(tmp_path, entered, most)) for _ in range(4)]
+    for run in runs:
+        run.start()
+    for run in runs:
+        run.join()
+    assert most.value == 1
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_folder_that_cannot_be(tmp_path, small_data, capsys):
+    (tmp_path / "file").touch()
+    assert main(["--do_eval", *small_data.flags(), "--output_dir", str(tmp_path / "file" / "run")]) == 2
+    assert "could not be written (Not a directory)" in capsys.readouterr().err
