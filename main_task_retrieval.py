@@ -2,7 +2,7 @@
 
     one process        python main_task_retrieval.py --do_train --method clip4clip --datatype msrvtt ...
     many GPUs          torchrun --standalone --nproc_per_node=4 main_task_retrieval.py --do_train ...
-    zero-shot          python main_task_retrieval.py --do_eval ...          (CLIP as it is)
+    zero-shot          python main_task_retrieval.py --do_eval --method clip4clip ...          (CLIP as it is)
     a checkpoint       python main_task_retrieval.py --do_eval --init_model runs/mine/last.safetensors ...
     parameters, GFLOP  python main_task_retrieval.py --describe --method clip4clip --pretrained_clip_name ViT-B/32
 
@@ -13,11 +13,10 @@ import json
 import os
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from tqdm import tqdm
 
@@ -27,12 +26,14 @@ from dataloaders.twins import read_twins
 from engine.checkpoint import CheckpointHeader, ResumePoints, load_checkpoint, save_checkpoint
 from engine.cli import parse_config
 from engine.config import Config
-from engine.data import frame_cache, frame_reader, list_split
+from engine.data import draw_captions, frame_cache, frame_reader, hold_out, list_split, reader_processes
 from engine.describe import describe
 from engine.distributed import Process, process_group
+from engine.errors import explained, one_sentence
 from engine.evaluate import evaluate, flat_metrics, format_metrics
-from engine.logger import RunLogger, append_row, log, provenance
-from engine.train import Interrupted, autocast_for, train
+from engine.logger import RunLogger, append_row, log
+from engine.preflight import ZeroShotProbe, check_context, check_finite, check_places, check_trainable, result_row
+from engine.train import Interrupted, autocast_for, deal_batches, train
 from modules.clip_weights import backbone_sha256, load_clip, read_state_dict
 from modules.methods import build_method
 from modules.released_weights import load_released_state_dict
@@ -60,23 +61,39 @@ class RetrievalRun:
         clip = load_clip(config.model.pretrained_clip_name, config.model.pretrained_dir)
         self.backbone_sha256 = backbone_sha256(clip)
         self.image_size = clip.visual.image_size
+        check_context(config.data.max_words, clip)
+        check_finite(clip, config.model.pretrained_clip_name)
+        as_clip = None  # what CLIP itself makes of some input, to tell zero-shot by
+        if not (config.run.do_train or config.model.init_model):
+            as_clip = ZeroShotProbe(clip.to(process.device), config.data.max_frames, config.data.max_words)
         self.method = build_method(config.model.method, clip, **config.model.options).to(process.device)
-        if config.data.max_words > clip.text.context_length:
-            raise ValueError(f"--max_words {config.data.max_words} exceeds the {clip.text.context_length} of this CLIP")
         self.tokenizer = Tokenizer(config.data.max_words)
         self.n_trainable = sum(parameter.numel() for _, parameter in self.method.trainable_parameters())
+        self.num_workers = reader_processes(config.data.num_thread_reader)
         log.info(
-            "method %s on %s (sha256 %s), %s trainable of %s parameters, %d x %s",
+            "method %s on %s (sha256 %s), %s trainable of %s parameters, %d x %s, %d worker processes each",
             config.model.method, config.model.pretrained_clip_name, self.backbone_sha256[:12], f"{self.n_trainable:,}",
             f"{sum(p.numel() for p in self.method.parameters()):,}", process.world_size, process.device.type,
+            self.num_workers,
         )  # fmt: skip
         self.frame_cache = frame_cache(config.run)
-        self.epoch, self.selection = 0, "zero-shot"
+        self.epoch, self.selection = 0, ""
+        self.lists: dict[str, list[Sample]] = {}
         self.left_out: dict[str, list[str]] = {}  # ids of each split's videos that are missing or cannot be read
         if config.model.init_model:
             self.epoch = self.load_weights(Path(config.model.init_model))
             self.selection = "checkpoint as given"
             log.info("weights from %s, epoch %d", config.model.init_model, self.epoch)
+            check_finite(self.method, config.model.init_model)
+        elif as_clip is not None:
+            self.selection = "zero-shot" if as_clip.same(self.method) else "untrained"
+            if self.selection == "untrained" and process.is_main:
+                log.warning(
+                    "--method %s is evaluated untrained: what it adds to CLIP is as it was drawn by --seed; pass "
+                    "--init_model, or --method clip4clip for zero-shot CLIP", config.model.method,
+                )  # fmt: skip
+        if config.run.do_train:
+            self.check_training()
         test_samples = self.read_split("test")
         self.test = self.evaluation_split(test_samples)
         twins_csv = config.data.twins_csv
@@ -86,7 +103,7 @@ class RetrievalRun:
         log.info("test split: %s videos, %d captions", self.count("test", len(test_samples)), len(self.test[1]))
         self.querybank = None
         if config.run.qb_norm:
-            drawn = draw_captions(list_split(config.data, "train"), config.run.querybank_size, config.run.seed)
+            drawn = draw_captions(self.listed("train"), config.run.querybank_size, config.run.seed)
             self.querybank = QueryCaptions(drawn, self.tokenizer)
             log.info("query bank of QB-Norm: %d captions of the training split", len(self.querybank))
 
@@ -110,21 +127,29 @@ class RetrievalRun:
     def read_split(self, split: str) -> list[Sample]:
         """The samples of a split whose videos can be used; what is wrong with the others goes into the log.
 
+        The test split's videos are tried before a training, which would meet a broken one only at its end.
+
         Raises ValueError if more videos than --allow_missing are missing or cannot be read.
         """
-        listed, allowed = list_split(self.config.data, split), self.config.run.allow_missing
+        listed, allowed = self.listed(split), self.config.run.allow_missing
         frames = self.frame_reader(training=split == "train")
         problems = missing_files(listed)
         samples = leave_out(listed, problems, allowed, split)
         if frames.cache is not None:
             self.announce_cache(split, samples, frames)
-        if allowed:
+        if allowed or (split == "test" and self.config.run.do_train):
             problems |= self.find_unreadable(listed, [row for row in range(len(listed)) if row not in problems], frames)
             samples = leave_out(listed, problems, allowed, split)
             for row in sorted(problems):
                 log.info("left out of the %s split: %s", split, problems[row])
         self.left_out[split] = [listed[row].video_id for row in sorted(problems)]
         return samples
+
+    def listed(self, split: str) -> list[Sample]:
+        """The samples of a split as its files list them, which are read once."""
+        if split not in self.lists:
+            self.lists[split] = list_split(self.config.data, split)
+        return self.lists[split]
 
     def announce_cache(self, split: str, samples: list[Sample], frames: FrameReader) -> None:
         """Say what the frame cache will take; ValueError if the disk has no room for it."""
@@ -144,7 +169,7 @@ class RetrievalRun:
         share = rows[self.process.rank :: self.process.world_size]
         found, error = {}, None
         try:
-            reasons = read_all([samples[row] for row in share], frames, max(1, self.config.data.num_thread_reader))
+            reasons = read_all([samples[row] for row in share], frames, max(1, self.num_workers))
             progress = tqdm(reasons, "reading videos", len(share), leave=False, disable=not self.process.is_main)
             found = {row: reason for row, reason in zip(share, progress, strict=True) if reason}
         except OSError as caught:
@@ -161,7 +186,8 @@ class RetrievalRun:
         """The training videos that shall meet in a batch: each one's id with the other's."""
         if not self.config.data.train_twins_csv:
             return {}
-        twins = read_twins(Path(self.config.data.train_twins_csv), samples, "train", self.left_out["train"])
+        left_out = self.left_out.get("train", [])
+        twins = read_twins(Path(self.config.data.train_twins_csv), samples, "train", left_out)
         return {samples[i].video_id: samples[j].video_id for i, j in enumerate(twins.tolist()) if j >= 0}
 
     def frame_reader(self, training: bool) -> FrameReader:
@@ -181,32 +207,35 @@ class RetrievalRun:
             self.process,
             autocast_for(precision, self.process.device),
             run.batch_size_val,
-            self.config.data.num_thread_reader,
+            self.num_workers,
             self.config.data.prefetch_factor,
             self.test_twins if split is self.test else None,
             run.dsl_temperature if postprocess and run.dsl else None,
             self.querybank if postprocess else None,
         )
 
-    def train(self) -> None:
-        """Train, and leave the selected weights in `self.method`."""
-        run = self.config.run
-        samples, selection_split = self.read_split("train"), None
+    def training_pairs(self, samples: list[Sample]) -> tuple[TrainingPairs, list[Sample]]:
+        """The pairs of a training split and, with --select_on holdout, the videos that are not among them."""
+        data, run = self.config.data, self.config.run
+        held: list[Sample] = []
         twin_of = self.training_twins(samples)
         if run.select_on == "holdout":
             samples, held = hold_out(samples, run.holdout_videos, run.seed)
-            selection_split = self.evaluation_split(held)
-        elif run.select_on == "test":
-            selection_split = self.test
-        pairs = TrainingPairs(
-            samples,
-            self.tokenizer,
-            self.frame_reader(training=True),
-            self.config.data.expand_msrvtt_sentences,
-            run.seed,
-            twin_of,
-        )
-        log.info("training split: %s videos, %d pairs", self.count("train", len(samples)), len(pairs))
+        frames = self.frame_reader(training=True)
+        return TrainingPairs(samples, self.tokenizer, frames, data.expand_msrvtt_sentences, run.seed, twin_of), held
+
+    def check_training(self) -> None:
+        """What can be said about a training before any video is read; raises as `train` would later."""
+        check_trainable(self.method, self.config.model.method)
+        pairs, _ = self.training_pairs(self.listed("train"))
+        deal_batches(pairs, self.config.optim, self.process, self.config.run.seed)
+
+    def train(self) -> None:
+        """Train, and leave the selected weights in `self.method`."""
+        run = self.config.run
+        pairs, held = self.training_pairs(self.read_split("train"))
+        log.info("training split: %s videos, %d pairs", self.count("train", len(pairs.samples)), len(pairs))
+        selection_split = self.test if run.select_on == "test" else self.evaluation_split(held) if held else None
         best = self.logger.output_dir / "best.safetensors"
         notes = {"best_recall": -1.0}  # of the selection, which a resumed run remembers
 
@@ -229,7 +258,7 @@ class RetrievalRun:
             self.process,
             self.logger,
             seed=run.seed,
-            num_workers=self.config.data.num_thread_reader,
+            num_workers=self.num_workers,
             prefetch_factor=self.config.data.prefetch_factor,
             n_display=run.n_display,
             after_epoch=after_epoch,
@@ -279,40 +308,17 @@ class RetrievalRun:
         )  # fmt: skip
         self.logger.metrics(self.epoch, "test", flat_metrics(metrics) | {"selection": self.selection, "videos": videos})
         if self.process.is_main and self.config.run.results_csv:
-            row = {
-                "name": self.config.run.row_name or self.config.model.method,
-                "method": self.config.model.method,
-                "clip": self.config.model.pretrained_clip_name,
-                "data": self.config.data.datatype,
-                "videos": videos,
-                "trainable_parameters": self.n_trainable,
-                "seed": self.config.run.seed,
-                "selection": self.selection,
-                "epoch": self.epoch,
-            }
-            append_row(Path(self.config.run.results_csv), row | flat_metrics(metrics) | provenance(self.process))
+            row = result_row(
+                self.config, self.process, videos=videos, n_trainable=self.n_trainable, selection=self.selection,
+                epoch=self.epoch, metrics=metrics,
+            )  # fmt: skip
+            append_row(Path(self.config.run.results_csv), row)
         return metrics
-
-
-def hold_out(samples: list[Sample], count: int, seed: int) -> tuple[list[Sample], list[Sample]]:
-    """Split training samples into those to train on and `count` others, each of these with its first caption."""
-    if count >= len(samples):
-        raise ValueError(f"--holdout_videos {count} leaves none of the {len(samples)} training videos to train on")
-    held = set(np.random.default_rng(seed).permutation(len(samples))[:count].tolist())
-    return (
-        [sample for row, sample in enumerate(samples) if row not in held],
-        [replace(s, captions=s.captions[:1]) for row, s in enumerate(samples) if row in held],
-    )
-
-
-def draw_captions(samples: list[Sample], count: int, seed: int) -> list[Sample]:
-    """At most `count` captions of all samples, drawn without repetition, each as a sample of its own."""
-    pairs = [replace(s, captions=(caption,)) for s in samples for caption in s.captions]
-    return [pairs[item] for item in np.random.default_rng(seed).permutation(len(pairs))[:count]]
 
 
 def run(config: Config, process: Process) -> Metrics:
     """Train and evaluate as `config` says; gives the metrics on the test split."""
+    check_places(config, process)
     logger = RunLogger(Path(config.run.output_dir), process, config.run.wandb_project, config.run.row_name)
     try:
         job = RetrievalRun(config, process, logger)
@@ -341,19 +347,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     except Interrupted as stopped:
         print(stopped, file=sys.stderr)
         return EXIT_INTERRUPTED
-    except (ValueError, OSError) as error:
-        if os.environ.get("STOP_TRACEBACK"):
+    except (ValueError, OSError, RuntimeError, MemoryError) as error:
+        known = explained(error)
+        if known is None or os.environ.get("STOP_TRACEBACK"):
             raise
-        print(f"error: {one_sentence(error)}", file=sys.stderr)
+        print(f"error: {one_sentence(known)}", file=sys.stderr)
         return 2
-
-
-def one_sentence(error: Exception) -> str:
-    """The message of an error; of one that a decoding process raised, without that process's traceback."""
-    message = str(error).strip()
-    if "Original Traceback" in message:
-        message = message.splitlines()[-1].split(": ", 1)[-1]
-    return message
 
 
 if __name__ == "__main__":

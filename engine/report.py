@@ -60,7 +60,7 @@ def _name(row: pd.Series) -> str:
 
 
 def _trained(row: pd.Series) -> str:
-    return "0" if row["selection"] == "zero-shot" else f"{row['trainable_parameters'] / 1e6:.2f} M"
+    return "0" if row["selection"] in ("zero-shot", "untrained") else f"{row['trainable_parameters'] / 1e6:.2f} M"
 
 
 def _markdown(header: list[str], body: list[list[str]]) -> str:

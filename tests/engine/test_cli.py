@@ -64,7 +64,8 @@ def test_no_name_means_two_things(method):
         (["--do_eval"], "needs --val_csv, --features_path"),
         (["--do_train", "--datatype", "vatex"], "vatex needs --data_path, --features_path:"),
         (["--do_train", "--datatype", "custom"], "custom needs --val_csv, --features_path, --train_csv:"),
-        (["--describe", "--lr", "nan"], "--lr nan is out of range"),
+        (["--describe", "--lr", "-1"], "--lr -1 is out of range"),
+        (["--describe", "--num_thread_reader", "-2"], "--num_thread_reader -2 is out of range"),
     ],
 )
 def test_mistakes_are_one_sentence(flags, message):
