@@ -17,6 +17,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields, is_dataclass, replace
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 from statistics import median
 from typing import Annotated, Any, Literal, TypeVar
@@ -29,6 +30,7 @@ from engine.cli import parse_flags, print_report
 from engine.config import between
 from engine.describe import count_operations
 from engine.distributed import Process
+from engine.flags import PICTURES, check_file
 from engine.logger import provenance
 from engine.train import ContrastiveStep, autocast_for
 from modules.clip import CLIP, CLIPArchitecture
@@ -262,6 +264,16 @@ def origin_of(device: torch.device) -> tuple[dict[str, Any], str]:
     origin: dict[str, Any] = {**provenance(Process(0, 1, device)), "threads": torch.get_num_threads()}
     threads = "" if device.type == "cuda" else f", {origin['threads']} threads"
     return origin, f"{origin['hardware']}{threads}, {origin['versions']}, commit {origin['commit']}"
+
+
+def check_outputs(output: str, chart: str = "") -> None:
+    """Whether the files that a benchmark writes at its end can be written, none if empty; ValueError if not."""
+    if output:
+        check_file("--output", Path(output))
+    if chart:
+        check_file("--chart", Path(chart), PICTURES)
+        if find_spec("matplotlib") is None:
+            raise ValueError("--chart needs matplotlib: pip install matplotlib, or pass --chart= for none")
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:

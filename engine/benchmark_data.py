@@ -32,7 +32,7 @@ from dataloaders.cache import FRAME_CACHE_FORMAT, FrameCache
 from dataloaders.files import VIDEO_EXTENSIONS
 from dataloaders.samples import EpochSampler, FrameReader, Sample, TrainingPairs, make_training_loader
 from dataloaders.transforms import normalise
-from engine.benchmark import write_json
+from engine.benchmark import check_outputs, write_json
 from engine.cli import parse_settings, print_report
 from engine.config import between
 from engine.distributed import Process
@@ -171,6 +171,7 @@ def format_rows(rows: Sequence[Row]) -> str:
 
 def report(settings: Settings) -> str:
     """Measure and say how."""
+    check_outputs(settings.output)
     torch.set_num_threads(1)
     given = Path(settings.videos)
     rows: list[Row] = []

@@ -20,7 +20,7 @@ from typing import Annotated, Literal
 import torch
 from tqdm import tqdm
 
-from engine.benchmark import origin_of, random_batch, write_json
+from engine.benchmark import check_outputs, origin_of, random_batch, write_json
 from engine.benchmark_methods import TrainingStep, count_step
 from engine.cli import parse_settings, print_report
 from engine.config import between
@@ -151,6 +151,7 @@ def draw_points(points: Sequence[Point], title: str, path: Path) -> None:
 
 def report(settings: Settings) -> str:
     """Measure, write the files, and say what was found."""
+    check_outputs(settings.output, settings.chart)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     points = measure_points(settings, device)
     origin, where = origin_of(device)
@@ -159,8 +160,10 @@ def report(settings: Settings) -> str:
         f"medians of {settings.repeats}\n{where}"
     )
     content = {"settings": asdict(settings), **origin, "points": [asdict(point) for point in points]}
-    write_json(Path(settings.output), content)
-    draw_points(points, title, Path(settings.chart))
+    if settings.output:
+        write_json(Path(settings.output), content)
+    if settings.chart:
+        draw_points(points, title, Path(settings.chart))
     found = []
     for attention in ATTENTION:
         frames = leaves_the_line(curves(points, attention)[0])

@@ -50,6 +50,7 @@ from engine.benchmark import (
     STEP,
     TEXT,
     Batch,
+    check_outputs,
     measure,
     measure_evaluation,
     origin_of,
@@ -414,6 +415,7 @@ def draw_costs(costs: Sequence[Cost], batch_size: int, title: str, path: Path) -
 
 def report(settings: Settings) -> str:
     """Measure everything and say how."""
+    check_outputs(settings.output, settings.chart)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     ceilings = in_own_process(measure_ceilings, device, ("fp32", *AUTOCAST), settings.repeats)
     costs = [

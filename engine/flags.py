@@ -5,6 +5,8 @@ import math
 import tempfile
 from pathlib import Path
 
+PICTURES = (".png", ".pdf", ".svg")  # endings that matplotlib writes
+
 
 def finite_float(text: str) -> float:
     """A flag's number, for argparse; NaN and infinity are refused, for no setting here has a use for them."""
@@ -31,6 +33,10 @@ def check_folder(flag: str, path: Path) -> None:
         raise ValueError(f"{flag} {path}: cannot be written to ({error.strerror}); name another place") from error
 
 
+def _any_of(names: tuple[str, ...]) -> str:
+    return " or ".join(part for part in (", ".join(names[:-1]), names[-1]) if part)
+
+
 def check_file(flag: str, path: Path, endings: tuple[str, ...] = ()) -> None:
     """Whether a file can be written, in the place of the one that is there if there is one; leaves no trace.
 
@@ -39,7 +45,7 @@ def check_file(flag: str, path: Path, endings: tuple[str, ...] = ()) -> None:
     if path.is_dir():
         raise ValueError(f"{flag} {path}: is a folder; name a file")
     if endings and path.suffix not in endings:
-        raise ValueError(f"{flag} {path} could not be written: give a name that ends in {' or '.join(endings)}")
+        raise ValueError(f"{flag} {path} could not be written: give a name that ends in {_any_of(endings)}")
     if not path.exists():
         check_folder(flag, path.parent)
         return

@@ -30,6 +30,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from dataloaders import DATASETS, NEEDED_FLAGS
 from dataloaders.decode import VideoError, read_frames
 from dataloaders.preparation import in_threads
+from engine.flags import check_file
 from preprocess.shards import default_jobs, exit_code
 
 STATUSES = ("ok", "short", "broken", "missing")
@@ -89,6 +90,8 @@ def write_report(path: Path, findings: Iterable[Finding]) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """The whole command; returns the exit code 0 or 1. ValueError or OSError where it cannot start."""
+    if options.output:
+        check_file("--output", options.output)
     jobs = default_jobs() if options.jobs is None else options.jobs
     for name, value in (("max_frames", options.max_frames), ("jobs", jobs)):
         if value < 1:
