@@ -67,8 +67,8 @@ def read_rows(path: Path) -> pd.DataFrame:
         if numbers.isna().any():
             row = int(numbers.isna().to_numpy().argmax())
             raise ValueError(
-                f"{path}: row {row + 1} has {rows[name].iloc[row][:40]!r} in the column {name}, which must be a number; "
-                "correct it or take the row out"
+                f"{path}: row {row + 1} has {rows[name].iloc[row][:40]!r} in the column {name}, which must be a "
+                "number; correct it or take the row out"
             )
         rows[name] = numbers
     return rows
@@ -85,15 +85,20 @@ def table_of_runs(rows: pd.DataFrame) -> str:
 
 
 def table_of_means(rows: pd.DataFrame) -> str:
-    """One line a name, in the order of the file: mean and, of two seeds or more, standard deviation (n - 1)."""
+    """One line a name, in the order of the file: mean and, of two seeds or more, standard deviation (n - 1).
+
+    Rows of one name whose weights were selected in different ways, such as trained and untrained, have a line each.
+    """
     metrics = [name for name in METRICS if name in rows]
     body = []
-    for _, group in rows.groupby("name", sort=False):
+    ways = rows.groupby("name")["selection"].nunique()
+    for (name, selection), group in rows.groupby(["name", "selection"], sort=False):
         cells = []
         for metric in metrics:
             spread = f" ± {group[metric].std():.1f}" if len(group) > 1 else ""
             cells.append(f"{group[metric].mean():.1f}{spread}")
-        body.append([_name(group.iloc[0]), _trained(group.iloc[0]), *cells, str(len(group))])
+        label = _name(group.iloc[0]) + (f", {selection}" if ways[name] > 1 else "")
+        body.append([label, _trained(group.iloc[0]), *cells, str(len(group))])
     return _markdown(["", "trained", *(METRICS[name] for name in metrics), "seeds"], body)
 
 

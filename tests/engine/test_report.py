@@ -37,6 +37,12 @@ def test_mean_and_deviation_over_seeds():
     assert cells[1] == ["STOP", "7.48 M", "42.0 ± 2.8", "4.0 ± 1.4", "2"]
 
 
+def test_untrained_is_not_averaged_with_trained():
+    rows = ROWS.assign(selection=["zero-shot", "untrained", "last epoch"])
+    cells = [[cell.strip() for cell in line.split("|")[1:-1]] for line in table_of_means(rows).splitlines()[3:]]
+    assert cells == [["STOP, untrained", "0", "40.0", "3.0", "1"], ["STOP, last epoch", "7.48 M", "44.0", "5.0", "1"]]
+
+
 def test_rows_say_how_many_videos_were_left_out():
     rows = ROWS.assign(videos=["1000", "1000", "983 of 1000"])
     names = [line.split("|")[1].strip() for line in table_of_runs(rows).splitlines()[2:]]
@@ -75,14 +81,18 @@ ROW = "name,selection,trainable_parameters,seed,t2v R@1\n"
         (ROW.encode(), "has no row yet"),
         (
             b"path,status,frames\na.mp4,ok,3\n",
-            "is no results csv, it lacks the columns name, selection, trainable_para",
+            "is no results csv, it lacks the columns name, selection, train",
         ),
-        (b"name,selection,trainable_parameters,seed\na,b,1,2\n", "it lacks the columns t2v R@1"),
-        (b"a,b\n1,2\n3,4,5\n", "is no results csv ("),
+        (b"name,selection,trainable_parameters,seed\na,b,1,2\n", "is no results csv, it lacks the columns t2v R@1"),
+        (b"a,b\n1,2\n3,4,5\n", "row 2 has 3 cells and not the 2 of the header"),
+        ((ROW + "a,b,1,2\n").encode(), "row 1 has 4 cells and not the 5 of the header"),
+        ((ROW + "a,b,1,2,3,4\n").encode(), "row 1 has 6 cells and not the 5 of the header"),
+        ((ROW.strip() + ",seed\na,b,1,2,3,4\n").encode(), "is no results csv, it has two columns of one name"),
+        (b'"a\n', "is no results csv ("),
         (b"\x89PNG\xff\n", "is no results csv ("),
         (
             (ROW + "a,b,1,2,9.5\na,b,1,2,high\n").encode(),
-            "row 2 has 'high' in the column t2v R@1, which must be a number",
+            "row 2 has 'high' in the column t2v R@1, which",
         ),
         ((ROW + "a,b,many,2,9.5\n").encode(), "row 1 has 'many' in the column trainable_parameters"),
         ((ROW + "a,b,1,2,\n").encode(), "row 1 has '' in the column t2v R@1"),
