@@ -185,6 +185,16 @@ def test_same_seed_same_weights(small_data, tmp_path):
     assert all(torch.equal(first[name], second[name]) for name in first)
 
 
+def test_worker_processes_change_nothing(small_data, tmp_path):
+    """Neither the random frames nor the dropout of a run."""
+    for workers in ("0", "3"):
+        flags = ["--do_train", *small_data.flags(), "--method", "stop", "--frame_sampling", "segment", "--prompt_depth"]
+        flags += ["1", "--epochs", "1", "--batch_size", "4", "--num_thread_reader", workers]
+        assert main([*flags, "--output_dir", str(tmp_path / workers)]) == 0
+    first, second = (load_file(tmp_path / workers / "last.safetensors") for workers in ("0", "3"))
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
 @pytest.mark.parametrize("select_on", ["holdout", "test"])
 def test_selection_is_named_and_best_is_kept(small_data, tmp_path, select_on, capsys):
     flags = [*small_data.flags(), "--epochs", "2", "--batch_size", "4", "--output_dir", str(tmp_path)]
