@@ -23,6 +23,7 @@ from tqdm import tqdm
 from dataloaders.preparation import forecast, leave_out, missing_files, read_all
 from dataloaders.samples import FrameReader, GalleryVideos, QueryCaptions, Sample, TrainingPairs
 from dataloaders.twins import read_twins
+from engine import preflight
 from engine.checkpoint import CheckpointHeader, ResumePoints, load_checkpoint, save_checkpoint
 from engine.cli import parse_config
 from engine.config import Config
@@ -32,7 +33,6 @@ from engine.distributed import Process, process_group
 from engine.errors import explained, one_sentence
 from engine.evaluate import evaluate, flat_metrics, format_metrics
 from engine.logger import RunLogger, append_row, log
-from engine.preflight import ZeroShotProbe, check_context, check_finite, check_places, check_trainable, result_row
 from engine.train import Interrupted, autocast_for, deal_batches, train
 from modules.clip_weights import backbone_sha256, load_clip, read_state_dict
 from modules.methods import build_method
@@ -61,11 +61,11 @@ class RetrievalRun:
         clip = load_clip(config.model.pretrained_clip_name, config.model.pretrained_dir)
         self.backbone_sha256 = backbone_sha256(clip)
         self.image_size = clip.visual.image_size
-        check_context(config.data.max_words, clip)
-        check_finite(clip, config.model.pretrained_clip_name)
+        preflight.check_context(config.data.max_words, clip)
+        preflight.check_finite(clip, config.model.pretrained_clip_name)
         as_clip = None  # what CLIP itself makes of some input, to tell zero-shot by
         if not (config.run.do_train or config.model.init_model):
-            as_clip = ZeroShotProbe(clip.to(process.device), config.data.max_frames, config.data.max_words)
+            as_clip = preflight.ZeroShotProbe(clip.to(process.device), config.data.max_frames, config.data.max_words)
         self.method = build_method(config.model.method, clip, **config.model.options).to(process.device)
         self.tokenizer = Tokenizer(config.data.max_words)
         self.n_trainable = sum(parameter.numel() for _, parameter in self.method.trainable_parameters())
@@ -84,14 +84,9 @@ class RetrievalRun:
             self.epoch = self.load_weights(Path(config.model.init_model))
             self.selection = "checkpoint as given"
             log.info("weights from %s, epoch %d", config.model.init_model, self.epoch)
-            check_finite(self.method, config.model.init_model)
+            preflight.check_finite(self.method, config.model.init_model)
         elif as_clip is not None:
-            self.selection = "zero-shot" if as_clip.same(self.method) else "untrained"
-            if self.selection == "untrained" and process.is_main:
-                log.warning(
-                    "--method %s is evaluated untrained: what it adds to CLIP is as it was drawn by --seed; pass "
-                    "--init_model, or --method clip4clip for zero-shot CLIP", config.model.method,
-                )  # fmt: skip
+            self.selection = as_clip.name_of(self.method, config.model.method, process)
         if config.run.do_train:
             self.check_training()
         test_samples = self.read_split("test")
@@ -100,6 +95,7 @@ class RetrievalRun:
         self.test_twins = None
         if twins_csv:
             self.test_twins = read_twins(Path(twins_csv), test_samples, left_out=self.left_out["test"])
+            preflight.check_twins(self.test_twins, twins_csv)
         log.info("test split: %s videos, %d captions", self.count("test", len(test_samples)), len(self.test[1]))
         self.querybank = None
         if config.run.qb_norm:
@@ -226,7 +222,7 @@ class RetrievalRun:
 
     def check_training(self) -> None:
         """What can be said about a training before any video is read; raises as `train` would later."""
-        check_trainable(self.method, self.config.model.method)
+        preflight.check_trainable(self.method, self.config.model.method)
         pairs, _ = self.training_pairs(self.listed("train"))
         deal_batches(pairs, self.config.optim, self.process, self.config.run.seed)
 
@@ -235,6 +231,9 @@ class RetrievalRun:
         run = self.config.run
         pairs, held = self.training_pairs(self.read_split("train"))
         log.info("training split: %s videos, %d pairs", self.count("train", len(pairs.samples)), len(pairs))
+        if held and not run.allow_missing:  # above 0 they have been tried
+            unreadable = self.find_unreadable(held, list(range(len(held))), self.frame_reader(training=False))
+            leave_out(held, unreadable, 0, "train")
         selection_split = self.test if run.select_on == "test" else self.evaluation_split(held) if held else None
         best = self.logger.output_dir / "best.safetensors"
         notes = {"best_recall": -1.0}  # of the selection, which a resumed run remembers
@@ -308,7 +307,7 @@ class RetrievalRun:
         )  # fmt: skip
         self.logger.metrics(self.epoch, "test", flat_metrics(metrics) | {"selection": self.selection, "videos": videos})
         if self.process.is_main and self.config.run.results_csv:
-            row = result_row(
+            row = preflight.result_row(
                 self.config, self.process, videos=videos, n_trainable=self.n_trainable, selection=self.selection,
                 epoch=self.epoch, metrics=metrics,
             )  # fmt: skip
@@ -318,7 +317,7 @@ class RetrievalRun:
 
 def run(config: Config, process: Process) -> Metrics:
     """Train and evaluate as `config` says; gives the metrics on the test split."""
-    check_places(config, process)
+    preflight.check_places(config, process)
     logger = RunLogger(Path(config.run.output_dir), process, config.run.wandb_project, config.run.row_name)
     try:
         job = RetrievalRun(config, process, logger)

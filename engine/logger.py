@@ -45,8 +45,10 @@ class RunLogger:
         self._tensorboard = None
         self._wandb: Any = None
         if self.is_main:
-            from torch.utils.tensorboard import SummaryWriter  # a second to import, and only here of use
-
+            try:
+                from torch.utils.tensorboard import SummaryWriter  # a second to import, and only here of use
+            except ImportError as error:
+                raise ValueError(f"TensorBoard is missing ({error}): pip install tensorboard") from error
             output_dir.mkdir(parents=True, exist_ok=True)
             if wandb_project:
                 self._wandb = _start_wandb(wandb_project, run_name or output_dir.resolve().name, output_dir)

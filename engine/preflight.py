@@ -14,7 +14,7 @@ from engine.config import Config
 from engine.distributed import Process
 from engine.evaluate import QueryBank, all_metrics, flat_metrics
 from engine.flags import check_file, check_folder
-from engine.logger import check_columns, provenance
+from engine.logger import check_columns, log, provenance
 from modules.clip import CLIP
 from modules.methods import Method
 from modules.similarity import cosine_similarity, masked_mean
@@ -140,3 +140,23 @@ class ZeroShotProbe:
         logits = method.similarity(text, video)
         method.train(training)
         return bool((logits - self.logits).abs().max() < SAME_COSINE * method.clip.logit_scale.exp())
+
+    def name_of(self, method: Method, name: str, process: Process) -> str:
+        """What --method `name` without training is called in results: "zero-shot" if it is CLIP, else "untrained"."""
+        if self.same(method):
+            return "zero-shot"
+        if process.is_main:
+            log.warning(
+                "--method %s is evaluated untrained: what it adds to CLIP is as it was drawn by --seed; pass "
+                "--init_model, or --method clip4clip for zero-shot CLIP", name,
+            )  # fmt: skip
+        return "untrained"
+
+
+def check_twins(twin_of: np.ndarray, twins_csv: str) -> None:
+    """Whether any test video has a twin, int64 `[V]` as `read_twins` gives, so that there is something to count."""
+    if (twin_of < 0).all():
+        raise ValueError(
+            f"--twins_csv {twins_csv}: no test video that is used has a twin there; pass the file of this split's "
+            "pairs, or none"
+        )

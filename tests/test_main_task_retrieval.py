@@ -187,11 +187,11 @@ def test_same_seed_same_weights(small_data, tmp_path):
 
 def test_worker_processes_change_nothing(small_data, tmp_path):
     """Neither the random frames nor the dropout of a run."""
-    for workers in ("0", "3"):
+    for workers in ("0", "2"):
         flags = ["--do_train", *small_data.flags(), "--method", "stop", "--frame_sampling", "segment", "--prompt_depth"]
         flags += ["1", "--epochs", "1", "--batch_size", "4", "--num_thread_reader", workers]
         assert main([*flags, "--output_dir", str(tmp_path / workers)]) == 0
-    first, second = (load_file(tmp_path / workers / "last.safetensors") for workers in ("0", "3"))
+    first, second = (load_file(tmp_path / workers / "last.safetensors") for workers in ("0", "2"))
     assert all(torch.equal(first[name], second[name]) for name in first)
 
 

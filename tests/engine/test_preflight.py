@@ -12,7 +12,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from dataloaders.samples import Sample
 from engine.checkpoint import CheckpointHeader, save_checkpoint
+from engine.data import hold_out
 from engine.gradients import idle
 from engine.preflight import ZeroShotProbe
 from main_task_retrieval import main
@@ -231,6 +233,26 @@ def test_a_test_video_that_cannot_be_read_is_found_before_training(tmp_path, cap
     message = error_of(capsys, *TRAIN, *data.flags(), "--output_dir", str(tmp_path / "run"))
     assert "video5.mp4" in message
     assert "the first of 1 unusable among the 2 videos of the test split" in message
+
+
+def test_a_held_out_video_that_cannot_be_read_is_found_before_training(tmp_path, capsys, monkeypatch):
+    data = write_small_data(tmp_path / "data", n_train=4, n_test=2)
+    samples = [Sample(str(number), Path(), ("a caption",)) for number in range(4)]
+    number = hold_out(samples, 2, seed=42)[1][0].video_id
+    (data.videos / f"video{number}.mp4").write_bytes(b"this is no video")
+    monkeypatch.setattr("main_task_retrieval.train", None)
+    flags = [*TRAIN, *data.flags(), "--select_on", "holdout", "--holdout_videos", "2", "--output_dir", str(tmp_path)]
+    assert f"video{number}.mp4" in error_of(capsys, *flags)
+
+
+@pytest.mark.usefixtures("unread")
+def test_twins_of_nobody(small_data, tmp_path, capsys):
+    twins = tmp_path / "twins.csv"
+    twins.write_text("video_id,twin_id\n")
+    message = error_of(
+        capsys, "--do_eval", *small_data.flags(), "--twins_csv", str(twins), "--output_dir", str(tmp_path)
+    )
+    assert message.startswith(f"--twins_csv {twins}: no test video that is used has a twin there")
 
 
 # What only the first step shows.
