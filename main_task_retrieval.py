@@ -71,7 +71,7 @@ class RetrievalRun:
         self.n_trainable = sum(parameter.numel() for _, parameter in self.method.trainable_parameters())
         self.num_workers = reader_processes(config.data.num_thread_reader)
         log.info(
-            "method %s on %s (sha256 %s), %s trainable of %s parameters, %d x %s, %d worker processes each",
+            "method %s on %s (sha256 %s), %s trainable of %s parameters, %d x %s, --num_thread_reader %d",
             config.model.method, config.model.pretrained_clip_name, self.backbone_sha256[:12], f"{self.n_trainable:,}",
             f"{sum(p.numel() for p in self.method.parameters()):,}", process.world_size, process.device.type,
             self.num_workers,

@@ -276,6 +276,13 @@ def check_outputs(output: str, chart: str = "") -> None:
             raise ValueError("--chart needs matplotlib: pip install matplotlib, or pass --chart= for none")
 
 
+def check_clip(name: str, max_words: int) -> CLIPArchitecture:
+    """The sizes of the CLIP that is measured; OSError if there is none, ValueError if captions are too long for it."""
+    architecture = architecture_of(name)
+    between("max_words", max_words, 3, architecture.context_length)
+    return architecture
+
+
 def write_json(path: Path, content: dict[str, Any]) -> None:
     """Write what was measured, into a new folder if need be."""
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -285,7 +292,7 @@ def write_json(path: Path, content: dict[str, Any]) -> None:
 def report(settings: Settings, options: dict[str, Any]) -> str:
     """Build what the settings name, measure it, and say how."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    architecture = architecture_of(settings.pretrained_clip_name)
+    architecture = check_clip(settings.pretrained_clip_name, settings.max_words)
     frames, words = settings.max_frames, settings.max_words
     with torch.device("meta"):
         counted = build_method(settings.method, CLIP(architecture), **options).eval().requires_grad_(False)

@@ -174,6 +174,7 @@ def report(settings: Settings) -> str:
     check_outputs(settings.output)
     torch.set_num_threads(1)
     given = Path(settings.videos)
+    paths = videos_in(given, settings.clips)
     rows: list[Row] = []
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
@@ -183,7 +184,6 @@ def report(settings: Settings) -> str:
             for number in tqdm(range(settings.clips), "making clips", leave=False)
         ]
         name = given.parent.name if given.name == "videos" else given.name
-        paths = videos_in(given, settings.clips)
         rows += measure(name, paths, settings.image_size, settings, folder / "given")
         rows += measure(MADE, made, 224, settings, folder / "caches")
     origin = provenance(Process(0, 1, torch.device("cuda" if torch.cuda.is_available() else "cpu")))

@@ -20,7 +20,7 @@ from typing import Annotated, Literal
 import torch
 from tqdm import tqdm
 
-from engine.benchmark import check_outputs, origin_of, random_batch, write_json
+from engine.benchmark import check_clip, check_outputs, origin_of, random_batch, write_json
 from engine.benchmark_methods import TrainingStep, count_step
 from engine.cli import parse_settings, print_report
 from engine.config import between
@@ -152,6 +152,7 @@ def draw_points(points: Sequence[Point], title: str, path: Path) -> None:
 def report(settings: Settings) -> str:
     """Measure, write the files, and say what was found."""
     check_outputs(settings.output, settings.chart)
+    check_clip(settings.pretrained_clip_name, settings.max_words)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     points = measure_points(settings, device)
     origin, where = origin_of(device)

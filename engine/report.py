@@ -45,11 +45,16 @@ def read_rows(path: Path) -> pd.DataFrame:
         raise FileNotFoundError(f"{path}: no such file; --results_csv of a run writes one")
     try:
         with open(path, newline="", encoding="utf-8-sig") as file:
-            header, *body = [*csv.reader(file, strict=True)] or [[]]
+            header, *body = [cells for cells in csv.reader(file, strict=True) if cells] or [[]]
     except (csv.Error, UnicodeDecodeError) as error:
         raise ValueError(f"{path}: is no results csv ({error}); --results_csv of a run writes one") from error
     if not header:
         raise ValueError(f"{path}: is empty; --results_csv of a run writes it")
+    metrics = [name for name in METRICS if name in header]
+    lacks = [name for name in COLUMNS if name not in header] + ([] if metrics else ["t2v R@1"])
+    if lacks or len(set(header)) < len(header):
+        wrong = f"lacks the columns {', '.join(lacks)}" if lacks else "has two columns of one name"
+        raise ValueError(f"{path}: is no results csv, it {wrong}; --results_csv of a run writes one")
     for number, cells in enumerate(body, start=1):
         if len(cells) != len(header):
             raise ValueError(
@@ -57,11 +62,6 @@ def read_rows(path: Path) -> pd.DataFrame:
                 "take the row out"
             )
     rows = pd.DataFrame(body, columns=header)
-    metrics = [name for name in METRICS if name in rows]
-    lacks = [name for name in COLUMNS if name not in rows] + ([] if metrics else ["t2v R@1"])
-    if lacks or len(set(header)) < len(header):
-        wrong = f"lacks the columns {', '.join(lacks)}" if lacks else "has two columns of one name"
-        raise ValueError(f"{path}: is no results csv, it {wrong}; --results_csv of a run writes one")
     for name in ("trainable_parameters", *metrics):
         numbers = pd.to_numeric(rows[name], errors="coerce")
         if numbers.isna().any():

@@ -4,7 +4,7 @@ import sys
 
 import pytest
 
-from engine import benchmark_data, benchmark_epoch, benchmark_growth, benchmark_methods, report, visualize
+from engine import benchmark, benchmark_data, benchmark_epoch, benchmark_growth, benchmark_methods, report, visualize
 from engine.flags import check_file, check_folder
 from preprocess import check_videos, train_small_clip
 
@@ -44,6 +44,35 @@ def test_a_chart_without_matplotlib(tmp_path, capsys, monkeypatch):
         assert "--chart needs matplotlib: pip install matplotlib" in capsys.readouterr().err
         assert main(["--output", "", "--chart", str(tmp_path / "chart.gif")]) == 2
         assert "give a name that ends in .png, .pdf or .svg" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("main", "flags", "message"),
+    [
+        (benchmark_methods.main, ["--pretrained_clip_name", "none.pt"], "There are no CLIP weights at none.pt"),
+        (
+            benchmark_methods.main,
+            ["--max_words", "78"],
+            "--max_words 78 is out of range: it takes a number",
+        ),
+        (
+            benchmark_growth.main,
+            ["--max_words", "78"],
+            "--max_words 78 is out of range: it takes a number",
+        ),
+        (benchmark.main, ["--max_words", "78"], "--max_words 78 is out of range: it takes a number"),
+        (benchmark_data.main, ["--videos", "none"], "--videos none holds no video file"),
+    ],
+)
+def test_benchmarks_look_at_their_inputs_first(capsys, monkeypatch, main, flags, message):
+    """Before the machine's ceilings are measured and clips are made, which takes minutes."""
+    monkeypatch.setattr("engine.benchmark_methods.in_own_process", None)
+    monkeypatch.setattr("engine.benchmark_data.write_made_clip", None)
+    monkeypatch.setattr("engine.benchmark.measure", None)
+    assert main(flags) == 2
+    printed = capsys.readouterr().err
+    assert printed.startswith(f"error: {message}")
+    assert printed.count("\n") == 1
 
 
 def test_good_places_stay_as_they_are(tmp_path):
