@@ -62,7 +62,8 @@ class RetrievalRun:
         self.backbone_sha256 = backbone_sha256(clip)
         self.image_size = clip.visual.image_size
         preflight.check_context(config.data.max_words, clip)
-        preflight.check_finite(clip, config.model.pretrained_clip_name)
+        name = config.model.pretrained_clip_name
+        preflight.check_finite(clip, name if Path(name).exists() else f"{name} in {config.model.pretrained_dir}")
         as_clip = None  # what CLIP itself makes of some input, to tell zero-shot by
         if not (config.run.do_train or config.model.init_model):
             as_clip = preflight.ZeroShotProbe(clip.to(process.device), config.data.max_frames, config.data.max_words)
