@@ -90,19 +90,21 @@ class RetrievalRun:
             self.selection = as_clip.name_of(self.method, config.model.method, process)
         if config.run.do_train:
             self.check_training()
-        test_samples = self.read_split("test")
-        self.test = self.evaluation_split(test_samples)
-        twins_csv = config.data.twins_csv
-        self.test_twins = None
-        if twins_csv:
-            self.test_twins = read_twins(Path(twins_csv), test_samples, left_out=self.left_out["test"])
-            preflight.check_twins(self.test_twins, twins_csv)
-        log.info("test split: %s videos, %d captions", self.count("test", len(test_samples)), len(self.test[1]))
         self.querybank = None
         if config.run.qb_norm:
             drawn = draw_captions(self.listed("train"), config.run.querybank_size, config.run.seed)
             self.querybank = QueryCaptions(drawn, self.tokenizer)
             log.info("query bank of QB-Norm: %d captions of the training split", len(self.querybank))
+        twins_csv = config.data.twins_csv
+        if twins_csv:  # the file, before videos are read
+            preflight.check_twins(read_twins(Path(twins_csv), self.listed("test")), twins_csv)
+        test_samples = self.read_split("test")
+        self.test = self.evaluation_split(test_samples)
+        self.test_twins = None
+        if twins_csv:
+            self.test_twins = read_twins(Path(twins_csv), test_samples, left_out=self.left_out["test"])
+            preflight.check_twins(self.test_twins, twins_csv)
+        log.info("test split: %s videos, %d captions", self.count("test", len(test_samples)), len(self.test[1]))
 
     def load_weights(self, path: Path) -> int:
         """Read a checkpoint of ours, or one of another system's released code; gives its epoch, 0 where unknown."""

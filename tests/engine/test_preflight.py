@@ -249,9 +249,8 @@ def test_a_held_out_video_that_cannot_be_read_is_found_before_training(tmp_path,
 def test_twins_of_nobody(small_data, tmp_path, capsys):
     twins = tmp_path / "twins.csv"
     twins.write_text("video_id,twin_id\n")
-    message = error_of(
-        capsys, "--do_eval", *small_data.flags(), "--twins_csv", str(twins), "--output_dir", str(tmp_path)
-    )
+    flags = [*TRAIN, *small_data.flags(), "--twins_csv", str(twins), "--output_dir", str(tmp_path)]
+    message = error_of(capsys, *flags)
     assert message.startswith(f"--twins_csv {twins}: no test video that is used has a twin there")
 
 
