@@ -2,7 +2,7 @@
 
     one process        python main_task_retrieval.py --do_train --method clip4clip --datatype msrvtt ...
     many GPUs          torchrun --standalone --nproc_per_node=4 main_task_retrieval.py --do_train ...
-    zero-shot          python main_task_retrieval.py --do_eval ...          (CLIP as it is)
+    zero-shot          python main_task_retrieval.py --do_eval --method clip4clip ...          (CLIP as it is)
     a checkpoint       python main_task_retrieval.py --do_eval --init_model runs/mine/last.safetensors ...
     parameters, GFLOP  python main_task_retrieval.py --describe --method clip4clip --pretrained_clip_name ViT-B/32
 
@@ -18,33 +18,33 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from tqdm import tqdm
 
 from dataloaders.file_kind import FileKind, file_kind
-from dataloaders.preparation import forecast, leave_out, missing_files, read_all
-from dataloaders.samples import FrameReader, GalleryVideos, QueryCaptions, Sample, TrainingPairs
+from dataloaders.preparation import leave_out
+from dataloaders.samples import QueryCaptions, Sample, TrainingPairs
 from dataloaders.twins import read_twins
-from engine import identity
+from engine import identity, preflight
 from engine.checkpoint import CheckpointHeader, ResumePoints, save_checkpoint
 from engine.cli import parse_config
 from engine.config import Config
-from engine.data import check_overlap, draw_captions, frame_cache, frame_reader, hold_out, list_split
+from engine.data import draw_captions
+from engine.data import hold_out as hold_out
 from engine.describe import describe
 from engine.distributed import Process, process_group
+from engine.errors import explained, one_sentence
 from engine.evaluate import evaluate, flat_metrics, format_metrics
 from engine.file_formats import refuse_other_kind
 from engine.logger import RunLogger, append_row, log, provenance
 from engine.messages import print_error
 from engine.run_folder import one_run_at_a_time, settings_file
-from engine.train import Interrupted, auto_precision, autocast_for, train
+from engine.splits import EvaluationSplit, Splits
+from engine.train import Interrupted, auto_precision, autocast_for, deal_batches, train
 from engine.weights import load_weights, put_trained
-from modules.caption_lengths import count_cut
 from modules.clip_weights import backbone_sha256, load_clip
 from modules.methods import build_method
-from modules.tokenizer import Tokenizer, check_vocabulary
+from modules.tokenizer import check_vocabulary
 
 Metrics = dict[str, dict[str, float]]
-EvaluationSplit = tuple[GalleryVideos, QueryCaptions]
 
 EXIT_INTERRUPTED = 75  # sysexits.h, "try again later": a signal stopped the run, and --resume auto goes on
 
@@ -60,49 +60,60 @@ class RetrievalRun:
 
     def __init__(self, config: Config, process: Process, logger: RunLogger) -> None:
         self.config, self.process, self.logger = config, process, logger
+        model = config.model
         torch.manual_seed(config.run.seed)
-        for folder in ("", config.model.pretrained_dir):
-            refuse_other_kind(Path(folder, config.model.pretrained_clip_name), "--pretrained_clip_name")
-        clip = load_clip(
-            config.model.pretrained_clip_name, config.model.pretrained_dir, asked=config.model.asked_of_clip()
-        )
+        for folder in ("", model.pretrained_dir):
+            refuse_other_kind(Path(folder, model.pretrained_clip_name), "--pretrained_clip_name")
+        clip = load_clip(model.pretrained_clip_name, model.pretrained_dir, asked=model.asked_of_clip())
         check_vocabulary(clip.backbone)
         self.backbone, self.backbone_sha256 = clip.backbone, backbone_sha256(clip)
-        self.method = build_method(config.model.method, clip, **config.model.options).to(process.device)
-        if config.data.max_words > clip.text.context_length:
-            raise ValueError(f"--max_words {config.data.max_words} exceeds the {clip.text.context_length} of this CLIP")
-        self.tokenizer = Tokenizer(config.data.max_words)
+        preflight.check_context(config.data.max_words, clip)
+        name = model.pretrained_clip_name
+        preflight.check_finite(clip, name if Path(name).exists() else f"{name} in {model.pretrained_dir}")
+        as_clip = None  # what CLIP itself makes of some input, to tell zero-shot by
+        if not (config.run.do_train or model.init_model):
+            as_clip = preflight.ZeroShotProbe(clip.to(process.device), config.data.max_frames, config.data.max_words)
+        self.method = build_method(model.method, clip, **model.options).to(process.device)
+        self.splits = Splits(config, process, self.backbone)
         self.n_trainable = sum(parameter.numel() for _, parameter in self.method.trainable_parameters())
         log.info(
-            "method %s on %s (sha256 %s), %s trainable of %s parameters, %d x %s",
-            config.model.method, config.model.pretrained_clip_name, self.backbone_sha256[:12], f"{self.n_trainable:,}",
+            "method %s on %s (sha256 %s), %s trainable of %s parameters, %d x %s, --num_thread_reader %d",
+            model.method, name, self.backbone_sha256[:12], f"{self.n_trainable:,}",
             f"{sum(p.numel() for p in self.method.parameters()):,}", process.world_size, process.device.type,
+            self.splits.num_workers,
         )  # fmt: skip
-        log.info("%s: %s", config.model.pretrained_clip_name, self.backbone)
-        self.frame_cache = frame_cache(config.data, config.run)
+        log.info("%s: %s", name, self.backbone)
         self.provenance = provenance(process) if config.run.results_csv else {}  # of the code that runs, not of later
-        self.epoch, self.selection = 0, "zero-shot"
-        self.clip_name = config.model.pretrained_clip_name
+        self.epoch, self.selection, self.clip_name = 0, "", name
         self.trained_on: FileKind | None = None
-        self.left_out: dict[str, list[str]] = {}  # ids of each split's videos that are missing or cannot be read
-        if config.model.init_model:
-            self.start_from(Path(config.model.init_model))
+        if model.init_model:
+            self.start_from(Path(model.init_model))
             self.selection = "checkpoint as given"
-            log.info("weights from %s, epoch %d", config.model.init_model, self.epoch)
-        test_samples = self.read_split("test")
-        self.test = self.evaluation_split(test_samples)
-        twins_csv = config.data.twins_csv
-        self.test_twins = None
-        if twins_csv:
-            self.test_twins = read_twins(Path(twins_csv), test_samples, left_out=self.left_out["test"])
-        self.test_files = self.kind_of(test_samples)
-        log.info("test split: %s videos, %d captions", self.count("test", len(test_samples)), len(self.test[1]))
-        self.log_cut_captions("test", test_samples)
+            log.info("weights from %s, epoch %d", model.init_model, self.epoch)
+            preflight.check_finite(self.method, model.init_model)
+        elif as_clip is not None:
+            self.selection = as_clip.name_of(self.method, model.method, process)
+        if config.run.do_train or config.run.qb_norm:
+            self.splits.check_overlap()
+        if config.run.do_train:
+            self.check_training()
         self.querybank = None
         if config.run.qb_norm:
-            drawn = draw_captions(list_split(config.data, "train"), config.run.querybank_size, config.run.seed)
-            self.querybank = QueryCaptions(drawn, self.tokenizer)
+            drawn = draw_captions(self.splits.listed("train"), config.run.querybank_size, config.run.seed)
+            self.querybank = QueryCaptions(drawn, self.splits.tokenizer)
             log.info("query bank of QB-Norm: %d captions of the training split", len(self.querybank))
+        twins_csv = config.data.twins_csv
+        if twins_csv:  # the file, before videos are read
+            preflight.check_twins(read_twins(Path(twins_csv), self.splits.listed("test")), twins_csv)
+        samples = self.splits.read("test")
+        self.test = self.splits.evaluation(samples)
+        self.test_twins = None
+        if twins_csv:
+            self.test_twins = read_twins(Path(twins_csv), samples, left_out=self.splits.left_out["test"])
+            preflight.check_twins(self.test_twins, twins_csv)
+        self.test_files = self.kind_of(samples)
+        log.info("test split: %s videos, %d captions", self.splits.count("test", len(samples)), len(self.test[1]))
+        self.splits.log_cut_captions("test", samples)
         logger.config(self.config.flat(), settings_file(logger.output_dir, config.run.do_train))
 
     def start_from(self, path: Path) -> None:
@@ -121,79 +132,11 @@ class RetrievalRun:
                 self.backbone_sha256[:12], "; checkpoints hold it too, as with --save_full" * config.run.do_train,
             )  # fmt: skip
 
-    def read_split(self, split: str) -> list[Sample]:
-        """The samples of a split whose videos can be used; what is wrong with the others goes into the log.
-
-        Raises ValueError if more videos than --allow_missing are missing or cannot be read.
-        """
-        listed, allowed = list_split(self.config.data, split), self.config.run.allow_missing
-        frames = self.frame_reader(training=split == "train")
-        problems = missing_files(listed)
-        samples = leave_out(listed, problems, allowed, split)
-        if frames.cache is not None:
-            self.announce_cache(split, samples, frames)
-        if allowed:
-            problems |= self.find_unreadable(listed, [row for row in range(len(listed)) if row not in problems], frames)
-            samples = leave_out(listed, problems, allowed, split)
-            for row in sorted(problems):
-                log.info("left out of the %s split: %s", split, problems[row])
-        self.left_out[split] = [listed[row].video_id for row in sorted(problems)]
-        return samples
-
-    def announce_cache(self, split: str, samples: list[Sample], frames: FrameReader) -> None:
-        """Say what the frame cache will take; ValueError if the disk has no room for it."""
-        run, error = self.config.run, None
-        if self.process.is_main:
-            try:
-                log.info(
-                    "frame cache %s (%s), %s split: %s", run.frame_cache, run.frame_cache_format, split,
-                    forecast(samples, frames, run.allow_missing, max(1, self.config.data.num_thread_reader)),
-                )  # fmt: skip
-            except (ValueError, OSError) as caught:
-                error = caught
-        self.process.fail_together(error)
-        if self.frame_cache:
-            for known in self.process.share(
-                self.frame_cache.content_samples
-            ):  # so that no other process reads them again
-                self.frame_cache.content_samples.update(known)
-
-    def find_unreadable(self, samples: list[Sample], rows: list[int], frames: FrameReader) -> dict[int, str]:
-        """Try the videos `rows` of `samples`, each process its share; the reasons of those that cannot be read."""
-        share = rows[self.process.rank :: self.process.world_size]
-        found, error = {}, None
-        try:
-            reasons = read_all([samples[row] for row in share], frames, max(1, self.config.data.num_thread_reader))
-            progress = tqdm(reasons, "reading videos", len(share), leave=False, disable=not self.process.is_main)
-            found = {row: reason for row, reason in zip(share, progress, strict=True) if reason}
-        except OSError as caught:
-            error = caught
-        self.process.fail_together(error)
-        return {row: reason for part in self.process.share(found) for row, reason in part.items()}
-
-    def count(self, split: str, n_used: int) -> str:
-        """ "1000", or "983 of 1000" where videos were left out."""
-        n_left_out = len(self.left_out[split])
-        return f"{n_used} of {n_used + n_left_out}" if n_left_out else str(n_used)
-
-    def log_cut_captions(self, split: str, samples: list[Sample]) -> None:
-        """Say how many captions of a split are longer than --max_words."""
-        captions = (caption for sample in samples for caption in sample.captions)
-        log.info("%s split: %s", split, count_cut(captions, self.tokenizer.words, self.config.data.max_words))
-
-    def training_twins(self, samples: list[Sample]) -> dict[str, str]:
-        """The training videos that shall meet in a batch: each one's id with the other's."""
-        if not self.config.data.train_twins_csv:
-            return {}
-        twins = read_twins(Path(self.config.data.train_twins_csv), samples, "train", self.left_out["train"])
-        return {samples[i].video_id: samples[j].video_id for i, j in enumerate(twins.tolist()) if j >= 0}
-
-    def frame_reader(self, training: bool) -> FrameReader:
-        return frame_reader(self.config.data, self.backbone, training, self.frame_cache)
-
-    def evaluation_split(self, samples: list[Sample]) -> EvaluationSplit:
-        frames = self.frame_reader(training=False)
-        return GalleryVideos(samples, frames), QueryCaptions(samples, self.tokenizer)
+    def check_training(self) -> None:
+        """What can be said about a training before any video is read; raises as `train` would later."""
+        preflight.check_trainable(self.method, self.config.model.method)
+        pairs, _ = self.splits.training_pairs(self.splits.listed("train"))
+        deal_batches(pairs, self.config.optim, self.process, self.config.run.seed)
 
     def evaluate(self, split: EvaluationSplit, postprocess: bool = False) -> Metrics:
         """Metrics on a split, with `postprocess` also those that --dsl and --qb_norm ask for."""
@@ -205,7 +148,7 @@ class RetrievalRun:
             self.process,
             autocast_for(precision, self.process.device),
             run.batch_size_val,
-            self.config.data.num_thread_reader,
+            self.splits.num_workers,
             self.config.data.prefetch_factor,
             self.test_twins if split is self.test else None,
             run.dsl_temperature if postprocess and run.dsl else None,
@@ -215,24 +158,14 @@ class RetrievalRun:
     def train(self) -> None:
         """Train, and leave the selected weights in `self.method`."""
         run = self.config.run
-        samples, selection_split = self.read_split("train"), None
-        twin_of = self.training_twins(samples)
-        if run.select_on == "holdout":
-            samples, held = hold_out(samples, run.holdout_videos, run.seed)
-            selection_split = self.evaluation_split(held)
-        elif run.select_on == "test":
-            selection_split = self.test
-        pairs = TrainingPairs(
-            samples,
-            self.tokenizer,
-            self.frame_reader(training=True),
-            self.config.data.expand_msrvtt_sentences,
-            run.seed,
-            twin_of,
-        )
-        self.trained_on = self.kind_of(samples)
-        log.info("training split: %s videos, %d pairs", self.count("train", len(samples)), len(pairs))
-        self.log_cut_captions("training", samples)
+        pairs, held = self.splits.training_pairs(self.splits.read("train"))
+        self.trained_on = self.kind_of(pairs.samples)
+        log.info("training split: %s videos, %d pairs", self.splits.count("train", len(pairs.samples)), len(pairs))
+        self.splits.log_cut_captions("training", pairs.samples)
+        if held and not run.allow_missing:  # above 0 they have been tried
+            frames = self.splits.frame_reader(training=False)
+            leave_out(held, self.splits.find_unreadable(held, list(range(len(held))), frames), 0, "train")
+        selection_split = self.test if run.select_on == "test" else self.splits.evaluation(held) if held else None
         last_path, best_path = (self.logger.output_dir / f"{name}.safetensors" for name in ("last", "best"))
         self.epoch = 0
         # Of the selection, the best weights included: a run that goes on has them, in whatever folder.
@@ -258,7 +191,7 @@ class RetrievalRun:
             self.process,
             self.logger,
             seed=run.seed,
-            num_workers=self.config.data.num_thread_reader,
+            num_workers=self.splits.num_workers,
             prefetch_factor=self.config.data.prefetch_factor,
             n_display=run.n_display,
             after_epoch=after_epoch,
@@ -285,7 +218,7 @@ class RetrievalRun:
         return {
             **identity.of_the_settings(config.model, config.data, config.optim, config.run, precision),
             **identity.of_the_weights(self.method, self.backbone_sha256),
-            **identity.of_the_data(pairs, selected_on, Path(config.data.features_path), self.left_out["train"]),
+            **identity.of_the_data(pairs, selected_on, Path(config.data.features_path), self.splits.left_out["train"]),
         }
 
     def save(self, path: Path) -> None:
@@ -296,7 +229,7 @@ class RetrievalRun:
             )
             save_checkpoint(path, self.method, header)
 
-    def kind_of(self, samples: list[Sample]) -> FileKind | None:
+    def kind_of(self, samples: Sequence[Sample]) -> FileKind | None:
         """On the main process, which alone tells of it."""
         return file_kind(samples) if self.process.is_main else None
 
@@ -316,7 +249,7 @@ class RetrievalRun:
         self.logger.begin()
         files = self.compare_files()
         metrics = self.evaluate(self.test, postprocess=True)
-        videos = self.count("test", len(self.test[0]))
+        videos = self.splits.count("test", len(self.test[0]))
         log.info(
             "test split, %s videos, selection: %s (epoch %d)\n%s",
             videos, self.selection, self.epoch, format_metrics(metrics),
@@ -324,31 +257,21 @@ class RetrievalRun:
         told = {"selection": self.selection, "videos": videos, **files}
         self.logger.metrics(self.epoch, "test", flat_metrics(metrics) | told)
         if self.process.is_main and self.config.run.results_csv:
-            row = {
-                "name": self.config.run.row_name or self.config.model.method,
-                "method": self.config.model.method,
-                "clip": self.clip_name,
-                "data": self.config.data.datatype,
-                "videos": videos,
-                "trainable_parameters": self.n_trainable,
-                "seed": self.config.run.seed,
-                "selection": self.selection,
-                "epoch": self.epoch,
-            }
-            append_row(Path(self.config.run.results_csv), row | flat_metrics(metrics) | self.provenance)
+            row = preflight.result_row(
+                self.config, clip=self.clip_name, videos=videos, n_trainable=self.n_trainable, epoch=self.epoch,
+                selection=self.selection, metrics=metrics,
+            )  # fmt: skip
+            append_row(Path(self.config.run.results_csv), row | self.provenance)
         return metrics
 
 
 def run(config: Config, process: Process) -> Metrics:
     """Train and evaluate as `config` says; gives the metrics on the test split."""
-    uses_both = config.run.do_train or config.run.qb_norm
-    overlap = check_overlap(config.data, config.run.allow_overlap) if uses_both else ""
+    preflight.check_places(config, process)
     folder = Path(config.run.output_dir)
     with one_run_at_a_time(folder, process):
         logger = RunLogger(folder, process, config.run.wandb_project, config.run.row_name, begin=False)
         try:
-            if overlap:
-                log.info("%s", overlap)
             job = RetrievalRun(config, process, logger)
             if config.run.do_train:
                 job.train()
@@ -375,19 +298,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     except Interrupted as stopped:
         print(stopped, file=sys.stderr)
         return EXIT_INTERRUPTED
-    except (ValueError, OSError) as error:
-        if os.environ.get("STOP_TRACEBACK"):
+    except (ValueError, OSError, RuntimeError, MemoryError) as error:
+        known = explained(error)
+        if known is None or os.environ.get("STOP_TRACEBACK"):
             raise
-        print_error(one_sentence(error))
+        print_error(one_sentence(known))
         return 2
-
-
-def one_sentence(error: Exception) -> str:
-    """The message of an error; of one that a decoding process raised, without that process's traceback."""
-    message = str(error).strip()
-    if "Original Traceback" in message:
-        message = message.splitlines()[-1].split(": ", 1)[-1]
-    return message
 
 
 if __name__ == "__main__":

@@ -17,6 +17,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields, is_dataclass, replace
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 from statistics import median
 from typing import Annotated, Any, Literal, TypeVar
@@ -30,6 +31,7 @@ from engine.config import between
 from engine.data import normalise_for
 from engine.describe import count_operations
 from engine.distributed import Process
+from engine.flags import PICTURES, check_file
 from engine.logger import provenance
 from engine.train import ContrastiveStep, autocast_for
 from modules.clip import CLIP, CLIPArchitecture
@@ -265,6 +267,23 @@ def origin_of(device: torch.device) -> tuple[dict[str, Any], str]:
     return origin, f"{origin['hardware']}{threads}, {origin['versions']}, commit {origin['commit']}"
 
 
+def check_outputs(output: str, chart: str = "") -> None:
+    """Whether the files that a benchmark writes at its end can be written, none if empty; ValueError if not."""
+    if output:
+        check_file("--output", Path(output))
+    if chart:
+        check_file("--chart", Path(chart), PICTURES)
+        if find_spec("matplotlib") is None:
+            raise ValueError("--chart needs matplotlib: pip install matplotlib, or pass --chart= for none")
+
+
+def check_clip(name: str, max_words: int) -> CLIPArchitecture:
+    """The sizes of the CLIP that is measured; OSError if there is none, ValueError if captions are too long for it."""
+    architecture = architecture_of(name)
+    between("max_words", max_words, 3, architecture.context_length)
+    return architecture
+
+
 def write_json(path: Path, content: dict[str, Any]) -> None:
     """Write what was measured, into a new folder if need be."""
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -274,7 +293,7 @@ def write_json(path: Path, content: dict[str, Any]) -> None:
 def report(settings: Settings, options: dict[str, Any]) -> str:
     """Build what the settings name, measure it, and say how."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    architecture = architecture_of(settings.pretrained_clip_name)
+    architecture = check_clip(settings.pretrained_clip_name, settings.max_words)
     frames, words = settings.max_frames, settings.max_words
     with torch.device("meta"):
         counted = build_method(settings.method, CLIP(architecture), **options).eval().requires_grad_(False)

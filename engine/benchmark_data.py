@@ -32,7 +32,7 @@ from dataloaders.cache import FRAME_CACHE_FORMAT, FrameCache
 from dataloaders.listed_videos import VIDEO_EXTENSIONS
 from dataloaders.samples import EpochSampler, FrameReader, Sample, TrainingPairs, make_training_loader
 from dataloaders.transforms import normalise
-from engine.benchmark import write_json
+from engine.benchmark import check_outputs, write_json
 from engine.cli import parse_settings, print_report
 from engine.config import between
 from engine.distributed import Process
@@ -171,8 +171,10 @@ def format_rows(rows: Sequence[Row]) -> str:
 
 def report(settings: Settings) -> str:
     """Measure and say how."""
+    check_outputs(settings.output)
     torch.set_num_threads(1)
     given = Path(settings.videos)
+    paths = videos_in(given, settings.clips)
     rows: list[Row] = []
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
@@ -182,7 +184,6 @@ def report(settings: Settings) -> str:
             for number in tqdm(range(settings.clips), "making clips", leave=False)
         ]
         name = given.parent.name if given.name == "videos" else given.name
-        paths = videos_in(given, settings.clips)
         rows += measure(name, paths, settings.image_size, settings, folder / "given")
         rows += measure(MADE, made, 224, settings, folder / "caches")
     origin = provenance(Process(0, 1, torch.device("cuda" if torch.cuda.is_available() else "cpu")))

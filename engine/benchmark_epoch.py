@@ -37,7 +37,7 @@ from dataloaders.cache import FrameCache
 from dataloaders.preparation import in_threads
 from dataloaders.quoting import quoted
 from dataloaders.samples import FrameReader, GalleryVideos, QueryCaptions, Sample, TrainingPairs
-from engine.benchmark import origin_of, parse_with_options, write_json
+from engine.benchmark import check_outputs, origin_of, parse_with_options, write_json
 from engine.cli import print_report
 from engine.config import OptimConfig, between
 from engine.distributed import Process
@@ -245,6 +245,7 @@ def format_times(epoch: EpochTime, evaluated: int, evaluations: Sequence[float],
 
 def report(settings: Settings, options: dict[str, Any]) -> str:
     """Make the clips, measure, and say how."""
+    check_outputs(settings.output)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     settings, process = settings.on(device), Process(0, 1, device)
     architecture = architecture_of(settings.pretrained_clip_name)

@@ -21,7 +21,7 @@ import torch
 from tqdm import tqdm
 
 from dataloaders.quoting import quoted
-from engine.benchmark import origin_of, random_batch, write_json
+from engine.benchmark import check_clip, check_outputs, origin_of, random_batch, write_json
 from engine.benchmark_methods import TrainingStep, count_step
 from engine.cli import parse_settings, print_report
 from engine.config import between
@@ -154,6 +154,8 @@ def draw_points(points: Sequence[Point], title: str, path: Path) -> None:
 
 def report(settings: Settings) -> str:
     """Measure, write the files, and say what was found."""
+    check_outputs(settings.output, settings.chart)
+    check_clip(settings.pretrained_clip_name, settings.max_words)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     points = measure_points(settings, device)
     origin, where = origin_of(device)
@@ -162,8 +164,10 @@ def report(settings: Settings) -> str:
         f"medians of {settings.repeats}\n{where}"
     )
     content = {"settings": asdict(settings), **origin, "points": [asdict(point) for point in points]}
-    write_json(Path(settings.output), content)
-    draw_points(points, title, Path(settings.chart))
+    if settings.output:
+        write_json(Path(settings.output), content)
+    if settings.chart:
+        draw_points(points, title, Path(settings.chart))
     found = []
     for attention in ATTENTION:
         frames = leaves_the_line(curves(points, attention)[0])

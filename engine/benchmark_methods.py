@@ -50,6 +50,8 @@ from engine.benchmark import (
     STEP,
     TEXT,
     Batch,
+    check_clip,
+    check_outputs,
     measure,
     measure_evaluation,
     origin_of,
@@ -394,6 +396,8 @@ def draw_costs(costs: Sequence[Cost], batch_size: int, title: str, path: Path) -
 
 def report(settings: Settings) -> str:
     """Measure everything and say how."""
+    check_outputs(settings.output, settings.chart)
+    check_clip(settings.pretrained_clip_name, settings.max_words)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     ceilings = in_own_process(measure_ceilings, device, ("fp32", *AUTOCAST), settings.repeats, settings.ceiling_seconds)
     costs = [

@@ -29,7 +29,7 @@ from modules.seal import check_seal, damaged_entry, seal
 class CheckpointHeader:
     """What a checkpoint says about itself.
 
-    `settings` are its own by flag name, `backbone_sha256` is the hash of its CLIP. A `full` one holds that CLIP too, and
+    `settings` are its own by flag name, `backbone_sha256` the hash of its CLIP. A `full` one holds that CLIP too, and
     can be loaded over any other of its sizes. `backbone` is what belongs to the CLIP beside its weights
     (`modules.backbones.Backbone.facts`; None in old files), `trained_on` the kind of video files it was trained on
     (`FileKind.facts`; empty where that is not known).

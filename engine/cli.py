@@ -10,6 +10,8 @@ from typing import Annotated, Any, Literal, NoReturn, TypeVar, get_args, get_ori
 from dataloaders.quoting import shorten
 from engine.checkpoint import read_header
 from engine.config import SECTIONS, Config
+from engine.errors import explained, one_sentence
+from engine.flags import finite_float
 from engine.messages import print_error
 from modules.methods import METHODS, method_options
 
@@ -30,6 +32,7 @@ def _add_flag(group: Any, name: str, type_: Any, default: Any, help_: str) -> No
     elif get_origin(type_) is Literal:
         group.add_argument(f"--{name}", type=type(default), choices=get_args(type_), default=default, help=help_)
     else:
+        type_ = finite_float if type_ is float else type_
         group.add_argument(f"--{name}", type=type_, default=default, help=help_)
 
 
@@ -79,8 +82,11 @@ def print_report(report: Callable[[], str]) -> int:
     """Print what `report` gives, or one sentence about a mistake; returns the exit code 0 or 2."""
     try:
         print(report())
-    except (ValueError, OSError) as error:
-        print_error(error)
+    except (ValueError, OSError, RuntimeError, MemoryError) as error:
+        known = explained(error)
+        if known is None:
+            raise
+        print_error(one_sentence(known))
         return 2
     return 0
 

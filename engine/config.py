@@ -4,6 +4,7 @@ A method's own settings are not here: they are the keyword arguments of its cons
 travel in `ModelConfig.options`.
 """
 
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from typing import Annotated, Any, Literal
@@ -15,8 +16,8 @@ from modules.methods import METHODS, method_options
 
 
 def between(name: str, value: float, low: float, high: float = float("inf")) -> None:
-    """Raises ValueError unless the flag's value is in this range."""
-    if not low <= value <= high:
+    """Raises ValueError unless the flag's value is finite and in this range."""
+    if not (low <= value <= high and math.isfinite(value)):
         allowed = f"at least {low:g}" if high == float("inf") else f"from {low:g} to {high:g}"
         raise ValueError(f"--{name} {value:g} is out of range: it takes a number {allowed}")
 
@@ -103,7 +104,11 @@ class DataConfig:
     ] = "resize"
     feature_framerate: Annotated[float, "frames a second that are candidates; 0: every frame of the file"] = 1.0
     slice_framepos: Annotated[int, "uniform only; frames from the head (0), the tail (1), the whole clip (2)"] = 2
-    num_thread_reader: Annotated[int, "worker processes that decode, in each training process; 0: none"] = 4
+    num_thread_reader: Annotated[
+        int,
+        "worker processes that decode, in each training process; 0: none; -1: as many as this process's share of the "
+        "cores less one for itself, at least 1 and at most 8; the result is the same with any number",
+    ] = -1
     prefetch_factor: Annotated[int, "batches that each worker process prepares ahead"] = 2
 
     def __post_init__(self) -> None:
@@ -114,7 +119,7 @@ class DataConfig:
         between("max_frames", self.max_frames, 1)
         between("feature_framerate", self.feature_framerate, 0)
         between("slice_framepos", self.slice_framepos, 0, 2)
-        between("num_thread_reader", self.num_thread_reader, 0)
+        between("num_thread_reader", self.num_thread_reader, -1)
         between("prefetch_factor", self.prefetch_factor, 1)
 
 
@@ -176,7 +181,7 @@ class OptimConfig:
         for name in ("lr", "coef_lr", "weight_decay"):
             between(name, getattr(self, name), 0)
         between("warmup_proportion", self.warmup_proportion, 0, 1)
-        if self.max_grad_norm <= 0:
+        if not 0 < self.max_grad_norm < math.inf:
             raise ValueError(f"--max_grad_norm {self.max_grad_norm:g} is out of range: it takes a number above 0")
         _one_of("schedule", self.schedule, ("warmup_cosine", "released"))
         _one_of("gather_gradient", self.gather_gradient, ("sum", "own"))
@@ -190,7 +195,9 @@ class RunConfig:
     """What to do and where to put it."""
 
     do_train: Annotated[bool, "train, then evaluate on the test split"] = False
-    do_eval: Annotated[bool, "evaluate on the test split: --init_model, or zero-shot without it"] = False
+    do_eval: Annotated[
+        bool, "evaluate on the test split: --init_model, or without it the method untrained (clip4clip: zero-shot CLIP)"
+    ] = False
     describe: Annotated[bool, "print parameters and operations of the method as JSON; needs no files"] = False
     output_dir: Annotated[str, "folder for log, metrics, checkpoints and config.json"] = "runs/default"
     frame_cache: Annotated[
@@ -252,7 +259,7 @@ class RunConfig:
         between("holdout_videos", self.holdout_videos, 2 if self.select_on == "holdout" else 0)
         between("batch_size_val", self.batch_size_val, 1)
         between("n_display", self.n_display, 1)
-        if self.dsl_temperature <= 0:
+        if not 0 < self.dsl_temperature < math.inf:
             raise ValueError(f"--dsl_temperature {self.dsl_temperature:g} is out of range: it takes a number above 0")
         between("querybank_size", self.querybank_size, 1)
         between("save_every", self.save_every, 0)

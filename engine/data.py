@@ -1,5 +1,6 @@
 """From settings to the samples of a data set and the reader of its frames."""
 
+import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -8,13 +9,13 @@ import torch
 
 from dataloaders import DATASETS
 from dataloaders.cache import FrameCache
-from dataloaders.overlap import shared_videos
-from dataloaders.quoting import shorten
 from dataloaders.samples import FrameReader, Sample
 from dataloaders.transforms import normalise
 from engine.config import DataConfig, RunConfig
 from modules.backbones import Backbone
 from modules.clip import CLIP
+
+MOST_READERS = 8  # of each process: every one holds --prefetch_factor batches in memory
 
 
 def list_split(data: DataConfig, split: str) -> list[Sample]:
@@ -26,26 +27,6 @@ def list_split(data: DataConfig, split: str) -> list[Sample]:
         train_csv=Path(data.train_csv),
         val_csv=Path(data.val_csv),
     )
-
-
-def check_overlap(data: DataConfig, allowed: bool) -> str:
-    """What the log has to say about test videos that are in the training split too; empty where there are none.
-
-    Raises ValueError if there are some and they are not `allowed`, and as `list_split` does.
-    """
-    test = list_split(data, "test")
-    shared = shared_videos(list_split(data, "train"), test)
-    if not shared:
-        return ""
-    found = (
-        f"{len(shared)} of the {len(test)} videos of the test split are in the training split too, the first is "
-        f"{shorten(str(shared[0].path), 200)}"
-    )
-    if not allowed:
-        raise ValueError(
-            f"{found}: pass lists that share no video, or --allow_overlap to measure what was trained on all the same"
-        )
-    return f"attention: {found} (--allow_overlap)"
 
 
 def frame_reader(data: DataConfig, backbone: Backbone, training: bool, cache: FrameCache | None = None) -> FrameReader:
@@ -74,6 +55,15 @@ def frame_cache(data: DataConfig, run: RunConfig) -> FrameCache | None:
     if not run.frame_cache:
         return None
     return FrameCache(Path(run.frame_cache), run.frame_cache_format, Path(data.features_path))
+
+
+def reader_processes(num_thread_reader: int) -> int:
+    """How many worker processes decode for this process: the flag's value, or for -1 what the cores allow."""
+    if num_thread_reader >= 0:
+        return num_thread_reader
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    own = cores // int(os.environ.get("LOCAL_WORLD_SIZE", 1))  # torchrun's: the processes of this machine
+    return min(MOST_READERS, max(1, own - 1))
 
 
 def hold_out(samples: list[Sample], count: int, seed: int) -> tuple[list[Sample], list[Sample]]:

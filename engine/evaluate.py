@@ -4,6 +4,7 @@ Shapes: N captions, V videos, E joint embedding.
 """
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -12,7 +13,8 @@ from tqdm import tqdm
 from dataloaders.samples import GalleryVideos, QueryCaptions, make_evaluation_loader
 from engine.data import normalise_for
 from engine.distributed import Process, gather_by_id
-from engine.metrics import retrieval_metrics, text_to_video_metrics, twin_accuracy, video_to_text_metrics
+from engine.errors import explained
+from engine.metrics import Similarity, retrieval_metrics, text_to_video_metrics, twin_accuracy, video_to_text_metrics
 from engine.postprocessing import QB_NORM_BETA, dual_softmax, qb_norm
 from modules.methods import Method
 
@@ -68,7 +70,7 @@ def evaluate(
                     rows.append(encoder(batch).float().cpu())
                 ids.append(batch["index"])
         except Exception as caught:  # the others shall not wait for this process
-            error = caught
+            error = explained(caught) or caught
         process.fail_together(error)
         return gather_by_id(rows, ids, total).to(process.device)
 
@@ -91,21 +93,43 @@ def evaluate(
     def similarity(caption_ids: np.ndarray, video_ids: np.ndarray) -> torch.Tensor:
         return method.similarity(text_features[caption_ids], video_features[video_ids])
 
-    owner, n_videos = captions.video_index, len(videos)
-    metrics = retrieval_metrics(similarity, owner, n_videos)
-    if twin_of is not None:
-        metrics["text_to_video"]["twins"] = twin_accuracy(similarity, owner, twin_of)
-    if dsl_temperature is not None:
-        for_captions, for_videos = dual_softmax(similarity, len(captions), n_videos, dsl_temperature)
-        metrics["text_to_video (DSL)"] = text_to_video_metrics(for_captions, owner, n_videos)
-        metrics["video_to_text (DSL)"] = video_to_text_metrics(for_videos, owner, n_videos)
+    bank = None
     if bank_features is not None:
 
         def bank_similarity(bank_ids: np.ndarray, video_ids: np.ndarray) -> torch.Tensor:
             return method.similarity(bank_features[bank_ids], video_features[video_ids])
 
-        beta = QB_NORM_BETA / float(method.clip.logit_scale.exp())
-        normalised = qb_norm(similarity, bank_similarity, len(bank_features), n_videos, beta)
+        bank = QueryBank(bank_similarity, len(bank_features), QB_NORM_BETA / float(method.clip.logit_scale.exp()))
+    return all_metrics(similarity, captions.video_index, len(videos), twin_of, dsl_temperature, bank)
+
+
+@dataclass(frozen=True)
+class QueryBank:
+    """What QB-Norm needs: scores of its captions with videos, how many captions there are, and beta."""
+
+    similarity: Similarity
+    size: int
+    beta: float
+
+
+def all_metrics(
+    similarity: Similarity,
+    owner: np.ndarray,
+    n_videos: int,
+    twin_of: np.ndarray | None = None,
+    dsl_temperature: float | None = None,
+    bank: QueryBank | None = None,
+) -> dict[str, dict[str, float]]:
+    """What `evaluate` gives, from scores of captions with videos; `owner`, int64 `[N]`, is each caption's video."""
+    metrics = retrieval_metrics(similarity, owner, n_videos)
+    if twin_of is not None:
+        metrics["text_to_video"]["twins"] = twin_accuracy(similarity, owner, twin_of)
+    if dsl_temperature is not None:
+        for_captions, for_videos = dual_softmax(similarity, len(owner), n_videos, dsl_temperature)
+        metrics["text_to_video (DSL)"] = text_to_video_metrics(for_captions, owner, n_videos)
+        metrics["video_to_text (DSL)"] = video_to_text_metrics(for_videos, owner, n_videos)
+    if bank is not None:
+        normalised = qb_norm(similarity, bank.similarity, bank.size, n_videos, bank.beta)
         metrics["text_to_video (QB-Norm)"] = text_to_video_metrics(normalised, owner, n_videos)
     return metrics
 

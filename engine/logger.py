@@ -13,12 +13,14 @@ import shlex
 import subprocess
 import sys
 import time
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from dataloaders.quoting import shorten
 from engine.distributed import Process
 from engine.writing import write_atomically, writing
 
@@ -70,8 +72,10 @@ class RunLogger:
         self.process.fail_together(error)
 
     def _open(self) -> None:
-        from torch.utils.tensorboard import SummaryWriter  # a second to import, and only here of use
-
+        try:
+            from torch.utils.tensorboard import SummaryWriter  # a second to import, and only here of use
+        except ImportError as error:
+            raise ValueError(f"TensorBoard is missing ({error}): pip install tensorboard") from error
         with writing(self.output_dir):
             self.output_dir.mkdir(parents=True, exist_ok=True)
         if self._project:
@@ -224,17 +228,38 @@ def _cpu_name() -> str:
     return platform.processor() or platform.machine()
 
 
-def append_row(path: Path, row: dict[str, Any]) -> None:
+def check_columns(path: Path, columns: Iterable[str]) -> None:
+    """Whether a row of these columns fits a results csv; ValueError if the file has others. A new one takes any."""
+    if not path.is_file() or not path.stat().st_size:
+        return
+    try:
+        with open(path, newline="", encoding="utf-8-sig") as file:
+            there = next(csv.reader(file), [])
+    except (csv.Error, UnicodeDecodeError) as error:
+        raise ValueError(f"{path}: is no results csv ({shorten(str(error))}); pass another --results_csv") from error
+    columns = list(columns)
+    if sorted(there) != sorted(columns):
+        lacks = [f"lacks {name!r}" for name in columns if name not in there]
+        more = [f"has {shorten(name, 40)!r} beside them" for name in there if name not in columns] or ["has one twice"]
+        raise ValueError(
+            f"{path}: has other columns than this run's row (it {', '.join((lacks + more)[:3])}); pass another "
+            "--results_csv"
+        )
+
+
+def append_row(path: Path, row: Mapping[str, Any]) -> None:
     """Add a row to a csv file, made with a header if it is not there; other columns than the file has are refused."""
     with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-    columns = list(row)
+    check_columns(path, row)
+    columns, line_ends = list(row), True
     if path.is_file() and path.stat().st_size:
-        with open(path, newline="") as file:
-            columns = next(csv.reader(file))
-        if set(columns) != set(row):
-            raise ValueError(f"{path}: has other columns than this run's row; pass another --results_csv")
-    with writing(path), open(path, "a", newline="") as file:
+        content = path.read_bytes()
+        columns = next(csv.reader([content.decode("utf-8-sig").splitlines()[0]]))
+        line_ends = content.endswith(b"\n")  # not if an editor has saved it so
+    with writing(path), open(path, "a", newline="", encoding="utf-8") as file:
+        if not line_ends:
+            file.write("\r\n")
         writer = csv.DictWriter(file, columns)
         if file.tell() == 0:
             writer.writeheader()

@@ -11,6 +11,7 @@ often, in percent, a caption scores its own clip above the same clip played back
 """
 
 import argparse
+import csv
 import json
 import math
 import sys
@@ -19,6 +20,7 @@ from pathlib import Path
 
 import pandas as pd
 
+from engine.flags import PICTURES, check_file
 from engine.messages import print_error
 
 METRICS = {"t2v twins": "reversed pairs"} | {
@@ -27,9 +29,50 @@ METRICS = {"t2v twins": "reversed pairs"} | {
     for way in ("t2v", "v2t")
     for name in ("R@1", "R@5", "R@10", "MnR")
 }
+COLUMNS = ("name", "selection", "trainable_parameters", "seed")  # of a results csv, beside the metrics
 CURVES = {"loss": "training loss", "lr": "learning rate", "t2v R@1": "T2V R@1, percent (● test, ■ holdout)"}
 LINES = {"train": "-", "test": "o-", "holdout": "s--"}
 LEGEND_COLUMNS = 4
+
+
+def read_rows(path: Path) -> pd.DataFrame:
+    """The rows of a results csv: its metrics as numbers, everything else as it is written.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: it is empty, is no csv or another program's, or a cell that must be a number is none.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such file; --results_csv of a run writes one")
+    try:
+        with open(path, newline="", encoding="utf-8-sig") as file:
+            header, *body = [cells for cells in csv.reader(file, strict=True) if cells] or [[]]
+    except (csv.Error, UnicodeDecodeError) as error:
+        raise ValueError(f"{path}: is no results csv ({error}); --results_csv of a run writes one") from error
+    if not header:
+        raise ValueError(f"{path}: is empty; --results_csv of a run writes it")
+    metrics = [name for name in METRICS if name in header]
+    lacks = [name for name in COLUMNS if name not in header] + ([] if metrics else ["t2v R@1"])
+    if lacks or len(set(header)) < len(header):
+        wrong = f"lacks the columns {', '.join(lacks)}" if lacks else "has two columns of one name"
+        raise ValueError(f"{path}: is no results csv, it {wrong}; --results_csv of a run writes one")
+    for number, cells in enumerate(body, start=1):
+        if len(cells) != len(header):
+            raise ValueError(
+                f"{path}: row {number} has {len(cells)} cells and not the {len(header)} of the header; correct it or "
+                "take the row out"
+            )
+    rows = pd.DataFrame(body, columns=header)
+    for name in ("trainable_parameters", *metrics):
+        numbers = pd.to_numeric(rows[name], errors="coerce")
+        if numbers.isna().any():
+            row = int(numbers.isna().to_numpy().argmax())
+            raise ValueError(
+                f"{path}: row {row + 1} has {rows[name].iloc[row][:40]!r} in the column {name}, which must be a "
+                "number; correct it or take the row out"
+            )
+        rows[name] = numbers
+    return rows
 
 
 def table_of_runs(rows: pd.DataFrame) -> str:
@@ -43,15 +86,20 @@ def table_of_runs(rows: pd.DataFrame) -> str:
 
 
 def table_of_means(rows: pd.DataFrame) -> str:
-    """One line a name, in the order of the file: mean and, of two seeds or more, standard deviation (n - 1)."""
+    """One line a name, in the order of the file: mean and, of two seeds or more, standard deviation (n - 1).
+
+    Rows of one name whose weights were selected in different ways, such as trained and untrained, have a line each.
+    """
     metrics = [name for name in METRICS if name in rows]
     body = []
-    for _, group in rows.groupby("name", sort=False):
+    ways = rows.groupby("name")["selection"].nunique()
+    for (name, selection), group in rows.groupby(["name", "selection"], sort=False):
         cells = []
         for metric in metrics:
             spread = f" ± {group[metric].std():.1f}" if len(group) > 1 else ""
             cells.append(f"{group[metric].mean():.1f}{spread}")
-        body.append([_name(group.iloc[0]), _trained(group.iloc[0]), *cells, str(len(group))])
+        label = _name(group.iloc[0]) + (f", {selection}" if ways[name] > 1 else "")
+        body.append([label, _trained(group.iloc[0]), *cells, str(len(group))])
     return _markdown(["", "trained", *(METRICS[name] for name in metrics), "seeds"], body)
 
 
@@ -62,7 +110,7 @@ def _name(row: pd.Series) -> str:
 
 
 def _trained(row: pd.Series) -> str:
-    return "0" if row["selection"] == "zero-shot" else f"{row['trainable_parameters'] / 1e6:.2f} M"
+    return "0" if row["selection"] in ("zero-shot", "untrained") else f"{row['trainable_parameters'] / 1e6:.2f} M"
 
 
 def _markdown(header: list[str], body: list[list[str]]) -> str:
@@ -113,9 +161,7 @@ def read_runs(paths: Sequence[Path]) -> dict[str, pd.DataFrame]:
 
 
 def draw_curves(runs: Mapping[str, pd.DataFrame], output: Path) -> None:
-    """A picture of what `read_metrics` gave, by name; ValueError without matplotlib or for a wrong ending."""
-    if output.suffix not in (".png", ".pdf", ".svg"):
-        raise ValueError(f"--curves {output} could not be written: give a name that ends in .png, .pdf or .svg")
+    """A picture of what `read_metrics` gave, by name; ValueError without matplotlib."""
     try:
         from matplotlib import colormaps
         from matplotlib.figure import Figure
@@ -148,6 +194,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = parser.parse_args(argv)
     if arguments.curves:
         try:
+            check_file("--curves", arguments.curves, PICTURES)
             draw_curves(read_runs(arguments.files), arguments.curves)
         except (ValueError, OSError) as error:
             print_error(error)
@@ -158,13 +205,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     if others:
         print(f"error: {others[0]}: a table is of one results csv; several files are for --curves", file=sys.stderr)
         return 2
-    if not results_csv.is_file():
-        print(f"error: {results_csv}: no such file; --results_csv of a run writes one", file=sys.stderr)
+    try:
+        rows = read_rows(results_csv)
+    except (ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
         return 2
-    rows = pd.read_csv(results_csv)
     if arguments.has:
         name, seed = arguments.has
-        return 0 if ((rows["name"] == name) & (rows["seed"].astype(str) == seed)).any() else 1
+        return 0 if ((rows["name"] == name) & (rows["seed"] == seed)).any() else 1
+    if rows.empty:
+        print(f"error: {results_csv}: has no row yet", file=sys.stderr)
+        return 2
     print(table_of_means(rows) if arguments.mean else table_of_runs(rows))
     return 0
 

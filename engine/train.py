@@ -22,6 +22,8 @@ from engine.checkpoint import ResumePoints
 from engine.config import OptimConfig
 from engine.data import normalise_for
 from engine.distributed import Process, gather, gather_with_gradient
+from engine.errors import explained
+from engine.gradients import LOOK_AFTER, idle, some_of, unreached
 from engine.logger import RunLogger, log
 from engine.optim import build_optimizer, build_schedule
 from modules.clip import Block
@@ -220,6 +222,7 @@ class Outcome:
 
     step: int
     pairs: torch.Tensor  # int64 [b], on the CPU: this process's share of the batch
+    lr: float  # the largest of the groups' in this step
     values: torch.Tensor  # fp32 [3], on the CPU once it has arrived: loss, norm of the gradient, 1 for a skipped step
     arrived: torch.cuda.Event | None  # None: it is there
 
@@ -234,6 +237,22 @@ def stop_requested() -> Iterator[Callable[[], bool]]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def deal_batches(pairs: TrainingPairs, settings: OptimConfig, process: Process, seed: int) -> EpochSampler:
+    """This process's batches of every epoch.
+
+    Raises ValueError if the batch does not divide by the processes and their parts or exceeds the pairs, or if pairs of
+    one video cannot be kept apart.
+    """
+    parts = settings.gradient_accumulation_steps
+    if settings.batch_size % (process.world_size * parts):
+        shares = f"{process.world_size} processes" + (f" times {parts} parts" if parts > 1 else "")
+        raise ValueError(f"--batch_size {settings.batch_size} is global and does not divide by the {shares}")
+    return EpochSampler(
+        len(pairs), settings.batch_size // process.world_size, process.rank, process.world_size, seed,
+        partner=pairs.partner, video_index=pairs.video_index if settings.same_video == "apart" else None,
+    )  # fmt: skip
 
 
 class Training:
@@ -257,18 +276,9 @@ class Training:
         num_workers: int,
         prefetch_factor: int,
     ) -> None:
-        """Raises ValueError if the batch does not divide by the processes and their parts or exceeds the pairs, if
-        pairs of one video cannot be kept apart, or if torch.compile is asked for and does not work here."""
+        """Raises ValueError as `deal_batches`, or if torch.compile is asked for and does not work here."""
         self.method, self.pairs, self.settings, self.process, self.logger = method, pairs, settings, process, logger
-        parts = settings.gradient_accumulation_steps
-        if settings.batch_size % (process.world_size * parts):
-            shares = f"{process.world_size} processes" + (f" times {parts} parts" if parts > 1 else "")
-            raise ValueError(f"--batch_size {settings.batch_size} is global and does not divide by the {shares}")
-        per_rank = settings.batch_size // process.world_size
-        self.sampler = EpochSampler(
-            len(pairs), per_rank, process.rank, process.world_size, seed,
-            partner=pairs.partner, video_index=pairs.video_index if settings.same_video == "apart" else None,
-        )  # fmt: skip
+        self.sampler = deal_batches(pairs, settings, process, seed)
         pin_memory = process.device.type == "cuda"
         self.loader = make_training_loader(pairs, self.sampler, num_workers, pin_memory, prefetch_factor)
         self.total_steps = settings.epochs * len(self.sampler)
@@ -278,6 +288,7 @@ class Training:
         # Newest outcomes that wait: a GPU always has a step to work on while the host looks at the one before.
         self.lag = 1 if process.device.type == "cuda" else 0
         self.values: dict[str, float] = {}  # of the newest step that was looked at
+        self.all_reached = self.looked_for_idle = False
 
         for block in method.modules():
             if isinstance(block, Block):
@@ -300,8 +311,9 @@ class Training:
         self.clock = StepClock(process.device)
         log.info(
             "training pairs %d, steps %d in %d epochs, global batch %d = %d x %d a process%s, negatives a query %s%d",
-            len(pairs), self.total_steps, settings.epochs, settings.batch_size, process.world_size, per_rank,
-            f" in {parts} parts, each embedded twice" if parts > 1 else "",
+            len(pairs), self.total_steps, settings.epochs, settings.batch_size, process.world_size,
+            settings.batch_size // process.world_size,
+            f" in {parts} parts, each embedded twice" if (parts := settings.gradient_accumulation_steps) > 1 else "",
             "up to " if settings.same_video == "positives" else "", settings.batch_size - 1,
         )  # fmt: skip
         for group in groups:
@@ -350,7 +362,7 @@ class Training:
             try:
                 batch = next(batches)
             except Exception as caught:
-                error = caught
+                error = explained(caught) or caught
             self.process.fail_together(error)
             assert batch is not None
             yield batch
@@ -390,6 +402,9 @@ class Training:
         loss = self.backward(
             (video, frame_mask, token_ids), video_index if self.settings.same_video == "positives" else None
         )
+        if not self.all_reached:  # in the first step, before it changes anything
+            self.process.fail_together(unreached(self.parameters, frame_mask.shape[1]))
+            self.all_reached = True
         self.scaler.unscale_(self.optimizer)
         norm = nn.utils.clip_grad_norm_(self.parameters.values(), self.settings.max_grad_norm, foreach=True)
         self.clock.mark("backward")
@@ -398,13 +413,14 @@ class Training:
         self.scaler.step(self.optimizer)
         self.scaler.update()
         skipped = self.scaler.scale(one) < scale  # the scaler lowers the scale when it leaves a step out
+        lr = max(group["lr"] for group in self.optimizer.param_groups)
         self.schedule.step()
         self.method.after_step()
         values = torch.stack([loss, norm, skipped.to(loss.dtype)]).to("cpu", non_blocking=True)
         arrived = torch.cuda.Event() if loss.is_cuda else None
         if arrived is not None:
             arrived.record()
-        outcome = Outcome(self.step, batch["index"], values, arrived)
+        outcome = Outcome(self.step, batch["index"], lr, values, arrived)
         self.step += 1
         self.clock.mark("optimiser")
         return outcome
@@ -424,7 +440,7 @@ class Training:
                 raise self._not_finite("loss", loss, outcome)
             if not math.isfinite(norm) and not self.scaler.is_enabled():
                 raise self._not_finite("norm of the gradient", norm, outcome)
-            self.values = {"loss": loss, "gradient_norm": norm}
+            self.values = {"loss": loss, "gradient_norm": norm, "lr": outcome.lr}
             self.skipped += int(skipped)
 
     def _not_finite(self, what: str, value: float, outcome: Outcome) -> ValueError:
@@ -437,10 +453,16 @@ class Training:
     def report(self, steps: int, progress: tqdm) -> None:
         """A line about the last `steps` steps; raises as `settle`."""
         self.settle()
+        if not self.looked_for_idle and self.step - self.skipped >= LOOK_AFTER:
+            self.looked_for_idle = True
+            if self.process.is_main and (names := idle(self.optimizer, self.parameters)):
+                log.warning(
+                    "%d of %d trained tensors have had no gradient in any step and stay as they were drawn: %s "
+                    "(--describe gives the reason where it is known)", len(names), len(self.parameters), some_of(names),
+                )  # fmt: skip
         elapsed = time.perf_counter() - self.clock.began
         values = self.values | {
             "epoch": round(self.step / len(self.sampler), 4),
-            "lr": max(group["lr"] for group in self.optimizer.param_groups),
             "logit_scale": self.method.clip.logit_scale.detach().exp().item(),
             "clips_per_second": steps * self.settings.batch_size / elapsed,
             **{f"{phase}_share": round(share, 4) for phase, share in self.clock.shares().items()},

@@ -28,7 +28,9 @@ from dataloaders.samples import FrameReader, Sample
 from engine.checkpoint import load_checkpoint, read_header
 from engine.config import Config
 from engine.data import frame_reader, list_split, normalise_for
+from engine.flags import check_file
 from engine.messages import print_error
+from engine.preflight import check_finite
 from modules.clip_weights import backbone_sha256, load_clip
 from modules.methods import Method, build_method
 from modules.methods.stop import STOP, LayerMaps
@@ -133,6 +135,7 @@ def restore(checkpoint: Path, clip_activation: str = "") -> Restored:
     sha256 = backbone_sha256(clip)
     method = build_method(config.model.method, clip, **config.model.options)
     load_checkpoint(checkpoint, method, sha256)
+    check_finite(method, str(checkpoint))
     data = config.data
     samples = list_split(data, "test")
     reader = frame_reader(data, clip.backbone, training=False)
@@ -192,13 +195,12 @@ def draw_retrieval(restored: Restored, videos: Sequence[str], best: int = 3) -> 
 
 
 def save(pictures: Sequence[np.ndarray], output: Path) -> None:
-    """Write pictures uint8 `[H,W,3]` below one another; ValueError for a name that is no picture's."""
+    """Write pictures uint8 `[H,W,3]` below one another; OSError if that fails."""
     width = max(picture.shape[1] for picture in pictures)
     padded = [np.pad(p, ((0, 10), (0, width - p.shape[1]), (0, 0)), constant_values=PAPER) for p in pictures]
-    if output.suffix != ".png":
-        raise ValueError(f"--output {output} could not be written: give a name that ends in .png")
     output.parent.mkdir(parents=True, exist_ok=True)
-    cv2.imwrite(str(output), np.concatenate(padded)[..., ::-1])
+    if not cv2.imwrite(str(output), np.concatenate(padded)[..., ::-1]):
+        raise OSError(f"--output {output} could not be written")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -211,6 +213,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--clip_activation", default="", help="for an old checkpoint, if its CLIP does not say it")
     arguments = parser.parse_args(argv)
     try:
+        check_file("--output", arguments.output, (".png",))
         restored = restore(arguments.checkpoint, arguments.clip_activation)
         if arguments.what == "maps":
             pictures = draw_maps(restored, arguments.videos, arguments.layer)

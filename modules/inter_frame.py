@@ -19,7 +19,9 @@ from modules.intra_frame import convolve_frames
 from modules.look import look
 from modules.precision import filled_up
 
-NEGLIGIBLE = 1e-3  # a change below this share of the clip's largest (or of the noise floor) is rounding, not change
+# [D] A change up to this share of the clip's largest (or of the noise floor) is rounding and gets no prompt, N_t = 0,
+# where eq. 4 read to the letter gives one to any W_t above 0: two equal frames would get it for the last bit of a sum.
+NEGLIGIBLE = 1e-3
 
 
 @dataclass(frozen=True)
@@ -55,7 +57,7 @@ def normalised_variation(variation: Tensor, noise_floor: float) -> Tensor:
 
 
 def prompts_per_gap(variation: Tensor, eta: int) -> Tensor:
-    """Eq. 4: N_t,i = ceil(eta W_t,i), `[B,T-1]` in 0..1 -> int64 `[B,T-1]` in 0..eta; nothing where nothing changes."""
+    """Eq. 4: N_t,i = ceil(eta W_t,i), `[B,T-1]` in 0..1 -> int64 `[B,T-1]` in 0..eta; 0 where W_t is `NEGLIGIBLE`."""
     count = (eta * variation).ceil()
     return torch.where(variation > NEGLIGIBLE, count, torch.zeros_like(count)).long()
 
@@ -97,7 +99,8 @@ class InterFramePrompter(nn.Module):
         self.prompter = None if static_prompts else TemporalPromptNet(width, grid, eta, bottleneck, heads)
         if static_prompts:
             self.dynamics.requires_grad_(False)
-        self.slots = nn.Parameter(0.2 * torch.randn(eta, width))  # small beside a token: what is added soon turns it
+        # [D] The slots start as N(0, 0.2^2): small beside a token, so that what P_t adds soon turns them.
+        self.slots = nn.Parameter(0.2 * torch.randn(eta, width))
         self.dropout = PromptDropout(dropout)
 
     def forward(self, normal: Tensor, region_mask: Tensor, timeline: Timeline) -> TemporalPrompting:

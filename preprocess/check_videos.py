@@ -36,6 +36,7 @@ from dataloaders.decode import VideoError, read_frames
 from dataloaders.preparation import in_threads, missing_files
 from dataloaders.stated_size import stated_size
 from dataloaders.video_file import open_video
+from engine.flags import check_file
 from preprocess.shards import default_jobs, exit_code
 
 STATUSES = ("ok", "short", "cut", "broken", "missing")
@@ -95,6 +96,8 @@ def write_report(path: Path, findings: Iterable[Finding]) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """The whole command; returns the exit code 0 or 1. ValueError or OSError where it cannot start."""
+    if options.output:
+        check_file("--output", options.output)
     jobs = default_jobs() if options.jobs is None else options.jobs
     for name, value in (("max_frames", options.max_frames), ("jobs", jobs)):
         if value < 1:

@@ -42,6 +42,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from dataloaders.quoting import shorten
 from dataloaders.stated_size import is_cut, stated_size
 from dataloaders.video_file import VideoError, open_video
+from engine.flags import finite_float
 from preprocess.compress_plan import SHOWN_FILES, name_passed_over, plan
 from preprocess.shards import default_jobs, exit_code, parse_shard, wait_for_other_ranks
 
@@ -326,14 +327,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description="Re-encode a folder of videos: few frames a second, small, no sound.")
     parser.add_argument("--input_root", type=Path, required=True, help="folder with the videos, in folders or not")
     parser.add_argument("--output_root", type=Path, required=True, help="folder to make, outside the input folder")
-    parser.add_argument("--fps", type=float, default=3.0, help="frames a second")
+    parser.add_argument("--fps", type=finite_float, default=3.0, help="frames a second")
     parser.add_argument("--short_side", type=int, default=224, help="pixels of the shorter side; even")
     parser.add_argument(
         "--rate_control", choices=("r", "filter"), default="r",
         help="r: ffmpeg's -r, as published (the first frames lie close together); filter: its fps filter (evenly)",
     )  # fmt: skip
     parser.add_argument("--fast_decode", action="store_true", help="files that decode in less than half the time")
-    parser.add_argument("--max_shortfall", type=float, default=0.05, help="part of a video's length that may be lost")
+    parser.add_argument(
+        "--max_shortfall", type=finite_float, default=0.05, help="part of a video's length that may be lost"
+    )
     parser.add_argument("--jobs", type=int, help="videos at a time; by default one for each processor")
     parser.add_argument("--shard", help="i/n: the i-th of n shares, counted from 0; by default torchrun's rank")
     return exit_code(lambda: run(parser.parse_args(argv)), "run the same command again to go on.")

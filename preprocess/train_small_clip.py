@@ -44,6 +44,7 @@ from dataloaders.moving_shapes import (
     plain_still,
 )
 from dataloaders.transforms import normalise
+from engine.flags import check_file, finite_float
 from engine.messages import print_error
 from modules.clip import CLIP, CLIPArchitecture, VisionTransformer
 from modules.clip_weights import to_openai_keys
@@ -283,6 +284,7 @@ def run(options: argparse.Namespace) -> None:
             raise ValueError(f"--{name} must be {low} or more, not {getattr(options, name)}.")
     if not 0 < options.lr < 1:
         raise ValueError(f"--lr must lie between 0 and 1, not {options.lr}.")
+    check_file("--output", options.output)
     options.output.parent.mkdir(parents=True, exist_ok=True)
 
     log = Log()
@@ -314,7 +316,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--outline_steps", type=int, default=1800, help="steps with labels, on outlines alone")
     parser.add_argument("--steps", type=int, default=3000, help="contrastive steps, on stills with captions")
     parser.add_argument("--batch_size", type=int, default=64, help="stills a step")
-    parser.add_argument("--lr", type=float, default=1e-3, help="highest learning rate")
+    parser.add_argument("--lr", type=finite_float, default=1e-3, help="highest learning rate")
     arguments = list(sys.argv[1:] if argv is None else argv)
     options = parser.parse_args(arguments)
     options.arguments = arguments

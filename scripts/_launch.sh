@@ -11,6 +11,22 @@ if [ -z "${PYTHON:-}" ]; then
     PYTHON=python3
     [ -x "$repository/.venv/bin/python" ] && PYTHON="$repository/.venv/bin/python"
 fi
+
+# One sentence in the place of a traceback where the project is not installed.
+if ! absent=$("$PYTHON" -c '
+import importlib.util, sys
+absent = [name for name in sys.argv[1:] if importlib.util.find_spec(name) is None]
+print("has no " + ", ".join(absent) if absent else "")
+sys.exit(sys.version_info < (3, 10))
+' torch torchvision numpy cv2 av open_clip ftfy regex safetensors tensorboard tqdm pandas 2>/dev/null); then
+    absent="is no Python 3.10 or newer"
+fi
+if [ -n "$absent" ]; then
+    echo "error: $PYTHON $absent; install what the project needs with" \
+        "'python3 -m venv $repository/.venv && $repository/.venv/bin/pip install -r $repository/requirements.txt'," \
+        "or set PYTHON to an interpreter that has it" >&2
+    exit 2
+fi
 NGPU=${NGPU:-$("$PYTHON" -c 'import torch; print(max(1, torch.cuda.device_count()))')}
 
 if ! command -v nvidia-smi >/dev/null; then
@@ -44,5 +60,5 @@ train_retrieval() {
         --lr "$lr" --coef_lr "${coef_lr:-1e-3}" \
         --max_words "${max_words:-32}" --max_frames "${max_frames:-12}" \
         --frame_sampling "$frame_sampling" --feature_framerate "$feature_framerate" \
-        --num_thread_reader "${num_thread_reader:-4}" --select_on "${select_on:-last}" --seed "${seed:-42}" "$@"
+        --num_thread_reader "${num_thread_reader:--1}" --select_on "${select_on:-last}" --seed "${seed:-42}" "$@"
 }

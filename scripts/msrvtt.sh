@@ -26,7 +26,7 @@ case $method in
     clip4clip) lr=${lr:-1e-4} frame_sampling=${frame_sampling:-uniform} feature_framerate=${feature_framerate:-1} ;;
     *) lr=${lr:-1e-3} frame_sampling=${frame_sampling:-segment} feature_framerate=${feature_framerate:-0} ;;
 esac
-num_thread_reader=${num_thread_reader:-4}
+num_thread_reader=${num_thread_reader:--1}
 select_on=${select_on:-last}
 seed=${seed:-42}
 output_dir=${output_dir:-runs/msrvtt_$method}

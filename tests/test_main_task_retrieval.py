@@ -4,7 +4,6 @@ import csv
 import functools
 import json
 import os
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -16,6 +15,7 @@ from torch.utils.data import DataLoader
 
 from dataloaders.samples import Sample
 from engine.checkpoint import CheckpointHeader, load_checkpoint, read_header, save_checkpoint
+from engine.optim import warmup_cosine
 from engine.report import main as report
 from main_task_retrieval import draw_captions, main
 from modules.clip_weights import backbone_sha256, load_clip
@@ -185,6 +185,16 @@ def test_same_seed_same_weights(small_data, tmp_path):
     assert all(torch.equal(first[name], second[name]) for name in first)
 
 
+def test_worker_processes_change_nothing(small_data, tmp_path):
+    """Neither the random frames nor the dropout of a run."""
+    for workers in ("0", "2"):
+        flags = ["--do_train", *small_data.flags(), "--method", "stop", "--frame_sampling", "segment", "--prompt_depth"]
+        flags += ["1", "--epochs", "1", "--batch_size", "4", "--num_thread_reader", workers]
+        assert main([*flags, "--output_dir", str(tmp_path / workers)]) == 0
+    first, second = (load_file(tmp_path / workers / "last.safetensors") for workers in ("0", "2"))
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
 @pytest.mark.parametrize("select_on", ["holdout", "test"])
 def test_selection_is_named_and_best_is_kept(small_data, tmp_path, select_on, capsys):
     flags = [*small_data.flags(), "--epochs", "2", "--batch_size", "4", "--output_dir", str(tmp_path)]
@@ -232,7 +242,7 @@ def test_steps_that_overflow_in_fp16_are_left_out_and_counted(small_data, tmp_pa
     assert main(["--do_train", *flags, "--precision", "fp16"]) == 0
     last = [line for line in lines_of(tmp_path / "metrics.jsonl") if line["kind"] == "train"][-1]
     assert (last["skipped_steps"], last["loss_scale"]) == (5, 2.0**55)
-    assert last["lr"] == pytest.approx(0, abs=1e-9)  # the schedule went on
+    assert last["lr"] == pytest.approx(1e-4 * warmup_cosine(4, 5, 0.1))  # the schedule went on
     weights, start = load_file(tmp_path / "last.safetensors"), dict(load_clip(small_data.clip).named_parameters())
     assert torch.equal(weights["clip.visual.proj"], start["visual.proj"])
 
@@ -466,12 +476,3 @@ def test_batch_that_does_not_divide(small_data, tmp_path):
     done = run_in_processes(2, ["--do_train", *flags])
     assert done.returncode != 0
     assert "--batch_size 5 is global and does not divide by the 2 processes" in done.stderr
-
-
-def test_no_partial_results_when_the_disk_refuses(small_data, tmp_path, capsys):
-    results = tmp_path / "results.csv"
-    results.write_text("other,columns\n1,2\n")
-    flags = [*small_data.flags(), "--output_dir", str(tmp_path / "run"), "--results_csv", str(results)]
-    assert "other columns" in error_of(["--do_eval", *flags], capsys)
-    assert results.read_text() == "other,columns\n1,2\n"
-    shutil.rmtree(tmp_path / "run")

@@ -1,7 +1,11 @@
 """What README.md names is there: classes, functions, files and scripts; and its Python lines run."""
 
 import importlib
+import json
+import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -48,6 +52,23 @@ def test_what_the_paper_has_is_where_the_table_says(cells):
     modules = [importlib.import_module(".".join(file.relative_to(ROOT).with_suffix("").parts)) for file in files]
     for name in quoted(cells[2]):
         assert any(getattr(vars(module).get(name), "__module__", None) == module.__name__ for module in modules), name
+
+
+def test_the_command_for_own_videos(small_data, tmp_path):
+    """As it stands, but for the place of the videos and the number of epochs and frames."""
+    (command,) = re.findall(r"^(DATA_PATH=/data/mine .*)$", README, re.MULTILINE)
+    (tmp_path / "videos").symlink_to(small_data.videos)
+    lines = [f"video{n}.mp4,a film of number {n}\n" for n in range(17)]
+    (tmp_path / "train.csv").write_text("path,caption\n" + "".join(lines[:16]))
+    (tmp_path / "test.csv").write_text("path,caption\n" + lines[16])
+    places = {"PYTHON": sys.executable, "NGPU": "1", "output_dir": str(tmp_path / "run"), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        ["bash", "-c", command.replace("/data/mine", str(tmp_path))], cwd=ROOT, capture_output=True, text=True,
+        env=os.environ | places | {"epochs": "1", "max_frames": "3"}, timeout=240, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-2000:]
+    settings = json.loads((tmp_path / "run" / "config.json").read_text())
+    assert (settings["datatype"], settings["method"], settings["batch_size"]) == ("custom", "stop", 16)
 
 
 def test_the_layout_names_files_that_are_there():

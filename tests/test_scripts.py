@@ -5,6 +5,8 @@ import os
 import re
 import subprocess
 import sys
+import venv
+from importlib.metadata import packages_distributions
 from pathlib import Path
 
 import pytest
@@ -47,7 +49,8 @@ def commands_of(script: Path, recorder: tuple[Path, Path], *arguments: str, **en
         check=True,
         capture_output=True,
     )
-    return [command.split("\n")[:-1] for command in record.read_text().split("--end-of-command--\n") if command]
+    commands = [command.split("\n")[:-1] for command in record.read_text().split("--end-of-command--\n") if command]
+    return [command for command in commands if command[0] != "-c"]  # which asks what is installed
 
 
 def settings_of(command: list[str]) -> dict:
@@ -88,6 +91,44 @@ def test_the_flags_of_the_epoch_benchmark(recorder):
     assert command[:2] == ["-m", "engine.benchmark_epoch"]
     values = parse_flags({"benchmark": benchmark_epoch.Settings}, "stop", command[2:])
     assert (values["method"], values["steps"]) == ("dgl", 9)
+
+
+@pytest.mark.parametrize("script", [path for path in LAUNCH_SCRIPTS if path.name != "_launch.sh"], ids=lambda p: p.name)
+def test_before_the_install(tmp_path, script):
+    """A Python without anything in it, as the system's is; what installs by itself is not run."""
+    venv.create(tmp_path / "bare", with_pip=False)
+    python = tmp_path / "bare" / "bin" / "python"
+    done = subprocess.run(
+        ["bash", str(script)], capture_output=True, text=True, check=False, cwd=tmp_path, timeout=120,
+        env={"PATH": os.environ["PATH"], "PYTHON": str(python)},
+    )  # fmt: skip
+    assert done.returncode == 2
+    assert done.stderr.startswith(f"error: {python} has no torch, torchvision, numpy, cv2, av, open_clip, ")
+    assert "requirements.txt', or set PYTHON to an interpreter that has it\n" in done.stderr
+    assert done.stderr.count("\n") == 1
+    assert "Traceback" not in done.stderr
+
+
+def test_a_python_that_is_not_there(tmp_path):
+    done = subprocess.run(
+        ["bash", str(ROOT / "scripts/msrvtt.sh")], capture_output=True, text=True, check=False, cwd=tmp_path,
+        env={"PATH": os.environ["PATH"], "PYTHON": "/nowhere/python"},
+    )  # fmt: skip
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: /nowhere/python is no Python 3.10 or newer; install what")
+
+
+def test_the_scripts_ask_for_all_that_is_required():
+    """By the names that are imported; but for matplotlib, which only pictures need."""
+    asked = re.search(r"^' (torch .*) 2>/dev/null", (ROOT / "scripts/_launch.sh").read_text(), re.MULTILINE)
+    assert asked
+    wanted = set(re.findall(r"^[\w-]+", (ROOT / "requirements.txt").read_text(), re.MULTILINE)) - {"matplotlib"}
+    provided = packages_distributions()
+    assert {canonical(d) for name in asked[1].split() for d in provided[name]} >= {canonical(name) for name in wanted}
+
+
+def canonical(distribution: str) -> str:
+    return re.sub("[-_.]+", "-", distribution).lower()
 
 
 def test_variables_from_outside_and_flags_behind(recorder):

@@ -1,5 +1,6 @@
 """All methods, by the name that `--method` takes. A new one: a file in this folder and a line here."""
 
+import math
 from typing import Any
 
 from modules.clip import CLIP
@@ -24,7 +25,7 @@ def build_method(name: str, clip: CLIP, **options: Any) -> Method:
     """Make the method `name` around `clip`, which it takes over; `options` are the method's own settings.
 
     Raises:
-        ValueError: for an unknown method, an unknown option, or a value the method refuses.
+        ValueError: for an unknown method, an unknown option, or a value the method refuses, such as NaN.
     """
     if name not in METHODS:
         raise ValueError(f"unknown method {shorten(repr(name))}; the methods are: {', '.join(METHODS)}")
@@ -34,6 +35,9 @@ def build_method(name: str, clip: CLIP, **options: Any) -> Method:
         raise ValueError(
             f"method {name} has no option {shorten(repr(unknown[0]))}; its options are: {', '.join(known) or 'none'}"
         )
+    for option, value in options.items():
+        if isinstance(value, float) and not math.isfinite(value):
+            raise ValueError(f"{option}={value} is not a finite number")
     return METHODS[name](clip, **options)
 
 

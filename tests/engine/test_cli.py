@@ -1,12 +1,16 @@
 """Flags come from the dataclasses and the methods; every mistake is one sentence that names the flag."""
 
+import os
 from dataclasses import fields
 
 import pytest
 
 from engine.cli import parse_config
 from engine.config import SECTIONS
-from modules.methods import METHODS, method_options
+from engine.data import reader_processes
+from modules.methods import METHODS, build_method, method_options
+from preprocess import compress_video, train_small_clip
+from tests.tiny import tiny_clip
 
 FILES = ["--val_csv", "v.csv", "--features_path", "videos", "--train_csv", "t.csv", "--data_path", "d.json"]
 
@@ -64,10 +68,55 @@ def test_no_name_means_two_things(method):
         (["--do_eval"], "needs --val_csv, --features_path"),
         (["--do_train", "--datatype", "vatex"], "vatex needs --data_path, --features_path:"),
         (["--do_train", "--datatype", "custom"], "custom needs --val_csv, --features_path, --train_csv:"),
-        (["--describe", "--lr", "nan"], "--lr nan is out of range"),
+        (["--describe", "--lr", "-1"], "--lr -1 is out of range"),
+        (["--describe", "--num_thread_reader", "-2"], "--num_thread_reader -2 is out of range"),
     ],
 )
 def test_mistakes_are_one_sentence(flags, message):
     with pytest.raises(ValueError, match=message) as caught:
         parse_config(flags)
     assert "\n" not in str(caught.value)
+
+
+FLOATS = [
+    (name, item.name) for name, cls in SECTIONS.items() for item in fields(cls) if isinstance(item.default, float)
+] + [(name, option.name) for name, cls in METHODS.items() for option in method_options(cls) if option.type is float]
+
+
+@pytest.mark.parametrize("value", ["nan", "inf", "-inf", "1e999"])
+def test_no_number_is_infinite_or_none(value):
+    """Of no section and of no method, given as a flag or from Python."""
+    assert {flag for _, flag in FLOATS} >= {"lr", "max_grad_norm", "dsl_temperature", "beta", "noise_floor"}
+    for owner, flag in FLOATS:
+        method = ["--method", owner] if owner in METHODS else []
+        with pytest.raises(ValueError, match=f"argument --{flag}: {value} is not a finite number"):
+            parse_config(["--describe", *method, f"--{flag}={value}"])
+        if owner in METHODS:
+            with pytest.raises(ValueError, match=f"{flag}={float(value)} is not a finite number"):
+                build_method(owner, tiny_clip(), **{flag: float(value)})
+        else:
+            with pytest.raises(ValueError, match=f"--{flag} {float(value):g} is out of range"):
+                SECTIONS[owner](**({"describe": True} if owner == "run" else {}), **{flag: float(value)})
+
+
+def test_other_commands_refuse_them_too():
+    for main, flags, flag in (
+        (compress_video.main, ["--input_root", "a", "--output_root", "b"], "--fps"),
+        (compress_video.main, ["--input_root", "a", "--output_root", "b"], "--max_shortfall"),
+        (train_small_clip.main, [], "--lr"),
+    ):
+        for value in ("nan", "inf"):
+            with pytest.raises(SystemExit) as caught:
+                main([*flags, flag, value])
+            assert caught.value.code == 2
+
+
+@pytest.mark.parametrize(
+    ("cores", "processes", "expected"),
+    [(1, 1, 1), (2, 1, 1), (4, 1, 3), (64, 1, 8), (64, 8, 7), (64, 16, 3), (2, 4, 1)],
+)
+def test_worker_processes_follow_the_cores(monkeypatch, cores, processes, expected):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(cores)), raising=False)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", str(processes))
+    assert reader_processes(parse_config(["--describe"]).data.num_thread_reader) == expected
+    assert [reader_processes(given) for given in (0, 1, 30)] == [0, 1, 30]

@@ -37,6 +37,12 @@ def test_mean_and_deviation_over_seeds():
     assert cells[1] == ["STOP", "7.48 M", "42.0 ± 2.8", "4.0 ± 1.4", "2"]
 
 
+def test_untrained_is_not_averaged_with_trained():
+    rows = ROWS.assign(selection=["zero-shot", "untrained", "last epoch"])
+    cells = [[cell.strip() for cell in line.split("|")[1:-1]] for line in table_of_means(rows).splitlines()[3:]]
+    assert cells == [["STOP, untrained", "0", "40.0", "3.0", "1"], ["STOP, last epoch", "7.48 M", "44.0", "5.0", "1"]]
+
+
 def test_rows_say_how_many_videos_were_left_out():
     rows = ROWS.assign(videos=["1000", "1000", "983 of 1000"])
     names = [line.split("|")[1].strip() for line in table_of_runs(rows).splitlines()[2:]]
@@ -63,6 +69,56 @@ def test_is_a_run_there(tmp_path, name, seed, status):
 def test_missing_file(tmp_path, capsys):
     assert main([str(tmp_path / "none.csv")]) == 2
     assert "none.csv: no such file" in capsys.readouterr().err
+
+
+ROW = "name,selection,trainable_parameters,seed,t2v R@1\n"
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "is empty; --results_csv of a run writes it"),
+        (ROW.encode(), "has no row yet"),
+        (
+            b"path,status,frames\na.mp4,ok,3\n",
+            "is no results csv, it lacks the columns name, selection, train",
+        ),
+        (b"name,selection,trainable_parameters,seed\na,b,1,2\n", "is no results csv, it lacks the columns t2v R@1"),
+        (b"\n\n", "is empty; --results_csv of a run writes it"),
+        (b"# A title\n\nsome words, and more\n", "is no results csv, it lacks the columns name, selection"),
+        ((ROW + "a,b,1,2\n").encode(), "row 1 has 4 cells and not the 5 of the header"),
+        ((ROW + "a,b,1,2,3,4\n").encode(), "row 1 has 6 cells and not the 5 of the header"),
+        ((ROW.strip() + ",seed\na,b,1,2,3,4\n").encode(), "is no results csv, it has two columns of one name"),
+        (b'"a\n', "is no results csv ("),
+        (b"\x89PNG\xff\n", "is no results csv ("),
+        (
+            (ROW + "a,b,1,2,9.5\na,b,1,2,high\n").encode(),
+            "row 2 has 'high' in the column t2v R@1, which",
+        ),
+        ((ROW + "a,b,many,2,9.5\n").encode(), "row 1 has 'many' in the column trainable_parameters"),
+        ((ROW + "a,b,1,2,\n").encode(), "row 1 has '' in the column t2v R@1"),
+        ((ROW + "a,b,1,2,nan\n").encode(), "row 1 has 'nan' in the column t2v R@1"),
+    ],
+)
+@pytest.mark.parametrize("table", [[], ["--mean"]])
+def test_files_that_are_no_results(tmp_path, capsys, content, message, table):
+    path = tmp_path / "results.csv"
+    path.write_bytes(content)
+    assert main([str(path), *table]) == 2
+    error = capsys.readouterr().err
+    assert f"error: {path}: {message}" in error
+    assert error.count("\n") == 1
+
+
+def test_names_are_read_as_they_are_written(tmp_path, capsys):
+    """Also where they look like numbers or like nothing, and after a byte order mark."""
+    path = tmp_path / "results.csv"
+    path.write_bytes(b"\xef\xbb\xbf" + (ROW + "12,last epoch,2000000,07,50\nNA,untrained,2000000,1,1\n").encode())
+    assert main([str(path), "--has", "12", "07"]) == 0
+    assert main([str(path), "--has", "12", "7"]) == 1
+    assert main([str(path)]) == 0
+    lines = [[cell.strip() for cell in line.split("|")[1:-1]] for line in capsys.readouterr().out.splitlines()[2:]]
+    assert lines == [["12", "last epoch", "2.00 M", "50.0", "07"], ["NA", "untrained", "0", "1.0", "1"]]
 
 
 def test_a_table_is_of_one_file(capsys):

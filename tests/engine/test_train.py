@@ -28,6 +28,7 @@ from engine.checkpoint import read_resume_point
 from engine.config import OptimConfig
 from engine.distributed import Process
 from engine.logger import RunLogger
+from engine.optim import released, warmup_cosine
 from engine.train import ContrastiveStep, Training, autocast_for
 from main_task_retrieval import EXIT_INTERRUPTED, main
 from modules.clip import Block
@@ -111,6 +112,24 @@ def test_processes_and_parts_change_nothing(small_data, tmp_path, method, more, 
         assert [line["loss"] for line in lines_of(tmp_path / name, "train")] == pytest.approx(curve, abs=1e-5)
         assert_same_weights(tmp_path / name, tmp_path / "1 x 1", atol=1e-5, rtol=0)
         assert lines_of(tmp_path / name, "test")[-1]["t2v R@1"] == lines_of(tmp_path / "1 x 1", "test")[-1]["t2v R@1"]
+
+
+@pytest.mark.parametrize("schedule", ["warmup_cosine", "released"])
+def test_the_logged_learning_rate_is_that_of_the_step(small_data, tmp_path, monkeypatch, schedule):
+    """The first step's too, and also where it is far from the next one's."""
+    used, take = [], torch.optim.AdamW.step
+
+    def noted(self, *arguments, **more):
+        used.append(max(group["lr"] for group in self.param_groups))
+        return take(self, *arguments, **more)
+
+    monkeypatch.setattr(torch.optim.AdamW, "step", noted)
+    assert main(training(small_data, tmp_path, *METHODS["clip4clip"], "--schedule", schedule)) == 0
+    assert [line["lr"] for line in lines_of(tmp_path, "train")] == used
+    if schedule == "released":
+        assert used == pytest.approx([released(step, 10, 0.1, 1e-3) for step in range(10)])
+    else:
+        assert used == pytest.approx([1e-3 * warmup_cosine(step, 10, 0.1) for step in range(10)])
 
 
 def videos_of_batches(monkeypatch) -> list[list[int]]:

@@ -1,0 +1,56 @@
+"""Checks of what the flags of all commands have in common: numbers, and places to write to. Imports nothing heavy."""
+
+import argparse
+import math
+import tempfile
+from pathlib import Path
+
+PICTURES = (".png", ".pdf", ".svg")  # endings that matplotlib writes
+
+
+def finite_float(text: str) -> float:
+    """A flag's number, for argparse; NaN and infinity are refused, for no setting here has a use for them."""
+    value = float(text)
+    if not math.isfinite(value):
+        raise argparse.ArgumentTypeError(f"{text} is not a finite number")
+    return value
+
+
+def check_folder(flag: str, path: Path) -> None:
+    """Whether files can be written into a folder that is there or can be made; leaves no trace.
+
+    Raises ValueError if not: a part of the path is a file, or the folder or its disk refuses.
+    """
+    there = path
+    while not there.exists() and there != there.parent:
+        there = there.parent
+    if not there.is_dir():
+        raise ValueError(f"{flag} {path}: {there} is a file and not a folder; name another place")
+    try:
+        with tempfile.TemporaryFile(dir=there):
+            pass
+    except OSError as error:
+        raise ValueError(f"{flag} {path}: cannot be written to ({error.strerror}); name another place") from error
+
+
+def _any_of(names: tuple[str, ...]) -> str:
+    return " or ".join(part for part in (", ".join(names[:-1]), names[-1]) if part)
+
+
+def check_file(flag: str, path: Path, endings: tuple[str, ...] = ()) -> None:
+    """Whether a file can be written, in the place of the one that is there if there is one; leaves no trace.
+
+    Raises ValueError if not: it is a folder, its name has none of the `endings`, or its folder fails `check_folder`.
+    """
+    if path.is_dir():
+        raise ValueError(f"{flag} {path}: is a folder; name a file")
+    if endings and path.suffix not in endings:
+        raise ValueError(f"{flag} {path} could not be written: give a name that ends in {_any_of(endings)}")
+    if not path.exists():
+        check_folder(flag, path.parent)
+        return
+    try:
+        with open(path, "r+b"):  # changes nothing
+            pass
+    except OSError as error:
+        raise ValueError(f"{flag} {path}: cannot be written to ({error.strerror}); name another file") from error

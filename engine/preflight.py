@@ -1,0 +1,163 @@
+"""What can be known before a run is checked before it, in the order of this file: what needs the settings alone, then
+what needs the model, then what needs the list of videos. Nothing here writes, and everything raises ValueError or
+OSError with one sentence.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from engine.config import Config
+from engine.distributed import Process
+from engine.evaluate import QueryBank, all_metrics, flat_metrics
+from engine.flags import check_file, check_folder
+from engine.logger import check_columns, log, provenance
+from modules.clip import CLIP
+from modules.methods import Method
+from modules.similarity import cosine_similarity, masked_mean
+
+SAME_COSINE = 1e-4  # far above rounding in fp32, far below what any prompt does
+
+
+def result_row(
+    config: Config,
+    *,
+    clip: str,
+    videos: str,
+    n_trainable: int,
+    selection: str,
+    epoch: int,
+    metrics: dict[str, dict[str, float]],
+) -> dict[str, Any]:
+    """What an evaluation on the test split adds to --results_csv, beside its provenance."""
+    row = {
+        "name": config.run.row_name or config.model.method,
+        "method": config.model.method,
+        "clip": clip,
+        "data": config.data.datatype,
+        "videos": videos,
+        "trainable_parameters": n_trainable,
+        "seed": config.run.seed,
+        "selection": selection,
+        "epoch": epoch,
+    }
+    return row | flat_metrics(metrics)
+
+
+def columns_to_come(config: Config, process: Process) -> list[str]:
+    """The columns of the row that a run will write: those of one about two captions and two videos that tie."""
+
+    def similarity(captions: np.ndarray, videos: np.ndarray) -> torch.Tensor:
+        return torch.zeros(len(captions), len(videos))
+
+    metrics = all_metrics(
+        similarity,
+        np.arange(2),
+        2,
+        np.array([1, 0]) if config.data.twins_csv else None,
+        config.run.dsl_temperature if config.run.dsl else None,
+        QueryBank(similarity, 2, 1.0) if config.run.qb_norm else None,
+    )
+    row = result_row(config, clip="", videos="", n_trainable=0, selection="", epoch=0, metrics=metrics)
+    return list(row | provenance(process))
+
+
+def check_places(config: Config, process: Process) -> None:
+    """The folder of the run and the results csv: whether they can be written, and whether the row fits."""
+    error = None
+    if process.is_main:
+        try:
+            check_folder("--output_dir", Path(config.run.output_dir))
+            if config.run.results_csv:
+                results_csv = Path(config.run.results_csv)
+                check_file("--results_csv", results_csv)
+                check_columns(results_csv, columns_to_come(config, process))
+        except (ValueError, OSError) as caught:
+            error = caught
+    process.fail_together(error)
+
+
+def check_context(max_words: int, clip: CLIP) -> None:
+    """Whether this CLIP can read captions of `max_words` tokens."""
+    if max_words > (limit := clip.text.context_length):
+        raise ValueError(
+            f"--max_words {max_words} exceeds the {limit} tokens that this CLIP reads: pass --max_words {limit}"
+        )
+
+
+@torch.no_grad()
+def check_finite(module: nn.Module, source: str) -> None:
+    """Whether all weights are finite; the message names the tensor and `source`, the file they came from."""
+    for name, tensor in module.state_dict().items():
+        if tensor.is_floating_point() and not (finite := tensor.isfinite()).all():
+            raise ValueError(
+                f"{source}: {int((~finite).sum())} of the {tensor.numel()} values of the tensor {name} are NaN or "
+                "infinite; the file is damaged, or was saved after a training that had diverged: use another one"
+            )
+
+
+def check_trainable(method: Method, name: str) -> None:
+    """Whether there is anything to train."""
+    if not any(True for _ in method.trainable_parameters()):
+        raise ValueError(
+            f"nothing to train: with these options --method {name} adds nothing to the frozen CLIP; switch one of its "
+            "parts on, or evaluate it with --do_eval"
+        )
+
+
+class ZeroShotProbe:
+    """Tells whether a method gives what CLIP gives as it is: the mean of the frames' embeddings, and the captions'.
+
+    By what comes out and not by the method's name: a method may add parameters that change nothing at first, and may
+    change the result without any.
+    """
+
+    def __init__(self, clip: CLIP, max_frames: int, max_words: int) -> None:
+        generator = torch.Generator().manual_seed(0)
+        visual, text = clip.visual, clip.text
+        device = clip.logit_scale.device
+        # Two clips, because `stop_released` compares the frames of a batch.
+        shape = (2, max_frames, 3, visual.image_size, visual.image_size)
+        self.video = torch.randn(shape, generator=generator).to(device)
+        self.frame_mask = torch.ones(shape[:2], dtype=torch.bool, device=device)
+        vocabulary = text.token_embedding.num_embeddings
+        token_ids = torch.randint(vocabulary - 2, (4, max_words), generator=generator)
+        token_ids[:, 0], token_ids[:, -1] = vocabulary - 2, vocabulary - 1  # START and END
+        self.token_ids = token_ids.to(device)
+        with torch.no_grad():
+            frames = visual(self.video.flatten(0, 1)).unflatten(0, shape[:2])
+            video = masked_mean(frames, self.frame_mask)
+            self.logits = cosine_similarity(text(self.token_ids), video, clip.logit_scale)
+
+    @torch.no_grad()
+    def same(self, method: Method) -> bool:
+        """Whether the method scores captions and clips as CLIP does."""
+        training = method.training
+        method.eval()
+        text, video = method.encode_text(self.token_ids), method.encode_video(self.video, self.frame_mask)
+        logits = method.similarity(text, video)
+        method.train(training)
+        return bool((logits - self.logits).abs().max() < SAME_COSINE * method.clip.logit_scale.exp())
+
+    def name_of(self, method: Method, name: str, process: Process) -> str:
+        """What --method `name` without training is called in results: "zero-shot" if it is CLIP, else "untrained"."""
+        if self.same(method):
+            return "zero-shot"
+        if process.is_main:
+            log.warning(
+                "--method %s is evaluated untrained: what it adds to CLIP is as it was drawn by --seed; pass "
+                "--init_model, or --method clip4clip for zero-shot CLIP", name,
+            )  # fmt: skip
+        return "untrained"
+
+
+def check_twins(twin_of: np.ndarray, twins_csv: str) -> None:
+    """Whether any test video has a twin, int64 `[V]` as `read_twins` gives, so that there is something to count."""
+    if (twin_of < 0).all():
+        raise ValueError(
+            f"--twins_csv {twins_csv}: no test video that is used has a twin there; pass the file of this split's "
+            "pairs, or none"
+        )

@@ -1,0 +1,143 @@
+"""The splits of a run: what their lists say, which of their videos can be used, and the datasets made of them."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from tqdm import tqdm
+
+from dataloaders.overlap import shared_videos
+from dataloaders.preparation import forecast, leave_out, missing_files, read_all
+from dataloaders.quoting import shorten
+from dataloaders.samples import FrameReader, GalleryVideos, QueryCaptions, Sample, TrainingPairs
+from dataloaders.twins import read_twins
+from engine.config import Config
+from engine.data import frame_cache, frame_reader, hold_out, list_split, reader_processes
+from engine.distributed import Process
+from engine.logger import log
+from modules.backbones import Backbone
+from modules.caption_lengths import count_cut
+from modules.tokenizer import Tokenizer
+
+EvaluationSplit = tuple[GalleryVideos, QueryCaptions]
+
+
+class Splits:
+    """The videos and captions that a run's settings name, for a CLIP with this `backbone`.
+
+    `left_out` has the ids of each split's videos that are missing or cannot be read, once the split has been read.
+    """
+
+    def __init__(self, config: Config, process: Process, backbone: Backbone) -> None:
+        self.config, self.process, self.backbone = config, process, backbone
+        self.tokenizer = Tokenizer(config.data.max_words)
+        self.num_workers = reader_processes(config.data.num_thread_reader)
+        self.frame_cache = frame_cache(config.data, config.run)
+        self.left_out: dict[str, list[str]] = {}
+        self._listed: dict[str, list[Sample]] = {}
+
+    def listed(self, split: str) -> list[Sample]:
+        """The samples of a split as its files list them, which are read once."""
+        if split not in self._listed:
+            self._listed[split] = list_split(self.config.data, split)
+        return self._listed[split]
+
+    def check_overlap(self) -> None:
+        """Refuse test videos that are in the training split too, or say so in the log if --allow_overlap is passed."""
+        test = self.listed("test")
+        shared = shared_videos(self.listed("train"), test)
+        if not shared:
+            return
+        found = (
+            f"{len(shared)} of the {len(test)} videos of the test split are in the training split too, the first is "
+            f"{shorten(str(shared[0].path), 200)}"
+        )
+        if not self.config.run.allow_overlap:
+            raise ValueError(
+                f"{found}: pass lists that share no video, or --allow_overlap to measure what was trained on all the "
+                "same"
+            )
+        log.info("attention: %s (--allow_overlap)", found)
+
+    def read(self, split: str) -> list[Sample]:
+        """The samples of a split whose videos can be used; what is wrong with the others goes into the log.
+
+        The test split's videos are tried before a training, which would meet a broken one only at its end.
+
+        Raises ValueError if more videos than --allow_missing are missing or cannot be read.
+        """
+        listed, allowed = self.listed(split), self.config.run.allow_missing
+        frames = self.frame_reader(training=split == "train")
+        problems = missing_files(listed)
+        samples = leave_out(listed, problems, allowed, split)
+        if frames.cache is not None:
+            self._announce_cache(split, samples, frames)
+        if allowed or (split == "test" and self.config.run.do_train):
+            problems |= self.find_unreadable(listed, [row for row in range(len(listed)) if row not in problems], frames)
+            samples = leave_out(listed, problems, allowed, split)
+            for row in sorted(problems):
+                log.info("left out of the %s split: %s", split, problems[row])
+        self.left_out[split] = [listed[row].video_id for row in sorted(problems)]
+        return samples
+
+    def _announce_cache(self, split: str, samples: list[Sample], frames: FrameReader) -> None:
+        """Say what the frame cache will take; ValueError if the disk has no room for it."""
+        run, cache, error = self.config.run, frames.cache, None
+        assert cache is not None
+        if self.process.is_main:
+            try:
+                log.info(
+                    "frame cache %s (%s), %s split: %s", run.frame_cache, run.frame_cache_format, split,
+                    forecast(samples, frames, run.allow_missing, max(1, self.num_workers)),
+                )  # fmt: skip
+            except (ValueError, OSError) as caught:
+                error = caught
+        self.process.fail_together(error)
+        for known in self.process.share(cache.content_samples):  # so that no other process reads them again
+            cache.content_samples.update(known)
+
+    def find_unreadable(self, samples: list[Sample], rows: list[int], frames: FrameReader) -> dict[int, str]:
+        """Try the videos `rows` of `samples`, each process its share; the reasons of those that cannot be read."""
+        share = rows[self.process.rank :: self.process.world_size]
+        found, error = {}, None
+        try:
+            reasons = read_all([samples[row] for row in share], frames, max(1, self.num_workers))
+            progress = tqdm(reasons, "reading videos", len(share), leave=False, disable=not self.process.is_main)
+            found = {row: reason for row, reason in zip(share, progress, strict=True) if reason}
+        except OSError as caught:
+            error = caught
+        self.process.fail_together(error)
+        return {row: reason for part in self.process.share(found) for row, reason in part.items()}
+
+    def count(self, split: str, n_used: int) -> str:
+        """ "1000", or "983 of 1000" where videos were left out."""
+        n_left_out = len(self.left_out[split])
+        return f"{n_used} of {n_used + n_left_out}" if n_left_out else str(n_used)
+
+    def log_cut_captions(self, split: str, samples: Sequence[Sample]) -> None:
+        """Say how many captions of a split are longer than --max_words."""
+        captions = (caption for sample in samples for caption in sample.captions)
+        log.info("%s split: %s", split, count_cut(captions, self.tokenizer.words, self.config.data.max_words))
+
+    def frame_reader(self, training: bool) -> FrameReader:
+        return frame_reader(self.config.data, self.backbone, training, self.frame_cache)
+
+    def evaluation(self, samples: list[Sample]) -> EvaluationSplit:
+        return GalleryVideos(samples, self.frame_reader(training=False)), QueryCaptions(samples, self.tokenizer)
+
+    def training_pairs(self, samples: list[Sample]) -> tuple[TrainingPairs, list[Sample]]:
+        """The pairs of a training split and, with --select_on holdout, the videos that are not among them."""
+        data, run = self.config.data, self.config.run
+        held: list[Sample] = []
+        twin_of = self._training_twins(samples)
+        if run.select_on == "holdout":
+            samples, held = hold_out(samples, run.holdout_videos, run.seed)
+        frames = self.frame_reader(training=True)
+        return TrainingPairs(samples, self.tokenizer, frames, data.expand_msrvtt_sentences, run.seed, twin_of), held
+
+    def _training_twins(self, samples: list[Sample]) -> dict[str, str]:
+        """The training videos that shall meet in a batch: each one's id with the other's."""
+        if not self.config.data.train_twins_csv:
+            return {}
+        left_out = self.left_out.get("train", [])
+        twins = read_twins(Path(self.config.data.train_twins_csv), samples, "train", left_out)
+        return {samples[i].video_id: samples[j].video_id for i, j in enumerate(twins.tolist()) if j >= 0}
