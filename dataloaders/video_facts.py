@@ -139,7 +139,7 @@ def _right_rate(times: np.ndarray, tick: float, seconds: float, rate: float) -> 
     mean = steps / span
     # What a clock's ticks make of 30 may be 29.9997, of which whole seconds would be cut as of 29.
     usual = (round(mean), round(mean * 1.001) / 1.001)
-    return next((near for near in usual if near and _is_constant(times, near, tick)), mean)
+    return float(next((near for near in usual if near and _is_constant(times, near, tick)), mean))
 
 
 def _offset(container: InputContainer, stream: av.VideoStream, rate: float, first: float | None = None) -> float:
