@@ -52,7 +52,8 @@ class FrameReader:
     out; "segment" takes one frame from each of T equal segments, a random one in `training` and the middle one
     otherwise, and repeats frames of a short video; "released" does it as the authors' code of STOP. `frame_transform`
     makes squares of them: "resize" brings the short side to S first, "crop" cuts out the middle as it is; before that,
-    pixels that are not square are stretched to the shape players show. With a `cache` a video is decoded once only. Raises ValueError for a setting outside its range.
+    pixels that are not square are stretched to the shape players show. With a `cache` a video is decoded once only.
+    Raises ValueError for a setting outside its range.
     """
 
     max_frames: int
