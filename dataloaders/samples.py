@@ -45,15 +45,14 @@ class Sample:
 
 @dataclass(frozen=True)
 class FrameReader:
-    """Reads a video file into the T frames a model sees.
+    """Reads a video file into the T frames a model sees, in the shape in which players show it.
 
     `feature_framerate` (frames a second, 0 for all) thins the video out first. Of what is left, "uniform" takes at
     most T frames by `slice_framepos` as CLIP4Clip does and pads a short video with black frames that the mask leaves
     out; "segment" takes one frame from each of T equal segments, a random one in `training` and the middle one
     otherwise, and repeats frames of a short video; "released" does it as the authors' code of STOP. `frame_transform`
-    makes squares of them: "resize" brings the short side to S first, "crop" cuts out the middle as it is; before that,
-    pixels that are not square are stretched to the shape players show. With a `cache` a video is decoded once only.
-    Raises ValueError for a setting outside its range.
+    makes squares of them: "resize" brings the short side to S first, "crop" cuts out the middle as it is. With a
+    `cache` a video is decoded once only. Raises ValueError for a setting outside its range.
     """
 
     max_frames: int
