@@ -48,7 +48,7 @@ class Sample:
 
 @dataclass(frozen=True)
 class FrameReader:
-    """Reads a video file into the T frames a model sees.
+    """Reads a video file into the T frames a model sees, in the shape in which players show it.
 
     `feature_framerate` (frames a second, 0 for all) thins the video out first. Of what is left, "uniform" takes at
     most T frames by `slice_framepos` as CLIP4Clip does and pads a short video with black frames that the mask leaves

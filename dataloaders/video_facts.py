@@ -107,10 +107,8 @@ def survey(
     if packets.times is None:  # a bare stream, of which nothing is known but its pictures
         return VideoFacts(packets.count, rate, promised=packets.count)
     times = _shown(packets, rate)
-    steps, span = len(times) - 1, times[-1] - times[0]
     guess = times if len(times) < packets.count else None
-    if rate and span > 0 and abs(span * rate - steps) > max(1.0, WRONG_RATE * steps):
-        rate = float(steps / span)
+    rate = _right_rate(times, tick, seconds if stream.duration else 0.0, rate)
     ends = times[-1] + (packets.durations[-1] or (1 / rate if rate else 0))
     offset = _offset(container, stream, rate, times[0])
 
@@ -127,6 +125,21 @@ def survey(
         return VideoFacts(len(times), rate, offset, guess=guess, promised=promised)
     zero = times[0] - offset
     return VideoFacts(len(times), rate, offset, times - zero, ends - zero, zero, guess, promised)
+
+
+def _right_rate(times: np.ndarray, tick: float, seconds: float, rate: float) -> float:
+    """The header's rate, unless it fits neither the frames' times nor their number in the `seconds` that the picture is
+    said to last, 0 for unknown: then their mean rate."""
+    steps, span = len(times) - 1, float(times[-1] - times[0])
+    if rate == 0 or span <= 0:
+        return rate
+    for frames, lasting in ((steps, span), (steps + 1, seconds)):
+        if abs(lasting * rate - frames) <= max(1.0, WRONG_RATE * frames):
+            return rate
+    mean = steps / span
+    # What a clock's ticks make of 30 may be 29.9997, of which whole seconds would be cut as of 29.
+    usual = (round(mean), round(mean * 1.001) / 1.001)
+    return float(next((near for near in usual if near and _is_constant(times, near, tick)), mean))
 
 
 def _offset(container: InputContainer, stream: av.VideoStream, rate: float, first: float | None = None) -> float:

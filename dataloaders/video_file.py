@@ -67,7 +67,7 @@ def picture_stream(container: InputContainer, path: Path) -> av.VideoStream:
     if stream.disposition & (Disposition.attached_pic | Disposition.timed_thumbnails):
         raise VideoError(f"{path} holds sound and a cover picture, no video: download the video itself.")
     if stream.disposition & Disposition.still_image:
-        raise _no_video_file(path)
+        raise VideoError(f"{path} is not a video file (it is a still picture): download the video itself.")
     return stream
 
 
@@ -77,7 +77,10 @@ def open_video(path: Path) -> Iterator[tuple[InputContainer, av.VideoStream]]:
     try:
         container = open_container(path)
     except av.ArgumentError as error:  # what FFmpeg says of a format outside the whitelist
-        raise _no_video_file(path) from error
+        raise VideoError(
+            f"{path} is not a video file (it is a playlist, a script or a still picture, or its header is damaged): "
+            "download the video itself."
+        ) from error
     except av.FFmpegError as error:
         raise VideoError(f"{path} is not a video that can be opened ({error.strerror}): {MEND}.") from error
     with container:
@@ -86,9 +89,3 @@ def open_video(path: Path) -> Iterator[tuple[InputContainer, av.VideoStream]]:
             raise VideoError(f"{path} is encrypted: download a copy without copy protection.")
         stream.codec_context.thread_count = 1  # the loader's workers already use the cores
         yield container, stream
-
-
-def _no_video_file(path: Path) -> VideoError:
-    return VideoError(
-        f"{path} is not a video file (it is a playlist, a script or a still picture): download the video itself."
-    )

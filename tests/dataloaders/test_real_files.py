@@ -129,3 +129,20 @@ def test_windows_hold_what_ffmpeg_shows_in_them(files, name):
         shown = [f for f in range(len(times)) if times[f] < start + length and leaves[f] > start]
         found = read_frames(path, lambda n, fps: range(n), start=start, end=start + length)
         assert np.array_equal(found.frames, every[shown])
+
+
+@pytest.mark.parametrize(
+    ("name", "rate", "taken"),
+    [
+        ("remux.avi", 6.0, range(0, 30, 5)),
+        ("tick600.ts", 1.0, [0]),
+        ("drop40.mkv", 1.0, range(0, 72, 18)),
+        ("vfr.asf", 1.0, range(0, 85, 8)),
+        ("tika__testASF.asf", 1.0, range(0, 108, 7)),
+    ],
+)
+def test_thinning_out_goes_by_the_rate_of_the_frames(files, name, rate, taken):
+    path = files(name)
+    every, _ = FrameReader(108, 32)(path)
+    thinned, mask = FrameReader(30, 32, feature_framerate=rate)(path)
+    assert np.array_equal(thinned[mask], every[list(taken)])

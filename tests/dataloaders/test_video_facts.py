@@ -137,6 +137,16 @@ def test_the_rate_is_that_of_the_frames(whole):
     assert read_frames(path, lambda n, fps: [0]).fps == pytest.approx((n_frames - 1) / (times[-1] - times[0]), rel=0.06)
 
 
+def test_a_last_frame_that_stays_does_not_make_the_rate_wrong(tmp_path):
+    """Ten frames in two seconds and one for eight more: 1.1 a second, as the header says, with a window and without."""
+    path = write(tmp_path / "a.mp4", moving(11), *X264, "-bf", "0", "-video_track_timescale", "1000")
+    ffmpeg("-i", path, "-c", "copy", "-bsf:v", "setts=duration=if(eq(N\\,10)\\,8000\\,200)", tmp_path / "b.mp4")
+    without = read_frames(tmp_path / "b.mp4", lambda n, fps: [0])
+    within = read_frames(tmp_path / "b.mp4", lambda n, fps: range(n), start=1.9, end=6.0)
+    assert without.fps == within.fps == pytest.approx(1.1)
+    assert within.n_frames == 2
+
+
 WINDOWS = [(0.0, 1.0), (1.0, 3.0), (2.5, 2.6), (0.95, 3.05), (3.0, None), (None, 2.0), (None, None), (-2.0, 99.0)]
 
 
