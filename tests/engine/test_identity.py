@@ -91,7 +91,9 @@ def jpeg_cache(data: SmallData) -> list[str]:
 
 def another_clip(data: SmallData) -> list[str]:
     path = data.folder / "other.safetensors"
-    save_file({name: tensor * 1.01 for name, tensor in load_file(data.clip).items()}, path)
+    save_file(
+        {name: tensor * 1.01 for name, tensor in load_file(data.clip).items()}, path, {"activation": "quick_gelu"}
+    )
     return ["--pretrained_clip_name", str(path)]
 
 

@@ -108,7 +108,7 @@ def test_the_columns_are_known_before(small_data, tmp_path, capsys, number):
 def test_weights_that_are_not_finite(small_data, tmp_path, capsys, value, where):
     weights, path = load_file(small_data.clip), tmp_path / "broken.safetensors"
     weights[where].view(-1)[0] = value
-    save_file(weights, path)
+    save_file(weights, path, {"activation": "quick_gelu"})
     flags = [*TRAIN, *small_data.flags(), "--pretrained_clip_name", str(path), "--output_dir", str(tmp_path / "run")]
     message = error_of(capsys, *flags)
     count = weights[where].numel()
@@ -164,7 +164,7 @@ def test_zero_shot_is_clip_as_it_is(small_data, tmp_path, start):
     if start == "seqTransf":  # it starts from text blocks as wide as the embeddings, which the tiny CLIP has not
         wide = replace(TINY, embed_dim=TINY.text_width)
         clip = tmp_path / "wide.safetensors"
-        save_file(to_openai_keys(tiny_clip(architecture=wide).state_dict()), clip)
+        save_file(to_openai_keys(tiny_clip(architecture=wide).state_dict()), clip, {"activation": "quick_gelu"})
         method = [*method, "--pretrained_clip_name", str(clip), "--cross_num_hidden_layers", "1"]
     results = tmp_path / "results.csv"
     flags = ["--do_eval", *small_data.flags(), *method, "--output_dir", str(tmp_path), "--results_csv", str(results)]

@@ -36,7 +36,7 @@ def last_scores(output: Path) -> dict[str, float]:
 @pytest.fixture(scope="module")
 def other_clip(tmp_path_factory) -> Path:
     path = tmp_path_factory.mktemp("other") / "other_clip.safetensors"
-    save_file(to_openai_keys(tiny_clip(seed=7).state_dict()), path)
+    save_file(to_openai_keys(tiny_clip(seed=7).state_dict()), path, {"activation": "quick_gelu"})
     return path
 
 
