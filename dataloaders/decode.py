@@ -22,7 +22,7 @@ from av.container import InputContainer
 
 from dataloaders.orientation import display_matrix, shown_width, turned
 from dataloaders.video_facts import MAX_SHORTFALL, VideoFacts, survey
-from dataloaders.video_file import MEND, VideoError, file_status, open_container, open_video
+from dataloaders.video_file import MEND, DamagedVideoError, VideoError, file_status, open_container, open_video
 
 __all__ = [
     "MAX_SHORTFALL", "Choose", "Convert", "DecodedFrames", "VideoError", "decoder_version", "file_status",
@@ -112,12 +112,12 @@ def read_frames(
         pictures = _pictures(path, container, stream)
         frames, times = _decode(path, stream, pictures, numbers, convert, square_pixels)
     if not frames.keys() >= set(numbers.tolist()):
-        raise VideoError(f"{path} is damaged: its frame {len(times)} cannot be decoded; {MEND}.")
+        raise DamagedVideoError(f"{path} is damaged: its frame {len(times)} cannot be decoded; {MEND}.")
     return DecodedFrames(_in_order(frames, numbers), n_frames, facts.rate)
 
 
-def _damage(path: Path, number: int, seconds: float) -> VideoError:
-    return VideoError(
+def _damage(path: Path, number: int, seconds: float) -> DamagedVideoError:
+    return DamagedVideoError(
         f"{path} is damaged: its frame {number}, at {seconds:.2f} s, cannot be decoded as it was; {MEND}."
     )
 

@@ -38,6 +38,10 @@ class VideoError(ValueError):
     """A file that cannot be read as a video; the message is one sentence with path, reason and mend."""
 
 
+class DamagedVideoError(VideoError):
+    """A video of which FFmpeg can only guess some frames."""
+
+
 def file_status(path: Path) -> os.stat_result:
     """What the file system says about a video; VideoError if it is not a file that can hold one."""
     try:

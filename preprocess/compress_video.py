@@ -39,9 +39,10 @@ from av.stream import Disposition
 from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from dataloaders.decode import read_frames
 from dataloaders.quoting import shorten
 from dataloaders.stated_size import is_cut, stated_size
-from dataloaders.video_file import VideoError, open_video
+from dataloaders.video_file import DamagedVideoError, VideoError, open_video
 from engine.flags import finite_float
 from preprocess.compress_plan import SHOWN_FILES, name_passed_over, plan
 from preprocess.shards import default_jobs, exit_code, parse_shard, wait_for_other_ranks
@@ -150,6 +151,8 @@ class Compressor:
             raise VideoError(
                 f"{source} cannot be re-encoded (ffmpeg: {lines[0]}): if the file is damaged, download it again."
             )
+        if errors.strip():
+            check_damage(source)
 
     def _shortfall(self, seconds: float | None, made: Path, source: Path) -> str | None:
         """What `made` lacks of its source of that length, as the end of a sentence; None if nothing."""
@@ -175,6 +178,19 @@ class Compressor:
     def _cut_off(self, what_is_there: str) -> str:
         allow = f"allow more than --max_shortfall {self.max_shortfall:g} to be missing"
         return f"is cut off: {what_is_there}; download it again, or {allow}."
+
+
+def check_damage(source: Path) -> None:
+    """Raise VideoError for a file with a frame that ffmpeg made up, which the copy would show as a whole one.
+
+    ffmpeg complains of such frames, and of harmless things too; the reader decides.
+    """
+    try:
+        read_frames(source, lambda n_frames, fps: [n_frames - 1])
+    except DamagedVideoError:
+        raise
+    except VideoError:  # for what is missing at the end --max_shortfall decides
+        pass
 
 
 def has_square_pixels(path: Path) -> bool:

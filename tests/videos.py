@@ -79,3 +79,17 @@ def frame_numbers(frames: np.ndarray, step: int = 4) -> list[int]:
     """The frame numbers of decoded `grey_ramp` frames [K, H, W, 3] (any order of the last three axes)."""
     levels = frames.reshape(len(frames), -1).mean(axis=1)
     return np.rint((levels - 16) / step).astype(int).tolist()
+
+
+def write_damaged_video(path: Path) -> int:
+    """A video of 60 frames with a few bytes wrong in its middle, where FFmpeg notices; gives the number of the frame
+    that it marks."""
+    blocks = noise(60)[:, :8, :8].repeat(8, axis=1).repeat(8, axis=2)
+    whole = write_video(path, blocks).read_bytes()
+    for place in range(len(whole) // 2, len(whole)):
+        path.write_bytes(whole[:place] + bytes(16) + whole[place + 16 :])
+        with av.open(str(path)) as container:
+            marks = [frame.is_corrupt for frame in container.decode(video=0)]
+        if marks.count(True) == 1 and len(marks) == 60:
+            return marks.index(True)
+    raise AssertionError("FFmpeg marks no damage")

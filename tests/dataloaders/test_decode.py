@@ -19,7 +19,7 @@ from dataloaders.cache import FrameCache
 from dataloaders.decode import MAX_SHORTFALL, VideoError, decoder_version, read_frames
 from dataloaders.samples import FrameReader
 from preprocess.check_videos import check
-from tests.videos import cut, frame_numbers, grey_ramp, noise, write_video
+from tests.videos import cut, frame_numbers, grey_ramp, noise, write_damaged_video, write_video
 
 
 def every_frame(n_frames: int, fps: float) -> range:
@@ -168,16 +168,9 @@ def test_the_frame_that_a_file_ends_in_is_left_out(tmp_path):
 
 @pytest.fixture(scope="module")
 def damaged(tmp_path_factory) -> tuple[Path, int]:
-    """A video with a few bytes wrong in its middle, where FFmpeg notices, and the number of the frame that it marks."""
-    blocks = noise(60)[:, :8, :8].repeat(8, axis=1).repeat(8, axis=2)
-    path = write_video(tmp_path_factory.mktemp("damaged") / "a.mp4", blocks)
-    whole = path.read_bytes()
-    for place in range(len(whole) // 2, len(whole)):
-        path.write_bytes(whole[:place] + bytes(16) + whole[place + 16 :])
-        marks = [frame.is_corrupt for frame in av.open(str(path)).decode(video=0)]
-        if marks.count(True) == 1 and len(marks) == 60:
-            return path, marks.index(True)
-    pytest.fail("FFmpeg marks no damage")
+    """A damaged video and the number of the frame that FFmpeg marks."""
+    path = tmp_path_factory.mktemp("damaged") / "a.mp4"
+    return path, write_damaged_video(path)
 
 
 @pytest.fixture(scope="module")

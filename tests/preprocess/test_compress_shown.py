@@ -12,7 +12,7 @@ import pytest
 
 from dataloaders.decode import read_frames
 from preprocess.compress_video import Encoding, find_ffmpeg, main
-from tests.videos import grey_ramp, write_video
+from tests.videos import grey_ramp, write_damaged_video, write_video
 
 try:
     FFMPEG = find_ffmpeg()
@@ -254,3 +254,11 @@ def test_an_ffmpeg_that_does_not_mirror_is_too_old(tmp_path, monkeypatch, versio
         monkeypatch.setitem(sys.modules, "imageio_ffmpeg", None)
         with pytest.raises(FileNotFoundError, match="no ffmpeg from version 5 on with libx264"):
             find_ffmpeg()
+
+
+def test_a_frame_that_ffmpeg_makes_up_is_not_hidden_in_a_copy(source, output, capsys):
+    number = write_damaged_video(source / "a.mp4")
+    write_video(source / "b.mp4", corners())
+    assert compress(source, output) == 1
+    assert sorted(path.name for path in output.glob("*.mp4")) == ["b.mp4"]
+    assert f"a.mp4 is damaged: its frame {number}, at" in capsys.readouterr().err
