@@ -43,9 +43,11 @@ FIX = "save its state_dict() with torch.save or as .safetensors and pass that fi
 
 def is_archive(path: Path) -> bool:
     """Whether a file is a TorchScript archive whose table of contents can be read."""
-    if not path.is_file() or not zipfile.is_zipfile(path):
+    if not path.is_file():
         return False
     try:
+        if not zipfile.is_zipfile(path):
+            return False
         with zipfile.ZipFile(path) as archive:
             return any(name.endswith("/constants.pkl") for name in archive.namelist())
     except (zipfile.BadZipFile, ValueError, NotImplementedError):

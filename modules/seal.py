@@ -76,9 +76,9 @@ def damaged_entry(path: Path) -> str | None:
 
 def check_archive(path: Path) -> None:
     """Raises DamagedFileError if a checksum in what torch saved is wrong; nothing for a file that is no zip archive."""
-    if not zipfile.is_zipfile(path):
-        return
     try:
+        if not zipfile.is_zipfile(path):
+            return
         damaged = damaged_entry(path)
     except (zipfile.BadZipFile, zlib.error, EOFError, ValueError, NotImplementedError, RuntimeError) as error:
         raise DamagedFileError(f"{path}: is damaged ({error}); download it again, or restore it from a copy") from error

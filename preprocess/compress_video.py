@@ -40,10 +40,10 @@ from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from dataloaders.decode import read_frames
+from dataloaders.orientation import MAX_PIXEL_ASPECT
 from dataloaders.quoting import shorten
 from dataloaders.stated_size import is_cut, stated_size
 from dataloaders.video_file import DamagedVideoError, VideoError, open_video
-from engine.flags import finite_float
 from preprocess.compress_plan import SHOWN_FILES, name_passed_over, plan
 from preprocess.shards import default_jobs, exit_code, parse_shard, wait_for_other_ranks
 
@@ -71,9 +71,10 @@ class Encoding:
     def flags(self) -> list[str]:
         """ffmpeg's flags for the output."""
         # The long side is the even number that keeps best the shape in which the picture is shown; sar is the width of
-        # a pixel over its height, 1 where the file does not say.
-        long_side = f"2*round({self.short_side}/2*max(iw*sar/ih,ih/(iw*sar)))"
-        is_wide = "gt(iw*sar,ih)"
+        # a pixel over its height, 1 where the file does not say. The reader takes absurd ones for 1 too.
+        sar = f"if(between(sar,1/{MAX_PIXEL_ASPECT},{MAX_PIXEL_ASPECT}),sar,1)"
+        long_side = f"2*round({self.short_side}/2*max(iw*{sar}/ih,ih/(iw*{sar})))"
+        is_wide = f"gt(iw*{sar},ih)"
         width, height = f"if({is_wide},{long_side},{self.short_side})", f"if({is_wide},{self.short_side},{long_side})"
         filters = [f"scale='{width}':'{height}'", "setsar=1", "format=yuv420p"]
         rate = ["-r", f"{self.fps:g}"]
@@ -343,16 +344,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description="Re-encode a folder of videos: few frames a second, small, no sound.")
     parser.add_argument("--input_root", type=Path, required=True, help="folder with the videos, in folders or not")
     parser.add_argument("--output_root", type=Path, required=True, help="folder to make, outside the input folder")
-    parser.add_argument("--fps", type=finite_float, default=3.0, help="frames a second")
+    parser.add_argument("--fps", type=float, default=3.0, help="frames a second")
     parser.add_argument("--short_side", type=int, default=224, help="pixels of the shorter side; even")
     parser.add_argument(
         "--rate_control", choices=("r", "filter"), default="r",
         help="r: ffmpeg's -r, as published (the first frames lie close together); filter: its fps filter (evenly)",
     )  # fmt: skip
     parser.add_argument("--fast_decode", action="store_true", help="files that decode in less than half the time")
-    parser.add_argument(
-        "--max_shortfall", type=finite_float, default=0.05, help="part of a video's length that may be lost"
-    )
+    parser.add_argument("--max_shortfall", type=float, default=0.05, help="part of a video's length that may be lost")
     parser.add_argument("--jobs", type=int, help="videos at a time; by default one for each processor")
     parser.add_argument("--shard", help="i/n: the i-th of n shares, counted from 0; by default torchrun's rank")
     return exit_code(lambda: run(parser.parse_args(argv)), "run the same command again to go on.")

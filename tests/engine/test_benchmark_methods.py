@@ -198,7 +198,8 @@ def test_the_whole_command_compiled(data, tmp_path, capsys, monkeypatch, one_pro
 def test_without_a_compiler_one_sentence_says_so(data, capsys, monkeypatch, one_process):
     monkeypatch.setattr(benchmark_methods, "compiler_error", lambda device: ValueError("--compile needs a compiler"))
     monkeypatch.setattr(benchmark_methods, "measure_ceilings", lambda *_: Ceilings({"fp32": 1.0}, {"fp32": 128}, 1.0))
-    flags = ["--only", "vpt", "--pretrained_clip_name", str(data.clip), "--precision", "fp32", "--compile"]
+    sizes = ["--pretrained_clip_name", str(data.clip), "--max_words", "8", "--precision", "fp32"]
+    flags = ["--only", "vpt", *sizes, "--compile"]
     assert main(flags) == 2
     assert capsys.readouterr().err.endswith("error: --compile needs a compiler\n")
 

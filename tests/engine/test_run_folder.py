@@ -132,4 +132,4 @@ def test_never_two_at_once_while_others_come_and_go(tmp_path):
 def test_a_folder_that_cannot_be(tmp_path, small_data, capsys):
     (tmp_path / "file").touch()
     assert main(["--do_eval", *small_data.flags(), "--output_dir", str(tmp_path / "file" / "run")]) == 2
-    assert "could not be written (Not a directory)" in capsys.readouterr().err
+    assert "file is a file and not a folder; name another place" in capsys.readouterr().err
