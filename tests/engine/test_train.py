@@ -85,10 +85,11 @@ def assert_same_weights(first: Path, second: Path, **tolerance: float) -> None:
     [
         pytest.param("clip4clip", [], ALL_RUNS, marks=pytest.mark.slow),
         ("stop", [], ALL_RUNS),
-        (
+        pytest.param(
             "stop",
             ["--same_video", "positives", "--batch_size", "8", "--epochs", "5", "--lr", "1e-4"],
             {name: ALL_RUNS[name] for name in ("1 x 1", "2 x 2")},
+            marks=pytest.mark.slow,
         ),
     ],
     ids=["clip4clip", "stop", "same video"],
@@ -667,7 +668,10 @@ def test_without_a_compiler_one_sentence_says_so(small_data, tmp_path):
     assert "no_such_compiler" in last
 
 
-@pytest.mark.parametrize(("what", "video"), [("--do_train", "video3.mp4"), ("--do_eval", "video12.mp4")])
+@pytest.mark.parametrize(
+    ("what", "video"),
+    [("--do_train", "video3.mp4"), pytest.param("--do_eval", "video12.mp4", marks=pytest.mark.slow)],
+)
 def test_a_broken_video_on_one_process_stops_all(small_data, tmp_path, what, video):
     """The other process does not wait for it, and the file is named."""
     videos = tmp_path / "videos"
@@ -701,7 +705,7 @@ def wait_for_step(output: Path, step: int, process: subprocess.Popen) -> None:
 
 
 @pytest.mark.skipif(not Path("/proc").is_dir(), reason="finds the processes in /proc")
-@pytest.mark.parametrize("restarts", [0, 2])
+@pytest.mark.parametrize("restarts", [0, pytest.param(2, marks=pytest.mark.slow)])
 def test_one_process_is_killed(small_data, tmp_path, restarts):
     """torchrun ends the job, or starts it again and it goes on from its resume point; it never hangs."""
     more = [*METHODS["clip4clip"], "--save_every", "1", "--resume", "auto", "--epochs", "20"]

@@ -118,7 +118,9 @@ def test_wrong_commands(data, flags, message, capsys, tmp_path, monkeypatch):
     assert not (tmp_path / "c").exists()
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+@pytest.mark.parametrize(
+    "number", [pytest.param(signal.SIGINT, marks=pytest.mark.slow), signal.SIGTERM, signal.SIGKILL]
+)
 def test_interrupted_and_started_again_it_makes_the_same_files(data, tmp_path, number):
     for n in range(6):  # longer ones, so that the signal comes while they are read
         count = 60 if n < 5 else 300
