@@ -93,7 +93,9 @@ def survey(
     size = path.stat().st_size
     tick = float(stream.time_base or 0)
     seconds = stream.duration * tick if stream.duration else (container.duration or 0) / av.time_base
-    # A frame takes at least a byte of the file: more than that is no count to believe.
+    # A frame takes at least a byte of the file: more than that is no count to believe, nor the length that an AVI makes
+    # of it, which was written as a stream that was not known to end.
+    seconds = 0.0 if stream.frames > size else seconds
     counted, lasting = (round(n) if 0 < n <= size else 0 for n in (stream.frames, seconds * rate))
     index = stream.index_entries
     if counted and len(index) == counted and lasting <= counted + 1:

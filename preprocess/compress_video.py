@@ -229,6 +229,8 @@ def last_frame_starts(path: Path) -> float | None:
 
 
 def find_ffmpeg() -> str:
+        if stream.frames > path.stat().st_size:  # an AVI that was not known to end: its length is made of that number
+            return None
     """The system's ffmpeg, or that of the package imageio-ffmpeg; FileNotFoundError where neither writes h264 or they
     are too old."""
     candidates = [shutil.which("ffmpeg")]
