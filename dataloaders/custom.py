@@ -9,16 +9,17 @@ overlap, unless --allow_overlap is passed. Lines with the same path, start and e
 caption with a comma in it is quoted in a csv file; one with a line break in it fits into a jsonl file alone.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from dataloaders.csv_lists import columns_of, read_csv
-from dataloaders.files import check_split, find_listed_files, read_text
+from dataloaders.files import check_split, find_listed_files, log, read_text
 from dataloaders.json_files import is_text, number, parse_json
-from dataloaders.quoting import quoted
+from dataloaders.quoting import quoted, some
 from dataloaders.samples import Sample
 
+FIELDS = ("path", "caption", "start", "end", "split")
 SPLITS = ("train", "val", "test")  # what the field `split` may say
 
 
@@ -31,7 +32,9 @@ def read_split(split: str, *, features_path: Path, train_csv: Path, val_csv: Pat
     path, flag = (train_csv, "--train_csv") if split == "train" else (val_csv, "--val_csv")
     rows = _jsonl_rows if path.suffix == ".jsonl" else _csv_rows
     captions: dict[tuple[str, float | None, float | None], list[str]] = {}
+    others: dict[str, None] = {}  # names that are no field's, in order
     for line, row in rows(f"{flag} {path}", read_text(path, flag)):
+        others |= dict.fromkeys(name for name in row if name not in FIELDS)
         try:
             if row.get("split") not in (None, "") and _split(row) != split:
                 continue
@@ -39,6 +42,7 @@ def read_split(split: str, *, features_path: Path, train_csv: Path, val_csv: Pat
             captions.setdefault(clip, []).append(_text(row, "caption"))
         except ValueError as error:
             raise ValueError(f"{flag} {path}, line {line}: {error}; correct the line.") from error
+    _note_others(list(others), f"{flag} {path}")
     if not captions:
         raise ValueError(f"{flag} {path} lists no video of the split {split!r}: add some, or pass another file.")
     names = list(dict.fromkeys(name for name, _, _ in captions))
@@ -47,6 +51,15 @@ def read_split(split: str, *, features_path: Path, train_csv: Path, val_csv: Pat
         Sample(_video_id(name, start, end), paths[name], tuple(texts), start, end, path)
         for (name, start, end), texts in captions.items()
     ]
+
+
+def _note_others(names: Sequence[str], where: str) -> None:
+    """Say which names are not used; ValueError for one that seems to be meant for a field, such as `Start`."""
+    for name in names:
+        if (field := name.strip().lower()) in FIELDS:
+            raise ValueError(f"{where} has {quoted(name)}, which would not be used: write it as {field!r}.")
+    if used_for_nothing := [name for name in names if name]:
+        log.info("attention: %s has %s, not used; the fields are %s", where, some(used_for_nothing), ", ".join(FIELDS))
 
 
 def _csv_rows(name: str, text: str) -> Iterator[tuple[int, Mapping[str, Any]]]:

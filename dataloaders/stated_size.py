@@ -43,12 +43,15 @@ def is_cut(path: Path, stream: av.VideoStream) -> bool:
 
 
 def _riff(file: BinaryIO, size: int) -> int:
-    """An AVI of more than a gigabyte has several RIFF chunks. Until it is finished, the size in the last one is 0."""
+    """An AVI of more than a gigabyte has several RIFF chunks. Until it is finished, the size in the last one is 0; in a
+    stream that was not known to end it is the largest number."""
     end = 0
     while end < size:
         file.seek(end)
         header = file.read(8)
-        if header[:4] != b"RIFF" or len(header) < 8 or not (length := struct.unpack("<I", header[4:])[0]):
+        if header[:4] != b"RIFF" or len(header) < 8:
+            break
+        if (length := struct.unpack("<I", header[4:])[0]) in (0, 0xFFFFFFFF):
             break
         end += 8 + length
     return end

@@ -93,7 +93,9 @@ def survey(
     size = path.stat().st_size
     tick = float(stream.time_base or 0)
     seconds = stream.duration * tick if stream.duration else (container.duration or 0) / av.time_base
-    # A frame takes at least a byte of the file: more than that is no count to believe.
+    # A frame takes at least a byte of the file: more than that is no count to believe, nor the length that an AVI makes
+    # of it, which was written as a stream that was not known to end.
+    seconds = 0.0 if stream.frames > size else seconds
     counted, lasting = (round(n) if 0 < n <= size else 0 for n in (stream.frames, seconds * rate))
     index = stream.index_entries
     if counted and len(index) == counted and lasting <= counted + 1:
@@ -101,7 +103,7 @@ def survey(
         hidden = 0 if lasting == counted else sum(entry.is_discard for entry in index)
         if hidden < counted and not (timed and (hidden or not _has_constant_index(stream, rate))):
             n_frames = counted - hidden
-            return VideoFacts(n_frames, rate, _offset(container, stream, rate), promised=n_frames)
+            return VideoFacts(n_frames, rate, picture_offset(container, stream, rate), promised=n_frames)
 
     packets = _list_packets(path)
     if packets.times is None:  # a bare stream, of which nothing is known but its pictures
@@ -110,7 +112,7 @@ def survey(
     guess = times if len(times) < packets.count else None
     rate = _right_rate(times, tick, seconds if stream.duration else 0.0, rate)
     ends = times[-1] + (packets.durations[-1] or (1 / rate if rate else 0))
-    offset = _offset(container, stream, rate, times[0])
+    offset = picture_offset(container, stream, rate, times[0])
 
     promised = len(times)
     if seconds == 0 and (whole := stated_size(path, stream)) > size:  # FFmpeg leaves out the length of a cut ASF
@@ -142,7 +144,7 @@ def _right_rate(times: np.ndarray, tick: float, seconds: float, rate: float) -> 
     return float(next((near for near in usual if near and _is_constant(times, near, tick)), mean))
 
 
-def _offset(container: InputContainer, stream: av.VideoStream, rate: float, first: float | None = None) -> float:
+def picture_offset(container: InputContainer, stream: av.VideoStream, rate: float, first: float | None = None) -> float:
     """Seconds from the file's start to the first frame, shown at `first` on the stream's clock."""
     if first is None:
         first = float((stream.start_time or 0) * (stream.time_base or 0))

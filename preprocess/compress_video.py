@@ -4,7 +4,9 @@
 
 writes, for every video under the input folder, an h264 file of the same relative name, ending .mp4, without sound:
 3 frames a second, the short side 224 pixels, as it is shown: turned and mirrored as the file asks, and in square
-pixels. Lists that call a video x.avi find x.mp4. Hidden files and folders are left out, links to folders are followed;
+pixels. Seconds count as before: where the picture begins later than the sound, --rate_control r fills the gap with its
+first frame as ffmpeg's -r does, and filter puts a moment of silence before it. Lists that call a video x.avi find
+x.mp4. Hidden files and folders are left out, links to folders are followed;
 files without a video's extension are passed over and named. The output folder also gets
 
     settings.json   what the files were made with; a run with other settings is refused
@@ -43,12 +45,14 @@ from dataloaders.decode import read_frames
 from dataloaders.orientation import MAX_PIXEL_ASPECT
 from dataloaders.quoting import shorten
 from dataloaders.stated_size import is_cut, stated_size
+from dataloaders.video_facts import picture_offset
 from dataloaders.video_file import DamagedVideoError, VideoError, open_video
 from preprocess.compress_plan import SHOWN_FILES, name_passed_over, plan
 from preprocess.shards import default_jobs, exit_code, parse_shard, wait_for_other_ranks
 
 PARTIAL = ".partial"
 MIN_ALLOWANCE = 0.5  # seconds: containers state lengths that are off by a few frames
+MAX_DELAY = 60.0  # seconds from the sound to the picture: more is a broken clock, and not to be filled with frames
 MIN_LIBAVFILTER = 8  # of ffmpeg 5.0, the first that mirrors what a file asks to be mirrored
 COVERS = Disposition.attached_pic | Disposition.timed_thumbnails | Disposition.still_image
 
@@ -68,8 +72,8 @@ class Encoding:
         if not 16 <= self.short_side <= 4096 or self.short_side % 2:
             raise ValueError(f"--short_side must be even and in 16..4096, not {self.short_side}.")
 
-    def flags(self) -> list[str]:
-        """ffmpeg's flags for the output."""
+    def flags(self, late: float = 0.0) -> list[str]:
+        """ffmpeg's flags for the output of a picture that begins `late` seconds after the file does."""
         # The long side is the even number that keeps best the shape in which the picture is shown; sar is the width of
         # a pixel over its height, 1 where the file does not say. The reader takes absurd ones for 1 too.
         sar = f"if(between(sar,1/{MAX_PIXEL_ASPECT},{MAX_PIXEL_ASPECT}),sar,1)"
@@ -81,6 +85,8 @@ class Encoding:
         if self.rate_control == "filter":
             filters.insert(0, f"fps={self.fps:g}")
             rate = []
+        if late:
+            filters.insert(0, f"setpts=PTS-STARTPTS+{late:.6f}/TB")
         fast = ["-tune", "fastdecode", "-bf", "0", "-g", "12"] if self.fast_decode else []
         # One thread: the videos already run in parallel, and the bytes of an h264 file depend on the number of threads.
         return ["-vf", ",".join(filters), *rate, "-c:v", "libx264", *fast, "-threads", "1"]
@@ -121,21 +127,29 @@ class Compressor:
         return True
 
     def _is_there(self, output: Path, source: Path, seconds: float | None) -> bool:
-        """Whether `output` was made of this version of `source`, is whole and in square pixels, as it once was not."""
+        """Whether `output` was made of this version of `source`, is whole, in square pixels and begins when the source
+        does, as it once did not."""
         if not output.exists() or output.stat().st_mtime_ns < source.stat().st_mtime_ns:
             return False
-        return self._shortfall(seconds, output, source) is None and has_square_pixels(output)
+        if self._shortfall(seconds, output, source) is not None or not has_square_pixels(output):
+            return False
+        if self.encoding.rate_control == "r":
+            return True
+        return abs(picture_begins(output) - picture_begins(source)) < 1.5 / self.encoding.fps
 
     def _encode(self, source: Path, partial: Path) -> None:
         with open_video(source) as (container, stream):
             demuxer = container.format.name.partition(",")[0]
             videos = [video for video in container.streams.video if not video.disposition & COVERS]
             number = [video.index for video in videos].index(stream.index)
+        late = picture_begins(source)
         # Absolute paths, because ffmpeg takes a name that starts with "-" for a flag and "a:b" for a protocol. The
         # stream that training would read is all that goes in; it turns and mirrors by itself.
         command = [self.ffmpeg, "-nostdin", "-v", "error", "-threads", "1", "-protocol_whitelist", "file"]
-        command += ["-f", demuxer, "-i", str(source.absolute()), "-map", f"0:V:{number}"]
-        command += ["-map_metadata", "-1", "-map_chapters", "-1", *self.encoding.flags()]
+        command += ["-f", demuxer, "-i", str(source.absolute())]
+        if late and self.encoding.rate_control == "filter":
+            command += ["-f", "lavfi", "-t", "0.1", "-i", "anullsrc=r=8000:cl=mono", "-map", "1:a", "-c:a", "aac"]
+        command += ["-map", f"0:V:{number}", "-map_metadata", "-1", "-map_chapters", "-1", *self.encoding.flags(late)]
         command += ["-f", "mp4", "-y", str(partial.absolute())]
         # A session of its own: Ctrl-C would make ffmpeg finish a short file, here it is killed instead.
         with subprocess.Popen(command, start_new_session=True, stderr=subprocess.PIPE) as process:
@@ -194,6 +208,14 @@ def check_damage(source: Path) -> None:
         pass
 
 
+def picture_begins(path: Path) -> float:
+    """Seconds from the start of a file, where its sound may begin, to its picture; 0 for less than a frame and for
+    what is no delay."""
+    with open_video(path) as (container, stream):
+        late = picture_offset(container, stream, float(stream.average_rate or stream.guessed_rate or 0))
+    return late if late <= MAX_DELAY else 0.0
+
+
 def has_square_pixels(path: Path) -> bool:
     """Whether a file is shown as its pixels lie, to less than two of them."""
     with open_video(path) as (_, stream):
@@ -208,6 +230,8 @@ def video_seconds(path: Path) -> float | None:
     cannot be opened as a video.
     """
     with open_video(path) as (container, stream):
+        if stream.frames > path.stat().st_size:  # an AVI that was not known to end: its length is made of that number
+            return None
         lengths = [float(stream.duration * stream.time_base)] if stream.duration and stream.time_base else []
         lengths += [container.duration / av.time_base] if container.duration else []
         if clock := re.fullmatch(r"(\d+):(\d+):(\d+\.?\d*)", stream.metadata.get("DURATION", "")):  # Matroska's way

@@ -127,3 +127,25 @@ def test_broken_lists(read, tmp_path):
     broken = functools.partial(read, "train", train_csv=path, val_csv=path)
     assert_one_sentence(broken, ValueError, "--train_csv", "line 1: not valid JSON")
     assert_one_sentence(lambda: read("val", train_csv=path, val_csv=path), ValueError, "no split 'val'")
+
+
+@pytest.mark.parametrize("name", ["Start", "SPLIT", " end"])
+def test_a_field_that_is_misspelt_is_not_left_out(read, tmp_path, name):
+    csv_list, jsonl = tmp_path / "list.csv", tmp_path / "list.jsonl"
+    write_lines(csv_list, [f"path,caption,{name}", "a.mp4,a dog,1"])
+    with_it = json.dumps({"path": "a.mp4", "caption": "a dog", name: "1"})
+    write_lines(jsonl, ['{"path": "a.mp4", "caption": "a cat"}', with_it])
+    lists = [jsonl] if name != name.strip() else [csv_list, jsonl]  # a csv's columns are read without such space
+    for path in lists:
+        wrong = functools.partial(read, "train", train_csv=path, val_csv=path)
+        assert_one_sentence(wrong, ValueError, str(path), repr(name), repr(name.strip().lower()))
+
+
+def test_fields_that_are_not_used_are_named(read, tmp_path, caplog):
+    path = tmp_path / "list.csv"
+    write_lines(path, ["path,caption,begin,", "a.mp4,a dog,1,"])
+    with caplog.at_level("INFO", "stop"):
+        assert len(read("train", train_csv=path, val_csv=path)) == 1
+    assert [record.getMessage() for record in caplog.records] == [
+        f"attention: --train_csv {path} has begin, not used; the fields are path, caption, start, end, split"
+    ]

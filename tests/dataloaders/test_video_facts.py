@@ -88,6 +88,13 @@ def sound_goes_on_in_flv(folder: Path) -> Path:
     return folder / "a.flv"
 
 
+def avi_as_a_stream(folder: Path) -> Path:
+    """Its size and its number of frames were not known when its header was written, which states the largest."""
+    first = write(folder / "first.avi", moving(30), *MPEG4)
+    (folder / "a.avi").write_bytes(ffmpeg("-i", first, "-c", "copy", "-f", "avi", "pipe:1"))
+    return folder / "a.avi"
+
+
 WHOLE = {
     "dropped frames in webm": (dropped("a.webm", *VP8), 36),
     "dropped frames in mkv": (dropped("a.mkv", *X264), 36),
@@ -95,6 +102,7 @@ WHOLE = {
     "dropped frames in ts": (dropped("a.ts", *X264), 36),
     "dropped frames in mp4": (dropped("a.mp4", *X264), 36),
     "empty slots in avi": (avi_with_empty_slots, 30),
+    "avi as a stream": (avi_as_a_stream, 30),
     "rate of the stream": (rate_from_the_stream, 30),
     "no rate": (no_rate, 17),
     "edit list": (edit_list, 35),
