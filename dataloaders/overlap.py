@@ -14,8 +14,8 @@ Window = tuple[float, float]  # of time, in seconds
 def shared_videos(training: Sequence[Sample], test: Sequence[Sample]) -> list[Sample]:
     """The test videos of which some part is in a training video: those of one file whose windows of time overlap.
 
-    Files are told apart by their paths, whether or not they are there. Two parts of a file that only meet share
-    nothing.
+    Files are told apart by where their paths lead, whether or not they are there. Two parts of a file that only meet
+    share nothing.
     """
     windows: defaultdict[str, list[Window]] = defaultdict(list)
     for sample in training:
@@ -34,7 +34,7 @@ def shared_videos(training: Sequence[Sample], test: Sequence[Sample]) -> list[Sa
 
 
 def _file(sample: Sample) -> str:
-    return os.path.normpath(sample.path)
+    return os.path.realpath(sample.path)
 
 
 def _window(sample: Sample) -> Window:

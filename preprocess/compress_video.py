@@ -4,10 +4,9 @@
 
 writes, for every video under the input folder, an h264 file of the same relative name, ending .mp4, without sound:
 3 frames a second, the short side 224 pixels, as it is shown: turned and mirrored as the file asks, and in square
-pixels. Seconds count as before: where the picture begins later than the sound, --rate_control r fills the gap with its
-first frame as ffmpeg's -r does, and filter puts a moment of silence before it. Lists that call a video x.avi find
-x.mp4. Hidden files and folders are left out, links to folders are followed;
-files without a video's extension are passed over and named. The output folder also gets
+pixels. Seconds count as before: where the picture begins later than the sound, its first frame fills the gap. Lists
+that call a video x.avi find x.mp4. Hidden files and folders are left out, links to folders are followed; files without
+a video's extension are passed over and named. The output folder also gets
 
     settings.json   what the files were made with; a run with other settings is refused
     failed.txt      path and reason of every video that failed, if one did (failed_0_of_4.txt for --shard 0/4)
@@ -83,7 +82,7 @@ class Encoding:
         filters = [f"scale='{width}':'{height}'", "setsar=1", "format=yuv420p"]
         rate = ["-r", f"{self.fps:g}"]
         if self.rate_control == "filter":
-            filters.insert(0, f"fps={self.fps:g}")
+            filters.insert(0, f"fps={self.fps:g}" + (":start_time=0" if late else ""))
             rate = []
         if late:
             filters.insert(0, f"setpts=PTS-STARTPTS+{late:.6f}/TB")
@@ -127,15 +126,10 @@ class Compressor:
         return True
 
     def _is_there(self, output: Path, source: Path, seconds: float | None) -> bool:
-        """Whether `output` was made of this version of `source`, is whole, in square pixels and begins when the source
-        does, as it once did not."""
+        """Whether `output` was made of this version of `source`, is whole and in square pixels, as it once was not."""
         if not output.exists() or output.stat().st_mtime_ns < source.stat().st_mtime_ns:
             return False
-        if self._shortfall(seconds, output, source) is not None or not has_square_pixels(output):
-            return False
-        if self.encoding.rate_control == "r":
-            return True
-        return abs(picture_begins(output) - picture_begins(source)) < 1.5 / self.encoding.fps
+        return self._shortfall(seconds, output, source) is None and has_square_pixels(output)
 
     def _encode(self, source: Path, partial: Path) -> None:
         with open_video(source) as (container, stream):
@@ -146,10 +140,8 @@ class Compressor:
         # Absolute paths, because ffmpeg takes a name that starts with "-" for a flag and "a:b" for a protocol. The
         # stream that training would read is all that goes in; it turns and mirrors by itself.
         command = [self.ffmpeg, "-nostdin", "-v", "error", "-threads", "1", "-protocol_whitelist", "file"]
-        command += ["-f", demuxer, "-i", str(source.absolute())]
-        if late and self.encoding.rate_control == "filter":
-            command += ["-f", "lavfi", "-t", "0.1", "-i", "anullsrc=r=8000:cl=mono", "-map", "1:a", "-c:a", "aac"]
-        command += ["-map", f"0:V:{number}", "-map_metadata", "-1", "-map_chapters", "-1", *self.encoding.flags(late)]
+        command += ["-f", demuxer, "-i", str(source.absolute()), "-map", f"0:V:{number}"]
+        command += ["-map_metadata", "-1", "-map_chapters", "-1", *self.encoding.flags(late)]
         command += ["-f", "mp4", "-y", str(partial.absolute())]
         # A session of its own: Ctrl-C would make ffmpeg finish a short file, here it is killed instead.
         with subprocess.Popen(command, start_new_session=True, stderr=subprocess.PIPE) as process:

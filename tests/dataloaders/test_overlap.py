@@ -60,3 +60,9 @@ def test_published_lists_share_no_video(reference):
     for name, training in videos.items():
         assert len(training) == EXPECTED[name][0]
         assert shared_videos(training, test) == []
+
+
+def test_a_link_to_a_file_is_that_file(tmp_path):
+    (tmp_path / "a.mp4").touch()
+    (tmp_path / "link.mp4").symlink_to("a.mp4")
+    assert shared_videos([sample(str(tmp_path / "a.mp4"))], [sample(str(tmp_path / "link.mp4"))])
