@@ -70,6 +70,8 @@ def check_places(config: Config, process: Process) -> None:
     error = None
     if process.is_main:
         try:
+            if not config.run.output_dir:  # of a variable that was not set; the files would lie among the project's
+                raise ValueError("--output_dir is empty: name a folder, or leave it out for runs/default")
             check_folder("--output_dir", Path(config.run.output_dir))
             if config.run.results_csv:
                 results_csv = Path(config.run.results_csv)

@@ -92,12 +92,19 @@ def test_the_columns_are_known_before(small_data, tmp_path, capsys, number):
     written = results.read_text()
     for other, kind in enumerate(kinds):
         if other != number:
-            assert "has other columns than this run's row" in error_of(capsys, *flags, *kind)
+            message = error_of(capsys, *flags, *kind)
+            assert "has other columns than this run's row" in message
+            assert "twice" not in message
     assert results.read_text() == written
     results.write_text(written.rstrip("\r\n"))  # as some editors save it
     assert main([*flags, *kinds[number]]) == 0
     first, second = csv.DictReader(results.open())
     assert first == second
+
+
+def test_an_empty_folder_name_is_none(small_data, capsys):
+    message = error_of(capsys, "--do_eval", *small_data.flags(), "--output_dir", "")
+    assert message.startswith("--output_dir is empty: name a folder")
 
 
 # What needs the model.
