@@ -261,7 +261,7 @@ def test_twins_of_nobody(small_data, tmp_path, capsys):
     assert message.startswith(f"--twins_csv {twins}: no test video that is used has a twin there")
 
 
-# What only the first step shows.
+# What the first step would show, after the folder was written to.
 
 
 def one_frame(small_data: SmallData, output: Path) -> list[str]:
@@ -270,13 +270,17 @@ def one_frame(small_data: SmallData, output: Path) -> list[str]:
 
 def test_parameters_without_a_part_in_the_loss(small_data, tmp_path, capsys):
     """One frame has no gap for temporal prompts; without these a training goes on."""
+    (tmp_path / "config.json").write_text("of an earlier run")
+    (tmp_path / "resume").mkdir()
+    (tmp_path / "resume/step_00000001.pt").touch()
     message = error_of(capsys, *one_frame(small_data, tmp_path))
     assert message == (
         "34 of the 57 trained tensors have no part in the loss of clips of 1 frame and cannot learn: inter.0.slots, "
         "inter.0.dynamics.conv.weight, inter.0.prompter.down.weight and 31 more; pass --max_frames 2 or more, or "
         "switch the part of the method that they belong to off"
     )
-    assert not list(tmp_path.rglob("*.safetensors"))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["config.json", "resume"]
+    assert (tmp_path / "config.json").read_text() == "of an earlier run"
     assert main([*one_frame(small_data, tmp_path), "--no-use_inter"]) == 0
 
 
