@@ -135,6 +135,7 @@ class RetrievalRun:
     def check_training(self) -> None:
         """What can be said about a training before any video is read; raises as `train` would later."""
         preflight.check_trainable(self.method, self.config.model.method)
+        preflight.check_reached(self.method, self.config.data.max_frames, self.config.data.max_words)
         pairs, _ = self.splits.training_pairs(self.splits.listed("train"))
         deal_batches(pairs, self.config.optim, self.process, self.config.run.seed)
 

@@ -7,7 +7,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Annotated, Any, Literal, NoReturn, TypeVar, get_args, get_origin, get_type_hints
 
-from dataloaders.quoting import shorten
+from dataloaders.quoting import quoted, shorten
 from engine.checkpoint import read_header
 from engine.config import SECTIONS, Config
 from engine.errors import explained, one_sentence
@@ -69,7 +69,24 @@ def settings_of_checkpoint(argv: Sequence[str] | None) -> dict[str, Any]:
         return {}
     of_the_run = {item.name for item in fields(SECTIONS["run"])} | {"init_model"}
     settings = read_header(Path(known.init_model)).settings
+    _check_kinds(known.init_model, settings)
     return {name: value for name, value in settings.items() if name not in of_the_run}
+
+
+def _check_kinds(path: str, settings: Mapping[str, Any]) -> None:
+    """Whether each setting in a checkpoint's header is of its flag's kind; ValueError if another program wrote it."""
+    hints = [get_type_hints(section) for section in SECTIONS.values()]  # Annotated[int, ...] is int here
+    kinds = {name: kind for section in hints for name, kind in section.items()}
+    method = settings.get("method")
+    if isinstance(method, str) and method in METHODS:
+        kinds |= {option.name: option.type for option in method_options(METHODS[method])}
+    for name, value in settings.items():
+        kind = kinds.get(name)
+        if kind in (bool, int, float, str) and type(value) not in ((int, float) if kind is float else (kind,)):
+            raise ValueError(
+                f"{path}: is no whole checkpoint of this project (its setting {name} is {quoted(value)} and no "
+                f"{kind.__name__}); pass one as training wrote it"
+            )
 
 
 def parse_settings(settings: type[Settings], argv: Sequence[str] | None = None) -> Settings:

@@ -240,10 +240,10 @@ def check_columns(path: Path, columns: Iterable[str]) -> None:
     columns = list(columns)
     if sorted(there) != sorted(columns):
         lacks = [f"lacks {name!r}" for name in columns if name not in there]
-        more = [f"has {shorten(name, 40)!r} beside them" for name in there if name not in columns] or ["has one twice"]
+        more = [f"has {shorten(name, 40)!r} beside them" for name in there if name not in columns]
+        faults = lacks + more or ["has one twice"]
         raise ValueError(
-            f"{path}: has other columns than this run's row (it {', '.join((lacks + more)[:3])}); pass another "
-            "--results_csv"
+            f"{path}: has other columns than this run's row (it {', '.join(faults[:3])}); pass another --results_csv"
         )
 
 

@@ -14,8 +14,10 @@ from engine.config import Config
 from engine.distributed import Process
 from engine.evaluate import QueryBank, all_metrics, flat_metrics
 from engine.flags import check_file, check_folder
+from engine.gradients import unreached
 from engine.logger import check_columns, log, provenance
 from modules.clip import CLIP
+from modules.losses import symmetric_info_nce
 from modules.methods import Method
 from modules.similarity import cosine_similarity, masked_mean
 
@@ -70,6 +72,8 @@ def check_places(config: Config, process: Process) -> None:
     error = None
     if process.is_main:
         try:
+            if not config.run.output_dir:  # of a variable that was not set; the files would lie among the project's
+                raise ValueError("--output_dir is empty: name a folder, or leave it out for runs/default")
             check_folder("--output_dir", Path(config.run.output_dir))
             if config.run.results_csv:
                 results_csv = Path(config.run.results_csv)
@@ -152,6 +156,24 @@ class ZeroShotProbe:
                 "--init_model, or --method clip4clip for zero-shot CLIP", name,
             )  # fmt: skip
         return "untrained"
+
+
+def check_reached(method: Method, max_frames: int, max_words: int) -> None:
+    """Whether all trained tensors take part in the loss of clips of one frame, the one length that some need more than.
+    The first step would say so too, when the folder has been written to."""
+    if max_frames > 1:
+        return
+    with torch.random.fork_rng():  # for dropout; what a run draws stays the same
+        probe = ZeroShotProbe(method.clip, max_frames, max_words)
+        training = method.training
+        method.train()
+        text, video = method.encode_text(probe.token_ids), method.encode_video(probe.video, probe.frame_mask)
+        symmetric_info_nce(method.similarity(text[:2], video)).backward()
+    error = unreached(dict(method.trainable_parameters()), max_frames)
+    method.zero_grad(set_to_none=True)
+    method.train(training)
+    if error is not None:
+        raise error
 
 
 def check_twins(twin_of: np.ndarray, twins_csv: str) -> None:

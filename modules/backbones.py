@@ -7,6 +7,7 @@ it and the CLIP carries it.
 """
 
 import json
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, fields
 from hashlib import sha256
@@ -83,8 +84,8 @@ ARCHITECTURES = {  # joint; image, patch; vision width, layers, heads; words, vo
 class Preprocessing:
     """From a frame to the pixels a vision tower sees; the image size is the architecture's.
 
-    `mean` and `std` are of the RGB channels on the scale 0..1. Raises ValueError for a mode that is not known and for a
-    deviation that is not positive.
+    `mean` and `std` are of the RGB channels on the scale 0..1. Raises ValueError for a mode that is not known, for a
+    number that is not finite and for a deviation that is not positive.
     """
 
     mean: Triple = STATISTICS["clip"][0]
@@ -99,9 +100,10 @@ class Preprocessing:
         ):
             if value not in choices:
                 raise ValueError(f"CLIP's {name} must be one of {', '.join(choices)}, not '{value}'.")
-        if len(self.mean) != 3 or len(self.std) != 3 or min(self.std) <= 0:
+        numbers = [*self.mean, *self.std]
+        if len(self.mean) != 3 or len(self.std) != 3 or not all(map(math.isfinite, numbers)) or min(self.std) <= 0:
             raise ValueError(
-                f"CLIP's mean {list(self.mean)} and deviation {list(self.std)} must be three numbers each, the "
+                f"CLIP's mean {list(self.mean)} and deviation {list(self.std)} must be three finite numbers each, the "
                 "deviation above 0."
             )
 

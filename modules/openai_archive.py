@@ -43,10 +43,8 @@ FIX = "save its state_dict() with torch.save or as .safetensors and pass that fi
 
 def is_archive(path: Path) -> bool:
     """Whether a file is a TorchScript archive whose table of contents can be read."""
-    if not path.is_file():
-        return False
     try:
-        if not zipfile.is_zipfile(path):
+        if not path.is_file() or not zipfile.is_zipfile(path):
             return False
         with zipfile.ZipFile(path) as archive:
             return any(name.endswith("/constants.pkl") for name in archive.namelist())
@@ -171,12 +169,34 @@ class _Archive:
         return self.storages[kind, key]
 
 
-class _Unpickler(pickle.Unpickler):
+class _Unpickler(pickle._Unpickler):  # the one written in Python: that in C takes memory for any number it is told
     """Of data.pkl. What it hands to the pickle is made for each load, so that nothing in there can change the next."""
+
+    stack: list[Any]
+    pop_mark: Callable[[], list[Any]]
 
     def __init__(self, file: Any, storage: Callable[[str, str, int], Tensor]) -> None:
         super().__init__(file)
         self.storage = storage
+
+    def load_setitem(self) -> None:
+        value, key = self.stack.pop(), self.stack.pop()
+        _put(self.stack[-1], [key, value])
+
+    def load_setitems(self) -> None:
+        items = self.pop_mark()
+        _put(self.stack[-1], items)
+
+    def load_dict(self) -> None:
+        items = self.pop_mark()
+        self.stack.append({})
+        _put(self.stack[-1], items)
+
+    def load_build(self) -> None:
+        state, module = self.stack.pop(), self.stack[-1]
+        if not isinstance(module, _ScriptObject):
+            raise ValueError(f"it gives a state to something else than a module: {FIX}.")
+        module.__setstate__(state)
 
     def find_class(self, module: str, name: str) -> Any:
         if module == "__torch__" or module.startswith("__torch__."):
@@ -201,6 +221,22 @@ class _Unpickler(pickle.Unpickler):
             case ("storage", _Kind() as kind, str() as key, _, int() as count) if count >= 0:
                 return self.storage(str(kind), key, count)
         raise ValueError(f"it refers to something else than a storage: {FIX}.")
+
+
+SETS = (pickle.EMPTY_SET, pickle.ADDITEMS, pickle.FROZENSET)  # which hash what is in them; torch writes none
+_Unpickler.dispatch = {
+    code: getattr(_Unpickler, method.__name__)  # this class's own, where it has one
+    for code, method in pickle._Unpickler.dispatch.items()
+    if bytes([code]) not in SETS
+}
+
+
+def _put(target: Any, items: list[Any]) -> None:
+    """Keys and values, which take turns, into a dictionary. To hash a tuple of tuples of tuples takes time without end,
+    so that no key is one."""
+    if type(target) is not dict or not all(isinstance(key, str | int | float) for key in items[::2]):
+        raise ValueError(f"it holds a dictionary of something else than names and numbers: {FIX}.")
+    target.update(zip(items[::2], items[1::2], strict=True))
 
 
 class _Kind(str):

@@ -67,8 +67,11 @@ def check_sealed_file(path: Path, tensors: Mapping[str, Tensor]) -> bool:
 
 def damaged_entry(path: Path) -> str | None:
     """The first entry of a zip archive that does not hold what was written into it; None if all do. Raises what
-    `zipfile` does for a file whose structure is damaged."""
+    `zipfile` does for a file whose structure is damaged, and BadZipFile for one that may unpack to far more."""
     with zipfile.ZipFile(path) as archive:
+        for entry in archive.infolist():
+            if entry.compress_type != zipfile.ZIP_STORED and "/code/" not in entry.filename:
+                raise zipfile.BadZipFile(f"its {entry.filename} is compressed, which torch never does")
         # torch reads nothing from an entry that is marked as a folder, and does not say so.
         folders = (entry.filename for entry in archive.infolist() if entry.external_attr & FOLDER)
         return next(folders, None) or archive.testzip()
@@ -77,7 +80,7 @@ def damaged_entry(path: Path) -> str | None:
 def check_archive(path: Path) -> None:
     """Raises DamagedFileError if a checksum in what torch saved is wrong; nothing for a file that is no zip archive."""
     try:
-        if not zipfile.is_zipfile(path):
+        if not zipfile.is_zipfile(path):  # raises itself where bytes say that the archive spans several disks
             return
         damaged = damaged_entry(path)
     except (zipfile.BadZipFile, zlib.error, EOFError, ValueError, NotImplementedError, RuntimeError) as error:

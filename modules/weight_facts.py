@@ -81,7 +81,7 @@ def facts_of_hugging_face(folder: Path) -> StatedFacts:
     kind = config.get("model_type", "clip")
     if kind != "clip":
         raise ValueError(f"{path} states the model type {kind}; only clip is supported.")
-    vision, text = config.get("vision_config") or {}, config.get("text_config") or {}
+    vision, text = _tower_of_hugging_face(config, "vision"), _tower_of_hugging_face(config, "text")
     activations = [tower.get("hidden_act", "quick_gelu") for tower in (vision, text)]
     if activations[0] != activations[1] or activations[0] not in ACTIVATIONS:
         raise ValueError(
@@ -104,6 +104,12 @@ def facts_of_hugging_face(folder: Path) -> StatedFacts:
     image_size = vision.get("image_size")
     pixels = _pixels_of_hugging_face(folder, image_size)
     return StatedFacts(activations[0], heads[0], heads[1], image_size=image_size, **pixels)
+
+
+def _tower_of_hugging_face(config: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+    """The settings of a tower. Files of 2022 may state them twice, and then transformers takes the second alone."""
+    second: Mapping[str, Any] | None = config.get(f"{name}_config_dict")
+    return (config.get(f"{name}_config") or {}) if second is None else second
 
 
 def _pixels_of_hugging_face(folder: Path, image_size: int | None) -> dict[str, Any]:

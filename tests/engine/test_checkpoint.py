@@ -186,6 +186,17 @@ def test_one_from_before_there_was_a_seal_loads_and_the_log_says_so(saved, caplo
         ({"settings": "{", "epoch": "1", "backbone_sha256": "a"}, "its header cannot be read: Expecting"),
         ({"settings": "{}", "epoch": "one", "backbone_sha256": "a"}, "its header cannot be read: invalid literal"),
         ({"settings": "[]", "epoch": "1", "backbone_sha256": "a"}, "its settings are no object"),
+        *(
+            ({"settings": settings, "epoch": "1", "backbone_sha256": "a"}, f"its setting {fault}")
+            for settings, fault in (
+                ('{"max_words": [1]}', "max_words is [1] and no int"),
+                ('{"max_words": 20.5}', "max_words is 20.5 and no int"),
+                ('{"lr": null}', "lr is None and no float"),
+                ('{"method": ["vpt"]}', "method is ['vpt'] and no str"),
+                ('{"method": "vpt", "prompt_length": "x"}', "prompt_length is 'x' and no int"),
+                ('{"expand_msrvtt_sentences": "yes"}', "expand_msrvtt_sentences is 'yes' and no bool"),
+            )
+        ),
     ],
 )
 def test_a_header_that_lacks_something(tmp_path, metadata, fault, capsys):

@@ -92,12 +92,19 @@ def test_the_columns_are_known_before(small_data, tmp_path, capsys, number):
     written = results.read_text()
     for other, kind in enumerate(kinds):
         if other != number:
-            assert "has other columns than this run's row" in error_of(capsys, *flags, *kind)
+            message = error_of(capsys, *flags, *kind)
+            assert "has other columns than this run's row" in message
+            assert "twice" not in message
     assert results.read_text() == written
     results.write_text(written.rstrip("\r\n"))  # as some editors save it
     assert main([*flags, *kinds[number]]) == 0
     first, second = csv.DictReader(results.open())
     assert first == second
+
+
+def test_an_empty_folder_name_is_none(small_data, capsys):
+    message = error_of(capsys, "--do_eval", *small_data.flags(), "--output_dir", "")
+    assert message.startswith("--output_dir is empty: name a folder")
 
 
 # What needs the model.
@@ -254,7 +261,7 @@ def test_twins_of_nobody(small_data, tmp_path, capsys):
     assert message.startswith(f"--twins_csv {twins}: no test video that is used has a twin there")
 
 
-# What only the first step shows.
+# What the first step would show, after the folder was written to.
 
 
 def one_frame(small_data: SmallData, output: Path) -> list[str]:
@@ -263,13 +270,17 @@ def one_frame(small_data: SmallData, output: Path) -> list[str]:
 
 def test_parameters_without_a_part_in_the_loss(small_data, tmp_path, capsys):
     """One frame has no gap for temporal prompts; without these a training goes on."""
+    (tmp_path / "config.json").write_text("of an earlier run")
+    (tmp_path / "resume").mkdir()
+    (tmp_path / "resume/step_00000001.pt").touch()
     message = error_of(capsys, *one_frame(small_data, tmp_path))
     assert message == (
         "34 of the 57 trained tensors have no part in the loss of clips of 1 frame and cannot learn: inter.0.slots, "
         "inter.0.dynamics.conv.weight, inter.0.prompter.down.weight and 31 more; pass --max_frames 2 or more, or "
         "switch the part of the method that they belong to off"
     )
-    assert not list(tmp_path.rglob("*.safetensors"))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["config.json", "resume"]
+    assert (tmp_path / "config.json").read_text() == "of an earlier run"
     assert main([*one_frame(small_data, tmp_path), "--no-use_inter"]) == 0
 
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -124,6 +125,15 @@ def test_an_open_clip_training_checkpoint(tmp_path: Path) -> None:
         torch.save({"epoch": 3, "name": "run", name: wrapped, "optimizer": {"state": {}}}, tmp_path / "epoch_3.pt")
         loaded = load_clip(tmp_path / "epoch_3.pt", asked=StatedFacts("gelu", 2, 2))
         assert backbone_sha256(loaded) == backbone_sha256(load_clip(tmp_path))
+
+
+@pytest.mark.parametrize(
+    "statistics",
+    [((math.nan, 0.5, 0.5), (0.5,) * 3), ((0.5,) * 3, (0.5, math.nan, 0.5)), ((0.5,) * 3, (math.inf,) * 3)],
+)
+def test_pixels_that_would_be_no_numbers_are_refused(statistics: tuple) -> None:
+    with pytest.raises(ValueError, match="must be three finite numbers each, the deviation above 0"):
+        Preprocessing(*statistics)
 
 
 class TestTheObject:

@@ -190,6 +190,11 @@ def doubled(levels: int) -> bytes:
     return content + b"."
 
 
+def doubled_tuples(levels: int) -> bytes:
+    """A tuple of two tuples, in each level the same: to hash it takes 2^levels steps."""
+    return b")q\x00" + b"".join(b"h%ch%c\x86q%c" % (level, level, level + 1) for level in range(levels))
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [
@@ -208,6 +213,26 @@ def test_other_pickles_are_refused_by_what_they_ask(tmp_path: Path, content: byt
     path = script(nn.Linear(2, 2), tmp_path / "model.pt")
     rewrite(path, with_pickle(content))
     with pytest.raises(ValueError, match=rf"model\.pt is no weights file: it {message}"):
+        read_state_dict(path)
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"}(" + doubled_tuples(60) + b"K\x01u.",
+        b"}" + doubled_tuples(60) + b"K\x01s.",
+        b"(" + doubled_tuples(60) + b"K\x01d.",
+        b"\x8f(" + doubled_tuples(60) + b"\x90.",
+        b"(" + doubled_tuples(60) + b"\x91.",
+        b"}r\xff\xff\xff\xff.",  # remembered as number 2^32 - 1, for which a list of as many places was made
+        b"\x8e\x00\x00\x00\x00\x00\x01\x00\x00x.",  # a terabyte of bytes, it says
+    ],
+)
+def test_few_bytes_take_neither_time_nor_memory(tmp_path: Path, content: bytes) -> None:
+    path = script(nn.Linear(2, 2), tmp_path / "model.pt")
+    rewrite(path, with_pickle(b"\x80\x04" + content))
+    with pytest.raises(ValueError, match="no weights file"):
         read_state_dict(path)
 
 

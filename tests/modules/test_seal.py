@@ -1,5 +1,7 @@
 """A seal on a file: no single bit of it can flip and the file load as something else."""
 
+import struct
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +11,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 
 from modules.clip_weights import load_clip, read_state_dict
-from modules.seal import DIGEST, MARK, DamagedFileError, check_seal, check_sealed_file, seal
+from modules.openai_archive import is_archive
+from modules.seal import DIGEST, MARK, DamagedFileError, check_archive, check_seal, check_sealed_file, seal
 
 SMALL_CLIP = Path(__file__).parent.parent.parent / "pretrained/moving_shapes_clip.safetensors"
 TENSORS = {
@@ -97,3 +100,23 @@ def test_what_torch_saved_is_checked_by_its_own_checksums(tmp_path):
         ValueError, match=r"weights\.pt: is damaged \(the checksum of \S+ in it is wrong\); download it"
     ):
         read_state_dict(path)
+
+
+def test_an_archive_that_says_it_spans_disks_is_damaged(tmp_path):
+    """`zipfile.is_zipfile`, which is to answer yes or no, raises an error of its own for it."""
+    path = tmp_path / "cut.pt"
+    path.write_bytes(struct.pack("<4sLQL", b"PK\x06\x07", 0, 0, 2) + b"PK\x05\x06" + bytes(18))
+    with pytest.raises(DamagedFileError, match=r"cut\.pt: is damaged .*multiple disks"):
+        check_archive(path)
+    assert not is_archive(path)
+
+
+def test_what_may_unpack_to_far_more_is_refused(tmp_path):
+    whole, packed = tmp_path / "whole.pt", tmp_path / "packed.pt"
+    torch.save({"a": torch.zeros(1000)}, whole)
+    with zipfile.ZipFile(whole) as source, zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name in source.namelist():
+            archive.writestr(name, source.read(name))
+    check_archive(whole)
+    with pytest.raises(DamagedFileError, match="is compressed, which torch never does"):
+        check_archive(packed)

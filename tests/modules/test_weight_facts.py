@@ -53,6 +53,19 @@ class TestHuggingFace:
         assert relative(F.normalize(text, dim=-1), expected.text_embeds) < 1e-5
         assert relative(logits, expected.logits_per_text) < 1e-5
 
+    @pytest.mark.parametrize("first", [True, False])
+    def test_of_a_tower_that_is_stated_twice_the_second_counts(self, folder: Path, first: bool) -> None:
+        transformers = pytest.importorskip("transformers")
+        config = json.loads((folder / "config.json").read_text())
+        for name, heads in (("vision", 12), ("text", 6)):
+            stated = config[f"{name}_config"] if first else config.pop(f"{name}_config")
+            config[f"{name}_config_dict"] = {**stated, "hidden_act": "quick_gelu", "num_attention_heads": heads}
+        (folder / "config.json").write_text(json.dumps(config))
+        theirs, ours = transformers.CLIPModel.from_pretrained(folder).eval(), load_clip(folder)
+        told = theirs.config.vision_config.num_attention_heads, theirs.config.text_config.num_attention_heads
+        assert (ours.architecture.vision_heads, ours.architecture.text_heads) == told == (12, 6)
+        assert ours.architecture.activation == theirs.config.vision_config.hidden_act == "quick_gelu"
+
     @pytest.mark.parametrize(
         ("settings", "mode", "interpolation"),
         [
