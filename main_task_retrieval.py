@@ -34,7 +34,7 @@ from engine.distributed import Process, process_group
 from engine.errors import explained, one_sentence
 from engine.evaluate import evaluate, flat_metrics, format_metrics
 from engine.file_formats import refuse_other_kind
-from engine.logger import RunLogger, append_row, log, provenance
+from engine.logger import AS_GIVEN, RunLogger, append_row, log, provenance
 from engine.messages import print_error
 from engine.run_folder import one_run_at_a_time, settings_file
 from engine.splits import EvaluationSplit, Splits
@@ -88,7 +88,7 @@ class RetrievalRun:
         self.trained_on: FileKind | None = None
         if model.init_model:
             self.start_from(Path(model.init_model))
-            self.selection = "checkpoint as given"
+            self.selection = AS_GIVEN
             log.info("weights from %s, epoch %d", model.init_model, self.epoch)
             preflight.check_finite(self.method, model.init_model)
         elif as_clip is not None:

@@ -26,6 +26,9 @@ from engine.writing import write_atomically, writing
 
 log = logging.getLogger("stop")
 
+# What `selection` says in a result of weights that the run did not train itself.
+ZERO_SHOT, UNTRAINED, AS_GIVEN = "zero-shot", "untrained", "checkpoint as given"
+
 
 class RunLogger:
     """Everything a run writes down about its progress, in one folder.
@@ -129,7 +132,8 @@ class RunLogger:
     def rewind(self, step: int, epoch: float) -> None:
         """Take out of `metrics.jsonl` what a run that goes on after `step` steps will write again.
 
-        Lines of evaluations count in epochs. A last line that was cut short by a crash goes too.
+        Lines of evaluations count in epochs; those of --do_eval stay. A last line that was cut short by a crash goes
+        too.
         """
         path = self.output_dir / "metrics.jsonl"
         if not self.is_main or not path.is_file():
@@ -140,7 +144,8 @@ class RunLogger:
                 line = json.loads(text)
             except json.JSONDecodeError:
                 continue
-            if line["step"] <= (step if line["kind"] == "train" else epoch) and "selection" not in line:
+            of_training = line["step"] <= (step if line["kind"] == "train" else epoch) and "selection" not in line
+            if of_training or line.get("selection") in (ZERO_SHOT, UNTRAINED, AS_GIVEN):
                 kept.append(text)
         write_atomically(path, lambda partial: partial.write_text("".join(kept)))
 

@@ -15,7 +15,7 @@ from engine.distributed import Process
 from engine.evaluate import QueryBank, all_metrics, flat_metrics
 from engine.flags import check_file, check_folder
 from engine.gradients import unreached
-from engine.logger import check_columns, log, provenance
+from engine.logger import UNTRAINED, ZERO_SHOT, check_columns, log, provenance
 from modules.clip import CLIP
 from modules.losses import symmetric_info_nce
 from modules.methods import Method
@@ -149,13 +149,13 @@ class ZeroShotProbe:
     def name_of(self, method: Method, name: str, process: Process) -> str:
         """What --method `name` without training is called in results: "zero-shot" if it is CLIP, else "untrained"."""
         if self.same(method):
-            return "zero-shot"
+            return ZERO_SHOT
         if process.is_main:
             log.warning(
                 "--method %s is evaluated untrained: what it adds to CLIP is as it was drawn by --seed; pass "
                 "--init_model, or --method clip4clip for zero-shot CLIP", name,
             )  # fmt: skip
-        return "untrained"
+        return UNTRAINED
 
 
 def check_reached(method: Method, max_frames: int, max_words: int) -> None:

@@ -168,3 +168,20 @@ def test_a_row_names_the_code_that_ran_and_not_what_it_was_changed_to_meanwhile(
     flags = [*small_data.flags(), "--output_dir", str(tmp_path / "run"), "--results_csv", str(results)]
     assert main(["--do_eval", *flags]) == 0
     assert [row["commit"] for row in csv.DictReader(results.open())] == ["begun"]
+
+
+def test_going_on_takes_back_what_is_written_again_and_no_evaluation(tmp_path):
+    kept = [
+        {"step": 4, "kind": "train"},
+        {"step": 1, "kind": "holdout"},
+        *({"step": 2, "kind": "test", "selection": name} for name in ("checkpoint as given", "untrained", "zero-shot")),
+    ]
+    gone = [
+        {"step": 5, "kind": "train"},
+        {"step": 2, "kind": "holdout"},
+        {"step": 1, "kind": "test", "selection": "last epoch"},
+    ]
+    path = tmp_path / "metrics.jsonl"
+    path.write_text("".join(json.dumps(line) + "\n" for line in (*gone, *kept)) + '{"step": 3, "ki')
+    RunLogger(tmp_path, MAIN, begin=False).rewind(4, 1.0)
+    assert [json.loads(line) for line in path.read_text().splitlines()] == kept
