@@ -471,6 +471,7 @@ def test_diverged_loss_stops_fp16_too(small_data, tmp_path, monkeypatch, capsys)
     assert "pass --precision fp32" in message
 
 
+@pytest.mark.slow
 def test_batch_that_does_not_divide(small_data, tmp_path):
     flags = [*small_data.flags(), "--output_dir", str(tmp_path), "--batch_size", "5"]
     done = run_in_processes(2, ["--do_train", *flags])

@@ -392,6 +392,7 @@ for path in sorted(videos.glob("*.mp4")):
 """
 
 
+@pytest.mark.slow
 def test_killed_at_any_moment_it_ends_with_the_same_files(tmp_path):
     (tmp_path / "videos").mkdir()
     for n in range(12):

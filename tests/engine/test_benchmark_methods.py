@@ -118,7 +118,7 @@ def test_the_floor_goes_back_to_the_tokens_and_trains_nothing(monkeypatch):
 
 
 def test_the_whole_command(data, tmp_path, capsys):
-    flags = ["--only", "stop,clip4clip", "--pretrained_clip_name", str(data.clip), "--frames", "2", "--max_words", "8"]
+    flags = ["--only", "stop,vpt", "--pretrained_clip_name", str(data.clip), "--frames", "2", "--max_words", "8"]
     files = ["--output", str(tmp_path / "a/b.json"), "--chart", str(tmp_path / "c/d.png")]
     assert main([*flags, "--repeats", "2", "--ceiling_seconds", "0.05", *files]) == 0
     printed = capsys.readouterr().out
@@ -127,7 +127,7 @@ def test_the_whole_command(data, tmp_path, capsys):
     assert written["commit"] in printed
     precision = written["settings"]["precision"]
     assert set(written["ceilings"]["matrix"]) == {"fp32", "bf16", "fp16"}
-    assert [cost["method"] for cost in written["methods"]] == ["stop", "clip4clip"]
+    assert [cost["method"] for cost in written["methods"]] == ["stop", "vpt"]
     for cost in written["methods"]:
         assert cost["gflop_step"] * 1e9 == count_step(cost["method"], architecture_of(str(data.clip)), 2, 8)
         assert cost["step_range"][0] <= cost["step"] <= cost["step_range"][1]

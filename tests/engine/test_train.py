@@ -84,7 +84,8 @@ def assert_same_weights(first: Path, second: Path, **tolerance: float) -> None:
     ("method", "more", "runs"),
     [
         pytest.param("clip4clip", [], ALL_RUNS, marks=pytest.mark.slow),
-        ("stop", [], ALL_RUNS),
+        pytest.param("stop", [], ALL_RUNS, marks=pytest.mark.slow),
+        ("stop", [], {name: ALL_RUNS[name] for name in ("1 x 1", "2 x 2")}),
         pytest.param(
             "stop",
             ["--same_video", "positives", "--batch_size", "8", "--epochs", "5", "--lr", "1e-4"],
@@ -92,7 +93,7 @@ def assert_same_weights(first: Path, second: Path, **tolerance: float) -> None:
             marks=pytest.mark.slow,
         ),
     ],
-    ids=["clip4clip", "stop", "same video"],
+    ids=["clip4clip", "stop", "stop, few", "same video"],
 )
 def test_processes_and_parts_change_nothing(small_data, tmp_path, method, more, runs):
     """1, 2 and 4 processes, the batch in 1, 2 and 4 parts: one loss curve, one set of weights."""
@@ -611,7 +612,7 @@ def assert_compiled_is_eager(monkeypatch, name: str, folder: Path, settings: dic
 
 
 COMPILED: list[Any] = [
-    *(pytest.param(name, {}, 1, marks=[pytest.mark.slow] * (name == "stop_released")) for name in ALL_METHODS),
+    *(pytest.param(name, {}, 1, marks=[pytest.mark.slow] * (name in ("stop_released", "dgl"))) for name in ALL_METHODS),
     pytest.param(
         "stop", {"gradient_accumulation_steps": 2, "activation_checkpointing": True}, 2, marks=pytest.mark.slow
     ),

@@ -119,7 +119,8 @@ def test_wrong_commands(data, flags, message, capsys, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "number", [pytest.param(signal.SIGINT, marks=pytest.mark.slow), signal.SIGTERM, signal.SIGKILL]
+    "number",
+    [*(pytest.param(number, marks=pytest.mark.slow) for number in (signal.SIGINT, signal.SIGKILL)), signal.SIGTERM],
 )
 def test_interrupted_and_started_again_it_makes_the_same_files(data, tmp_path, number):
     for n in range(6):  # longer ones, so that the signal comes while they are read

@@ -282,6 +282,7 @@ def test_shards_are_disjoint_and_complete(source, output, monkeypatch):
     assert set(content(output)) == expected
 
 
+@pytest.mark.slow
 def test_under_torchrun_a_failure_of_one_process_does_not_stop_the_others(source, output):
     (source / "video0.mp4").touch()
     write_video(source / "video1.mp4", noise(40, 120, 160))

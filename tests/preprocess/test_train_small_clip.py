@@ -33,6 +33,7 @@ def tokenize() -> Tokenizer:
     return Tokenizer(ARCHITECTURE.context_length)
 
 
+@pytest.mark.slow
 def test_the_script_writes_weights_that_load_and_a_log(tmp_path: Path, tokenize: Tokenizer) -> None:
     output = tmp_path / "new" / "clip.safetensors"
     assert (

@@ -290,6 +290,7 @@ def test_autocast_changes_nothing(attention):
     assert all(torch.equal(ours, theirs) for ours, theirs in zip(cast, plain, strict=True))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["vision, some keys hidden", "prompter", "text"])
 def test_compiled_is_eager(attention, name):
     case = CASES[name]
@@ -300,6 +301,7 @@ def test_compiled_is_eager(attention, name):
     assert all(torch.equal(one, other) for one, other in zip(ours, eager, strict=True))
 
 
+@pytest.mark.slow
 def test_compiled_for_any_size_is_eager(attention):
     torch._dynamo.reset()
     compiled = torch.compile(attention.short_attention, backend="aot_eager", fullgraph=True)

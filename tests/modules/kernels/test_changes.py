@@ -69,7 +69,7 @@ def all_of(size: tuple[int, ...], sees: str, padded: bool, dtype: torch.dtype, w
         (SIZES[1], False, "ect"),
         (SIZES[2], True, "e"),
         (SIZES[3], False, "ct"),
-        (SIZES[4], False, "e"),
+        pytest.param(SIZES[4], False, "e", marks=pytest.mark.slow),
     ],
     ids=str,
 )
@@ -137,6 +137,7 @@ def test_a_step_of_stop_is_the_same_by_kernels(attention, monkeypatch):
         torch.testing.assert_close(results[0][name], theirs, rtol=2e-3, atol=2e-4 * theirs.abs().max().item(), msg=name)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sees", ["tokens", "changes"])
 def test_compiled_is_eager(sees, monkeypatch):
     use_kernels(monkeypatch, True)

@@ -21,9 +21,10 @@ INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 @pytest.mark.skipif(torch.cuda.is_available() or INTERPRETED, reason="the kernels' tests run in this process")
 @pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="needs triton")
 @pytest.mark.timeout(1500)  # all of the folder's tests, in one
-def test_kernels_pass_their_tests_in_the_interpreter():
+@pytest.mark.parametrize("which", ["not slow", pytest.param("slow", marks=pytest.mark.slow)])
+def test_kernels_pass_their_tests_in_the_interpreter(which):
     run = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(FOLDER)],
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-m", which, str(FOLDER)],
         env=os.environ | {"TRITON_INTERPRET": "1"},
         cwd=FOLDER.parents[2],
         stdout=subprocess.PIPE,

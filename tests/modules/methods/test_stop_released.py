@@ -53,9 +53,8 @@ def test_equals_the_original(original):
     assert float(symmetric_info_nce(similarity)) == pytest.approx(oracle.setting["loss"], rel=1e-4)
 
 
-@pytest.mark.parametrize(
-    "original", ["linear", pytest.param("transformer", marks=pytest.mark.slow)], indirect=True, scope="module"
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("original", ["linear", "transformer"], indirect=True, scope="module")
 def test_learns_as_the_original(original):
     """The norm of every gradient, and none (here: exactly zero) where the original has none."""
     oracle, method, frame_mask = original
