@@ -8,7 +8,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
@@ -21,7 +20,6 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from dataloaders import cache as cache_module
-from dataloaders import samples as samples_module
 from dataloaders.cache import FrameCache
 from dataloaders.decode import VideoError, read_frames
 from dataloaders.samples import EpochSampler, FrameReader, Sample, TrainingPairs, make_training_loader
@@ -38,19 +36,6 @@ def moving(n_frames: int, seed: int = 0, side: int = 64) -> np.ndarray:
     phases = rng.uniform(0, 6, (n_frames, 3))
     waves = [[np.sin(4 * (x * np.cos(p) + y * np.sin(p)) + p) for p in frame] for frame in phases]
     return (127 + 100 * np.array(waves)).astype(np.uint8).transpose(0, 2, 3, 1)
-
-
-@pytest.fixture
-def decoded(monkeypatch) -> Counter:
-    """How often each file is decoded in this process."""
-    counts: Counter = Counter()
-
-    def counted(path, *args, **settings):
-        counts[Path(path).name] += 1
-        return read_frames(path, *args, **settings)
-
-    monkeypatch.setattr(samples_module, "read_frames", counted)
-    return counts
 
 
 def reader(folder: Path | None, encoding: str = "raw", **settings) -> FrameReader:

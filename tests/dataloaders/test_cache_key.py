@@ -4,7 +4,6 @@ import os
 import pickle
 import shutil
 import time
-from collections import Counter
 from dataclasses import replace
 from hashlib import sha256
 from pathlib import Path
@@ -14,9 +13,8 @@ import pytest
 import torch
 
 from dataloaders import cache as cache_module
-from dataloaders import samples as samples_module
 from dataloaders.cache import FrameCache
-from dataloaders.decode import VideoError, read_frames
+from dataloaders.decode import VideoError
 from dataloaders.samples import FrameReader
 from tests.videos import write_video
 
@@ -28,19 +26,6 @@ def moving(n_frames: int, seed: int = 0) -> np.ndarray:
     phases = rng.uniform(0, 6, (n_frames, 3))
     waves = [[np.sin(4 * (x * np.cos(p) + y * np.sin(p)) + p) for p in frame] for frame in phases]
     return (127 + 100 * np.array(waves)).astype(np.uint8).transpose(0, 2, 3, 1)
-
-
-@pytest.fixture
-def decoded(monkeypatch) -> Counter:
-    """How often each file is decoded in this process."""
-    counts: Counter = Counter()
-
-    def counted(path, *args, **options):
-        counts[Path(path).name] += 1
-        return read_frames(path, *args, **options)
-
-    monkeypatch.setattr(samples_module, "read_frames", counted)
-    return counts
 
 
 def reader(folder: Path | None, **settings) -> FrameReader:

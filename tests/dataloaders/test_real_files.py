@@ -12,7 +12,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from dataloaders import decode
 from dataloaders.decode import VideoError, read_frames
 from dataloaders.samples import FrameReader
 from preprocess.check_videos import check
@@ -49,22 +48,8 @@ def facts(reference) -> dict[str, dict]:
     return found
 
 
-@pytest.fixture
-def decoded(monkeypatch) -> list:
-    """Every frame that is decoded."""
-    seen, pictures = [], decode._pictures
-
-    def watch(*args):
-        for picture in pictures(*args):
-            seen.append(picture)
-            yield picture
-
-    monkeypatch.setattr(decode, "_pictures", watch)
-    return seen
-
-
 @pytest.mark.parametrize("name", [*sorted(REAL), *MADE])
-def test_frames_rate_and_verdict(files, facts, name, decoded):
+def test_frames_rate_and_verdict(files, facts, name, decoded_frames):
     path = files(name)
     fact = facts.get(name)
     n_frames, rate = (fact["frames"], fact["mean_fps"]) if fact else MADE[name]
@@ -80,7 +65,7 @@ def test_frames_rate_and_verdict(files, facts, name, decoded):
         assert found.n_frames == n_frames
         assert found.fps == pytest.approx(rate, rel=0.002 if fact else 0.01)
     assert len(asked) == 2
-    assert len(decoded) == 2 * n_frames
+    assert len(decoded_frames) == 2 * n_frames
     expected = ffmpeg_frames(path, *shape)
     assert len(expected) == n_frames
     differences = np.abs(found.frames.astype(np.int16) - expected[asked[0]]).mean(axis=(1, 2, 3))

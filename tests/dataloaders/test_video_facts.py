@@ -9,7 +9,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from dataloaders import decode
 from dataloaders.decode import VideoError, read_frames
 from dataloaders.sampling import in_window
 from dataloaders.video_facts import survey
@@ -27,20 +26,6 @@ SOUND = ("-f", "lavfi", "-i", "sine=duration=13", "-c:a")
 def facts_of(path: Path, timed: bool = True):
     with open_video(path) as (container, stream):
         return survey(path, container, stream, float(stream.average_rate or stream.guessed_rate), timed)
-
-
-@pytest.fixture
-def decoded(monkeypatch) -> list:
-    """Every frame that is decoded."""
-    seen, pictures = [], decode._pictures
-
-    def watch(*args):
-        for picture in pictures(*args):
-            seen.append(picture)
-            yield picture
-
-    monkeypatch.setattr(decode, "_pictures", watch)
-    return seen
 
 
 # Whole files that were taken for cut ones, or read twice. Each maker gets an empty folder.
@@ -117,7 +102,7 @@ def whole(request, tmp_path_factory) -> tuple[Path, int]:
     return make(tmp_path_factory.mktemp("whole")), n_frames
 
 
-def test_a_whole_file_is_decoded_once(whole, decoded):
+def test_a_whole_file_is_decoded_once(whole, decoded_frames):
     path, n_frames = whole
     expected = ffmpeg_frames(path, 48, 64)
     assert len(expected) == n_frames
@@ -129,7 +114,7 @@ def test_a_whole_file_is_decoded_once(whole, decoded):
 
     frames = read_frames(path, uniform).frames
     assert asked == [n_frames]
-    assert len(decoded) == n_frames
+    assert len(decoded_frames) == n_frames
     assert np.array_equal(frames, expected[np.linspace(0, n_frames - 1, 12, dtype=np.int64)])
 
 

@@ -10,17 +10,6 @@ from preprocess.compress_plan import name_passed_over, plan
 from tests.dataloaders.folders import assert_one_sentence, touch_videos
 
 
-@pytest.fixture
-def source(tmp_path: Path) -> Path:
-    (tmp_path / "in").mkdir()
-    return tmp_path / "in"
-
-
-@pytest.fixture
-def output(tmp_path: Path) -> Path:
-    return tmp_path / "out"
-
-
 def relative(paths: dict[Path, Path], source: Path, output: Path) -> dict[str, str]:
     return {str(path.relative_to(source)): str(made.relative_to(output)) for path, made in paths.items()}
 

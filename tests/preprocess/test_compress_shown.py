@@ -55,17 +55,6 @@ def stored(path: Path) -> tuple[int, int, float, list[str]]:
         return frame.width, frame.height, ratio, [entry.type.name for entry in frame.side_data.keys()]  # noqa: SIM118
 
 
-@pytest.fixture
-def source(tmp_path: Path) -> Path:
-    (tmp_path / "in").mkdir()
-    return tmp_path / "in"
-
-
-@pytest.fixture
-def output(tmp_path: Path) -> Path:
-    return tmp_path / "out"
-
-
 @pytest.mark.parametrize("suffix", [".mp4", ".mov"])
 def test_all_eight_orientations_are_ffmpeg_s_own(source, output, suffix):
     upright = write_video(source.parent / f"upright{suffix}", corners())

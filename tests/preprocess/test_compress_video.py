@@ -54,17 +54,6 @@ def content(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
-@pytest.fixture
-def source(tmp_path: Path) -> Path:
-    (tmp_path / "in").mkdir()
-    return tmp_path / "in"
-
-
-@pytest.fixture
-def output(tmp_path: Path) -> Path:
-    return tmp_path / "out"
-
-
 def test_landscape_portrait_square_odd_and_rotated(source, output):
     for name, (width, height) in {"landscape": (128, 96), "portrait": (96, 128), "square": (48, 48)}.items():
         write_video(source / f"{name}.mp4", grey_ramp(3, height, width))
