@@ -37,7 +37,7 @@ from dataloaders.cache import FrameCache
 from dataloaders.preparation import in_threads
 from dataloaders.quoting import quoted
 from dataloaders.samples import FrameReader, GalleryVideos, QueryCaptions, Sample, TrainingPairs
-from engine.benchmark import check_outputs, origin_of, parse_with_options, write_json
+from engine.benchmark import check_clip, check_outputs, origin_of, parse_with_options, write_json
 from engine.cli import print_report
 from engine.config import OptimConfig, between
 from engine.distributed import Process
@@ -45,7 +45,6 @@ from engine.evaluate import evaluate
 from engine.logger import RunLogger
 from engine.train import PHASES, Training, auto_precision, autocast_for
 from modules.clip import CLIP
-from modules.clip_weights import architecture_of
 from modules.methods import METHODS, Method, build_method
 from modules.tokenizer import Tokenizer
 
@@ -248,8 +247,7 @@ def report(settings: Settings, options: dict[str, Any]) -> str:
     check_outputs(settings.output)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     settings, process = settings.on(device), Process(0, 1, device)
-    architecture = architecture_of(settings.pretrained_clip_name)
-    between("max_words", settings.max_words, 3, architecture.context_length)
+    architecture = check_clip(settings.pretrained_clip_name, settings.max_words)
     torch.manual_seed(0)
     method = build_method(settings.method, CLIP(architecture), **options).to(device)
     tokenizer = Tokenizer(settings.max_words)

@@ -5,14 +5,10 @@ from collections.abc import Mapping
 import torch
 from torch import nn
 
+from modules.quoting import some
+
 SHOWN = 3
 LOOK_AFTER = 10  # steps: what starts behind a Linear of zeros has a gradient from the second on
-
-
-def some_of(names: list[str]) -> str:
-    """ "a, b, c and 4 more"."""
-    more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
-    return ", ".join(names[:SHOWN]) + more
 
 
 def unreached(parameters: Mapping[str, nn.Parameter], frames: int) -> ValueError | None:
@@ -28,7 +24,7 @@ def unreached(parameters: Mapping[str, nn.Parameter], frames: int) -> ValueError
         of_frames, fix = "1 frame", "pass --max_frames 2 or more, or switch"
     return ValueError(
         f"{len(names)} of the {len(parameters)} trained tensors have no part in the loss of clips of {of_frames} and "
-        f"cannot learn: {some_of(names)}; {fix} the part of the method that they belong to off"
+        f"cannot learn: {some(names, SHOWN)}; {fix} the part of the method that they belong to off"
     )
 
 

@@ -203,18 +203,18 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     results_csv, *others = arguments.files
     if others:
-        print(f"error: {others[0]}: a table is of one results csv; several files are for --curves", file=sys.stderr)
+        print_error(f"{others[0]}: a table is of one results csv; several files are for --curves")
         return 2
     try:
         rows = read_rows(results_csv)
     except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        print_error(error)
         return 2
     if arguments.has:
         name, seed = arguments.has
         return 0 if ((rows["name"] == name) & (rows["seed"] == seed)).any() else 1
     if rows.empty:
-        print(f"error: {results_csv}: has no row yet", file=sys.stderr)
+        print_error(f"{results_csv}: has no row yet")
         return 2
     print(table_of_means(rows) if arguments.mean else table_of_runs(rows))
     return 0

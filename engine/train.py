@@ -23,13 +23,14 @@ from engine.config import OptimConfig
 from engine.data import normalise_for
 from engine.distributed import Process, gather, gather_with_gradient
 from engine.errors import explained
-from engine.gradients import LOOK_AFTER, idle, some_of, unreached
+from engine.gradients import LOOK_AFTER, SHOWN, idle, unreached
 from engine.logger import RunLogger, log
 from engine.optim import build_optimizer, build_schedule
 from modules.clip import Block
 from modules.kernels import usable
 from modules.losses import symmetric_info_nce
 from modules.methods import Method
+from modules.quoting import some
 
 AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1)  # what clusters send before they take a machine away
@@ -458,7 +459,8 @@ class Training:
             if self.process.is_main and (names := idle(self.optimizer, self.parameters)):
                 log.warning(
                     "%d of %d trained tensors have had no gradient in any step and stay as they were drawn: %s "
-                    "(--describe gives the reason where it is known)", len(names), len(self.parameters), some_of(names),
+                    "(--describe gives the reason where it is known)", len(names), len(self.parameters),
+                    some(names, SHOWN),
                 )  # fmt: skip
         elapsed = time.perf_counter() - self.clock.began
         values = self.values | {

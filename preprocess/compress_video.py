@@ -36,6 +36,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import av
+from av.container import InputContainer
 from av.stream import Disposition
 from tqdm import tqdm
 
@@ -136,7 +137,7 @@ class Compressor:
             demuxer = container.format.name.partition(",")[0]
             videos = [video for video in container.streams.video if not video.disposition & COVERS]
             number = [video.index for video in videos].index(stream.index)
-        late = picture_begins(source)
+            late = picture_begins(container, stream)
         # Absolute paths, because ffmpeg takes a name that starts with "-" for a flag and "a:b" for a protocol. The
         # stream that training would read is all that goes in; it turns and mirrors by itself.
         command = [self.ffmpeg, "-nostdin", "-v", "error", "-threads", "1", "-protocol_whitelist", "file"]
@@ -200,11 +201,10 @@ def check_damage(source: Path) -> None:
         pass
 
 
-def picture_begins(path: Path) -> float:
-    """Seconds from the start of a file, where its sound may begin, to its picture; 0 for less than a frame and for
-    what is no delay."""
-    with open_video(path) as (container, stream):
-        late = picture_offset(container, stream, float(stream.average_rate or stream.guessed_rate or 0))
+def picture_begins(container: InputContainer, stream: av.VideoStream) -> float:
+    """Seconds from the start of an open file, where its sound may begin, to its picture; 0 for less than a frame and
+    for what is no delay."""
+    late = picture_offset(container, stream, float(stream.average_rate or stream.guessed_rate or 0))
     return late if late <= MAX_DELAY else 0.0
 
 
