@@ -19,9 +19,10 @@ from typing import Any
 
 import torch
 
+from dataloaders.datasets import QueryCaptions, TrainingPairs
 from dataloaders.file_kind import FileKind, file_kind
 from dataloaders.preparation import leave_out
-from dataloaders.samples import QueryCaptions, Sample, TrainingPairs
+from dataloaders.samples import Sample
 from dataloaders.twins import read_twins
 from engine import identity, preflight
 from engine.checkpoint import CheckpointHeader, ResumePoints, save_checkpoint

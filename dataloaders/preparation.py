@@ -13,8 +13,9 @@ from typing import TypeVar
 from tqdm import tqdm
 
 from dataloaders.decode import VideoError
+from dataloaders.frames import FrameReader
 from dataloaders.quoting import shorten
-from dataloaders.samples import FrameReader, Sample
+from dataloaders.samples import Sample
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")

@@ -21,7 +21,7 @@ import av
 import numpy as np
 from av.container import InputContainer
 
-from dataloaders.sampling import in_window, on_screen
+from dataloaders.frame_sampling import in_window, on_screen
 from dataloaders.stated_size import is_cut, stated_size
 from dataloaders.video_file import open_video
 

@@ -9,7 +9,8 @@ import torch
 
 from dataloaders import DATASETS
 from dataloaders.cache import FrameCache
-from dataloaders.samples import FrameReader, Sample
+from dataloaders.frames import FrameReader
+from dataloaders.samples import Sample
 from dataloaders.transforms import normalise
 from engine.config import DataConfig, RunConfig
 from modules.backbones import Backbone

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from dataloaders.samples import GalleryVideos, QueryCaptions, make_evaluation_loader
+from dataloaders.datasets import GalleryVideos, QueryCaptions, make_evaluation_loader
 from engine.data import normalise_for
 from engine.distributed import Process, gather_by_id
 from engine.errors import explained

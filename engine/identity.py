@@ -12,7 +12,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from dataloaders.samples import Sample, TrainingPairs
+from dataloaders.datasets import TrainingPairs
+from dataloaders.samples import Sample
 from engine.config import DataConfig, ModelConfig, OptimConfig, RunConfig
 from modules.methods import Method
 from modules.seal import content_sha256

@@ -17,7 +17,8 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
-from dataloaders.samples import Batch, EpochSampler, TrainingPairs, make_training_loader
+from dataloaders.datasets import Batch, TrainingPairs, make_training_loader
+from dataloaders.sampler import EpochSampler
 from engine.checkpoint import ResumePoints
 from engine.config import OptimConfig
 from engine.data import normalise_for

@@ -23,8 +23,9 @@ import cv2
 import numpy as np
 import torch
 
+from dataloaders.frames import FrameReader
 from dataloaders.quoting import shorten
-from dataloaders.samples import FrameReader, Sample
+from dataloaders.samples import Sample
 from engine.checkpoint import load_checkpoint, read_header
 from engine.config import Config
 from engine.data import frame_reader, list_split, normalise_for
@@ -33,7 +34,7 @@ from engine.messages import print_error
 from engine.preflight import check_finite
 from modules.clip_weights import backbone_sha256, load_clip
 from modules.methods import Method, build_method
-from modules.methods.stop import STOP, LayerMaps
+from modules.methods.stop import STOP, PromptMaps
 from modules.tokenizer import Tokenizer, check_vocabulary
 
 GAP = 26  # pixels between two frames, where the count stands
@@ -63,7 +64,7 @@ def boxes(region_mask: np.ndarray, frame: np.ndarray) -> np.ndarray:
     return picture
 
 
-def draw_clip(sample: Sample, frames: np.ndarray, maps: LayerMaps) -> np.ndarray:
+def draw_clip(sample: Sample, frames: np.ndarray, maps: PromptMaps) -> np.ndarray:
     """The picture of one clip: frames uint8 `[T,SIDE,SIDE,3]` and what one layer found -> uint8 `[H,W,3]`."""
     count = len(frames)
     rows: list[tuple[str, list[np.ndarray]]] = [("frames", list(frames))]

@@ -26,7 +26,7 @@ from torch.utils.checkpoint import checkpoint
 from modules.backbones import ACTIVATIONS, ARCHITECTURES, Backbone, CLIPArchitecture
 from modules.kernels import usable
 from modules.kernels.attention import fits, short_attention
-from modules.precision import Ready, compute_dtype, times
+from modules.precision import FrozenWeightCache, compute_dtype, times
 
 __all__ = ["ACTIVATIONS", "ARCHITECTURES", "CLIP", "CLIPArchitecture"]
 
@@ -63,8 +63,8 @@ class Attention(nn.Module):
         self.out_proj = nn.Linear(width, width)
         nn.init.normal_(self.out_proj.weight, std=width**-0.5)
         nn.init.zeros_(self.out_proj.bias)
-        self._in, self._out = Ready(), Ready()
-        self._normed_in, self._normed_in_bias = Ready(torch.mul), Ready(torch.addmv)
+        self._in, self._out = FrozenWeightCache(), FrozenWeightCache()
+        self._normed_in, self._normed_in_bias = FrozenWeightCache(torch.mul), FrozenWeightCache(torch.addmv)
 
     def draw_as_torch(self) -> None:
         """Fresh weights as torch.nn.MultiheadAttention has them, for attention that is not CLIP's."""
@@ -312,7 +312,7 @@ class VisionTransformer(nn.Module):
         self.grid = architecture.grid
         self.width = width = architecture.vision_width
         self.conv1 = nn.Conv2d(3, width, kernel_size=self.patch_size, stride=self.patch_size, bias=False)
-        self._patch_weight = Ready(partial(torch.flatten, start_dim=1))
+        self._patch_weight = FrozenWeightCache(partial(torch.flatten, start_dim=1))
         self.class_embedding = nn.Parameter(torch.randn(width) * width**-0.5)
         self.positional_embedding = nn.Parameter(torch.randn(1 + self.grid**2, width) * width**-0.5)
         self.ln_pre = nn.LayerNorm(width)

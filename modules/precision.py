@@ -18,14 +18,14 @@ def compute_dtype(x: Tensor) -> torch.dtype:
     return x.dtype
 
 
-def filled_up(x: Tensor, dim: int) -> Tensor:
+def pad_for_tensor_cores(x: Tensor, dim: int) -> Tensor:
     """x with zeros behind up to a multiple of eight along a dimension, counted from the last, -1, where x is on a GPU:
     it has fast products in half precision for those alone."""
     lacking = -x.shape[dim] % 8 if x.is_cuda else 0
     return F.pad(x, (0, 0) * (-1 - dim) + (0, lacking)) if lacking else x
 
 
-class Ready:
+class FrozenWeightCache:
     """What is made of weights, in the precision of matrix products; of frozen ones once.
 
     autocast keeps its casts of trained weights for the length of a step, and casts frozen ones anew at every use. Here
@@ -54,6 +54,6 @@ class Ready:
         return self._made
 
 
-def times(factor: float) -> Ready:
+def times(factor: float) -> FrozenWeightCache:
     """A weight times a factor."""
-    return Ready() if factor == 1 else Ready(partial(torch.mul, other=factor))
+    return FrozenWeightCache() if factor == 1 else FrozenWeightCache(partial(torch.mul, other=factor))

@@ -34,9 +34,9 @@ import numpy as np
 from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from dataloaders import moving_shapes
-from dataloaders.moving_shapes import Story, caption, draw_story, paraphrases, stage
 from engine.messages import print_error
+from preprocess import moving_shapes
+from preprocess.moving_shapes.world import Story, caption, draw_story, paraphrases, stage
 
 FRAMES_PER_SECOND = 3
 FAST_AND_SLOW_SHARE = 0.3  # of the test contents with one thing
@@ -182,7 +182,7 @@ def _settings(options: argparse.Namespace) -> dict[str, object]:
         name: getattr(options, name)
         for name in ("train_pairs", "test_pairs", "captions_per_video", "seed", "frames", "image_size")
     }
-    code = [Path(moving_shapes.__file__), Path(__file__)]
+    code = [*sorted(Path(moving_shapes.__file__).parent.glob("*.py")), Path(__file__)]
     drawn = json.dumps(settings, sort_keys=True).encode() + b"".join(path.read_bytes() for path in code)
     # The code is part of what decides the pixels: a changed world is made anew.
     return {**settings, "sha256": hashlib.sha256(drawn).hexdigest()}

@@ -32,7 +32,16 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from dataloaders.moving_shapes import (
+from dataloaders.transforms import normalise
+from engine.flags import check_file, finite_float
+from engine.messages import print_error
+from modules.clip import CLIP, CLIPArchitecture, VisionTransformer
+from modules.clip_weights import to_openai_keys
+from modules.losses import symmetric_info_nce
+from modules.seal import seal
+from modules.similarity import cosine_similarity
+from modules.tokenizer import END_TOKEN, Tokenizer
+from preprocess.moving_shapes.world import (
     COLOURS,
     SHAPES,
     Still,
@@ -43,15 +52,6 @@ from dataloaders.moving_shapes import (
     draw_thing,
     plain_still,
 )
-from dataloaders.transforms import normalise
-from engine.flags import check_file, finite_float
-from engine.messages import print_error
-from modules.clip import CLIP, CLIPArchitecture, VisionTransformer
-from modules.clip_weights import to_openai_keys
-from modules.losses import symmetric_info_nce
-from modules.seal import seal
-from modules.similarity import cosine_similarity
-from modules.tokenizer import END_TOKEN, Tokenizer
 
 ARCHITECTURE = CLIPArchitecture(
     embed_dim=128,

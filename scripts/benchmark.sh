@@ -6,4 +6,4 @@
 set -euo pipefail
 source "$(dirname "$0")/_launch.sh"
 cd "$repository"
-exec "$PYTHON" -m engine.benchmark_methods "$@"
+exec "$PYTHON" -m benchmarks.methods "$@"

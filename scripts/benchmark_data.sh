@@ -9,4 +9,4 @@ export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
 
 DATA_PATH=${DATA_PATH:-data/moving_shapes}
 "$PYTHON" preprocess/make_moving_shapes.py --output_dir "$DATA_PATH"
-exec "$PYTHON" -m engine.benchmark_data --videos "$DATA_PATH/videos" "$@"
+exec "$PYTHON" -m benchmarks.data --videos "$DATA_PATH/videos" "$@"

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 import torch
 
+from dataloaders.frames import FrameReader
 from dataloaders.msrvtt import read_split
-from dataloaders.samples import FrameReader
 from dataloaders.transforms import normalise
 from dataloaders.twins import read_twins
 from modules.clip_weights import load_clip

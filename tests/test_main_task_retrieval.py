@@ -160,7 +160,7 @@ def test_workers_read_ahead_as_told(small_data, tmp_path, monkeypatch):
             assert settings["pin_memory"] == torch.cuda.is_available()
             super().__init__(dataset, **settings)
 
-    monkeypatch.setattr("dataloaders.samples.DataLoader", Noted)
+    monkeypatch.setattr("dataloaders.datasets.DataLoader", Noted)
     flags = [*small_data.flags(), "--epochs", "1", "--batch_size", "4", "--output_dir", str(tmp_path)]
     assert main(["--do_train", *flags, "--num_thread_reader", "1", "--prefetch_factor", "3"]) == 0
     assert made == [("TrainingPairs", 1, 3), ("GalleryVideos", 1, 3), ("QueryCaptions", 0, None)]
@@ -414,7 +414,7 @@ def test_with_a_frame_cache_nothing_is_decoded_twice_and_nothing_changes(small_d
     assert f"frame cache {tmp_path / 'cache'} (raw), train split: 10 videos of about 0." in logged
     assert "0 are there, 0.0" in logged
 
-    monkeypatch.setattr("dataloaders.samples.read_frames", None)
+    monkeypatch.setattr("dataloaders.frames.read_frames", None)
     assert main([*training, "--output_dir", str(tmp_path / "again"), "--frame_cache", str(tmp_path / "cache")]) == 0
     assert "10 are there, 0 MB to be written" in (tmp_path / "again" / "log.txt").read_text()
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from engine import benchmark_data, benchmark_epoch, benchmark_methods
+from benchmarks import data, epoch, methods
 from engine.cli import parse_config, parse_flags
 
 ROOT = Path(__file__).parent.parent
@@ -74,22 +74,22 @@ def test_every_flag_exists(script, recorder, tmp_path):
 def test_the_flags_of_the_data_benchmark(recorder):
     make, measure = commands_of(ROOT / "scripts/benchmark_data.sh", recorder, "--clips", "3", DATA_PATH="/data/x")
     assert make == ["preprocess/make_moving_shapes.py", "--output_dir", "/data/x"]
-    assert measure[:2] == ["-m", "engine.benchmark_data"]
-    values = parse_flags({"benchmark": benchmark_data.Settings}, "", measure[2:])
+    assert measure[:2] == ["-m", "benchmarks.data"]
+    values = parse_flags({"benchmark": data.Settings}, "", measure[2:])
     assert (values["videos"], values["clips"]) == ("/data/x/videos", 3)
 
 
 def test_the_flags_of_the_benchmark(recorder):
     (command,) = commands_of(ROOT / "scripts/benchmark.sh", recorder, "--only", "stop,dgl", "--frames", "3")
-    assert command[:2] == ["-m", "engine.benchmark_methods"]
-    values = parse_flags({"benchmark": benchmark_methods.Settings}, "", command[2:])
+    assert command[:2] == ["-m", "benchmarks.methods"]
+    values = parse_flags({"benchmark": methods.Settings}, "", command[2:])
     assert (values["only"], values["frames"]) == ("stop,dgl", 3)
 
 
 def test_the_flags_of_the_epoch_benchmark(recorder):
     (command,) = commands_of(ROOT / "scripts/benchmark_epoch.sh", recorder, "--method", "dgl", "--steps", "9")
-    assert command[:2] == ["-m", "engine.benchmark_epoch"]
-    values = parse_flags({"benchmark": benchmark_epoch.Settings}, "stop", command[2:])
+    assert command[:2] == ["-m", "benchmarks.epoch"]
+    values = parse_flags({"benchmark": epoch.Settings}, "stop", command[2:])
     assert (values["method"], values["steps"]) == ("dgl", 9)
 
 

@@ -1,6 +1,7 @@
 """The dynamics nets on a GPU: depth-wise convolutions of what frames differ by, their energy, and the way back.
 
-What `modules.look` needs of N_s and N_t, and `modules.changes` does by torch's operators. torch's and cuDNN's
+What `modules.stop.frame_changes` needs of N_s and N_t, and `modules.stop.changes` does by torch's operators. torch's
+and cuDNN's
 depth-wise 3-D convolutions take most of a training step of STOP on a GPU, and kernels that multiply and add tap by tap
 a fifth (docs/performance.md). Here tensor cores do it: for one channel, one tap in time is a matrix between the patches
 of a frame and those of another, zero but for neighbours (a Toeplitz matrix of 3x3 taps), so that a channel of many

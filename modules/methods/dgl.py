@@ -16,16 +16,16 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from modules.clip import CLIP, Block, KeysValues
-from modules.dynamics import hold_last_frame
 from modules.methods.base import DeadParameters, Method
 from modules.quoting import shorten
-from modules.shared_latent import (
+from modules.released.shared_latent import (
     LatentPrompts,
     LinearLatentSpace,
     TransformerLatentSpace,
     round_to_half,
     uniform_prompts,
 )
+from modules.stop.dynamics import hold_last_frame
 from modules.text_prompts import encode_with_context, seen_after_start, seen_from_end
 
 GLOBAL_PROMPTS = 4  # G; the first of them becomes the clip's embedding

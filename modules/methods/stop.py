@@ -5,7 +5,7 @@ CLIP stays frozen. Before each of its first `prompt_depth` visual blocks, patche
 Figure 2. What the paper leaves open is marked [D] where it is decided. The authors' released code is another model.
 
 Shapes: B clips, T frames, P patches, D width, N captions, L tokens of a sequence or a caption, E joint embedding, C
-sequences of a clip (`modules.dynamics`).
+sequences of a clip (`modules.stop.dynamics`).
 """
 
 from dataclasses import dataclass
@@ -15,17 +15,17 @@ import torch
 from torch import Tensor, nn
 
 from modules.clip import CLIP, Block
-from modules.dynamics import Timeline, at_least_fp32, layer_norm, patches_of, sequences
-from modules.inter_frame import InterFramePrompter, TemporalPrompting, insert_by_frame, insert_joint
-from modules.intra_frame import IntraFramePrompter, SpatialPrompting
 from modules.methods.base import Method
 from modules.quoting import shorten
 from modules.similarity import masked_mean
+from modules.stop.dynamics import FrameTiming, at_least_fp32, layer_norm, patches_of, sequences
+from modules.stop.inter_frame import InterFramePrompter, TemporalPrompting, insert_by_frame, insert_joint
+from modules.stop.intra_frame import IntraFramePrompter, SpatialPrompting
 from modules.text_prompts import encode_with_prefix, text_prompts
 
 
 @dataclass(frozen=True)
-class LayerMaps:
+class PromptMaps:
     """What the two stages before one block found, for pictures and tests; None where a stage is off."""
 
     spatial: SpatialPrompting | None
@@ -127,19 +127,19 @@ class STOP(Method):
         return self._encode(video, frame_mask, None)
 
     @torch.no_grad()
-    def prompt_maps(self, video: Tensor, frame_mask: Tensor) -> list[LayerMaps]:
+    def prompt_maps(self, video: Tensor, frame_mask: Tensor) -> list[PromptMaps]:
         """What every prompted layer attends to, chooses and inserts, for the clips of a batch."""
-        maps: list[LayerMaps] = []
+        maps: list[PromptMaps] = []
         self._encode(video, frame_mask, maps)
         return maps
 
-    def _encode(self, video: Tensor, frame_mask: Tensor, maps: list[LayerMaps] | None) -> Tensor:
+    def _encode(self, video: Tensor, frame_mask: Tensor, maps: list[PromptMaps] | None) -> Tensor:
         frame_mask = frame_mask.bool()
         visual = self.clip.visual
         x = visual.embed(video.flatten(0, 1)).unflatten(0, video.shape[:2])  # [B,T,1+P,D]: a sequence a frame
         if self.attention == "joint":
             x = sequences(x[:, :1, 0], x[:, :, 1:])  # before the first block all frames have the same class token
-        timeline = Timeline.of(frame_mask, at_least_fp32(x).dtype)
+        timeline = FrameTiming.of(frame_mask, at_least_fp32(x).dtype)
         for layer, block in enumerate(visual.blocks):
             assert isinstance(block, Block)
             x, normal, found = self._prompt(layer, block, x, timeline)
@@ -150,8 +150,8 @@ class STOP(Method):
         return embedding[:, 0] if self.attention == "joint" else masked_mean(embedding, frame_mask)
 
     def _prompt(
-        self, layer: int, block: Block, x: Tensor, timeline: Timeline
-    ) -> tuple[Tensor, Tensor | None, LayerMaps]:
+        self, layer: int, block: Block, x: Tensor, timeline: FrameTiming
+    ) -> tuple[Tensor, Tensor | None, PromptMaps]:
         """The two stages before one block: h in `[B,C,L,D]` -> h^s in the same, LayerNormed h^s if the second stage is
         there and needs it, and the rest."""
         spatial = temporal = normal = None
@@ -162,10 +162,10 @@ class STOP(Method):
             normal = layer_norm(x)  # for this stage and the block
             region_mask = spatial.region_mask if spatial else torch.zeros_like(patches_of(x, timeline.frames)[..., 0])
             temporal = self.inter[layer](normal, region_mask, timeline)
-        return x, normal, LayerMaps(spatial, temporal)
+        return x, normal, PromptMaps(spatial, temporal)
 
     def _run(
-        self, block: Block, x: Tensor, normal: Tensor | None, timeline: Timeline, temporal: TemporalPrompting | None
+        self, block: Block, x: Tensor, normal: Tensor | None, timeline: FrameTiming, temporal: TemporalPrompting | None
     ) -> Tensor:
         """The frozen block on the prompted sequences, `[B,C,L,D]` in and out; behind the last block only the class
         tokens are read, `[B,C,1,D]`."""

@@ -14,13 +14,13 @@ import torch
 from torch import Tensor, nn
 
 from modules.clip import CLIP, Block
-from modules.dynamics import hold_last_frame
 from modules.methods.base import DeadParameters
 from modules.methods.dgl import DGL, KEY_BIAS
 from modules.quoting import shorten
-from modules.released_prompts import InterFramePrompt, ParallelAdapter, PixelPrompter
+from modules.released.prompts import InterFramePrompt, ParallelAdapter, PixelPrompter
+from modules.released.shared_latent import LatentPrompts, round_to_half
 from modules.released_weights import load_released_state_dict
-from modules.shared_latent import LatentPrompts, round_to_half
+from modules.stop.dynamics import hold_last_frame
 
 __all__ = ["STOPReleased", "load_released_state_dict"]
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from dataloaders import decode
-from dataloaders import samples as samples_module
+from dataloaders import frames as frames_module
 from dataloaders.decode import read_frames
 
 
@@ -33,5 +33,5 @@ def decoded(monkeypatch) -> Counter:
         counts[Path(path).name] += 1
         return read_frames(path, *args, **settings)
 
-    monkeypatch.setattr(samples_module, "read_frames", counted)
+    monkeypatch.setattr(frames_module, "read_frames", counted)
     return counts

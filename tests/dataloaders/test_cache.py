@@ -21,8 +21,11 @@ from safetensors.torch import load_file, save_file
 
 from dataloaders import cache as cache_module
 from dataloaders.cache import FrameCache
+from dataloaders.datasets import TrainingPairs, make_training_loader
 from dataloaders.decode import VideoError, read_frames
-from dataloaders.samples import EpochSampler, FrameReader, Sample, TrainingPairs, make_training_loader
+from dataloaders.frames import FrameReader
+from dataloaders.sampler import EpochSampler
+from dataloaders.samples import Sample
 from tests.videos import grey_ramp, write_video
 
 ROOT = Path(__file__).parents[2]
@@ -367,7 +370,7 @@ FILL = """
 import sys
 from pathlib import Path
 from dataloaders.cache import FrameCache
-from dataloaders.samples import FrameReader
+from dataloaders.frames import FrameReader
 videos, cache = Path(sys.argv[1]), FrameCache(Path(sys.argv[2]))
 cache.remove_partials()
 frames = FrameReader(6, 32, "segment", training=True, cache=cache)

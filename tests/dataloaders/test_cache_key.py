@@ -15,7 +15,7 @@ import torch
 from dataloaders import cache as cache_module
 from dataloaders.cache import FrameCache
 from dataloaders.decode import VideoError
-from dataloaders.samples import FrameReader
+from dataloaders.frames import FrameReader
 from tests.videos import write_video
 
 

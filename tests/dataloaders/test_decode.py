@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from dataloaders import decode
 from dataloaders.cache import FrameCache
 from dataloaders.decode import MAX_SHORTFALL, VideoError, decoder_version, read_frames
-from dataloaders.samples import FrameReader
+from dataloaders.frames import FrameReader
 from preprocess.check_videos import check
 from tests.videos import cut, frame_numbers, grey_ramp, noise, write_damaged_video, write_video
 

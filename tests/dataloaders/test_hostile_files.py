@@ -16,7 +16,7 @@ import pytest
 import torch
 
 from dataloaders.decode import VideoError, read_frames
-from dataloaders.samples import FrameReader
+from dataloaders.frames import FrameReader
 from dataloaders.transforms import resize_and_crop
 from preprocess.check_videos import check
 from tests.ffmpeg_files import X264, ffmpeg, ffmpeg_frames, moving, replace, write

@@ -12,8 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dataloaders.decode import read_frames
+from dataloaders.frames import FrameReader
 from dataloaders.orientation import shown_width, turned
-from dataloaders.samples import FrameReader
 from dataloaders.transforms import resize_and_crop
 from tests.ffmpeg_files import X264, ffmpeg, ffmpeg_frames, moving, write
 

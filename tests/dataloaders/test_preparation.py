@@ -7,11 +7,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from dataloaders import samples as samples_module
+from dataloaders import frames as frames_module
 from dataloaders.cache import FrameCache
 from dataloaders.decode import VideoError, read_frames
+from dataloaders.frames import FrameReader
 from dataloaders.preparation import PROBES, forecast, leave_out, missing_files, read_all
-from dataloaders.samples import FrameReader, Sample
+from dataloaders.samples import Sample
 from tests.videos import grey_ramp, write_video
 
 
@@ -60,7 +61,7 @@ def test_a_video_that_is_damaged_at_its_end_is_found_whatever_training_would_dra
     def watched(path, choose, convert, **settings):
         return read_frames(path, lambda n, fps: chosen.append(choose(n, fps)) or chosen[-1], convert, **settings)
 
-    monkeypatch.setattr(samples_module, "read_frames", watched)
+    monkeypatch.setattr(frames_module, "read_frames", watched)
     assert list(read_all([sample], FrameReader(4, 32, "segment", training=True), jobs=1)) == [None]
     assert chosen[0].tolist() == [4]
 

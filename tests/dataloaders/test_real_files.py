@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from dataloaders.decode import VideoError, read_frames
-from dataloaders.samples import FrameReader
+from dataloaders.frames import FrameReader
 from preprocess.check_videos import check
 from tests.ffmpeg_files import FFMPEG, ffmpeg_frames, shown_times
 

@@ -12,19 +12,19 @@ import torch
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from dataloaders.decode import VideoError
-from dataloaders.samples import (
-    EpochSampler,
-    FrameReader,
+from dataloaders.datasets import (
     GalleryVideos,
     Item,
     QueryCaptions,
-    Sample,
     TrainingPairs,
     collate,
     make_evaluation_loader,
     make_training_loader,
 )
+from dataloaders.decode import VideoError
+from dataloaders.frames import FrameReader
+from dataloaders.sampler import EpochSampler
+from dataloaders.samples import Sample
 from tests.videos import frame_numbers, grey_ramp, write_video
 
 

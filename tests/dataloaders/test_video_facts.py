@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from dataloaders.decode import VideoError, read_frames
-from dataloaders.sampling import in_window
+from dataloaders.frame_sampling import in_window
 from dataloaders.video_facts import survey
 from dataloaders.video_file import open_video
 from preprocess.check_videos import check

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from dataloaders.decode import VideoError, read_frames
-from dataloaders.samples import FrameReader
+from dataloaders.frames import FrameReader
 from preprocess.check_videos import check
 from tests.ffmpeg_files import X264, ffmpeg, moving, write
 

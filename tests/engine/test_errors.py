@@ -10,15 +10,17 @@ from pathlib import Path
 import pytest
 import torch
 
-import dataloaders.samples
-from dataloaders.samples import FrameReader, Sample, TrainingPairs
+import dataloaders.frames
+from dataloaders.datasets import TrainingPairs
+from dataloaders.frames import FrameReader
+from dataloaders.samples import Sample
 from engine.cli import print_report
 from engine.errors import explained, one_sentence
 from main_task_retrieval import main
 
 ROOT = Path(__file__).parent.parent.parent
 WHO_DIES = "STOP_TEST_RANK_WHOSE_WORKER_DIES"
-read_frames = dataloaders.samples.read_frames
+read_frames = dataloaders.frames.read_frames
 
 
 def die_in_a_worker(*arguments, **more):
@@ -31,7 +33,7 @@ def die_in_a_worker(*arguments, **more):
 @pytest.mark.parametrize("what", [["--do_eval"], ["--do_train", "--epochs", "1", "--batch_size", "4"]])
 def test_a_worker_that_is_killed(small_data, tmp_path, monkeypatch, capsys, what):
     monkeypatch.setenv(WHO_DIES, "0")
-    monkeypatch.setattr(dataloaders.samples, "read_frames", die_in_a_worker)
+    monkeypatch.setattr(dataloaders.frames, "read_frames", die_in_a_worker)
     flags = [*what, *small_data.flags(), "--num_thread_reader", "1", "--output_dir", str(tmp_path)]
     assert main(flags) == 2
     _, found, message = capsys.readouterr().err.rpartition("error: ")
@@ -49,9 +51,9 @@ def test_all_processes_end_with_it(small_data, tmp_path, what):
     program = tmp_path / "program.py"
     program.write_text(
         f"import sys; sys.path.insert(0, {str(ROOT)!r})\n"
-        "import dataloaders.samples\n"
+        "import dataloaders.frames\n"
         "from tests.engine.test_errors import die_in_a_worker, main\n"
-        "dataloaders.samples.read_frames = die_in_a_worker\n"
+        "dataloaders.frames.read_frames = die_in_a_worker\n"
         "sys.exit(main())\n"
     )
     flags = [*what, *small_data.flags(), "--num_thread_reader", "1", "--output_dir", str(tmp_path)]

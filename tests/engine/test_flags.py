@@ -4,17 +4,18 @@ import sys
 
 import pytest
 
-from engine import benchmark, benchmark_data, benchmark_epoch, benchmark_growth, benchmark_methods, report, visualize
+from benchmarks import data, epoch, growth, methods, step
+from engine import report, visualize
 from engine.flags import check_file, check_folder
 from preprocess import check_videos, train_small_clip
 
 WRITERS = {
-    "benchmark_data": (benchmark_data.main, [], "--output"),
-    "benchmark_epoch": (benchmark_epoch.main, [], "--output"),
-    "benchmark_growth": (benchmark_growth.main, ["--chart", ""], "--output"),
-    "benchmark_growth, chart": (benchmark_growth.main, ["--output", ""], "--chart"),
-    "benchmark_methods": (benchmark_methods.main, ["--chart", ""], "--output"),
-    "benchmark_methods, chart": (benchmark_methods.main, ["--output", ""], "--chart"),
+    "benchmark_data": (data.main, [], "--output"),
+    "benchmark_epoch": (epoch.main, [], "--output"),
+    "benchmark_growth": (growth.main, ["--chart", ""], "--output"),
+    "benchmark_growth, chart": (growth.main, ["--output", ""], "--chart"),
+    "benchmark_methods": (methods.main, ["--chart", ""], "--output"),
+    "benchmark_methods, chart": (methods.main, ["--output", ""], "--chart"),
     "visualize": (visualize.main, ["maps", "none.safetensors"], "--output"),
     "report": (report.main, ["none.jsonl"], "--curves"),
     "train_small_clip": (train_small_clip.main, [], "--output"),
@@ -38,8 +39,8 @@ def test_every_command_that_writes_at_its_end(tmp_path, capsys, command):
 
 def test_a_chart_without_matplotlib(tmp_path, capsys, monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib", None)
-    monkeypatch.setattr("engine.benchmark.find_spec", lambda name: None)
-    for main in (benchmark_growth.main, benchmark_methods.main):
+    monkeypatch.setattr("benchmarks.step.find_spec", lambda name: None)
+    for main in (growth.main, methods.main):
         assert main(["--output", "", "--chart", str(tmp_path / "chart.png")]) == 2
         assert "--chart needs matplotlib: pip install matplotlib" in capsys.readouterr().err
         assert main(["--output", "", "--chart", str(tmp_path / "chart.gif")]) == 2
@@ -49,26 +50,26 @@ def test_a_chart_without_matplotlib(tmp_path, capsys, monkeypatch):
 @pytest.mark.parametrize(
     ("main", "flags", "message"),
     [
-        (benchmark_methods.main, ["--pretrained_clip_name", "none.pt"], "There are no CLIP weights at none.pt"),
+        (methods.main, ["--pretrained_clip_name", "none.pt"], "There are no CLIP weights at none.pt"),
         (
-            benchmark_methods.main,
+            methods.main,
             ["--max_words", "78"],
             "--max_words 78 is out of range: it takes a number",
         ),
         (
-            benchmark_growth.main,
+            growth.main,
             ["--max_words", "78"],
             "--max_words 78 is out of range: it takes a number",
         ),
-        (benchmark.main, ["--max_words", "78"], "--max_words 78 is out of range: it takes a number"),
-        (benchmark_data.main, ["--videos", "none"], "--videos none holds no video file"),
+        (step.main, ["--max_words", "78"], "--max_words 78 is out of range: it takes a number"),
+        (data.main, ["--videos", "none"], "--videos none holds no video file"),
     ],
 )
 def test_benchmarks_look_at_their_inputs_first(capsys, monkeypatch, main, flags, message):
     """Before the machine's ceilings are measured and clips are made, which takes minutes."""
-    monkeypatch.setattr("engine.benchmark_methods.in_own_process", None)
-    monkeypatch.setattr("engine.benchmark_data.write_made_clip", None)
-    monkeypatch.setattr("engine.benchmark.measure", None)
+    monkeypatch.setattr("benchmarks.methods.in_own_process", None)
+    monkeypatch.setattr("benchmarks.data.write_made_clip", None)
+    monkeypatch.setattr("benchmarks.step.measure", None)
     assert main(flags) == 2
     printed = capsys.readouterr().err
     assert printed.startswith(f"error: {message}")

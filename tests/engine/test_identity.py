@@ -11,7 +11,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from dataloaders.samples import FrameReader, Sample, TrainingPairs
+from dataloaders.datasets import TrainingPairs
+from dataloaders.frames import FrameReader
+from dataloaders.samples import Sample
 from engine import identity
 from engine.checkpoint import read_header
 from engine.config import DataConfig, ModelConfig, OptimConfig, RunConfig

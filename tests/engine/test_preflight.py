@@ -47,7 +47,7 @@ def unread(monkeypatch):
     def read(*_):
         raise AssertionError("a video was read")
 
-    monkeypatch.setattr("dataloaders.samples.read_frames", read)
+    monkeypatch.setattr("dataloaders.frames.read_frames", read)
 
 
 # What needs the settings alone.

@@ -23,7 +23,9 @@ from torch import nn
 from torch._dynamo.utils import counters
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from dataloaders.samples import Batch, FrameReader, Sample, TrainingPairs
+from dataloaders.datasets import Batch, TrainingPairs
+from dataloaders.frames import FrameReader
+from dataloaders.samples import Sample
 from engine.checkpoint import read_resume_point
 from engine.config import OptimConfig
 from engine.distributed import Process
@@ -507,7 +509,7 @@ def no_waiting(monkeypatch) -> Iterator[None]:
     with monkeypatch.context() as patched, NoWaiting():
         for name in ("tolist", "numpy", "__array__"):
             patched.setattr(torch.Tensor, name, refused)
-        patched.setattr("modules.dynamics.surely_whole", lambda frame_mask: False)  # as on a GPU
+        patched.setattr("modules.stop.dynamics.surely_whole", lambda frame_mask: False)  # as on a GPU
         yield
 
 

@@ -6,10 +6,10 @@ import copy
 import torch
 import torch.nn.functional as F
 
-from modules import inter_frame, intra_frame
 from modules.clip import Block
 from modules.methods import build_method
-from modules.precision import Ready, compute_dtype, filled_up, times
+from modules.precision import FrozenWeightCache, compute_dtype, pad_for_tensor_cores, times
+from modules.stop import inter_frame, intra_frame
 from tests.tiny import tiny_batch, tiny_clip
 
 
@@ -37,12 +37,12 @@ def test_a_frozen_weight_is_made_once_for_each_precision():
         half = ready(weight)
         assert torch.equal(half, (weight * 1.702).bfloat16())
         assert ready(weight) is half
-    assert Ready()(weight) is weight
+    assert FrozenWeightCache()(weight) is weight
     assert times(1)(weight) is weight
 
 
 def test_what_is_made_of_several_weights_is_made_again_when_one_is_written_to():
-    ready, weights = Ready(torch.addmv), [torch.zeros(2), torch.eye(2), torch.ones(2)]
+    ready, weights = FrozenWeightCache(torch.addmv), [torch.zeros(2), torch.eye(2), torch.ones(2)]
     assert ready(*weights).tolist() == [1.0, 1.0]
     assert ready(*weights) is ready(*weights)
     weights[2].mul_(3)
@@ -66,7 +66,7 @@ def test_a_trained_weight_keeps_its_gradient():
     assert weight.grad.tolist() == [3.0, 3.0]
     with bf16():
         assert ready(weight).dtype == torch.float32  # autocast casts it, and keeps that cast itself
-        assert Ready()(weight) is weight
+        assert FrozenWeightCache()(weight) is weight
 
 
 def test_a_block_gives_the_same_after_its_weights_changed_or_thawed():
@@ -91,11 +91,11 @@ class OnGPU(torch.Tensor):
 def test_on_a_gpu_what_lacks_to_a_multiple_of_eight_is_filled_up():
     x = torch.ones(3, 12, 10)
     on_gpu = x.as_subclass(OnGPU)
-    assert filled_up(on_gpu, -1).shape == (3, 12, 16)
-    assert filled_up(on_gpu, -2).shape == (3, 16, 10)
-    assert filled_up(on_gpu, -2).sum() == x.sum()
-    assert filled_up(on_gpu[..., :8], -1).shape == (3, 12, 8)
-    assert filled_up(x, -1) is x
+    assert pad_for_tensor_cores(on_gpu, -1).shape == (3, 12, 16)
+    assert pad_for_tensor_cores(on_gpu, -2).shape == (3, 16, 10)
+    assert pad_for_tensor_cores(on_gpu, -2).sum() == x.sum()
+    assert pad_for_tensor_cores(on_gpu[..., :8], -1).shape == (3, 12, 8)
+    assert pad_for_tensor_cores(x, -1) is x
 
 
 def test_products_filled_up_are_the_same(monkeypatch):
@@ -103,7 +103,7 @@ def test_products_filled_up_are_the_same(monkeypatch):
     for more in (0, 5):
         for module in (intra_frame, inter_frame):
             monkeypatch.setattr(
-                module, "filled_up", lambda x, dim, more=more: F.pad(x, (0, 0) * (-1 - dim) + (0, more))
+                module, "pad_for_tensor_cores", lambda x, dim, more=more: F.pad(x, (0, 0) * (-1 - dim) + (0, more))
             )
         torch.manual_seed(0)
         method = build_method("stop", tiny_clip(), prompt_dropout=0.0).train()

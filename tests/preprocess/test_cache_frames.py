@@ -38,7 +38,7 @@ def test_training_then_decodes_nothing(data, tmp_path, capsys, monkeypatch):
     assert "train split: 6 of 6 videos are in the cache.\n" in printed
     assert "test split: 3 of 3 videos are in the cache.\n" in printed
     assert len(entries(tmp_path / "cache")) == 9
-    monkeypatch.setattr("dataloaders.samples.read_frames", None)
+    monkeypatch.setattr("dataloaders.frames.read_frames", None)
     flags = ["--do_train", *data.flags(), *SEGMENTS, *cache, "--epochs", "1", "--batch_size", "4"]
     assert train([*flags, "--output_dir", str(tmp_path / "run")]) == 0
 

@@ -8,10 +8,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from dataloaders.moving_shapes import caption, draw_stills, draw_story
 from modules.clip import CLIP
 from modules.clip_weights import load_clip
 from modules.tokenizer import Tokenizer
+from preprocess.moving_shapes.world import caption, draw_stills, draw_story
 from preprocess.train_small_clip import (
     ARCHITECTURE,
     embed,

@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 
 from modules.clip import ARCHITECTURES
-from modules.dynamics import DynamicsNet, Timeline
 from modules.kernels import changes as kernels
-from modules.look import look
 from modules.methods import build_method
+from modules.stop.dynamics import DynamicsNet, FrameTiming
+from modules.stop.frame_changes import look
 from tests.tiny import tiny_batch, tiny_clip
 
 ON_GPU = torch.cuda.is_available()
@@ -33,7 +33,7 @@ SIZES = [  # clips, sequences a clip, frames, grid, width
 
 
 def use_kernels(monkeypatch, used: bool) -> None:
-    monkeypatch.setattr("modules.look.usable", lambda x: used)
+    monkeypatch.setattr("modules.stop.frame_changes.usable", lambda x: used)
 
 
 def all_of(size: tuple[int, ...], sees: str, padded: bool, dtype: torch.dtype, which: str) -> list[Tensor]:
@@ -50,7 +50,7 @@ def all_of(size: tuple[int, ...], sees: str, padded: bool, dtype: torch.dtype, w
     frame_mask = torch.ones(clips, frames, dtype=torch.bool)
     if padded:
         frame_mask[-1, -1] = False
-    timeline = Timeline.of(frame_mask.to(DEVICE), torch.float32)
+    timeline = FrameTiming.of(frame_mask.to(DEVICE), torch.float32)
     seen = look(normal, timeline, dynamics=net, of_changes=linears[0], of_tokens=linears[1])
     given = [seen.energy, seen.changes, seen.tokens]
     loss = torch.zeros((), device=DEVICE)
@@ -100,7 +100,7 @@ def test_a_still_clip_has_no_energy_at_all(sees, dtype, monkeypatch):
     net = DynamicsNet(24, sees=sees)
     torch.nn.init.normal_(net.conv.weight)
     normal = torch.randn(1, 1, 10, 24).expand(2, 4, -1, -1).to(DEVICE, dtype)
-    timeline = Timeline.of(torch.ones(2, 4, dtype=torch.bool, device=DEVICE), torch.float32)
+    timeline = FrameTiming.of(torch.ones(2, 4, dtype=torch.bool, device=DEVICE), torch.float32)
     seen = look(normal, timeline, dynamics=net.to(DEVICE))
     assert seen.energy is not None
     assert not seen.energy.any()

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from modules.clip import ARCHITECTURES, CLIP
 from modules.methods import build_method
 from modules.methods.dgl import global_local_attention
-from modules.shared_latent import LinearLatentSpace, round_to_half
+from modules.released.shared_latent import LinearLatentSpace, round_to_half
 from tests.tiny import TINY, tiny_batch, tiny_clip
 
 SPACES = ["linear", "transformer"]

@@ -15,10 +15,10 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from engine.describe import describe
 from modules.clip import ARCHITECTURES, CLIP, CLIPArchitecture
-from modules.dynamics import Timeline, layer_norm, patches_of
 from modules.losses import symmetric_info_nce
 from modules.methods import build_method
 from modules.methods.stop import STOP
+from modules.stop.dynamics import FrameTiming, layer_norm, patches_of
 from tests.modules import stop_reference as slow
 from tests.tiny import TINY, tiny_batch, tiny_clip
 
@@ -127,9 +127,9 @@ class TestCounts:
     @pytest.mark.skipif(not SMALL_WEIGHTS.exists(), reason=f"pretrained/{SMALL_WEIGHTS.name} is not there")
     @LAYOUTS
     def test_camera_noise_gets_fewer_than_motion(self, attention):
-        from dataloaders.moving_shapes import draw_story, stage
         from dataloaders.transforms import normalise
         from modules.clip_weights import load_clip
+        from preprocess.moving_shapes.world import draw_story, stage
 
         rng = np.random.default_rng(0)
         moving = np.stack([stage(draw_story(rng, held_out=False), rng).frames(12) for _ in range(8)])
@@ -394,7 +394,7 @@ class TestOptions:
         found = first_layer(without, moving)
         assert found.spatial is None
         x = without.clip.visual.embed(moving[0].flatten(0, 1)).unflatten(0, moving[0].shape[:2])
-        timeline = Timeline.of(moving[1], torch.float32)
+        timeline = FrameTiming.of(moving[1], torch.float32)
         expected = method.inter[0](layer_norm(x), torch.zeros_like(x[:, :, 1:, 0]), timeline)
         assert_same(found.temporal, expected)
 
@@ -461,7 +461,7 @@ class TestOptions:
         assert not torch.allclose(found.temporal.frame_variation, default.temporal.frame_variation)
         ignorant = like(method, beta=0.0).inter[0]
         normal, ones = layer_norm(found.spatial.x), torch.ones_like(found.spatial.region_mask)
-        timeline = Timeline.of(moving[1], torch.float32)
+        timeline = FrameTiming.of(moving[1], torch.float32)
         assert_same(ignorant(normal, ones, timeline), ignorant(normal, 0 * ones, timeline))
 
     @pytest.mark.parametrize("eta", [1, 2, 9])

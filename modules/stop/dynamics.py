@@ -59,7 +59,7 @@ def hold_last_frame(tokens: Tensor, frame_mask: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True)
-class Timeline:
+class FrameTiming:
     """Which frames of a batch's clips are real, and where in its clip each lies: the same for all layers."""
 
     frame_mask: Tensor  # bool [B,T], padding last
@@ -69,11 +69,11 @@ class Timeline:
     padded: bool  # false where there is surely no padding, and masks need not be applied
 
     @staticmethod
-    def of(frame_mask: Tensor, dtype: torch.dtype) -> "Timeline":
+    def of(frame_mask: Tensor, dtype: torch.dtype) -> "FrameTiming":
         """From a bool `[B,T]`, padding last; places come in `dtype`."""
         gap_mask = frame_mask[:, 1:]
         places = waves(frame_mask, dtype), waves(gap_mask, dtype)
-        return Timeline(frame_mask, gap_mask, *places, padded=not surely_whole(frame_mask))
+        return FrameTiming(frame_mask, gap_mask, *places, padded=not surely_whole(frame_mask))
 
     @property
     def frames(self) -> int:
@@ -120,7 +120,8 @@ class PlaceGain(nn.Module):
 class DynamicsNet(nn.Module):
     """A depth-wise 3x3x3 convolution over (T, G, G) without bias that keeps the D channels apart: N_s and N_t.
 
-    `modules.look` applies it. [D] The paper says "a light 3-D convolution"; depth-wise is the lightest. Both nets give
+    `modules.stop.frame_changes` applies it. [D] The paper says "a light 3-D convolution"; depth-wise is the lightest.
+    Both nets give
     exactly zero where nothing changes, however they are trained. N_t sees changes and needs no more than to have no
     bias. N_s sees tokens (`sees="tokens"`): its kernels' means over the three taps in time are taken out, else whatever
     stands still soon outweighs what moves (measured: a fifth instead of four fifths of M on moving patches after

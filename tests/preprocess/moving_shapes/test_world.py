@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dataloaders.moving_shapes import (
+from preprocess.moving_shapes.world import (
     COLOURS,
     EVENTS,
     REVERSED,

@@ -6,8 +6,8 @@ import re
 import pytest
 import torch
 
+from benchmarks.data import MADE, SOURCES, Row, format_rows, main, write_made_clip
 from dataloaders.decode import read_frames
-from engine.benchmark_data import MADE, SOURCES, Row, format_rows, main, write_made_clip
 from tests.videos import grey_ramp, write_video
 
 
@@ -26,7 +26,7 @@ def test_made_clips_are_like_re_encoded_ones(tmp_path):
 
 
 def test_a_small_run(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr("engine.benchmark_data.write_made_clip", lambda path, seed: write_video(path, grey_ramp(9)))
+    monkeypatch.setattr("benchmarks.data.write_made_clip", lambda path, seed: write_video(path, grey_ramp(9)))
     (tmp_path / "videos").mkdir()
     for number in range(3):
         write_video(tmp_path / "videos" / f"{number}.mp4", grey_ramp(12))
@@ -66,7 +66,7 @@ def test_ratios_are_over_the_video_files_of_the_same_clips():
 )
 def test_wrong_commands(flags, message, capsys, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("engine.benchmark_data.write_made_clip", lambda path, seed: write_video(path, grey_ramp(3)))
+    monkeypatch.setattr("benchmarks.data.write_made_clip", lambda path, seed: write_video(path, grey_ramp(3)))
     assert main(flags) == 2
     printed = capsys.readouterr().err
     assert message in printed

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from engine.benchmark import (
+from benchmarks.step import (
     EVALUATION,
     REST,
     STEP,

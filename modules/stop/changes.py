@@ -1,7 +1,9 @@
 """What frames differ by, by torch's operators: differences, Linears and depth-wise convolutions of them, and the way
-back. `modules.kernels.changes` has functions of the same names for GPUs; `modules.look` calls these or those.
+back. `modules.kernels.changes` has functions of the same names for GPUs; `modules.stop.frame_changes` calls these or
+those.
 
-Shapes: B clips, T frames, P = G*G patches, D width, C sequences of L tokens a clip (`modules.dynamics`), K taps in time
+Shapes: B clips, T frames, P = G*G patches, D width, C sequences of L tokens a clip (`modules.stop.dynamics`), K taps
+in time
 (2 or 3), N = T+2-K places of features, c channels. Changes lie `[B,T+1,P,D]`; the feature at place i of a clip sees its
 changes i to i+K-1. P, which some are told, can be read off these changes; the kernels' are filled up behind it.
 """
@@ -13,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.grad import conv2d_weight
 
-from modules.dynamics import patches_of
+from modules.stop.dynamics import patches_of
 
 
 def take_changes(tokens: Tensor, gap_mask: Tensor | None, frames: int) -> Tensor:

@@ -11,8 +11,9 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from modules.clip import Block
-from modules.dynamics import Timeline, layer_norm, patches_of, sequences
-from modules.inter_frame import (
+from modules.stop.dynamics import FrameTiming, layer_norm, patches_of, sequences
+from modules.stop.frame_changes import look
+from modules.stop.inter_frame import (
     InterFramePrompter,
     TemporalPrompting,
     TemporalPromptNet,
@@ -22,8 +23,7 @@ from modules.inter_frame import (
     normalised_variation,
     prompts_per_gap,
 )
-from modules.look import look
-from tests.modules import stop_reference as slow
+from tests.modules.stop import stop_reference as slow
 
 WIDTH, HEADS = 8, 2
 
@@ -43,7 +43,7 @@ def make_block(seed: int) -> Block:
 
 def prompted(prompter: InterFramePrompter, x: Tensor, region_mask: Tensor, frame_mask: Tensor) -> TemporalPrompting:
     """The stage on tokens that are not normalised yet."""
-    return prompter(layer_norm(x), region_mask, Timeline.of(frame_mask, x.dtype))
+    return prompter(layer_norm(x), region_mask, FrameTiming.of(frame_mask, x.dtype))
 
 
 def random_regions(seed: int, tokens: Tensor, frame_mask: Tensor) -> Tensor:
@@ -224,7 +224,7 @@ class TestGradient:
         names = [name for name, _ in net.named_parameters()]
         tokens = torch.randn(1, 3, 5, 3, dtype=torch.float64, requires_grad=True)
         gain = torch.tensor([[1.2, 1.9]], dtype=torch.float64, requires_grad=True)
-        timeline = Timeline.of(torch.ones(1, 3, dtype=torch.bool), torch.float64)
+        timeline = FrameTiming.of(torch.ones(1, 3, dtype=torch.bool), torch.float64)
 
         def prompts(tokens, gain, *parameters):
             tensors = dict(zip(names, parameters, strict=True))

@@ -19,7 +19,7 @@ Everything else stays eager: the floor, the evaluation (as in `engine.evaluate`)
 each size of which would be compiled anew.
 
 `ceiling` is the share of the measured matrix rate that a step reaches, counting the matrix products and convolutions
-that it computes. `text`, `visual` and `prompters` are forward times; `prompters` are measured alone (`engine.benchmark`
+that it computes. `text`, `visual` and `prompters` are forward times; `prompters` are measured alone (`benchmarks.step`
 says how and lists them), and `visual` is what remains. `GB` is the most memory that a process of this kind held, the
 floor's included: allocated on a GPU, resident on a CPU, there with the compiler's own.
 
@@ -42,9 +42,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 from tqdm import tqdm
 
-from dataloaders.quoting import quoted
-from dataloaders.transforms import normalise
-from engine.benchmark import (
+from benchmarks.ceilings import BUDGET, measure_ceilings
+from benchmarks.step import (
     EVALUATION,
     REST,
     STEP,
@@ -59,7 +58,8 @@ from engine.benchmark import (
     timed,
     write_json,
 )
-from engine.ceilings import BUDGET, measure_ceilings
+from dataloaders.quoting import quoted
+from dataloaders.transforms import normalise
 from engine.cli import parse_settings, print_report
 from engine.config import between
 from engine.describe import count_operations

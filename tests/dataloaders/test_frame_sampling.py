@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dataloaders.sampling import (
+from dataloaders.frame_sampling import (
     at_frame_rate,
     in_window,
     on_screen,

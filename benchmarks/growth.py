@@ -1,7 +1,7 @@
 """How STOP's training step grows with frames and with clips, for a class token in every frame and for a joint one.
 
-    python -m engine.benchmark_growth
-    python -m engine.benchmark_growth --frames 4,8,16 --batches 1,2,4 --precision bf16
+    python -m benchmarks.growth
+    python -m benchmarks.growth --frames 4,8,16 --batches 1,2,4 --precision bf16
 
 Needs neither data nor weights. With `attention` frame all work is done frame by frame, so that both curves should be
 straight lines; with joint, every patch attends to those of all frames, and the cost of that grows with their square.
@@ -20,9 +20,9 @@ from typing import Annotated, Literal
 import torch
 from tqdm import tqdm
 
+from benchmarks.methods import TrainingStep, count_step
+from benchmarks.step import check_clip, check_outputs, origin_of, random_batch, write_json
 from dataloaders.quoting import quoted
-from engine.benchmark import check_clip, check_outputs, origin_of, random_batch, write_json
-from engine.benchmark_methods import TrainingStep, count_step
 from engine.cli import parse_settings, print_report
 from engine.config import between
 from modules.clip import CLIP
@@ -45,8 +45,8 @@ class Settings:
     max_words: Annotated[int, "L, tokens of a caption"] = 32
     precision: Annotated[Literal["fp32", "bf16"], "of the encoders"] = "fp32"
     repeats: Annotated[int, "steps of which the median counts, after one to warm up"] = 3
-    output: Annotated[str, "a json file for the numbers"] = "results/benchmark_growth.json"
-    chart: Annotated[str, "a picture of the curves"] = "figs/benchmark_growth.png"
+    output: Annotated[str, "a json file for the numbers"] = "results/growth.json"
+    chart: Annotated[str, "a picture of the curves"] = "figs/growth.png"
 
     def __post_init__(self) -> None:
         for name, least in (("frames", 2), ("batches", 1)):

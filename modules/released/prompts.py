@@ -1,7 +1,7 @@
 """The two prompters and the adapter of STOP's released code, which are not those of its paper.
 
 Written from what that code computes; README.md, "Paper against release", sets the two side by side. The paper's own are
-in `modules/intra_frame.py` and `modules/inter_frame.py`.
+in `modules/stop/intra_frame.py` and `modules/stop/inter_frame.py`.
 
 Shapes: B clips, T frames, G = H / patch size = 7, P = G*G patches, D width, F = 4 prompts of a frame.
 
@@ -12,10 +12,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from modules.dynamics import at_least_fp32
-from modules.intra_frame import rescaled
 from modules.precision import compute_dtype
-from modules.shared_latent import FRAME_PROMPTS
+from modules.released.shared_latent import FRAME_PROMPTS
+from modules.stop.dynamics import at_least_fp32
+from modules.stop.intra_frame import rescaled
 
 SCALE = 0.05  # of both kinds of prompts
 

@@ -1,8 +1,8 @@
 """How long an epoch and an evaluation take on this device, as they are really trained: from a raw frame cache, with
 worker processes; needs neither data nor weights.
 
-    bash scripts/benchmark_epoch.sh
-    bash scripts/benchmark_epoch.sh --method stop --steps 200 --compile
+    bash scripts/epoch.sh
+    bash scripts/epoch.sh --method stop --steps 200 --compile
 
 The weights are random, the clips noise, the captions made up. The clips lie in a raw frame cache as
 preprocess/cache_frames.py leaves it, in a temporary folder (TMPDIR says where; 3.6 MB a clip), and are read, tokenised
@@ -33,11 +33,13 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
+from benchmarks.step import check_clip, check_outputs, origin_of, parse_with_options, write_json
 from dataloaders.cache import FrameCache
+from dataloaders.datasets import GalleryVideos, QueryCaptions, TrainingPairs
+from dataloaders.frames import FrameReader
 from dataloaders.preparation import in_threads
 from dataloaders.quoting import quoted
-from dataloaders.samples import FrameReader, GalleryVideos, QueryCaptions, Sample, TrainingPairs
-from engine.benchmark import check_clip, check_outputs, origin_of, parse_with_options, write_json
+from dataloaders.samples import Sample
 from engine.cli import print_report
 from engine.config import OptimConfig, between
 from engine.distributed import Process
@@ -78,7 +80,7 @@ class Settings:
     ] = "auto"
     compile: Annotated[bool, "train through torch.compile, as main_task_retrieval.py --compile"] = False
     num_thread_reader: Annotated[int, "worker processes of the loader; 0: none"] = 8
-    output: Annotated[str, "a json file for the numbers"] = "results/benchmark_epoch.json"
+    output: Annotated[str, "a json file for the numbers"] = "results/epoch.json"
 
     def __post_init__(self) -> None:
         if self.method not in METHODS:

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from modules.released_prompts import (
+from modules.released.prompts import (
     InterFramePrompt,
     PixelPrompter,
     above_threshold,
@@ -40,7 +40,7 @@ def test_convolutions_equal_torchs(way, channels, kernel):
 def test_half_precision_is_convolved_directly_and_fp32_in_frequency(monkeypatch):
     ways = []
     for name in ("convolve_over_time", "convolve_in_frequency"):
-        monkeypatch.setattr(f"modules.released_prompts.{name}", lambda conv, x, name=name: ways.append(name))
+        monkeypatch.setattr(f"modules.released.prompts.{name}", lambda conv, x, name=name: ways.append(name))
     convolve(nn.Conv3d(3, 9, (3, 11, 11)), torch.zeros(1, 2, 3, 14, 14))
     with torch.autocast("cpu", torch.bfloat16):
         convolve(nn.Conv3d(3, 9, (3, 11, 11)), torch.zeros(1, 2, 3, 14, 14))

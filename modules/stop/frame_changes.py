@@ -1,6 +1,7 @@
 """What a prompting stage of STOP sees of tokens and of how they change from frame to frame, in one function.
 
-Shapes: B clips, T frames, P = G*G patches, D width, C sequences of L tokens a clip (`modules.dynamics`), c channels of
+Shapes: B clips, T frames, P = G*G patches, D width, C sequences of L tokens a clip (`modules.stop.dynamics`), c
+channels of
 a bottleneck.
 """
 
@@ -10,11 +11,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from modules import changes as torch_changes
-from modules.dynamics import DynamicsNet, Timeline
 from modules.kernels import changes as change_kernels
 from modules.kernels import usable
 from modules.precision import compute_dtype
+from modules.stop import changes as torch_changes
+from modules.stop.dynamics import DynamicsNet, FrameTiming
 
 
 class Look(NamedTuple):
@@ -27,7 +28,7 @@ class Look(NamedTuple):
 
 def look(
     normal: Tensor,
-    timeline: Timeline,
+    timeline: FrameTiming,
     *,
     dynamics: DynamicsNet | None = None,
     of_changes: Tensor | None = None,

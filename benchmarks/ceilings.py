@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from engine.benchmark import timed
+from benchmarks.step import timed
 from engine.train import AUTOCAST
 
 SMALLEST = 128  # n of the first product: 4 million operations

@@ -13,9 +13,9 @@ from torch import nn
 from torch._dynamo.utils import counters
 from torch.utils.flop_counter import FlopCounterMode
 
-from engine import benchmark_methods
-from engine.benchmark import random_batch
-from engine.benchmark_methods import (
+from benchmarks import methods
+from benchmarks.ceilings import Ceilings
+from benchmarks.methods import (
     COMPILED_PHASES,
     PHASES,
     Cost,
@@ -28,7 +28,7 @@ from engine.benchmark_methods import (
     make_floor,
     time_in_a_row,
 )
-from engine.ceilings import Ceilings
+from benchmarks.step import random_batch
 from modules.clip import ARCHITECTURES, CLIP
 from modules.clip_weights import architecture_of
 from modules.methods import METHODS, build_method
@@ -102,13 +102,13 @@ def test_a_step_trains_in_every_method(name):
 
 def test_a_row_is_shared_out_among_its_runs(monkeypatch):
     runs = []
-    monkeypatch.setattr("engine.benchmark_methods.timed", lambda run, device: (run(), 100.0))
+    monkeypatch.setattr("benchmarks.methods.timed", lambda run, device: (run(), 100.0))
     assert time_in_a_row(lambda: runs.append(1), CPU) == 100.0 / len(runs)
 
 
 def test_the_floor_goes_back_to_the_tokens_and_trains_nothing(monkeypatch):
     clip = tiny_clip()
-    monkeypatch.setattr("engine.benchmark_methods.CLIP", lambda architecture: clip)
+    monkeypatch.setattr("benchmarks.methods.CLIP", lambda architecture: clip)
     video = random_batch(TINY, 2, 3, 8, CPU)[0]
     reached = []
     clip.visual.blocks[0].register_full_backward_hook(lambda module, into, out: reached.append(into[0].shape))
@@ -164,15 +164,15 @@ def one_process(monkeypatch):
     def run(function: Callable[..., Any], *arguments: Any) -> Any:
         return function(*arguments)
 
-    monkeypatch.setattr(benchmark_methods, "in_own_process", run)
+    monkeypatch.setattr(methods, "in_own_process", run)
 
 
 @pytest.mark.slow
 def test_the_whole_command_compiled(data, tmp_path, capsys, monkeypatch, one_process):
     """Graphs that run on torch's own kernels; one for training and none for evaluation, which is eager."""
     monkeypatch.setattr(nn.Module, "compile", partialmethod(nn.Module.compile, backend="aot_eager"))
-    monkeypatch.setattr(benchmark_methods, "compiler_error", lambda device: None)  # which would be one graph more
-    monkeypatch.setattr(benchmark_methods, "measure_ceilings", lambda *_: Ceilings({"fp32": 1.0}, {"fp32": 128}, 1.0))
+    monkeypatch.setattr(methods, "compiler_error", lambda device: None)  # which would be one graph more
+    monkeypatch.setattr(methods, "measure_ceilings", lambda *_: Ceilings({"fp32": 1.0}, {"fp32": 128}, 1.0))
     torch._dynamo.reset()
     counters.clear()
     sizes = ["--pretrained_clip_name", str(data.clip), "--frames", "2", "--max_words", "8", "--precision", "fp32"]
@@ -196,8 +196,8 @@ def test_the_whole_command_compiled(data, tmp_path, capsys, monkeypatch, one_pro
 
 
 def test_without_a_compiler_one_sentence_says_so(data, capsys, monkeypatch, one_process):
-    monkeypatch.setattr(benchmark_methods, "compiler_error", lambda device: ValueError("--compile needs a compiler"))
-    monkeypatch.setattr(benchmark_methods, "measure_ceilings", lambda *_: Ceilings({"fp32": 1.0}, {"fp32": 128}, 1.0))
+    monkeypatch.setattr(methods, "compiler_error", lambda device: ValueError("--compile needs a compiler"))
+    monkeypatch.setattr(methods, "measure_ceilings", lambda *_: Ceilings({"fp32": 1.0}, {"fp32": 128}, 1.0))
     sizes = ["--pretrained_clip_name", str(data.clip), "--max_words", "8", "--precision", "fp32"]
     flags = ["--only", "vpt", *sizes, "--compile"]
     assert main(flags) == 2

@@ -5,8 +5,8 @@ import json
 
 import pytest
 
-from engine.benchmark_growth import Point, Settings, curves, leaves_the_line, main
-from engine.benchmark_methods import count_step
+from benchmarks.growth import Point, Settings, curves, leaves_the_line, main
+from benchmarks.methods import count_step
 from modules.clip import ARCHITECTURES
 from tests.small_data import write_small_data
 

@@ -9,8 +9,9 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from modules.clip import Block
-from modules.dynamics import Timeline, layer_norm, patches_of, sequences
-from modules.intra_frame import (
+from modules.stop.dynamics import FrameTiming, layer_norm, patches_of, sequences
+from modules.stop.frame_changes import look
+from modules.stop.intra_frame import (
     FactoredPrompts,
     IntraFramePrompter,
     SpatialPrompting,
@@ -22,8 +23,7 @@ from modules.intra_frame import (
     rescaled,
     salient_patches,
 )
-from modules.look import look
-from tests.modules import stop_reference as slow
+from tests.modules.stop import stop_reference as slow
 
 WIDTH, HEADS = 8, 2
 
@@ -49,8 +49,8 @@ def moving_clip(grid: int = 3, frames: int = 4, seed: int = 0) -> tuple[Tensor, 
     return class_token, tokens, torch.ones(1, frames, dtype=torch.bool)
 
 
-def timeline_of(frame_mask: Tensor) -> Timeline:
-    return Timeline.of(frame_mask, torch.float64)
+def timeline_of(frame_mask: Tensor) -> FrameTiming:
+    return FrameTiming.of(frame_mask, torch.float64)
 
 
 def most_salient(saliency: Tensor, n_regions: int) -> Tensor:
@@ -321,7 +321,7 @@ class TestGradient:
         prompter = IntraFramePrompter(WIDTH, 3, n_regions=3, alpha=0.5, bottleneck=5, dropout=0.0)
         class_token, tokens, frame_mask = (x if x.dtype == torch.bool else x.float() for x in moving_clip())
         still = sequences(class_token, tokens[:, :1].expand_as(tokens))
-        found = prompter(make_block(0).float(), still, Timeline.of(frame_mask, torch.float32))
+        found = prompter(make_block(0).float(), still, FrameTiming.of(frame_mask, torch.float32))
         (100 * found.region_mask * torch.linspace(-1, 1, 9)).sum().backward()
         for name, parameter in prompter.dynamics.named_parameters():
             assert parameter.grad.isfinite().all(), name

@@ -1,7 +1,8 @@
 """Inter-frame temporal prompting, the second prompting stage of STOP (arXiv 2503.15973, Figure 2c).
 
 Shapes: B clips, T frames, P = G*G patches, D width, T-1 gaps between neighbouring frames, eta slots in a gap. Gap i
-lies between frames i and i+1 (0-based). Tokens stand in C sequences a clip of L tokens (`modules.dynamics`), with S
+lies between frames i and i+1 (0-based). Tokens stand in C sequences a clip of L tokens (`modules.stop.dynamics`),
+with S
 in the context of a sequence. The equation numbers are those of this stage. [D]
 marks a decision of ours where the paper is silent, with its reason.
 """
@@ -14,10 +15,10 @@ from torch import Tensor, nn
 
 from modules.clip import Attention, Block, KeysValues
 from modules.dropout import PromptDropout
-from modules.dynamics import DynamicsNet, PlaceGain, Timeline
-from modules.intra_frame import convolve_frames
-from modules.look import look
-from modules.precision import filled_up
+from modules.precision import pad_for_tensor_cores
+from modules.stop.dynamics import DynamicsNet, FrameTiming, PlaceGain
+from modules.stop.frame_changes import look
+from modules.stop.intra_frame import convolve_frames
 
 # [D] A change up to this share of the clip's largest (or of the noise floor) is rounding and gets no prompt, N_t = 0,
 # where eq. 4 read to the letter gives one to any W_t above 0: two equal frames would get it for the last bit of a sum.
@@ -103,7 +104,7 @@ class InterFramePrompter(nn.Module):
         self.slots = nn.Parameter(0.2 * torch.randn(eta, width))
         self.dropout = PromptDropout(dropout)
 
-    def forward(self, normal: Tensor, region_mask: Tensor, timeline: Timeline) -> TemporalPrompting:
+    def forward(self, normal: Tensor, region_mask: Tensor, timeline: FrameTiming) -> TemporalPrompting:
         """Make the prompts of every gap.
 
         Args:
@@ -166,7 +167,7 @@ class TemporalPromptNet(nn.Module):
         nn.init.normal_(self.to_slots.weight, mean=scale, std=scale)
         nn.init.zeros_(self.up.weight)
 
-    def forward(self, down: Tensor, gain: Tensor, timeline: Timeline) -> Tensor:
+    def forward(self, down: Tensor, gain: Tensor, timeline: FrameTiming) -> Tensor:
         """The changes after the weight of `down`, `[B,T+1,P,c_t]` with an empty gap at either end, and 1 + W_t
         `[B,T-1]` -> `[B,T-1,eta,D]`."""
         x = (down[:, 1:-1] + self.down.bias).flatten(0, 1)
@@ -177,7 +178,7 @@ class TemporalPromptNet(nn.Module):
         x = self.temporal(torch.cat([x[:, :-2], x[:, 1:-1], x[:, 2:]], dim=-1))
         x = self.place(x, timeline.gap_place).relu()
         x = convolve_frames(self.spatial, x, self.grid)
-        slots = filled_up(self.to_slots.weight, -1) @ filled_up(x, -2)  # [B,T-1,eta,c_t]
+        slots = pad_for_tensor_cores(self.to_slots.weight, -1) @ pad_for_tensor_cores(x, -2)  # [B,T-1,eta,c_t]
         x = slots + self.to_slots.bias[:, None]
         return self.up(x * gain[:, :, None, None].to(x.dtype))
 

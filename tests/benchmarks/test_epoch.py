@@ -9,11 +9,11 @@ import pytest
 import torch
 from torch import nn
 
+from benchmarks import epoch
+from benchmarks.epoch import EpochTime, MadeClips, Settings, fill_cache, format_times, main, make_samples
 from dataloaders.cache import FrameCache
 from dataloaders.decode import VideoError
-from dataloaders.samples import FrameReader
-from engine import benchmark_epoch
-from engine.benchmark_epoch import EpochTime, MadeClips, Settings, fill_cache, format_times, main, make_samples
+from dataloaders.frames import FrameReader
 from engine.train import PHASES, Training
 from tests.small_data import SmallData, write_small_data
 
@@ -48,14 +48,14 @@ def taken(monkeypatch) -> list[tuple[torch.Size, torch.Size]]:
 
 def test_a_whole_epoch(data, tmp_path, capsys, monkeypatch, taken):
     evaluated = []
-    evaluate = benchmark_epoch.evaluate
+    evaluate = epoch.evaluate
 
     def recording(method, videos, captions, *arguments):
         metrics = evaluate(method, videos, captions, *arguments)
         evaluated.append((len(videos), len(captions), metrics["text_to_video"]["R@10"]))
         return metrics
 
-    monkeypatch.setattr(benchmark_epoch, "evaluate", recording)
+    monkeypatch.setattr(epoch, "evaluate", recording)
     assert main([*small(data, tmp_path / "a" / "b.json"), "--prompt_depth", "1"]) == 0
     assert taken == [((4, 3, 3, 32, 32), (4, 12))] * (2 + 3)
     assert evaluated == [(3, 3, 100.0)] * 2

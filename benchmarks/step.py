@@ -1,7 +1,7 @@
 """Where the time of a training step goes, part by part, for any method; needs neither data nor weights.
 
-    python -m engine.benchmark --method stop_released --batch_size 2
-    python -m engine.benchmark --method dgl --shared_latent_space linear --repeats 10 --precision bf16
+    python -m benchmarks.step --method stop_released --batch_size 2
+    python -m benchmarks.step --method dgl --shared_latent_space linear --repeats 10 --precision bf16
 
 Weights, pixels and words are random. The whole step is from uint8 frames to the loss and back, as in `engine.train`
 without the optimiser. Then each part runs alone, on the inputs that it got in one step: the text encoder, and every

@@ -1,7 +1,8 @@
 """Intra-frame spatial prompting, the first prompting stage of STOP (arXiv 2503.15973, Figure 2b).
 
 Shapes: B clips, T frames, P = G*G patches, D width; tokens stand in C sequences a clip of L = 1 + P*T/C tokens
-(`modules.dynamics`). `h_i` are the patch tokens of frame i, `patches_of(x, T)[:, i]`. The equation numbers are those of
+(`modules.stop.dynamics`). `h_i` are the patch tokens of frame i, `patches_of(x, T)[:, i]`. The equation numbers are
+those of
 this stage. [D] marks a decision of ours where the paper is silent, with its reason.
 """
 
@@ -14,9 +15,9 @@ from torch import Tensor, nn
 
 from modules.clip import Block
 from modules.dropout import PromptDropout
-from modules.dynamics import DynamicsNet, PlaceGain, Timeline, at_least_fp32, layer_norm, patches_of
-from modules.look import Look, look
-from modules.precision import filled_up
+from modules.precision import pad_for_tensor_cores
+from modules.stop.dynamics import DynamicsNet, FrameTiming, PlaceGain, at_least_fp32, layer_norm, patches_of
+from modules.stop.frame_changes import Look, look
 
 STILL = 1e-3  # a frame whose N_s features have a smaller mean square than this counts as still, the more the smaller
 FLAT = 1e-3  # saliencies of a frame that differ by less than this are hardly ranked
@@ -53,7 +54,9 @@ def attention_map(block: Block, normal: Tensor, frames: int) -> Tensor:
     # q . (W x + b) = (W^T q) . x + q . b: the query is carried back to the width of the tokens, so that no token is
     # projected (D/heads times fewer operations). q . b is the same for all patches and drops out of the softmax.
     carried = torch.einsum("bchd,hdw->bchw", query, key_weight).expand(-1, frames, -1, -1)
-    scores = torch.einsum("bthw,btpw->btph", filled_up(carried, -2), patches_of(normal, frames).to(carried.dtype))
+    scores = torch.einsum(
+        "bthw,btpw->btph", pad_for_tensor_cores(carried, -2), patches_of(normal, frames).to(carried.dtype)
+    )
     return at_least_fp32(scores[..., : attention.heads]).softmax(dim=2).mean(dim=-1)
 
 
@@ -159,7 +162,7 @@ class IntraFramePrompter(nn.Module):
         )
         self.dropout = PromptDropout(dropout)
 
-    def forward(self, block: Block, x: Tensor, timeline: Timeline) -> SpatialPrompting:
+    def forward(self, block: Block, x: Tensor, timeline: FrameTiming) -> SpatialPrompting:
         """Prompt the patches that are about to enter `block`: h_cls and h, `[B,C,L,D]`; padding frames influence
         nothing."""
         normal = layer_norm(x)
@@ -239,7 +242,7 @@ class _RegionGradient(torch.autograd.Function):
         if bias is not None:  # one more row of the weight, for a hidden value of one
             weight = torch.cat([weight, bias.unsqueeze(1)], dim=1)
             hidden = F.pad(hidden, (0, 1), value=1.0)
-        weight, hidden = filled_up(weight, -1), filled_up(hidden, -1)
+        weight, hidden = pad_for_tensor_cores(weight, -1), pad_for_tensor_cores(hidden, -1)
         carried = F.linear(gradient.to(hidden.dtype), weight.t().to(hidden.dtype))
         of_region = (patches_of(carried, hidden.shape[1]) * hidden).sum(dim=-1)
         return gradient, of_region.to(ctx.dtype), None, None, None
@@ -273,7 +276,7 @@ class SpatialPromptNet(nn.Module):
         # One product for all: narrow ones reach half the rate. What neighbours differ by is as well taken behind it.
         return {"of_tokens": torch.cat([self.own.weight, *self.beside.weight.chunk(2, dim=1)])}
 
-    def forward(self, seen: Look, timeline: Timeline) -> FactoredPrompts:
+    def forward(self, seen: Look, timeline: FrameTiming) -> FactoredPrompts:
         """What `look` gave -> p^s."""
         assert seen.tokens is not None
         channels = len(self.own.bias)
@@ -305,7 +308,7 @@ class StaticSpatialPrompt(nn.Module):
         """It looks at nothing."""
         return {}
 
-    def forward(self, seen: Look, timeline: Timeline) -> FactoredPrompts:
+    def forward(self, seen: Look, timeline: FrameTiming) -> FactoredPrompts:
         """p^s, patch by patch a row of the learned prompts."""
         which = torch.eye(len(self.prompt), dtype=self.prompt.dtype, device=self.prompt.device)
         return FactoredPrompts(which.expand(*timeline.frame_mask.shape, -1, -1), self.prompt.t(), None)

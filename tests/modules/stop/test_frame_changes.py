@@ -8,9 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from modules.dynamics import DynamicsNet, Timeline, layer_norm
-from modules.look import look
-from tests.modules import stop_reference as slow
+from modules.stop.dynamics import DynamicsNet, FrameTiming, layer_norm
+from modules.stop.frame_changes import look
+from tests.modules.stop import stop_reference as slow
 
 
 def net_of(width: int, *, sees: str = "tokens", seed: int | None = None) -> DynamicsNet:
@@ -24,8 +24,8 @@ def everywhere(tokens: Tensor) -> Tensor:
     return torch.ones(tokens.shape[:2], dtype=torch.bool)
 
 
-def timeline_of(frame_mask: Tensor) -> Timeline:
-    return Timeline.of(frame_mask, torch.float64)
+def timeline_of(frame_mask: Tensor) -> FrameTiming:
+    return FrameTiming.of(frame_mask, torch.float64)
 
 
 def energy(net: DynamicsNet, tokens: Tensor, frame_mask: Tensor | None = None) -> Tensor:

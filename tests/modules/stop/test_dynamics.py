@@ -5,8 +5,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from modules.dynamics import hold_last_frame, layer_norm, patches_of, sequences
-from tests.modules import stop_reference as slow
+from modules.stop.dynamics import hold_last_frame, layer_norm, patches_of, sequences
+from tests.modules.stop import stop_reference as slow
 
 
 @pytest.mark.parametrize("count", [1, 3])

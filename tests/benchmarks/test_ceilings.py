@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from engine import ceilings
-from engine.ceilings import LARGEST, SMALLEST, measure_ceilings
+from benchmarks import ceilings
+from benchmarks.ceilings import LARGEST, SMALLEST, measure_ceilings
 
 CPU = torch.device("cpu")
 

@@ -1,7 +1,7 @@
 """How many clips a second the loader gives, from video files and from either frame cache; needs no data of yours.
 
-    bash scripts/benchmark_data.sh
-    python -m engine.benchmark_data --videos data/msrvtt/videos --max_frames 12 --image_size 224
+    bash scripts/data.sh
+    python -m benchmarks.data --videos data/msrvtt/videos --max_frames 12 --image_size 224
 
 Two sets of clips: those of --videos, and `--clips` made ones as MSR-VTT's are after preprocess/compress_video.py: 3
 frames a second, 20 seconds, 320x224 pixels, h264 in its default quality, moving waves with grain. Frames are taken as
@@ -28,11 +28,14 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
+from benchmarks.step import check_outputs, write_json
 from dataloaders.cache import FRAME_CACHE_FORMAT, FrameCache
+from dataloaders.datasets import TrainingPairs, make_training_loader
+from dataloaders.frames import FrameReader
 from dataloaders.listed_videos import VIDEO_EXTENSIONS
-from dataloaders.samples import EpochSampler, FrameReader, Sample, TrainingPairs, make_training_loader
+from dataloaders.sampler import EpochSampler
+from dataloaders.samples import Sample
 from dataloaders.transforms import normalise
-from engine.benchmark import check_outputs, write_json
 from engine.cli import parse_settings, print_report
 from engine.config import between
 from engine.distributed import Process

@@ -1,0 +1,178 @@
+"""The torch datasets of videos and captions, and the loaders that make batches of them.
+
+Every random draw of a training item comes from (seed, epoch, index) and nothing else, so neither the number of workers
+nor the number of processes changes what is trained on.
+
+Shapes: B batch, T = `max_frames`, S image side, L words, N rows.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, Dataset, default_collate
+
+from dataloaders.frames import FrameReader
+from dataloaders.sampler import EpochSampler
+from dataloaders.samples import Sample
+
+Tokenize = Callable[[str], torch.Tensor]  # one caption -> int64 [1, L]
+Item = dict[str, Any]  # tensors by name, and the `index` as an int
+Batch = dict[str, torch.Tensor]
+
+
+class TrainingPairs(Dataset[Item]):
+    """Video-caption pairs to train on, indexed by (epoch, index).
+
+    With `expand_captions` there is one item for every caption, else one for every video with a caption drawn anew in
+    each epoch. An item: `video` uint8 [T, 3, S, S], `frame_mask` bool [T], `token_ids` int64 [L], `index` and
+    `video_index` int.
+
+    `video_index`, int64 [N], gives each item's video as a row of `samples`.
+
+    `twin_of` names each video's twin by id, where it has one that is among the samples. `partner`, int64 [N], then is
+    each item's index in its twin: the one with the caption of the same number, and itself where there is none.
+    """
+
+    def __init__(
+        self,
+        samples: Sequence[Sample],
+        tokenize: Tokenize,
+        frames: FrameReader,
+        expand_captions: bool,
+        seed: int,
+        twin_of: Mapping[str, str] | None = None,
+    ) -> None:
+        self.samples = samples
+        self.tokenize = tokenize
+        self.frames = frames
+        self.seed = seed
+        # (sample, caption) of every item, [N, 2]; caption -1 is "draw one". An array, because worker processes would
+        # copy a list of tuples piece by piece as they touch it.
+        captions_of = [range(len(sample.captions)) if expand_captions else (-1,) for sample in samples]
+        pairs = [(row, caption) for row, captions in enumerate(captions_of) for caption in captions]
+        self._pairs = np.array(pairs, dtype=np.int64).reshape(-1, 2)
+        self.video_index = self._pairs[:, 0]
+        self.partner = np.arange(len(pairs))
+        if twin_of:
+            row_of = {sample.video_id: row for row, sample in enumerate(samples)}
+            item_of = {pair: item for item, pair in enumerate(pairs)}
+            for item, (row, caption) in enumerate(pairs):
+                twin_row = row_of.get(twin_of.get(samples[row].video_id, ""), row)
+                self.partner[item] = item_of.get((twin_row, caption), item)
+
+    def __len__(self) -> int:
+        return len(self._pairs)
+
+    def __getitem__(self, key: tuple[int, int]) -> Item:
+        epoch, index = key
+        generator = np.random.default_rng([self.seed, epoch, index])
+        row, caption = self._pairs[index]
+        sample = self.samples[row]
+        if caption < 0:
+            caption = generator.integers(len(sample.captions))
+        video, frame_mask = self.frames(sample.path, generator, sample.start, sample.end)
+        token_ids = self.tokenize(sample.captions[caption])[0]
+        return {
+            "video": video,
+            "frame_mask": frame_mask,
+            "token_ids": token_ids,
+            "index": index,
+            "video_index": int(row),
+        }
+
+    def video_id(self, index: int) -> str:
+        """The id of the video behind an item, for messages."""
+        return self.samples[self.video_index[index]].video_id
+
+
+class GalleryVideos(Dataset[Item]):
+    """Every video once, to be searched in. An item: `video` uint8 [T, 3, S, S], `frame_mask` bool [T], `index`
+    int."""
+
+    def __init__(self, samples: Sequence[Sample], frames: FrameReader) -> None:
+        self.samples = samples
+        self.frames = frames
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def __getitem__(self, index: int) -> Item:
+        sample = self.samples[index]
+        video, frame_mask = self.frames(sample.path, start=sample.start, end=sample.end)
+        return {"video": video, "frame_mask": frame_mask, "index": index}
+
+    def video_id(self, index: int) -> str:
+        """The id of a video, for messages."""
+        return self.samples[index].video_id
+
+
+class QueryCaptions(Dataset[Item]):
+    """Every caption of every video, video by video, to search with. An item: `token_ids` int64 [L], `index` int.
+
+    `video_index` int64 [N] gives each caption's video as a row of `samples`, which is also its row in GalleryVideos.
+    """
+
+    def __init__(self, samples: Sequence[Sample], tokenize: Tokenize) -> None:
+        self.captions = [caption for sample in samples for caption in sample.captions]
+        self.video_index = np.repeat(np.arange(len(samples)), [len(sample.captions) for sample in samples])
+        self.tokenize = tokenize
+
+    def __len__(self) -> int:
+        return len(self.captions)
+
+    def __getitem__(self, index: int) -> Item:
+        return {"token_ids": self.tokenize(self.captions[index])[0], "index": index}
+
+
+def collate(items: Sequence[Item]) -> Batch:
+    """Items -> one batch: `video` uint8 [B, T, 3, S, S], `frame_mask` bool [B, T], `token_ids` int64 [B, L], `index`
+    and `video_index` int64 [B]; of these, the ones that the items have."""
+    return default_collate(list(items))
+
+
+def make_training_loader(
+    dataset: TrainingPairs,
+    sampler: EpochSampler,
+    num_workers: int,
+    pin_memory: bool = False,
+    prefetch_factor: int = 2,
+) -> DataLoader[Item]:
+    """Batches of `dataset` in the order of `sampler`; call `sampler.set_epoch` before each pass.
+
+    `num_workers` (--num_thread_reader) processes read `prefetch_factor` batches ahead each and live on between epochs;
+    0 reads in this process. Each of them runs torch on one thread, which the DataLoader sees to.
+    """
+    return DataLoader(
+        dataset,
+        batch_sampler=sampler,
+        num_workers=num_workers,
+        collate_fn=collate,
+        pin_memory=pin_memory,
+        prefetch_factor=prefetch_factor if num_workers else None,
+        persistent_workers=num_workers > 0,
+        generator=torch.Generator(),  # of workers' seeds; from torch's own, every pass would shift dropout's draws
+    )
+
+
+def make_evaluation_loader(
+    dataset: Dataset[Item],
+    batch_size: int,
+    indices: Sequence[int],
+    num_workers: int,
+    pin_memory: bool = False,
+    prefetch_factor: int = 2,
+) -> DataLoader[Item]:
+    """Batches of the items `indices`, each of them once and in that order: one rank's shard, nothing padded or
+    dropped. Workers as in `make_training_loader`, but they end with the pass."""
+    return DataLoader(
+        dataset,
+        batch_size=batch_size,
+        sampler=indices,
+        num_workers=num_workers,
+        collate_fn=collate,
+        pin_memory=pin_memory,
+        prefetch_factor=prefetch_factor if num_workers else None,
+        generator=torch.Generator(),
+    )
