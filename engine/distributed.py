@@ -13,6 +13,8 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from engine.rows import Rows, join, map_rows
+
 COLLECTIVE_TIMEOUT = timedelta(minutes=15)
 
 
@@ -138,19 +140,36 @@ def gather_with_gradient(rows: torch.Tensor, gradient: str = "sum") -> torch.Ten
     return _GatherRows.apply(rows, gradient == "sum")
 
 
-def gather_by_id(rows: list[torch.Tensor], ids: list[torch.Tensor], total: int) -> torch.Tensor:
+def mean_over_processes(loss: torch.Tensor) -> torch.Tensor:
+    """Return the mean of a scalar over processes; its gradient is that of this process's own, which DDP averages."""
+    if not dist.is_initialized():
+        return loss
+    total = loss.detach().clone()
+    dist.all_reduce(total)
+    return loss + (total / dist.get_world_size() - loss.detach())
+
+
+def gather_rows(rows: Rows, gradient: str = "sum") -> Rows:
+    """Gather rows as `gather_with_gradient` does; masks and lengths, which have no gradient, as `gather` does."""
+    return map_rows(
+        lambda tensor: gather_with_gradient(tensor, gradient) if tensor.is_floating_point() else gather(tensor), rows
+    )
+
+
+def gather_by_id(rows: list[Rows], ids: list[torch.Tensor], total: int) -> Rows:
     """Put together what the processes computed, each for its own share of the items.
 
     Args:
         rows: batches `[n,...]` on the CPU, a row for each item of this process; none, if its share is empty.
         ids: int64 batches `[n]`, the item of each row.
-        total: N, how many items there are.
+        total: N, the number of items.
 
     Returns:
         `[N,...]` on the CPU of every process, ordered by id.
 
     Raises:
         RuntimeError: if an item came twice or not at all.
+        ValueError: if the rows of two batches have different shapes.
     """
     if dist.is_initialized():
         shards: list = [None] * dist.get_world_size()
@@ -160,4 +179,5 @@ def gather_by_id(rows: list[torch.Tensor], ids: list[torch.Tensor], total: int) 
     all_ids = torch.cat(ids)
     if not torch.equal(all_ids.sort().values, torch.arange(total)):
         raise RuntimeError(f"evaluation gathered {len(all_ids)} rows for {total} items: some came twice or not at all")
-    return torch.cat(rows)[all_ids.argsort()]
+    order = all_ids.argsort()
+    return map_rows(lambda tensor: tensor[order], join(rows))

@@ -7,7 +7,7 @@
 
 Recall is in percent, mean rank (MnR) counts from 1; T2V is text to video, V2T video to text. "Reversed pairs" is how
 often, in percent, a caption scores its own clip above the same clip played backwards; chance is 50.
-"(DSL)" and "(QB-Norm)" mark columns with post-processing, if the runs asked for it (`engine.postprocessing`).
+"(DSL)" and "(QB-Norm)" mark columns with post-processing, if the runs asked for it (`engine.tasks.postprocessing`).
 """
 
 import argparse

@@ -5,22 +5,18 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from dataloaders.datasets import GalleryVideos, QueryCaptions, TrainingPairs
 from dataloaders.frames import FrameReader
 from dataloaders.overlap import shared_videos
 from dataloaders.preparation import forecast, leave_out, missing_files, read_all
 from dataloaders.quoting import shorten
 from dataloaders.samples import Sample
-from dataloaders.twins import read_twins
 from engine.config import Config
-from engine.data import frame_cache, frame_reader, hold_out, list_split, reader_processes
+from engine.data import frame_cache, frame_reader, reader_processes
 from engine.distributed import Process
 from engine.logger import log
 from modules.backbones import Backbone
 from modules.caption_lengths import count_cut
 from modules.tokenizer import Tokenizer
-
-EvaluationSplit = tuple[GalleryVideos, QueryCaptions]
 
 
 class Splits:
@@ -40,17 +36,17 @@ class Splits:
     def listed(self, split: str) -> list[Sample]:
         """The samples of a split as its files list them, which are read once."""
         if split not in self._listed:
-            self._listed[split] = list_split(self.config.data, split)
+            self._listed[split] = self.config.task.list_split(self.config.data, split)
         return self._listed[split]
 
-    def check_overlap(self) -> None:
-        """Refuse test videos that are in the training split too, or say so in the log if --allow_overlap is passed."""
-        test = self.listed("test")
-        shared = shared_videos(self.listed("train"), test)
+    def check_overlap(self, split: str = "test") -> None:
+        """Refuse videos of a split that are in the training split too; with --allow_overlap, log how many there are."""
+        listed = self.listed(split)
+        shared = shared_videos(self.listed("train"), listed)
         if not shared:
             return
         found = (
-            f"{len(shared)} of the {len(test)} videos of the test split are in the training split too, the first is "
+            f"{len(shared)} of the {len(listed)} videos of the {split} split are in the training split too, the first is "
             f"{shorten(str(shared[0].path), 200)}"
         )
         if not self.config.run.allow_overlap:
@@ -122,24 +118,3 @@ class Splits:
 
     def frame_reader(self, training: bool) -> FrameReader:
         return frame_reader(self.config.data, self.backbone, training, self.frame_cache)
-
-    def evaluation(self, samples: list[Sample]) -> EvaluationSplit:
-        return GalleryVideos(samples, self.frame_reader(training=False)), QueryCaptions(samples, self.tokenizer)
-
-    def training_pairs(self, samples: list[Sample]) -> tuple[TrainingPairs, list[Sample]]:
-        """The pairs of a training split and, with --select_on holdout, the videos that are not among them."""
-        data, run = self.config.data, self.config.run
-        held: list[Sample] = []
-        twin_of = self._training_twins(samples)
-        if run.select_on == "holdout":
-            samples, held = hold_out(samples, run.holdout_videos, run.seed)
-        frames = self.frame_reader(training=True)
-        return TrainingPairs(samples, self.tokenizer, frames, data.expand_msrvtt_sentences, run.seed, twin_of), held
-
-    def _training_twins(self, samples: list[Sample]) -> dict[str, str]:
-        """The training videos that shall meet in a batch: each one's id with the other's."""
-        if not self.config.data.train_twins_csv:
-            return {}
-        left_out = self.left_out.get("train", [])
-        twins = read_twins(Path(self.config.data.train_twins_csv), samples, "train", left_out)
-        return {samples[i].video_id: samples[j].video_id for i, j in enumerate(twins.tolist()) if j >= 0}

@@ -12,7 +12,7 @@ from functools import reduce
 import numpy as np
 import torch
 
-from engine.metrics import Similarity, blocks
+from engine.tasks.retrieval_metrics import Similarity, blocks
 
 QB_NORM_BETA = 20.0  # the paper's, for cosines
 

@@ -12,7 +12,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from engine.metrics import RECALL_AT, count_better, retrieval_metrics, summarise, twin_accuracy
+from engine.tasks.retrieval_metrics import RECALL_AT, count_better, retrieval_metrics, summarise, twin_accuracy
 
 ROOT = Path(__file__).parent.parent.parent
 
@@ -97,8 +97,8 @@ import resource
 import numpy as np
 import torch
 
-from engine.metrics import retrieval_metrics, text_to_video_metrics, video_to_text_metrics
-from engine.postprocessing import dual_softmax, qb_norm
+from engine.tasks.retrieval_metrics import retrieval_metrics, text_to_video_metrics, video_to_text_metrics
+from engine.tasks.postprocessing import dual_softmax, qb_norm
 from modules.similarity import cosine_similarity
 
 n_captions, n_videos, n_bank, scale = 50_000, 10_000, 5000, torch.tensor(100.0).log()

@@ -1,0 +1,203 @@
+"""The contract between a task and the engine.
+
+A *method* (`modules.methods`) turns CLIP into a video model. A *task* says what a batch means and how a split is scored.
+The engine trains, evaluates, distributes, saves and resumes what the two make together, and knows neither:
+
+    engine.run       builds the method and the task, checks, trains, reports
+    engine.train     takes batches from `Task.training_items` and the loss from `TaskStep.forward`
+    engine.evaluate  encodes what a task asks for, on all processes, and gathers the rows by number
+
+A new task subclasses `Task`, `TaskStep` and `engine.config.TaskSettings`, and gets a line in `engine.tasks.TASKS`.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, ClassVar, NamedTuple, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from dataloaders.frames import FrameReader
+from dataloaders.sampler import EpochSampler
+from dataloaders.samples import Sample
+from engine.config import Config, TaskSettings
+from engine.data import hold_out
+from engine.distributed import Process
+from engine.evaluate import Encoder
+from engine.precision import autocast_for
+from engine.splits import Splits
+from modules.methods import Method
+
+Metrics = dict[str, dict[str, float]]
+"""Numbers by what they measure ("text_to_video", "top", ...) and by metric ("R@1", ...)."""
+
+
+class TrainingItems(Protocol):
+    """A torch dataset to train on, indexed by (epoch, index); its items are dictionaries of tensors with an `index`."""
+
+    samples: Sequence[Sample]
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, key: tuple[int, int]) -> dict[str, Any]: ...
+
+    def video_id(self, index: int) -> str:
+        """Return the id of the video behind an item, for messages."""
+        ...
+
+
+class Part(NamedTuple):
+    """A part of a batch, which goes forward and backward alone."""
+
+    inputs: tuple[Any, ...]  # the arguments of `TaskStep.forward`
+    random_state: Tensor | None = None  # under which to run it, so that dropout draws what it drew before
+
+
+class TaskStep(nn.Module):
+    """What one process computes in a training step: from its share of a batch to the loss of the global batch.
+
+    `DistributedDataParallel` wraps this module and averages gradients over processes. `loss` may own parameters: they
+    are trained, saved and resumed under the names `loss.*`.
+    """
+
+    inputs: tuple[str, ...]  # the tensors of a batch that `forward` takes, in its order
+    items = "items"  # what the log calls the things trained on
+
+    def __init__(self, method: Method, loss: nn.Module, autocast: Callable[[], torch.autocast]) -> None:
+        super().__init__()
+        self.method, self.loss, self.autocast = method, loss, autocast
+
+    def forward(self, *inputs: Any) -> Tensor:
+        """Return the scalar loss over all processes, whose gradient is right once DDP has averaged it.
+
+        For a loss that is a mean over items, `engine.distributed.mean_over_processes` of this process's mean is that.
+        """
+        raise NotImplementedError
+
+    def in_parts(self, inputs: tuple[Tensor, ...], count: int) -> tuple[Tensor | None, list[Part]]:
+        """Divide a batch into `count` equal parts that give the gradient of the whole batch.
+
+        Returns:
+            The loss of the batch, whose gradient is the sum of the parts'; or None where it is the mean of what
+            `forward` gives for the parts, as here, which is right for a mean over items. And the parts.
+        """
+        return None, [Part(part) for part in zip(*(tensor.chunk(count) for tensor in inputs), strict=True)]
+
+    def batch_note(self, batch_size: int) -> str:
+        """Return what else the log says about a global batch of this size, with a leading comma, or nothing."""
+        return ""
+
+    def scalars(self) -> dict[str, float]:
+        """Return what is logged beside the loss: CLIP's temperature and the loss's own scalars."""
+        own = {f"loss_{name}": p.item() for name, p in self.loss.named_parameters() if p.numel() == 1}
+        return {"logit_scale": self.method.clip.logit_scale.detach().exp().item(), **own}
+
+    def trainable_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
+        """Yield what training changes: the method's parameters under their own names, and `loss.*`."""
+        yield from self.method.trainable_parameters()
+        yield from ((f"loss.{name}", p) for name, p in self.loss.named_parameters() if p.requires_grad)
+
+    def parameter_groups(self, lr: float, coef_lr: float, weight_decay: float) -> list[dict[str, Any]]:
+        """Return the method's optimiser groups, and one at `lr` without decay for the loss where it has parameters."""
+        groups = self.method.parameter_groups(lr, coef_lr, weight_decay)
+        own = [parameter for parameter in self.loss.parameters() if parameter.requires_grad]
+        return groups + ([{"name": "loss", "params": own, "lr": lr, "weight_decay": 0.0}] if own else [])
+
+
+class Task(ABC):
+    """What a batch means and how a split is scored, for one run.
+
+    `splits` reads the lists and tries the videos; `encoder` encodes a dataset on all processes.
+    """
+
+    name: ClassVar[str]  # in checkpoints, and in `engine.tasks.TASKS`
+    settings: ClassVar[type[TaskSettings]]  # the flags that this task alone has
+    selects_by: ClassVar[tuple[str, str]]  # the metric that --select_on compares, higher is better
+    short_names: ClassVar[Mapping[str, str]] = {}  # of what `Metrics` measure, for files; "" for none
+
+    def __init__(self, config: Config, method: Method, process: Process) -> None:
+        self.config, self.method, self.process = config, method, process
+        self.splits = Splits(config, process, method.clip.backbone)
+        optim = config.optim
+        precision = optim.precision if optim.precision_val == "same" else optim.precision_val
+        self.encoder = Encoder(
+            process, autocast_for(precision, process.device), config.run.batch_size_val, self.splits.num_workers,
+            config.data.prefetch_factor,
+        )  # fmt: skip
+
+    # --- training ---
+
+    @abstractmethod
+    def step(self) -> TaskStep:
+        """Build what trains the method, with the loss that the settings name; called once."""
+
+    @abstractmethod
+    def training_items(self, samples: Sequence[Sample], frames: FrameReader) -> TrainingItems:
+        """Make the dataset to train on of the training split's samples."""
+
+    def sampler(self, items: TrainingItems, **order: Any) -> EpochSampler:
+        """Return this process's batches of every epoch; `order` is what `EpochSampler` takes beside their number.
+
+        Raises ValueError if the batch does not divide by the processes and their parts, or exceeds the items.
+        """
+        settings, world_size = self.config.optim, self.process.world_size
+        parts = settings.gradient_accumulation_steps
+        if settings.batch_size % (world_size * parts):
+            shares = f"{world_size} processes" + (f" times {parts} parts" if parts > 1 else "")
+            raise ValueError(f"--batch_size {settings.batch_size} is global and does not divide by the {shares}")
+        share = settings.batch_size // world_size
+        return EpochSampler(len(items), share, self.process.rank, world_size, self.config.run.seed, **order)
+
+    def hold_out(self, samples: list[Sample]) -> tuple[list[Sample], list[Sample]]:
+        """Divide training samples into those to train on and, with --select_on holdout, those that select weights."""
+        run = self.config.run
+        return hold_out(samples, run.holdout_videos, run.seed) if run.select_on == "holdout" else (samples, [])
+
+    # --- evaluation ---
+
+    @abstractmethod
+    def evaluation(self, split: str, samples: list[Sample]) -> Any:
+        """Return what `evaluate` needs of a split (train, val or test); it has the attribute `samples`."""
+
+    @abstractmethod
+    def evaluate(self, split: Any, final: bool = False) -> Metrics:
+        """Score a split; all processes call this together and get the same numbers.
+
+        Args:
+            split: what `evaluation` returned.
+            final: whether these numbers are reported, and not only used to select weights.
+        """
+
+    @classmethod
+    @abstractmethod
+    def metrics_to_come(cls, config: Config) -> Metrics:
+        """Return metrics of any value with the names that the reported ones will have; no file is read."""
+
+    # --- what a run asks beside these ---
+
+    def check_lists(self) -> None:
+        """Check what only this task can say about the lists, before any video is read; raises ValueError or OSError."""
+
+    def identity(self, items: TrainingItems) -> dict[str, Any]:
+        """Return what two runs must have in common to be resumed, beside settings, weights and samples, by name."""
+        return {}
+
+
+def flat_metrics(metrics: Metrics, short_names: Mapping[str, str]) -> dict[str, float]:
+    """Return one level of names, rounded for files: "t2v R@1", "t2v R@1 (DSL)" and so on."""
+    flat: dict[str, float] = {}
+    for measured, values in metrics.items():
+        what, *extra = measured.split(maxsplit=1)
+        words = [short_names.get(what, what)] if short_names.get(what, what) else []
+        flat |= {" ".join([*words, name, *extra]): round(value, 3) for name, value in values.items()}
+    return flat
+
+
+def format_metrics(metrics: Metrics) -> str:
+    """Return one row for each thing measured, for a log."""
+    width = max(map(len, metrics))
+    rows = []
+    for measured, values in metrics.items():
+        numbers = "  ".join(f"{name} {value:.1f}" for name, value in values.items())
+        rows.append(f"  {measured.replace('_', '-'):>{width}}:  {numbers}")
+    return "\n".join(rows)

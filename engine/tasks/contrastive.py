@@ -1,0 +1,142 @@
+"""A step of contrastive training: embed pairs on every process, gather, and take one loss over the global batch.
+
+Shapes: B pairs of the global batch, b = B/W pairs of this process, n pairs of a part of it, E joint embedding.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from engine.data import normalise_for
+from engine.distributed import gather, gather_rows
+from engine.precision import random_state
+from engine.rows import Rows, join, map_rows, rebuild, tensors_of, to_float
+from engine.tasks.base import Part, TaskStep
+from modules.losses import build_loss
+from modules.methods import Method
+
+
+@dataclass(frozen=True)
+class CachedGradient:
+    """What a part of a batch needs to go backward alone: the loss's gradient at its own rows."""
+
+    text: tuple[Tensor | None, ...]  # one for each tensor of the rows; None for masks and lengths
+    clips: tuple[Tensor | None, ...]
+    # The arguments of `ContrastiveStep.batch_loss`, with one part of a step: for the gradient of the similarity's and
+    # the loss's own parameters.
+    whole_batch: tuple[Rows, Rows, Tensor | None] | None = None
+
+
+class ContrastiveStep(TaskStep):
+    """From a process's pairs to the loss of the global batch.
+
+    The gather is here and not in the method, which stays local. The loss and the similarity are computed in fp32.
+
+    Args:
+        gather_gradient: see `engine.distributed.gather_with_gradient`.
+        loss: one of `modules.losses.LOSSES`; the symmetric InfoNCE if none is given.
+        positives: whether all pairs of a video in the global batch count as positives of each other.
+    """
+
+    items = "pairs"
+
+    def __init__(
+        self,
+        method: Method,
+        autocast: Callable[[], torch.autocast],
+        gather_gradient: str = "sum",
+        loss: nn.Module | None = None,
+        positives: bool = False,
+    ) -> None:
+        super().__init__(method, loss or build_loss("symmetric_info_nce", method.clip), autocast)
+        self.gather_gradient = gather_gradient
+        self.inputs = ("video", "frame_mask", "token_ids", *(("video_index",) if positives else ()))
+
+    def batch_note(self, batch_size: int) -> str:
+        up_to = "up to " if "video_index" in self.inputs else ""
+        return f", negatives a query {up_to}{batch_size - 1}"
+
+    def embed(self, video: Tensor, frame_mask: Tensor, token_ids: Tensor) -> tuple[Rows, Rows]:
+        """Embed uint8 `[n,T,3,H,W]`, bool `[n,T]`, int64 `[n,L]`: the rows of text and of clips, in fp32."""
+        with self.autocast():
+            text, clips = self.method(normalise_for(self.method.clip, video), frame_mask, token_ids)
+        return to_float(text), to_float(clips)
+
+    def batch_loss(self, text: Rows, clips: Rows, video_index: Tensor | None = None) -> Tensor:
+        """Return the loss of B rows each; `video_index`, int64 `[B]`, tells which pairs are of one video."""
+        return self.loss(self.method.similarity(text, clips), video_index)
+
+    def forward(
+        self,
+        video: Tensor,
+        frame_mask: Tensor,
+        token_ids: Tensor,
+        video_index: Tensor | None = None,
+        cached: CachedGradient | None = None,
+    ) -> Tensor:
+        """Return the scalar loss over all B pairs, of inputs as in `embed`; with `cached`, a scalar that has the same
+        gradient.
+
+        With `video_index`, int64 `[b]`, a number for each pair's video, all pairs of a video are each other's
+        positives, also those of other processes.
+        """
+        text, clips = self.embed(video, frame_mask, token_ids)
+        if cached is None:
+            text, clips = (gather_rows(rows, self.gather_gradient) for rows in (text, clips))
+            return self.batch_loss(text, clips, None if video_index is None else gather(video_index))
+        surrogate = _products(text, cached.text) + _products(clips, cached.clips)
+        return surrogate if cached.whole_batch is None else surrogate + self.batch_loss(*cached.whole_batch)
+
+    def in_parts(self, inputs: tuple[Tensor, ...], count: int) -> tuple[Tensor, list[Part]]:
+        """Embed the parts of a batch without keeping activations, and take the loss's gradient at the embeddings.
+
+        GradCache (Gao et al., 2021, arXiv 2101.06983). It is exact, since the loss depends on the parts only through
+        their embeddings. Each part carries the random state of its first pass, so that its second pass draws the same
+        dropout.
+        """
+        video_index = inputs[3] if len(inputs) > 3 else None
+        pieces: list[Any] = list(zip(*(tensor.chunk(count) for tensor in inputs[:3]), strict=True))
+        embeddings, states = [], []
+        with torch.no_grad():
+            for piece in pieces:
+                states.append(random_state(piece[0].device))
+                embeddings.append(self.embed(*piece))
+            local = [join(rows) for rows in zip(*embeddings, strict=True)]
+            text, clips = (map_rows(_as_leaf, gather_rows(rows)) for rows in local)
+        videos = None if video_index is None else gather(video_index)
+        loss = self.batch_loss(text, clips, videos)
+        leaves = [tensor for rows in (text, clips) for tensor in tensors_of(rows)]
+        gradients = iter(torch.autograd.grad(loss, [leaf for leaf in leaves if leaf.requires_grad]))
+        own = [self._own(next(gradients), len(inputs[0])) if leaf.requires_grad else None for leaf in leaves]
+        divided = [(None,) * count if tensor is None else tensor.chunk(count) for tensor in own]
+        n_text = len(tensors_of(text))
+        cached = [CachedGradient(part[:n_text], part[n_text:]) for part in zip(*divided, strict=True)]
+        cached[-1] = replace(cached[-1], whole_batch=(_detached(text), _detached(clips), videos))
+        parts = zip(pieces, cached, states, strict=True)
+        return loss.detach(), [Part((*piece, None, gradient), state) for piece, gradient, state in parts]
+
+    def _own(self, gradient: Tensor, count: int) -> Tensor:
+        """Return this process's `count` rows of a gradient at the global batch's, scaled for what DDP does to it."""
+        world_size, rank = 1, 0
+        if torch.distributed.is_initialized():
+            world_size, rank = torch.distributed.get_world_size(), torch.distributed.get_rank()
+        # DDP averages over processes what must be summed.
+        scale = world_size if self.gather_gradient == "sum" else 1
+        return scale * gradient[rank * count : (rank + 1) * count]
+
+
+def _as_leaf(tensor: Tensor) -> Tensor:
+    return tensor.requires_grad_() if tensor.is_floating_point() else tensor
+
+
+def _detached(rows: Rows) -> Rows:
+    return rebuild(rows, [tensor.detach() for tensor in tensors_of(rows)])
+
+
+def _products(rows: Rows, gradients: tuple[Tensor | None, ...]) -> Tensor:
+    """Return a scalar whose gradient at the rows is `gradients`."""
+    pairs = zip(tensors_of(rows), gradients, strict=True)
+    return torch.stack([(tensor * gradient).sum() for tensor, gradient in pairs if gradient is not None]).sum()

@@ -1,0 +1,288 @@
+"""Text-video retrieval: captions search for videos, and videos for captions.
+
+Shapes: N captions, V videos.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, Literal
+
+import numpy as np
+import torch
+
+from dataloaders import DATASETS, NEEDED_FLAGS
+from dataloaders.datasets import GalleryVideos, QueryCaptions, TrainingPairs
+from dataloaders.frames import FrameReader
+from dataloaders.sampler import EpochSampler
+from dataloaders.samples import Sample
+from dataloaders.twins import read_twins
+from engine.config import Config, TaskSettings
+from engine.data import draw_captions, normalise_for
+from engine.evaluate import Encoder, evaluating
+from engine.identity import digest
+from engine.logger import log
+from engine.precision import autocast_for
+from engine.rows import Rows, take, tensors_of
+from engine.tasks.base import Metrics, Task, TrainingItems
+from engine.tasks.contrastive import ContrastiveStep
+from engine.tasks.postprocessing import QB_NORM_BETA, dual_softmax, qb_norm
+from engine.tasks.retrieval_metrics import (
+    Similarity,
+    in_tiles,
+    retrieval_metrics,
+    text_to_video_metrics,
+    twin_accuracy,
+    video_to_text_metrics,
+)
+from modules.losses import LOSSES, build_loss
+from modules.methods import Method
+from modules.options import Choices, Range
+
+
+@dataclass(frozen=True)
+class RetrievalSettings(TaskSettings):
+    """Settings of retrieval alone."""
+
+    readers: ClassVar = DATASETS
+    needed_flags: ClassVar = NEEDED_FLAGS
+    affects_results_only: ClassVar = ("dsl", "dsl_temperature", "qb_norm", "querybank_size")
+    places: ClassVar = ("train_twins_csv", "twins_csv")
+
+    datatype: Annotated[str, "the data set", Choices(DATASETS)] = "msrvtt"
+    expand_msrvtt_sentences: Annotated[bool, "every caption is a training pair, not one at random a video"] = False
+    train_twins_csv: Annotated[str, "csv with pairs of training clips that share a batch, as twins_csv"] = ""
+    twins_csv: Annotated[str, "csv with pairs of test clips that are each other backwards; adds the column twins"] = ""
+    loss: Annotated[
+        str,
+        "symmetric_info_nce: CLIP's, over rows and columns; sigmoid: SigLIP's, over single pairs, with its own learned "
+        "scale and bias",
+        Choices(LOSSES),
+    ] = "symmetric_info_nce"
+    gather_gradient: Annotated[
+        Literal["sum", "own"],
+        "gradient through the gather of features; sum: that of one process on the global batch; own: as CLIP4Clip and "
+        "STOP's released code, smaller by the number of processes (matters to --max_grad_norm and Adam's eps)",
+    ] = "sum"
+    same_video: Annotated[
+        Literal["negatives", "positives", "apart"],
+        "pairs of one video in a batch, which occur with --expand_msrvtt_sentences alone; negatives: they count as "
+        "negatives, as in CLIP, CLIP4Clip and STOP; positives: the loss takes the mean over all of them in the global "
+        "batch, as SupCon's L_out and UniCL, which differs only as far as a video's clips differ, by --frame_sampling "
+        "segment or released or by dropout; apart: batches never hold two (not with --train_twins_csv)",
+    ] = "negatives"
+    dsl: Annotated[bool, "more columns for the test split, with CAMoE's dual softmax; it needs all queries"] = False
+    dsl_temperature: Annotated[
+        float,
+        "--dsl divides similarities by it before the softmax over queries; they are cosines times CLIP's "
+        "exp(logit_scale), so 1 is CLIP's own softmax",
+        Range(0, above=True),
+    ] = 1.0
+    qb_norm: Annotated[
+        bool, "more text-to-video columns for the test split, with QB-Norm; it uses captions of the training split"
+    ] = False
+    querybank_size: Annotated[
+        int, "training captions that --qb_norm draws by the seed; all if there are fewer", Range(1)
+    ] = 5000
+
+    def needs_training_split(self) -> bool:
+        return self.qb_norm
+
+
+@dataclass(frozen=True)
+class RetrievalSplit:
+    """A split to search in; `twin_of`, int64 `[V]`, is each video's time-reversed twin or -1, if there are such."""
+
+    videos: GalleryVideos
+    captions: QueryCaptions
+    twin_of: np.ndarray | None = None
+
+    @property
+    def samples(self) -> Sequence[Sample]:
+        return self.videos.samples
+
+
+@dataclass(frozen=True)
+class QueryBank:
+    """What QB-Norm needs: scores of the bank's captions with videos, the number of these captions, and beta."""
+
+    similarity: Similarity
+    size: int
+    beta: float
+
+
+class Retrieval(Task):
+    """The task of this module's head; `config.task` is a `RetrievalSettings`."""
+
+    name = "retrieval"
+    settings = RetrievalSettings
+    selects_by = ("text_to_video", "R@1")
+    short_names: ClassVar = {"text_to_video": "t2v", "video_to_text": "v2t"}
+
+    def __init__(self, config: Config, method: Method, process: Any) -> None:
+        super().__init__(config, method, process)
+        self.options: RetrievalSettings = config.task
+        self.querybank: QueryCaptions | None = None
+
+    def step(self) -> ContrastiveStep:
+        options = self.options
+        loss = build_loss(options.loss, self.method.clip).to(self.process.device)
+        if loss.owns_scale:  # CLIP's own temperature then has no part in the loss
+            self.method.clip.logit_scale.requires_grad_(False)
+        autocast = autocast_for(self.config.optim.precision, self.process.device)
+        return ContrastiveStep(self.method, autocast, options.gather_gradient, loss, options.same_video == "positives")
+
+    def training_items(self, samples: Sequence[Sample], frames: FrameReader) -> TrainingPairs:
+        twin_of = self._training_twins(samples)
+        expand, seed = self.options.expand_msrvtt_sentences, self.config.run.seed
+        return TrainingPairs(samples, self.splits.tokenizer, frames, expand, seed, twin_of)
+
+    def sampler(self, items: TrainingItems, **order: Any) -> EpochSampler:
+        assert isinstance(items, TrainingPairs)
+        apart = items.video_index if self.options.same_video == "apart" else None
+        return super().sampler(items, partner=items.partner, video_index=apart, **order)
+
+    def hold_out(self, samples: list[Sample]) -> tuple[list[Sample], list[Sample]]:
+        """Divide as every task does; each held-out video keeps its first caption."""
+        kept, held = super().hold_out(samples)
+        return kept, [replace(sample, captions=sample.captions[:1]) for sample in held]
+
+    def check_lists(self) -> None:
+        if self.options.twins_csv:
+            check_twins(read_twins(Path(self.options.twins_csv), self.splits.listed("test")), self.options.twins_csv)
+        if self.options.qb_norm:
+            drawn = draw_captions(self.splits.listed("train"), self.options.querybank_size, self.config.run.seed)
+            self.querybank = QueryCaptions(drawn, self.splits.tokenizer)
+            log.info("query bank of QB-Norm: %d captions of the training split", len(self.querybank))
+
+    def evaluation(self, split: str, samples: list[Sample]) -> RetrievalSplit:
+        videos = GalleryVideos(samples, self.splits.frame_reader(training=False))
+        captions, twin_of = QueryCaptions(samples, self.splits.tokenizer), None
+        if split == "test" and self.options.twins_csv:
+            left_out = self.splits.left_out["test"]
+            twin_of = read_twins(Path(self.options.twins_csv), samples, left_out=left_out)
+            check_twins(twin_of, self.options.twins_csv)
+        if split != "train":
+            count = self.splits.count(split, len(samples))
+            log.info("%s split: %s videos, %d captions", split, count, len(captions))
+            self.splits.log_cut_captions(split, samples)
+        return RetrievalSplit(videos, captions, twin_of)
+
+    def evaluate(self, split: RetrievalSplit, final: bool = False) -> Metrics:
+        """Score a split; `final` adds what --dsl and --qb_norm ask for."""
+        return evaluate(
+            self.method, split, self.encoder, self.options.dsl_temperature if final and self.options.dsl else None,
+            self.querybank if final else None,
+        )  # fmt: skip
+
+    @classmethod
+    def metrics_to_come(cls, config: Config) -> Metrics:
+        """Return the metrics of two captions and two videos that tie."""
+        options = config.task
+
+        def similarity(captions: np.ndarray, videos: np.ndarray) -> torch.Tensor:
+            return torch.zeros(len(captions), len(videos))
+
+        return all_metrics(
+            similarity,
+            np.arange(2),
+            2,
+            np.array([1, 0]) if options.twins_csv else None,
+            options.dsl_temperature if options.dsl else None,
+            QueryBank(similarity, 2, 1.0) if options.qb_norm else None,
+        )
+
+    def identity(self, items: TrainingItems) -> dict[str, Any]:
+        assert isinstance(items, TrainingPairs)
+        meeting = [[item, int(other)] for item, other in enumerate(items.partner) if item != other]
+        loss = {} if self.options.loss == "symmetric_info_nce" else {"loss": self.options.loss}  # as earlier versions
+        return {"training pairs": len(items), "training twins": digest(meeting), **loss}
+
+    def _training_twins(self, samples: Sequence[Sample]) -> dict[str, str]:
+        """Return the training videos that share a batch: each one's id with the other's."""
+        if not self.options.train_twins_csv:
+            return {}
+        left_out = self.splits.left_out.get("train", [])
+        twins = read_twins(Path(self.options.train_twins_csv), samples, "train", left_out)
+        return {samples[i].video_id: samples[j].video_id for i, j in enumerate(twins.tolist()) if j >= 0}
+
+
+def evaluate(
+    method: Method,
+    split: RetrievalSplit,
+    encoder: Encoder,
+    dsl_temperature: float | None = None,
+    querybank: QueryCaptions | None = None,
+) -> Metrics:
+    """Score text-to-video and video-to-text retrieval over a whole split; the same numbers on every process.
+
+    Each video is decoded and encoded once, by one process, however many captions it has.
+
+    Args:
+        dsl_temperature: for numbers with dual softmax beside the plain ones; of the method's logits.
+        querybank: captions of the training split, for text-to-video numbers with QB-Norm beside the plain ones.
+
+    Returns:
+        The directions of `retrieval_metrics`; with twins, "twins" among the text-to-video numbers; the numbers of a
+        post-processing as further directions, "text_to_video (DSL)" and so on.
+    """
+
+    def encode_captions(captions: QueryCaptions, name: str) -> Rows:
+        # tokenising is too quick to start worker processes for
+        return encoder(captions, lambda batch: method.encode_text(batch["token_ids"]), name, workers=False)
+
+    with evaluating(method):
+        videos = encoder(
+            split.videos,
+            lambda batch: method.encode_video(normalise_for(method.clip, batch["video"]), batch["frame_mask"]),
+            "videos",
+        )
+        captions = encode_captions(split.captions, "captions")
+        bank = encode_captions(querybank, "query bank") if querybank else None
+
+        def scores_of(text: Rows) -> Similarity:
+            def similarity(caption_ids: np.ndarray, video_ids: np.ndarray) -> torch.Tensor:
+                return method.similarity(take(text, caption_ids), take(videos, video_ids))
+
+            return similarity if method.is_dot_product else in_tiles(similarity)
+
+        query_bank = None
+        if bank is not None:
+            beta = QB_NORM_BETA / float(method.clip.logit_scale.exp())
+            query_bank = QueryBank(scores_of(bank), len(tensors_of(bank)[0]), beta)
+        return all_metrics(
+            scores_of(captions), split.captions.video_index, len(split.videos), split.twin_of, dsl_temperature,
+            query_bank,
+        )  # fmt: skip
+
+
+def all_metrics(
+    similarity: Similarity,
+    owner: np.ndarray,
+    n_videos: int,
+    twin_of: np.ndarray | None = None,
+    dsl_temperature: float | None = None,
+    bank: QueryBank | None = None,
+) -> Metrics:
+    """Return what `evaluate` gives, from scores of captions with videos; `owner`, int64 `[N]`, is each caption's
+    video."""
+    metrics = retrieval_metrics(similarity, owner, n_videos)
+    if twin_of is not None:
+        metrics["text_to_video"]["twins"] = twin_accuracy(similarity, owner, twin_of)
+    if dsl_temperature is not None:
+        for_captions, for_videos = dual_softmax(similarity, len(owner), n_videos, dsl_temperature)
+        metrics["text_to_video (DSL)"] = text_to_video_metrics(for_captions, owner, n_videos)
+        metrics["video_to_text (DSL)"] = video_to_text_metrics(for_videos, owner, n_videos)
+    if bank is not None:
+        normalised = qb_norm(similarity, bank.similarity, bank.size, n_videos, bank.beta)
+        metrics["text_to_video (QB-Norm)"] = text_to_video_metrics(normalised, owner, n_videos)
+    return metrics
+
+
+def check_twins(twin_of: np.ndarray, twins_csv: str) -> None:
+    """Check that some test video has a twin, int64 `[V]` as `read_twins` gives; raises ValueError if none has."""
+    if (twin_of < 0).all():
+        raise ValueError(
+            f"--twins_csv {twins_csv}: no test video that is used has a twin there; pass the file of this split's "
+            "pairs, or none"
+        )
