@@ -132,7 +132,7 @@ def parse_flags(
         hints = get_type_hints(cls, include_extras=True)
         for item in fields(cls):
             if get_origin(hints[item.name]) is Annotated:
-                type_, help_ = get_args(hints[item.name])
+                type_, help_ = get_args(hints[item.name])[:2]
                 _add_flag(group, item.name, type_, defaults.get(item.name, item.default), help_)
                 shared.add(item.name)
     # An unknown method is refused by the section that has it, which knows the choices; it simply has no options here.

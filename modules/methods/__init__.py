@@ -1,6 +1,5 @@
-"""All methods, by the name that `--method` takes. A new one: a file in this folder and a line here."""
+"""All methods, by the name that `--method` takes. A new method is a file in this folder and a line here."""
 
-import math
 from typing import Any
 
 from modules.clip import CLIP
@@ -10,6 +9,7 @@ from modules.methods.dgl import DGL
 from modules.methods.stop import STOP
 from modules.methods.stop_released import STOPReleased
 from modules.methods.vpt import VPT
+from modules.options import check_options
 from modules.quoting import shorten
 
 METHODS: dict[str, type[Method]] = {
@@ -22,22 +22,21 @@ METHODS: dict[str, type[Method]] = {
 
 
 def build_method(name: str, clip: CLIP, **options: Any) -> Method:
-    """Make the method `name` around `clip`, which it takes over; `options` are the method's own settings.
+    """Build the method `name` around `clip`, which it takes over; `options` are the method's own settings.
 
     Raises:
-        ValueError: for an unknown method, an unknown option, or a value the method refuses, such as NaN.
+        ValueError: for an unknown method or option, or a value that is out of range or not one of the choices.
     """
     if name not in METHODS:
         raise ValueError(f"unknown method {shorten(repr(name))}; the methods are: {', '.join(METHODS)}")
-    known = [option.name for option in method_options(METHODS[name])]
+    declared = method_options(METHODS[name])
+    known = [option.name for option in declared]
     unknown = [option for option in options if option not in known]
     if unknown:
         raise ValueError(
             f"method {name} has no option {shorten(repr(unknown[0]))}; its options are: {', '.join(known) or 'none'}"
         )
-    for option, value in options.items():
-        if isinstance(value, float) and not math.isfinite(value):
-            raise ValueError(f"{option}={value} is not a finite number")
+    check_options(declared, options)
     return METHODS[name](clip, **options)
 
 

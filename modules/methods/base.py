@@ -2,34 +2,24 @@
 
 Shapes: B clips, T frames, N captions, L words, E joint embedding.
 
-A method's settings are the keyword-only arguments of its constructor, each `Annotated[type, "help"]`; the command line
-reads its flags from there (`method_options`), so a setting has one name everywhere.
+A method's settings are the keyword-only arguments of its constructor, declared as `modules.options` says. The command
+line reads its flags from there, so a setting has one name everywhere.
 """
 
-import inspect
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Annotated, Any, get_args, get_origin, get_type_hints
+from typing import Any
 
 import torch
 from torch import nn
 
 from modules.clip import CLIP
 from modules.clip_weights import to_openai_key
+from modules.options import Option, options_of
 from modules.similarity import cosine_similarity
 
 MAX_LOGIT_SCALE = math.log(100.0)  # CLIP's own ceiling: similarities are never scaled by more than 100
-
-
-@dataclass(frozen=True)
-class Option:
-    """One setting of a method: its name, its type, the value it has when nobody sets it, and a line of help."""
-
-    name: str
-    type: Any
-    default: Any
-    help: str
 
 
 @dataclass(frozen=True)
@@ -126,13 +116,5 @@ class Method(nn.Module):
 
 
 def method_options(method: type[Method]) -> list[Option]:
-    """The settings of a method, read from the keyword-only arguments of its constructor."""
-    hints = get_type_hints(method.__init__, include_extras=True)
-    options = []
-    for parameter in inspect.signature(method.__init__).parameters.values():
-        if parameter.kind is parameter.KEYWORD_ONLY:
-            hint = hints[parameter.name]
-            assert get_origin(hint) is Annotated, f"{method.__name__}: {parameter.name} has no help line"
-            type_, help_ = get_args(hint)
-            options.append(Option(parameter.name, type_, parameter.default, help_))
-    return options
+    """Return the settings of a method: the keyword-only arguments of its constructor."""
+    return options_of(method)

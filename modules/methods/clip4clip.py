@@ -12,7 +12,7 @@ from torch import nn
 
 from modules.clip import CLIP, Block
 from modules.methods.base import Method
-from modules.quoting import shorten
+from modules.options import Range, between
 from modules.similarity import masked_mean
 
 
@@ -26,8 +26,8 @@ class CLIP4Clip(Method):
     positions and first blocks.
 
     Raises:
-        ValueError: for a `sim_header` that is none, a `freeze_layer_num` outside 0..number of blocks (frozen blocks
-            count in both towers), and with `seqTransf` for a CLIP whose text tower cannot be its start.
+        ValueError: if `freeze_layer_num` exceeds the number of blocks of both towers, or if the transformer of
+            `seqTransf` cannot start as a copy of this CLIP's text blocks.
     """
 
     def __init__(
@@ -38,15 +38,12 @@ class CLIP4Clip(Method):
             Literal["meanP", "seqTransf"],
             "how frame embeddings become one video embedding: their mean, or a transformer over them and then the mean",
         ] = "meanP",
-        cross_num_hidden_layers: Annotated[int, "blocks of seqTransf's transformer over frames"] = 4,
-        freeze_layer_num: Annotated[int, "the first blocks of both towers that stay frozen"] = 0,
+        cross_num_hidden_layers: Annotated[int, "blocks of seqTransf's transformer over frames", Range(1)] = 4,
+        freeze_layer_num: Annotated[int, "the first blocks of both towers that stay frozen", Range(0)] = 0,
     ) -> None:
         super().__init__(clip)
-        if sim_header not in ("meanP", "seqTransf"):
-            raise ValueError(f"sim_header={shorten(repr(sim_header))} is not one of: meanP, seqTransf")
         depth = max(len(clip.visual.blocks), len(clip.text.blocks))
-        if not 0 <= freeze_layer_num <= depth:
-            raise ValueError(f"freeze_layer_num={freeze_layer_num} is outside 0..{depth}, the blocks of this CLIP")
+        between("freeze_layer_num", freeze_layer_num, 0, depth, why="the blocks of this CLIP")
         clip.requires_grad_(False)
         for blocks in (clip.visual.blocks, clip.text.blocks):
             for block in list(blocks)[freeze_layer_num:]:
@@ -67,10 +64,7 @@ class CLIP4Clip(Method):
                 f"sim_header=seqTransf starts as a copy of CLIP's text blocks, and those of this CLIP have width "
                 f"{text.width} while its embeddings have {width}"
             )
-        if not 1 <= layers <= len(text.blocks):
-            raise ValueError(
-                f"cross_num_hidden_layers={layers} is outside 1..{len(text.blocks)}, the text blocks of this CLIP"
-            )
+        between("cross_num_hidden_layers", layers, 1, len(text.blocks), why="the text blocks of this CLIP")
         self.frame_position_embeddings = nn.Parameter(text.positional_embedding.detach().clone())  # [S,E]
         self.temporal_blocks = copy.deepcopy(text.blocks[:layers]).requires_grad_(True)
         for block in self.temporal_blocks:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from modules.clip import CLIP, Block, KeysValues
 from modules.methods.base import DeadParameters, Method
-from modules.quoting import shorten
+from modules.options import Range
 from modules.released.shared_latent import (
     LatentPrompts,
     LinearLatentSpace,
@@ -44,8 +44,8 @@ class DGL(Method):
     """Sections 3.2 and 3.3: shared latent space and global-local attention, as released.
 
     Raises:
-        ValueError: for an option outside its range, and at a clip of other than `max_frames` frames where the shared
-            latent space is `transformer`, which has prompts for each frame.
+        ValueError: if the towers differ in depth. With the shared latent space `transformer`, which has prompts for
+            each frame, also by `encode_video` for clips of other than `max_frames` frames.
     """
 
     def __init__(
@@ -55,7 +55,7 @@ class DGL(Method):
         shared_latent_space: Annotated[
             Literal["linear", "transformer"], "how text and frame prompts come from one space"
         ] = "transformer",
-        max_frames: Annotated[int, "T, frames of a clip"] = 12,
+        max_frames: Annotated[int, "T, frames of a clip", Range(1)] = 12,
         text_postfix: Annotated[
             Literal["dead", "before_end"],
             "dead: as released, behind the padding, where no word sees them; before_end: between the last word and END",
@@ -64,14 +64,6 @@ class DGL(Method):
         super().__init__(clip)
         visual, text = clip.visual, clip.text
         layers = len(visual.blocks)
-        if shared_latent_space not in ("linear", "transformer"):
-            raise ValueError(
-                f"shared_latent_space={shorten(repr(shared_latent_space))} is not one of: linear, transformer"
-            )
-        if text_postfix not in ("dead", "before_end"):
-            raise ValueError(f"text_postfix={shorten(repr(text_postfix))} is not one of: dead, before_end")
-        if max_frames < 1:
-            raise ValueError(f"max_frames={max_frames} is not 1 or more")
         if len(text.blocks) != layers:
             raise ValueError(
                 f"a shared latent space needs towers of equal depth; this CLIP has {layers} visual and "

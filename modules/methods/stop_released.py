@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from modules.clip import CLIP, Block
 from modules.methods.base import DeadParameters
 from modules.methods.dgl import DGL, KEY_BIAS
-from modules.quoting import shorten
+from modules.options import Range, between
 from modules.released.prompts import InterFramePrompt, ParallelAdapter, PixelPrompter
 from modules.released.shared_latent import LatentPrompts, round_to_half
 from modules.released_weights import load_released_state_dict
@@ -47,8 +47,8 @@ class STOPReleased(DGL):
     """The released model.
 
     Raises:
-        ValueError: for an option outside its range, a clip of other than `max_frames` frames where the shared latent
-            space is `transformer`, and a batch whose frames all score the same (see `InterFramePrompt`).
+        ValueError: if `n_regions` is not below the number of patches; also as DGL, and by `encode_video` for a batch
+            whose frames all score the same (see `InterFramePrompt`).
     """
 
     def __init__(
@@ -58,10 +58,12 @@ class STOPReleased(DGL):
         shared_latent_space: Annotated[
             Literal["linear", "transformer"], "how text and frame prompts come from one space"
         ] = "transformer",
-        max_frames: Annotated[int, "T, frames of a clip"] = 12,
+        max_frames: Annotated[int, "T, frames of a clip", Range(1)] = 12,
         adapters: Annotated[bool, "bottlenecks beside the MLPs of all blocks (LoRA in the released code)"] = True,
-        n_regions: Annotated[int, "scores of a frame that enter the region mask (eta in the released code)"] = 6,
-        prompt_dropout: Annotated[float, "dropout of the pixel prompts, applied three times"] = 0.5,
+        n_regions: Annotated[
+            int, "scores of a frame that enter the region mask (eta in the released code)", Range(1)
+        ] = 6,
+        prompt_dropout: Annotated[float, "dropout of the pixel prompts, applied three times", Range(0, 0.99)] = 0.5,
         inter_frame_norm: Annotated[
             Literal["batch", "clip"], "where frame scores are stretched to 0..1; batch: as released, over all clips"
         ] = "batch",
@@ -78,18 +80,7 @@ class STOPReleased(DGL):
             clip, shared_latent_space=shared_latent_space, max_frames=max_frames, text_postfix=text_postfix
         )
         visual, text = clip.visual, clip.text
-        for name, choice, choices in (
-            ("inter_frame_norm", inter_frame_norm, ("batch", "clip")),
-            ("region_mask", region_mask, ("comb", "patches")),
-        ):
-            if choice not in choices:
-                raise ValueError(f"{name}={shorten(repr(choice))} is not one of: {', '.join(choices)}")
-        for option, value, low, high in (
-            ("n_regions", n_regions, 1, visual.grid**2 - 1),
-            ("prompt_dropout", prompt_dropout, 0, 0.99),
-        ):
-            if not low <= value <= high:
-                raise ValueError(f"{option}={value:g} is outside {low:g}..{high:g}")
+        between("n_regions", n_regions, 1, visual.grid**2 - 1, why="one less than the patches of a frame")
         self.pixel = PixelPrompter(
             visual.grid,
             n_regions=n_regions,

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from modules.clip import CLIP, Block
 from modules.methods.base import Method
+from modules.options import Range
 from modules.similarity import masked_mean
 from modules.text_prompts import encode_with_prefix, text_prompts
 
@@ -22,22 +23,16 @@ class VPT(Method):
 
     Every block has prompts of its own, and what it makes of them is thrown away before the next; so they are a context:
     keys and values without queries. The video is the mean of its frames' normalised embeddings, as in CLIP4Clip.
-
-    Raises:
-        ValueError: for an option outside its range.
     """
 
     def __init__(
         self,
         clip: CLIP,
         *,
-        prompt_length: Annotated[int, "learned tokens in every visual block"] = 20,
-        text_prompt_length: Annotated[int, "learned tokens after the start token in every text block"] = 0,
+        prompt_length: Annotated[int, "learned tokens in every visual block", Range(1)] = 20,
+        text_prompt_length: Annotated[int, "learned tokens after the start token in every text block", Range(0)] = 0,
     ) -> None:
         super().__init__(clip)
-        for name, value, low in (("prompt_length", prompt_length, 1), ("text_prompt_length", text_prompt_length, 0)):
-            if value < low:
-                raise ValueError(f"{name}={value} is below {low}")
         clip.requires_grad_(False)
         visual = clip.visual
         self.prompts = nn.Parameter(0.02 * torch.randn(len(visual.blocks), prompt_length, visual.width))

@@ -110,9 +110,9 @@ def test_the_order_of_frames_matters_to_the_sequential_type_alone(sim_header):
     assert (change.abs().max() > 1e-4) == (sim_header == "seqTransf")
 
 
-@pytest.mark.parametrize("layers", [0, 3])
-def test_cross_num_hidden_layers_out_of_range(layers):
-    with pytest.raises(ValueError, match=f"cross_num_hidden_layers={layers} is outside 1..2, the text blocks"):
+@pytest.mark.parametrize(("layers", "allowed"), [(0, "at least 1"), (3, "from 1 to 2, the text blocks of this CLIP")])
+def test_cross_num_hidden_layers_out_of_range(layers, allowed):
+    with pytest.raises(ValueError, match=f"--cross_num_hidden_layers {layers} is out of range: .* {allowed}$"):
         sequential(cross_num_hidden_layers=layers)
 
 
@@ -135,9 +135,9 @@ def test_frozen_are_the_embeddings_and_the_first_blocks():
     assert "clip.text.token_embedding.weight" in frozen
 
 
-@pytest.mark.parametrize("layers", [-1, 99])
-def test_freeze_layer_num_out_of_range(layers):
-    with pytest.raises(ValueError, match=f"freeze_layer_num={layers} is outside 0..2"):
+@pytest.mark.parametrize(("layers", "allowed"), [(-1, "at least 0"), (99, "from 0 to 2, the blocks of this CLIP")])
+def test_freeze_layer_num_out_of_range(layers, allowed):
+    with pytest.raises(ValueError, match=f"--freeze_layer_num {layers} is out of range: .* {allowed}$"):
         build_method("clip4clip", tiny_clip(), freeze_layer_num=layers)
 
 

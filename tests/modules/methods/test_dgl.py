@@ -170,7 +170,7 @@ def test_what_it_refuses():
         dgl(shared_latent_space="cubic")
     with pytest.raises(ValueError, match="'alive' is not one of: dead, before_end"):
         dgl(text_postfix="alive")
-    with pytest.raises(ValueError, match="max_frames=0"):
+    with pytest.raises(ValueError, match="--max_frames 0 is out of range"):
         dgl(max_frames=0)
     with pytest.raises(ValueError, match="2 visual and 1 text"):
         build_method("dgl", tiny_clip(architecture=replace(TINY, text_layers=1)))

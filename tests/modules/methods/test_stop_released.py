@@ -217,8 +217,8 @@ def test_what_does_not_fit_is_named_and_nothing_is_loaded():
     [
         ({"inter_frame_norm": "video"}, "'video' is not one of: batch, clip"),
         ({"region_mask": "rows"}, "'rows' is not one of: comb, patches"),
-        ({"n_regions": 16}, r"n_regions=16 is outside 1\.\.15"),
-        ({"prompt_dropout": 1.0}, "prompt_dropout=1 is outside"),
+        ({"n_regions": 16}, "--n_regions 16 is out of range: it takes a number from 1 to 15"),
+        ({"prompt_dropout": 1.0}, "--prompt_dropout 1 is out of range: it takes a number from 0 to 0.99"),
     ],
 )
 def test_what_it_refuses(option, message):
