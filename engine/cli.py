@@ -3,17 +3,17 @@
 import argparse
 import difflib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import fields
 from pathlib import Path
-from typing import Annotated, Any, Literal, NoReturn, TypeVar, get_args, get_origin, get_type_hints
+from typing import Any, Literal, NoReturn, TypeVar, get_args, get_origin, get_type_hints
 
 from dataloaders.quoting import quoted, shorten
 from engine.checkpoint import read_header
-from engine.config import SECTIONS, Config
+from engine.config import Config, ModelConfig, TaskSettings, sections_with
 from engine.errors import explained, one_sentence
 from engine.flags import finite_float
 from engine.messages import print_error
 from modules.methods import METHODS, method_options
+from modules.options import Option, help_of, options_of
 
 Settings = TypeVar("Settings")
 
@@ -25,15 +25,17 @@ class _Parser(argparse.ArgumentParser):
         raise ValueError(f"{shorten(message, 300)}; --help lists the flags")
 
 
-def _add_flag(group: Any, name: str, type_: Any, default: Any, help_: str) -> None:
-    help_ = help_.replace("%", "%%") + ("" if default in ("", False) else f" (default: {default})")
-    if type_ is bool:
-        group.add_argument(f"--{name}", action=argparse.BooleanOptionalAction, default=default, help=help_)
-    elif get_origin(type_) is Literal:
-        group.add_argument(f"--{name}", type=type(default), choices=get_args(type_), default=default, help=help_)
+def _add_flag(group: Any, option: Option, default: Any) -> None:
+    # The annotations' choices and ranges are checked where the settings are built, with one sentence for both ways in.
+    literal = get_origin(option.type) is Literal  # whose choices argparse lists and checks
+    help_ = (option.help if literal else help_of(option)).replace("%", "%%")
+    help_ += "" if default in ("", False) else f" (default: {default})"
+    if option.type is bool:
+        group.add_argument(f"--{option.name}", action=argparse.BooleanOptionalAction, default=default, help=help_)
     else:
-        type_ = finite_float if type_ is float else type_
-        group.add_argument(f"--{name}", type=type_, default=default, help=help_)
+        type_ = type(default) if literal else finite_float if option.type is float else option.type
+        choices = option.choices if literal else None
+        group.add_argument(f"--{option.name}", type=type_, choices=choices, default=default, help=help_)
 
 
 def _refuse_unknown(unknown: Sequence[str], method: str, parser: argparse.ArgumentParser) -> NoReturn:
@@ -47,35 +49,41 @@ def _refuse_unknown(unknown: Sequence[str], method: str, parser: argparse.Argume
     raise ValueError(f"unknown argument {flag}; {hint}")
 
 
-def parse_config(argv: Sequence[str] | None = None) -> Config:
-    """Read the command line (`sys.argv` by default). To evaluate a checkpoint, its own settings are the defaults.
+def parse_config(argv: Sequence[str] | None, task: type[TaskSettings]) -> Config:
+    """Read the command line (`sys.argv` if None) of a program for a task with these settings.
+
+    To evaluate a checkpoint, its own settings are the defaults.
 
     Raises:
         ValueError: one sentence about the first unknown flag, wrong value or contradiction.
         FileNotFoundError: if the checkpoint to evaluate is not there.
     """
-    own = settings_of_checkpoint(argv)
-    return Config.from_flat(parse_flags(SECTIONS, own.get("method", SECTIONS["model"].method), argv, own))
+    sections = sections_with(task)
+    own = settings_of_checkpoint(argv, sections)
+    return Config.from_flat(parse_flags(sections, own.get("method", ModelConfig.method), argv, own), task)
 
 
-def settings_of_checkpoint(argv: Sequence[str] | None) -> dict[str, Any]:
-    """The settings that the checkpoint on the command line was trained with, but those of the run, such as its folder;
-    none where there is no checkpoint of this project, or where it is to be trained on."""
+def settings_of_checkpoint(argv: Sequence[str] | None, sections: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the settings that the checkpoint on the command line was trained with, without those of its run, such as
+    the folder; none where there is no checkpoint of this project, or where it is to be trained on."""
     first = _Parser(add_help=False, allow_abbrev=False)
     first.add_argument("--init_model", default="")
     first.add_argument("--do_train", action=argparse.BooleanOptionalAction)
     known = first.parse_known_args(argv)[0]
     if known.do_train or not known.init_model.endswith(".safetensors"):
         return {}
-    of_the_run = {item.name for item in fields(SECTIONS["run"])} | {"init_model"}
-    settings = read_header(Path(known.init_model)).settings
-    _check_kinds(known.init_model, settings)
-    return {name: value for name, value in settings.items() if name not in of_the_run}
+    header, task = read_header(Path(known.init_model)), sections["task"]
+    _check_kinds(known.init_model, header.settings, sections)
+    not_taken = {option.name for option in options_of(sections["run"])} | {"init_model", *task.of_the_run}
+    if header.task != task.task:  # the lists of another task's data set, and how it was trained, are not for this one
+        not_taken |= {option.name for section in ("task", "optim") for option in options_of(sections[section])}
+        not_taken |= {"data_path", "features_path", "train_csv", "val_csv"}
+    return {name: value for name, value in header.settings.items() if name not in not_taken}
 
 
-def _check_kinds(path: str, settings: Mapping[str, Any]) -> None:
+def _check_kinds(path: str, settings: Mapping[str, Any], sections: Mapping[str, Any]) -> None:
     """Whether each setting in a checkpoint's header is of its flag's kind; ValueError if another program wrote it."""
-    hints = [get_type_hints(section) for section in SECTIONS.values()]  # Annotated[int, ...] is int here
+    hints = [get_type_hints(section) for section in sections.values()]  # Annotated[int, ...] is int here
     kinds = {name: kind for section in hints for name, kind in section.items()}
     method = settings.get("method")
     if isinstance(method, str) and method in METHODS:
@@ -90,13 +98,13 @@ def _check_kinds(path: str, settings: Mapping[str, Any]) -> None:
 
 
 def parse_settings(settings: type[Settings], argv: Sequence[str] | None = None) -> Settings:
-    """A dataclass of `Annotated` fields from the command line of a benchmark; raises ValueError as `parse_flags`, and
-    what `settings` raises itself."""
+    """Build a dataclass of `Annotated` fields from the command line of a benchmark; raises ValueError as `parse_flags`
+    does, and what `settings` itself raises."""
     return settings(**parse_flags({"benchmark": settings}, "", argv))
 
 
 def print_report(report: Callable[[], str]) -> int:
-    """Print what `report` gives, or one sentence about a mistake; returns the exit code 0 or 2."""
+    """Print the text that `report` returns, or one sentence about a mistake; return the exit code 0 or 2."""
     try:
         print(report())
     except (ValueError, OSError, RuntimeError, MemoryError) as error:
@@ -114,8 +122,9 @@ def parse_flags(
     argv: Sequence[str] | None = None,
     defaults: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """Values by flag name: of the `Annotated` fields of the dataclasses `sections`, by title, and of the options of
-    `--method`. `defaults` go before the fields' own.
+    """Return values by flag name: the settings of the classes `sections`, by title, and the options of `--method`.
+
+    `defaults` take precedence over the declared ones.
 
     Raises:
         ValueError: one sentence about the first unknown flag or value of a wrong type.
@@ -126,22 +135,16 @@ def parse_flags(
 
     defaults = defaults or {}
     parser = _Parser(allow_abbrev=False)
-    shared: set[str] = set()
-    for section, cls in sections.items():
-        group = parser.add_argument_group(section, cls.__doc__)
-        hints = get_type_hints(cls, include_extras=True)
-        for item in fields(cls):
-            if get_origin(hints[item.name]) is Annotated:
-                type_, help_ = get_args(hints[item.name])[:2]
-                _add_flag(group, item.name, type_, defaults.get(item.name, item.default), help_)
-                shared.add(item.name)
-    # An unknown method is refused by the section that has it, which knows the choices; it simply has no options here.
-    options = method_options(METHODS[method]) if method in METHODS else []
-    group = parser.add_argument_group(f"method {method}")
-    for option in options:
-        if option.name not in shared:
-            default = defaults.get(option.name, option.default)
-            _add_flag(group, option.name, option.type, default, option.help)
+    groups = [(section, cls.__doc__, options_of(cls)) for section, cls in sections.items()]
+    # An unknown method is refused by the section that has the flag; it simply has no options here.
+    groups.append((f"method {method}", None, method_options(METHODS[method]) if method in METHODS else []))
+    known: set[str] = set()
+    for title, about, options in groups:
+        group = parser.add_argument_group(title, about)
+        for option in options:
+            if option.name not in known:
+                _add_flag(group, option, defaults.get(option.name, option.default))
+                known.add(option.name)
 
     namespace, unknown = parser.parse_known_args(argv)
     if unknown:

@@ -1,7 +1,7 @@
 """Every setting of a run, as frozen dataclasses. `engine.cli` makes one flag of each field, under the field's name.
 
-A setting's choices and range stand in its annotation (`modules.options`). Settings that one task alone has are that
-task's own `TaskSettings`. A method's settings are the keyword arguments of its constructor (`modules.methods.base`), and
+A setting's choices and range stand in its annotation (`modules.options`). Settings that one task alone has are in that
+task's `TaskSettings`. A method's settings are the keyword arguments of its constructor (`modules.methods.base`), and
 travel in `ModelConfig.options`.
 """
 
@@ -20,10 +20,7 @@ class Checked:
     """A dataclass whose values are checked against their annotations. Raises ValueError."""
 
     def __post_init__(self) -> None:
-        options = options_of(type(self))
-        # A default may stand for "not given", which is none of the choices.
-        given = {option.name: getattr(self, option.name) for option in options}
-        check_options(options, {o.name: given[o.name] for o in options if given[o.name] != o.default})
+        check_options(options_of(type(self)), vars(self))
 
 
 @dataclass(frozen=True)
@@ -194,7 +191,7 @@ class RunConfig(Checked):
         "on the validation split where the data set has one, or the best on the test split (only to follow papers that "
         "do so; the result line says it)",
     ] = "last"
-    holdout_videos: Annotated[int, "training videos set aside for --select_on holdout", Range(0)] = 0
+    holdout_videos: Annotated[int, "training videos set aside for --select_on holdout", Range(2)] = 0
 
     def __post_init__(self) -> None:
         if not (self.do_train or self.do_eval or self.describe):
@@ -202,24 +199,25 @@ class RunConfig(Checked):
         super().__post_init__()
         if (self.select_on == "holdout") != (self.holdout_videos > 0):
             raise ValueError("--select_on holdout and --holdout_videos N (2 or more) go together; only one is given")
-        if self.holdout_videos == 1:
-            raise ValueError("--holdout_videos 1 is out of range: it takes a number at least 2")
 
 
 @dataclass(frozen=True)
 class TaskSettings(Checked):
     """The settings that one task alone has; a subclass has `Annotated` fields, one of them `datatype`.
 
-    The class attributes say how the engine treats them. `readers` has `read_split` of each data set by the value of
-    `datatype`, and `needed_flags` the flags that it needs: those for any split, and those for the training split beside
-    them. `affects_results_only` names the settings that do not change what is learned, `places` those that name files,
-    whose content is told by `Task.identity`.
+    The class attributes say how the engine treats them. `task` is the task's name. `readers` has `read_split` of each
+    data set by the value of `datatype`, and `needed_flags` the flags that it needs: those for any split, and those that
+    the training split needs beside them. `of_the_run` names settings that belong to one evaluation and not to what is
+    learned. `places` names settings that are files, whose content `Task.identity` covers.
+    `newer` names settings that resume points of an earlier version lack; there they had the default.
     """
 
+    task: ClassVar[str]
     readers: ClassVar[Mapping[str, Callable[..., list[Sample]]]]
     needed_flags: ClassVar[Mapping[str, tuple[tuple[str, ...], tuple[str, ...]]]]
-    affects_results_only: ClassVar[tuple[str, ...]] = ()
+    of_the_run: ClassVar[tuple[str, ...]] = ()
     places: ClassVar[tuple[str, ...]] = ()
+    newer: ClassVar[tuple[str, ...]] = ()
 
     datatype: str = ""
 

@@ -1,8 +1,8 @@
-"""What a run is trained on: all that it must have in common with a resume point to go on from it.
+"""What a run must have in common with a resume point to go on from it.
 
-A file counts as the same if its place below --features_path and its size are: a data set may be copied or moved and a
-run goes on, but not from raw videos to re-encoded ones. Times of change do not count, and bytes are not read, which
-would take hours. What changes cost alone does not count either.
+A file counts as the same if its place below --features_path and its size are the same. So a data set may be copied or
+moved and a run goes on, but not from raw videos to re-encoded ones. Modification times do not count, and bytes are not
+read, which would take hours. Settings that change cost alone do not count either.
 """
 
 import hashlib
@@ -12,32 +12,35 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from dataloaders.datasets import TrainingPairs
 from dataloaders.samples import Sample
-from engine.config import DataConfig, ModelConfig, OptimConfig, RunConfig
+from engine.config import Config
 from modules.methods import Method
 from modules.seal import content_sha256
 
-# Settings that do not change what is learned. What is not named here counts, so that a new setting does.
+# Settings that do not change what is learned. Every other setting counts, also one that is added later.
 SOURCE = (  # told by content: `of_the_weights`
     "pretrained_clip_name", "pretrained_dir", "init_model", "clip_activation", "clip_vision_heads", "clip_text_heads",
     "clip_statistics", "clip_resize", "clip_interpolation",
 )  # fmt: skip
-PLACES = ("data_path", "features_path", "train_csv", "val_csv", "train_twins_csv", "twins_csv")  # `of_the_data`
+PLACES = ("data_path", "features_path", "train_csv", "val_csv")  # `of_the_data`
 COST = ("num_thread_reader", "prefetch_factor", "gradient_accumulation_steps", "activation_checkpointing", "compile")
 FEW = 10  # ids that a message names; of more it says how many
 DIGITS = 16  # of a digest in hex: 64 bits
 
 
-def of_the_settings(
-    model: ModelConfig, data: DataConfig, optim: OptimConfig, run: RunConfig, precision: str
-) -> dict[str, Any]:
-    """The settings that change what is learned or selected, by name; `precision` is what --precision stands for."""
+def of_the_settings(config: Config, precision: str) -> dict[str, Any]:
+    """Return the settings that change what is learned or selected, by name; `precision` is what --precision stands for.
+
+    A setting of the task with its default is left out if `TaskSettings.newer` names it: earlier versions lack it.
+    """
+    model, optim, run, task = config.model, config.optim, config.run, config.task
+    left_out = {*SOURCE, *PLACES, *COST, *task.of_the_run, *task.places, "options", "precision_val"}
+    left_out |= {name for name in task.newer if getattr(task, name) == getattr(type(task), name)}
     kept = {
         name: value
-        for section in (model, data, optim)
+        for section in (model, config.data, optim, task)
         for name, value in asdict(section).items()
-        if name not in (*SOURCE, *PLACES, *COST, "options", "precision_val")
+        if name not in left_out
     }
     selection = {"precision_val": optim.precision_val} if run.select_on != "last" else {}
     pixels = "jpeg frame cache" if run.frame_cache and run.frame_cache_format == "jpeg" else "as decoded"
@@ -52,7 +55,7 @@ def of_the_settings(
 
 
 def of_the_weights(method: Method, backbone_sha256: str) -> dict[str, str]:
-    """The CLIP, what is not seen in its tensors included, and everything else that training does not change."""
+    """Return the CLIP, with the facts that its tensors do not show, and everything else that training does not change."""
     trained = {name for name, _ in method.trainable_parameters()}
     frozen = {name: tensor for name, tensor in method.state_dict().items() if name not in trained}
     return {
@@ -62,26 +65,23 @@ def of_the_weights(method: Method, backbone_sha256: str) -> dict[str, str]:
     }
 
 
-def of_the_data(
-    pairs: TrainingPairs, selected_on: Sequence[Sample], features_path: Path, left_out: Sequence[str]
+def of_the_samples(
+    samples: Sequence[Sample], selected_on: Sequence[Sample], features_path: Path, left_out: Sequence[str]
 ) -> dict[str, Any]:
-    """The training pairs, which of them meet in a batch, the ids left out, and the videos that select the weights."""
-    meeting = [[item, int(other)] for item, other in enumerate(pairs.partner) if item != other]
+    """Return the training videos and their texts, the ids left out, and the videos that select the weights."""
     return {
-        **_of_the_samples(pairs.samples, features_path, "training"),
-        **_of_the_samples(selected_on, features_path, "selection"),
-        "training pairs": len(pairs),
-        "training twins": _digest(meeting),
-        "left out": ", ".join(left_out) if len(left_out) <= FEW else _digest(left_out),
+        **_of_a_split(samples, features_path, "training"),
+        **_of_a_split(selected_on, features_path, "selection"),
+        "left out": ", ".join(left_out) if len(left_out) <= FEW else digest(left_out),
     }
 
 
-def _of_the_samples(samples: Sequence[Sample], features_path: Path, split: str) -> dict[str, str]:
-    """The videos of a split in their order, their files and their captions; `split` is for the names."""
+def _of_a_split(samples: Sequence[Sample], features_path: Path, split: str) -> dict[str, str]:
+    """Return the videos of a split in their order, their files and their texts; `split` is for the names."""
     return {
-        f"{split} videos": _digest([sample.video_id, sample.start, sample.end] for sample in samples),
-        f"{split} files": _digest([_place(s.path, features_path), s.path.stat().st_size] for s in samples),
-        f"{split} captions": _digest(list(sample.captions) for sample in samples),
+        f"{split} videos": digest([sample.video_id, sample.start, sample.end] for sample in samples),
+        f"{split} files": digest([_place(s.path, features_path), s.path.stat().st_size] for s in samples),
+        f"{split} captions": digest(list(sample.captions) for sample in samples),
     }
 
 
@@ -89,8 +89,8 @@ def _place(path: Path, features_path: Path) -> str:
     return path.relative_to(features_path).as_posix() if path.is_relative_to(features_path) else path.name
 
 
-def _digest(rows: Iterable[Any]) -> str:
-    """How many rows, and a hash of them in their order."""
+def digest(rows: Iterable[Any]) -> str:
+    """Return the number of rows and a hash of them in their order."""
     lines = [json.dumps(row) for row in rows]
     digest = hashlib.sha256("\n".join(lines).encode()).hexdigest()
     return f"{len(lines)}, sha256 {digest[:DIGITS]}"

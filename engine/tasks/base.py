@@ -110,8 +110,7 @@ class Task(ABC):
     `splits` reads the lists and tries the videos; `encoder` encodes a dataset on all processes.
     """
 
-    name: ClassVar[str]  # in checkpoints, and in `engine.tasks.TASKS`
-    settings: ClassVar[type[TaskSettings]]  # the flags that this task alone has
+    settings: ClassVar[type[TaskSettings]]  # the flags that this task alone has, and its name
     selects_by: ClassVar[tuple[str, str]]  # the metric that --select_on compares, higher is better
     short_names: ClassVar[Mapping[str, str]] = {}  # of what `Metrics` measure, for files; "" for none
 

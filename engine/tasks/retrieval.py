@@ -44,10 +44,12 @@ from modules.options import Choices, Range
 class RetrievalSettings(TaskSettings):
     """Settings of retrieval alone."""
 
+    task: ClassVar = "retrieval"
     readers: ClassVar = DATASETS
     needed_flags: ClassVar = NEEDED_FLAGS
-    affects_results_only: ClassVar = ("dsl", "dsl_temperature", "qb_norm", "querybank_size")
+    of_the_run: ClassVar = ("dsl", "dsl_temperature", "qb_norm", "querybank_size")
     places: ClassVar = ("train_twins_csv", "twins_csv")
+    newer: ClassVar = ("loss",)
 
     datatype: Annotated[str, "the data set", Choices(DATASETS)] = "msrvtt"
     expand_msrvtt_sentences: Annotated[bool, "every caption is a training pair, not one at random a video"] = False
@@ -114,7 +116,6 @@ class QueryBank:
 class Retrieval(Task):
     """The task of this module's head; `config.task` is a `RetrievalSettings`."""
 
-    name = "retrieval"
     settings = RetrievalSettings
     selects_by = ("text_to_video", "R@1")
     short_names: ClassVar = {"text_to_video": "t2v", "video_to_text": "v2t"}
@@ -195,8 +196,7 @@ class Retrieval(Task):
     def identity(self, items: TrainingItems) -> dict[str, Any]:
         assert isinstance(items, TrainingPairs)
         meeting = [[item, int(other)] for item, other in enumerate(items.partner) if item != other]
-        loss = {} if self.options.loss == "symmetric_info_nce" else {"loss": self.options.loss}  # as earlier versions
-        return {"training pairs": len(items), "training twins": digest(meeting), **loss}
+        return {"training pairs": len(items), "training twins": digest(meeting)}
 
     def _training_twins(self, samples: Sequence[Sample]) -> dict[str, str]:
         """Return the training videos that share a batch: each one's id with the other's."""
