@@ -124,7 +124,8 @@ class Tokens:
 class Backbone:
     """All that must be known of a CLIP beside its weights.
 
-    `similarity` is "softmax": cosines times the learned exp(logit_scale).
+    `similarity` is what the weights were trained with: "softmax", cosines times the learned exp(logit_scale), or
+    "sigmoid", which adds a learned bias (SigLIP). So far every loader gives the first.
     """
 
     architecture: CLIPArchitecture

@@ -395,8 +395,11 @@ class TextTransformer(nn.Module):
 class CLIP(nn.Module):
     """Both towers, with fresh weights, and the learned temperature: cosines are multiplied by `exp(logit_scale)`.
 
-    `backbone` says what belongs to these weights beside them; left out, it is what OpenAI's CLIP has.
+    `backbone` says what belongs to these weights beside them; left out, it is what OpenAI's CLIP has. A backbone whose
+    similarity is "sigmoid" has a learned `logit_bias` too (`modules.losses.SigmoidLoss`); for others it is None.
     """
+
+    logit_bias: nn.Parameter | None
 
     def __init__(self, architecture: CLIPArchitecture, backbone: Backbone | None = None) -> None:
         super().__init__()
@@ -406,3 +409,5 @@ class CLIP(nn.Module):
         self.visual = VisionTransformer(architecture)
         self.text = TextTransformer(architecture)
         self.logit_scale = nn.Parameter(torch.tensor(math.log(1 / 0.07)))
+        sigmoid = self.backbone.similarity == "sigmoid"
+        self.register_parameter("logit_bias", nn.Parameter(torch.tensor(-10.0)) if sigmoid else None)

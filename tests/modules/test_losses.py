@@ -1,13 +1,20 @@
-"""The loss against loops over its definition."""
+"""The losses against loops over their definitions, and what every loss in the registry must do."""
 
+import copy
 import math
 
 import pytest
 import torch
+import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
+from open_clip.loss import SigLipLoss
 
-from modules.losses import symmetric_info_nce
+from modules.backbones import Backbone
+from modules.clip import CLIP
+from modules.losses import LOSSES, SigmoidLoss, build_loss, symmetric_info_nce
+from modules.similarity import cosine_similarity
+from tests.tiny import TINY, tiny_clip
 
 SAME_VIDEOS = torch.tensor([4, 0, 4, 7, 0, 4])
 
@@ -85,3 +92,138 @@ def test_oblong_logits_are_refused():
         symmetric_info_nce(torch.zeros(2, 3))
     with pytest.raises(ValueError, match=r"video_index for each of the 3 pairs; got \(2,\)"):
         symmetric_info_nce(torch.zeros(3, 3), torch.zeros(2, dtype=torch.int64))
+
+
+def sigmoid_by_loops(cosines: torch.Tensor, scale: float, bias: float, videos: list[int]) -> float:
+    """Equation 1 of arXiv 2303.15343."""
+    total = 0.0
+    for i, row in enumerate(cosines.tolist()):
+        for j, cosine in enumerate(row):
+            label = 1 if videos[i] == videos[j] else -1
+            total += math.log(1 / (1 + math.exp(label * (-math.exp(scale) * cosine - bias))))
+    return -total / len(videos)
+
+
+@given(st.lists(st.integers(0, 5), min_size=1, max_size=9), st.integers(0, 2**32), st.booleans())
+def test_sigmoid_is_equation_1(videos, seed, with_index):
+    generator = torch.Generator().manual_seed(seed)
+    text, clips = torch.randn(2, len(videos), 6, generator=generator)
+    clip = tiny_clip()
+    loss = build_loss("sigmoid", clip)
+    with torch.no_grad():
+        loss.logit_scale.fill_(1.5)
+        loss.logit_bias.fill_(-0.7)
+    value = loss(cosine_similarity(text, clips, clip.logit_scale), torch.tensor(videos) if with_index else None)
+    cosines = F.normalize(text, dim=-1) @ F.normalize(clips, dim=-1).T
+    videos = videos if with_index else list(range(len(videos)))
+    assert value.item() == pytest.approx(sigmoid_by_loops(cosines, 1.5, -0.7, videos), rel=1e-5)
+
+
+def test_sigmoid_is_open_clips():
+    torch.manual_seed(0)
+    text, clips = (F.normalize(torch.randn(16, 8), dim=-1) for _ in range(2))
+    clip = tiny_clip()
+    loss = build_loss("sigmoid", clip)
+    theirs = SigLipLoss()(clips, text, loss.logit_scale.exp(), loss.logit_bias)
+    ours = loss(cosine_similarity(text, clips, clip.logit_scale))
+    torch.testing.assert_close(ours, theirs, rtol=1e-6, atol=0)
+    parameters = [loss.logit_scale, loss.logit_bias]
+    for own, other in zip(torch.autograd.grad(ours, parameters), torch.autograd.grad(theirs, parameters), strict=True):
+        torch.testing.assert_close(own, other, rtol=1e-5, atol=1e-6)
+
+
+def test_sigmoid_starts_as_published_or_as_its_backbone():
+    loss = build_loss("sigmoid", tiny_clip())
+    assert loss.logit_scale.exp().item() == pytest.approx(10)
+    assert loss.logit_bias.item() == -10
+    clip = CLIP(TINY, Backbone(TINY, similarity="sigmoid"))
+    assert clip.logit_bias is not None
+    with torch.no_grad():
+        clip.logit_scale.fill_(4.7)
+        clip.logit_bias.fill_(-16.5)
+    loss = build_loss("sigmoid", clip)
+    assert (loss.logit_scale.item(), loss.logit_bias.item()) == pytest.approx((4.7, -16.5))
+    assert loss.logit_scale is not clip.logit_scale
+    assert "logit_bias" in clip.state_dict()
+    assert "logit_bias" not in tiny_clip().state_dict()
+
+
+def test_the_scale_of_clip_has_no_part_in_sigmoid():
+    torch.manual_seed(0)
+    text, clips = torch.randn(2, 5, 8)
+    clip = tiny_clip()
+    loss = build_loss("sigmoid", clip)
+    first = loss(cosine_similarity(text, clips, clip.logit_scale))
+    assert torch.autograd.grad(first, clip.logit_scale)[0].abs() < 1e-5
+    with torch.no_grad():
+        clip.logit_scale.fill_(0.3)
+    torch.testing.assert_close(loss(cosine_similarity(text, clips, clip.logit_scale)), first, rtol=1e-5, atol=0)
+    assert [name for name, _ in loss.named_parameters()] == ["logit_scale", "logit_bias"]
+    together = copy.deepcopy(torch.nn.ModuleList([clip, loss]))
+    assert together[1]._clip[0] is together[0]
+
+
+def test_sigmoid_learns_its_scale_and_bias():
+    """From the published start, on pairs that fit: fewer false answers, so the bias moves and the loss falls."""
+    torch.manual_seed(0)
+    clip = tiny_clip()
+    loss = build_loss("sigmoid", clip)
+    text = torch.randn(8, 24)
+    logits = cosine_similarity(text, text, clip.logit_scale).detach()
+    optimizer = torch.optim.Adam(loss.parameters(), 0.1)
+    values = []
+    for _ in range(30):
+        optimizer.zero_grad()
+        value = loss(logits)
+        value.backward()
+        optimizer.step()
+        values.append(value.item())
+    assert values[-1] < 0.5 * values[0]
+
+
+@pytest.fixture(params=LOSSES)
+def loss(request):
+    return build_loss(request.param, tiny_clip())
+
+
+@pytest.mark.parametrize("video_index", [None, SAME_VIDEOS])
+def test_every_loss_is_finite_and_has_the_gradient_of_its_value(loss, video_index):
+    torch.manual_seed(0)
+    logits = (torch.randn(6, 6, dtype=torch.float64) * 3).requires_grad_()
+    loss = loss.double()
+    parameters = list(loss.parameters())
+    assert torch.autograd.gradcheck(lambda rows, *_: loss(rows, video_index), [logits, *parameters])
+    extreme = torch.full((6, 6), 100.0).fill_diagonal_(-100.0).requires_grad_()
+    value = loss(extreme, video_index)
+    assert value.shape == ()
+    assert value.isfinite()
+    assert torch.autograd.grad(value, extreme)[0].isfinite().all()
+
+
+@pytest.mark.parametrize("video_index", [None, SAME_VIDEOS])
+def test_no_loss_depends_on_the_order_of_the_pairs(loss, video_index):
+    torch.manual_seed(0)
+    logits, order = torch.randn(6, 6) * 3, torch.randperm(6)
+    index = None if video_index is None else video_index[order]
+    torch.testing.assert_close(loss(logits[order][:, order], index), loss(logits, video_index))
+
+
+def test_every_loss_prefers_the_right_pairs_and_computes_in_fp32(loss):
+    torch.manual_seed(0)
+    logits = torch.eye(6) * 14 + torch.randn(6, 6) * 0.1
+    assert loss(logits) < loss(logits.roll(1, dims=0))
+    assert loss(logits.bfloat16()).dtype == torch.float32
+    with pytest.raises(ValueError, match=r"\(2, 3\)"):
+        loss(torch.zeros(2, 3))
+    with pytest.raises(ValueError, match=r"video_index for each of the 3 pairs; got \(2,\)"):
+        loss(torch.zeros(3, 3), torch.zeros(2, dtype=torch.int64))
+
+
+def test_only_a_loss_with_a_scale_says_so(loss):
+    assert loss.owns_scale == isinstance(loss, SigmoidLoss)
+    assert loss.owns_scale == any(name == "logit_scale" for name, _ in loss.named_parameters())
+
+
+def test_an_unknown_loss_is_one_sentence():
+    with pytest.raises(ValueError, match=r"^--loss 'hinge' is not one of: symmetric_info_nce, sigmoid$"):
+        build_loss("hinge", tiny_clip())
