@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
+from torch import nn
 
 from dataloaders.quoting import quoted, shorten
 from engine.file_formats import FORMAT, RESUME_FORMAT, RESUME_FORMATS, takes_it
@@ -24,15 +25,17 @@ from engine.writing import write_atomically
 from modules.methods import Method
 from modules.seal import check_seal, damaged_entry, seal
 
+LOSS = "loss."  # before the names of a loss's own tensors
+
 
 @dataclass(frozen=True)
 class CheckpointHeader:
     """What a checkpoint says about itself.
 
-    `settings` are its own by flag name, `backbone_sha256` the hash of its CLIP. A `full` one holds that CLIP too, and
-    can be loaded over any other of its sizes. `backbone` is what belongs to the CLIP beside its weights
-    (`modules.backbones.Backbone.facts`; None in old files), `trained_on` the kind of video files it was trained on
-    (`FileKind.facts`; empty where that is not known).
+    `settings` are its own by flag name, `backbone_sha256` is the hash of its CLIP, `task` the task it was trained for
+    (old files do not say; there was one). A `full` checkpoint holds that CLIP too, and can be loaded over any other of
+    its sizes. `backbone` has the facts of the CLIP beside its weights (`modules.backbones.Backbone.facts`; None in old
+    files), `trained_on` the kind of video files it was trained on (`FileKind.facts`; empty where that is not known).
     """
 
     settings: dict[str, Any]
@@ -41,12 +44,16 @@ class CheckpointHeader:
     full: bool = False
     backbone: dict[str, Any] | None = None
     trained_on: dict[str, Any] = field(default_factory=dict)
+    task: str = "retrieval"
 
 
-def save_checkpoint(path: Path, method: Method, header: CheckpointHeader) -> None:
-    """Write the trainable tensors of `method`, or all of a `full` one; a reader sees the old file or the whole new one,
-    never a part. Raises OSError if it cannot be written."""
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in _tensors_of(method, header).items()}
+def save_checkpoint(path: Path, method: Method, header: CheckpointHeader, loss: nn.Module | None = None) -> None:
+    """Write the trainable tensors of `method`, or all of a `full` one, and those of its `loss` as `loss.*`.
+
+    A reader sees the old file or the whole new one, never a part. Raises OSError if it cannot be written.
+    """
+    own = _tensors_of(method, header) | _tensors_of_loss(loss)
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in own.items()}
     metadata = {
         "format": FORMAT,
         "settings": json.dumps(header.settings),
@@ -55,6 +62,7 @@ def save_checkpoint(path: Path, method: Method, header: CheckpointHeader) -> Non
         "full": str(header.full),
         "backbone": json.dumps(header.backbone),
         "trained_on": json.dumps(header.trained_on),
+        "task": header.task,
     }
     sealed = seal(tensors, metadata)
     write_atomically(path, lambda partial: save_file(tensors, partial, sealed))
@@ -65,8 +73,12 @@ def read_header(path: Path) -> CheckpointHeader:
     return _read(path)[0]
 
 
-def load_checkpoint(path: Path, method: Method, backbone_sha256: str) -> CheckpointHeader:
-    """Put a checkpoint's tensors into `method` and give its header.
+def load_checkpoint(
+    path: Path, method: Method, backbone_sha256: str, loss: nn.Module | None = None
+) -> CheckpointHeader:
+    """Put a checkpoint's tensors into `method` and return its header.
+
+    Tensors of the loss go into `loss` if it has the same ones; another loss starts anew, which the log says.
 
     Raises:
         FileNotFoundError: no such file.
@@ -87,7 +99,10 @@ def load_checkpoint(path: Path, method: Method, backbone_sha256: str) -> Checkpo
             f"{path}: was trained on a CLIP that is run in another way than the one given: {'; '.join(differences)}; "
             "pass the same --pretrained_clip_name and clip_ flags"
         )
+    of_loss = {name: tensors.pop(name) for name in list(tensors) if name.startswith(LOSS)}
     _load_exactly(path, method, tensors, header)
+    if loss is not None:
+        _load_loss(path, loss, of_loss)
     return header
 
 
@@ -126,11 +141,26 @@ def _header(path: Path, metadata: Mapping[str, str]) -> CheckpointHeader:
         fault = f"its header cannot be read: {shorten(str(error), 160)}"
     if fault:
         raise ValueError(f"{path}: is no whole checkpoint of this project ({fault}); pass one as training wrote it")
-    return CheckpointHeader(settings, epoch, backbone_sha256, metadata.get("full") == "True", backbone, trained_on)
+    full, task = metadata.get("full") == "True", metadata.get("task", CheckpointHeader.task)
+    return CheckpointHeader(settings, epoch, backbone_sha256, full, backbone, trained_on, task)
 
 
 def _tensors_of(method: Method, header: CheckpointHeader) -> dict[str, torch.Tensor]:
     return method.state_dict() if header.full else dict(method.trainable_parameters())
+
+
+def _tensors_of_loss(loss: nn.Module | None) -> dict[str, torch.Tensor]:
+    return {f"{LOSS}{name}": tensor for name, tensor in loss.state_dict().items()} if loss is not None else {}
+
+
+@torch.no_grad()
+def _load_loss(path: Path, loss: nn.Module, tensors: dict[str, torch.Tensor]) -> None:
+    own = _tensors_of_loss(loss)
+    if {name: tensor.shape for name, tensor in own.items()} == {name: t.shape for name, t in tensors.items()}:
+        for name, tensor in tensors.items():
+            own[name].copy_(tensor)
+    elif own or tensors:
+        log.info("%s was trained with another loss: the parameters of this one start anew", path)
 
 
 @torch.no_grad()

@@ -4,7 +4,7 @@ import argparse
 import difflib
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, NoReturn, TypeVar, get_args, get_origin, get_type_hints
+from typing import Any, Literal, NoReturn, TypeVar, get_origin, get_type_hints
 
 from dataloaders.quoting import quoted, shorten
 from engine.checkpoint import read_header

@@ -1,9 +1,10 @@
 """What a method costs, without weights or data: trainable and total parameters, operations a clip, a line a part."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
+from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -22,6 +23,7 @@ def describe(
     max_frames: int,
     max_words: int,
     asked: StatedFacts | None = None,
+    make_loss: Callable[[Method], nn.Module] | None = None,
 ) -> dict[str, Any]:
     """Counts for a method around a CLIP given by name (no file needed) or by path (its sizes are read).
 
@@ -33,7 +35,9 @@ def describe(
     backbone = backbone_of(clip_name, pretrained_dir, asked)
     with torch.device("meta"):
         method = build_method(method_name, CLIP(backbone.architecture, backbone), **options)
+        loss = make_loss(method) if make_loss else nn.Module()  # which may freeze what it replaces
     method.eval()
+    of_loss = {name: parameter.numel() for name, parameter in loss.named_parameters()}
     trainable = {name: parameter.numel() for name, parameter in method.trainable_parameters()}
     dead = {
         part.name: {"parameters": _count_dead(trainable, part), "reason": part.reason}
@@ -50,6 +54,7 @@ def describe(
         "trainable_parameters": sum(trainable.values()),
         "total_parameters": sum(parameter.numel() for parameter in method.parameters()),
         "trainable_by_part": _by_part(trainable),
+        **({"loss_parameters": of_loss} if of_loss else {}),
         **({"dead_parameters": dead} if dead else {}),
         "gflops_per_clip": round(count_operations(method, max_frames, max_words) / 1e9, 3),
     }

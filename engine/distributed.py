@@ -13,7 +13,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from engine.rows import Rows, join, map_rows
+from modules.rows import Rows, join, map_rows
 
 COLLECTIVE_TIMEOUT = timedelta(minutes=15)
 

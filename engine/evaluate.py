@@ -11,8 +11,8 @@ from tqdm import tqdm
 from dataloaders.datasets import Batch, Item, make_evaluation_loader
 from engine.distributed import Process, gather_by_id
 from engine.errors import explained
-from engine.rows import Rows, map_rows, to_float
 from modules.methods import Method
+from modules.rows import Rows, map_rows, to_float
 
 Similarity = Callable[[Rows, Rows], torch.Tensor]
 """Text rows `[n,...]` and video rows `[m,...]` -> scores `[n,m]`, higher is better."""

@@ -55,7 +55,7 @@ def of_the_settings(config: Config, precision: str) -> dict[str, Any]:
 
 
 def of_the_weights(method: Method, backbone_sha256: str) -> dict[str, str]:
-    """Return the CLIP, with the facts that its tensors do not show, and everything else that training does not change."""
+    """Return the CLIP, with the facts that its tensors do not show, and all else that training does not change."""
     trained = {name for name, _ in method.trainable_parameters()}
     frozen = {name: tensor for name, tensor in method.state_dict().items() if name not in trained}
     return {

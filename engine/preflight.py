@@ -1,23 +1,22 @@
-"""What can be known before a run is checked before it, in the order of this file: what needs the settings alone, then
-what needs the model, then what needs the list of videos. Nothing here writes, and everything raises ValueError or
-OSError with one sentence.
+"""Checks before a run, in the order of this file: those that need the settings alone, then those that need the model.
+
+Nothing here writes. Everything raises ValueError or OSError with one sentence.
 """
 
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import nn
 
 from engine.config import Config
 from engine.distributed import Process
-from engine.evaluate import QueryBank, all_metrics, flat_metrics
+from engine.evaluate import evaluating
 from engine.flags import check_file, check_folder
 from engine.gradients import unreached
 from engine.logger import UNTRAINED, ZERO_SHOT, check_columns, log, provenance
+from engine.tasks.base import Task, flat_metrics
 from modules.clip import CLIP
-from modules.losses import symmetric_info_nce
 from modules.methods import Method
 from modules.similarity import cosine_similarity, masked_mean
 
@@ -32,43 +31,32 @@ def result_row(
     n_trainable: int,
     selection: str,
     epoch: int,
-    metrics: dict[str, dict[str, float]],
+    metrics: dict[str, float],
 ) -> dict[str, Any]:
-    """What an evaluation on the test split adds to --results_csv, beside its provenance."""
+    """Return what an evaluation on the test split adds to --results_csv, beside its provenance."""
     row = {
         "name": config.run.row_name or config.model.method,
         "method": config.model.method,
         "clip": clip,
-        "data": config.data.datatype,
+        "data": config.task.datatype,
         "videos": videos,
         "trainable_parameters": n_trainable,
         "seed": config.run.seed,
         "selection": selection,
         "epoch": epoch,
     }
-    return row | flat_metrics(metrics)
+    return row | metrics
 
 
-def columns_to_come(config: Config, process: Process) -> list[str]:
-    """The columns of the row that a run will write: those of one about two captions and two videos that tie."""
-
-    def similarity(captions: np.ndarray, videos: np.ndarray) -> torch.Tensor:
-        return torch.zeros(len(captions), len(videos))
-
-    metrics = all_metrics(
-        similarity,
-        np.arange(2),
-        2,
-        np.array([1, 0]) if config.data.twins_csv else None,
-        config.run.dsl_temperature if config.run.dsl else None,
-        QueryBank(similarity, 2, 1.0) if config.run.qb_norm else None,
-    )
+def columns_to_come(config: Config, task: type[Task], process: Process) -> list[str]:
+    """Return the columns of the row that a run will write."""
+    metrics = flat_metrics(task.metrics_to_come(config), task.short_names)
     row = result_row(config, clip="", videos="", n_trainable=0, selection="", epoch=0, metrics=metrics)
     return list(row | provenance(process))
 
 
-def check_places(config: Config, process: Process) -> None:
-    """The folder of the run and the results csv: whether they can be written, and whether the row fits."""
+def check_places(config: Config, task: type[Task], process: Process) -> None:
+    """Check that the run's folder and the results csv can be written, and that the row fits the csv."""
     error = None
     if process.is_main:
         try:
@@ -78,14 +66,14 @@ def check_places(config: Config, process: Process) -> None:
             if config.run.results_csv:
                 results_csv = Path(config.run.results_csv)
                 check_file("--results_csv", results_csv)
-                check_columns(results_csv, columns_to_come(config, process))
+                check_columns(results_csv, columns_to_come(config, task, process))
         except (ValueError, OSError) as caught:
             error = caught
     process.fail_together(error)
 
 
 def check_context(max_words: int, clip: CLIP) -> None:
-    """Whether this CLIP can read captions of `max_words` tokens."""
+    """Check that this CLIP can read texts of `max_words` tokens."""
     if max_words > (limit := clip.text.context_length):
         raise ValueError(
             f"--max_words {max_words} exceeds the {limit} tokens that this CLIP reads: pass --max_words {limit}"
@@ -94,7 +82,7 @@ def check_context(max_words: int, clip: CLIP) -> None:
 
 @torch.no_grad()
 def check_finite(module: nn.Module, source: str) -> None:
-    """Whether all weights are finite; the message names the tensor and `source`, the file they came from."""
+    """Check that all weights are finite; the message names the tensor and `source`, the file they came from."""
     for name, tensor in module.state_dict().items():
         if tensor.is_floating_point() and not (finite := tensor.isfinite()).all():
             raise ValueError(
@@ -104,7 +92,7 @@ def check_finite(module: nn.Module, source: str) -> None:
 
 
 def check_trainable(method: Method, name: str) -> None:
-    """Whether there is anything to train."""
+    """Check that there is something to train."""
     if not any(True for _ in method.trainable_parameters()):
         raise ValueError(
             f"nothing to train: with these options --method {name} adds nothing to the frozen CLIP; switch one of its "
@@ -113,10 +101,10 @@ def check_trainable(method: Method, name: str) -> None:
 
 
 class ZeroShotProbe:
-    """Tells whether a method gives what CLIP gives as it is: the mean of the frames' embeddings, and the captions'.
+    """Tells whether a method equals CLIP without training: the mean of the frames' embeddings, and the texts'.
 
-    By what comes out and not by the method's name: a method may add parameters that change nothing at first, and may
-    change the result without any.
+    It compares scores and not names: a method may add parameters that change nothing at first, and may change the
+    result without any.
     """
 
     def __init__(self, clip: CLIP, max_frames: int, max_words: int) -> None:
@@ -136,18 +124,15 @@ class ZeroShotProbe:
             video = masked_mean(frames, self.frame_mask)
             self.logits = cosine_similarity(text(self.token_ids), video, clip.logit_scale)
 
-    @torch.no_grad()
     def same(self, method: Method) -> bool:
-        """Whether the method scores captions and clips as CLIP does."""
-        training = method.training
-        method.eval()
-        text, video = method.encode_text(self.token_ids), method.encode_video(self.video, self.frame_mask)
-        logits = method.similarity(text, video)
-        method.train(training)
+        """Return whether the method scores captions and clips as CLIP does."""
+        with evaluating(method):
+            text, video = method.encode_text(self.token_ids), method.encode_video(self.video, self.frame_mask)
+            logits = method.similarity(text, video)
         return bool((logits - self.logits).abs().max() < SAME_COSINE * method.clip.logit_scale.exp())
 
     def name_of(self, method: Method, name: str, process: Process) -> str:
-        """What --method `name` without training is called in results: "zero-shot" if it is CLIP, else "untrained"."""
+        """Return what results call --method `name` untrained: "zero-shot" if it equals CLIP, else "untrained"."""
         if self.same(method):
             return ZERO_SHOT
         if process.is_main:
@@ -159,8 +144,10 @@ class ZeroShotProbe:
 
 
 def check_reached(method: Method, max_frames: int, max_words: int) -> None:
-    """Whether all trained tensors take part in the loss of clips of one frame, the one length that some need more than.
-    The first step would say so too, when the folder has been written to."""
+    """Check that all trained tensors take part in the loss of clips of one frame; some need two frames.
+
+    The first step would find it too, but by then the run has written to its folder.
+    """
     if max_frames > 1:
         return
     with torch.random.fork_rng():  # for dropout; what a run draws stays the same
@@ -168,18 +155,9 @@ def check_reached(method: Method, max_frames: int, max_words: int) -> None:
         training = method.training
         method.train()
         text, video = method.encode_text(probe.token_ids), method.encode_video(probe.video, probe.frame_mask)
-        symmetric_info_nce(method.similarity(text[:2], video)).backward()
+        method.similarity(text, video).square().sum().backward()
     error = unreached(dict(method.trainable_parameters()), max_frames)
     method.zero_grad(set_to_none=True)
     method.train(training)
     if error is not None:
         raise error
-
-
-def check_twins(twin_of: np.ndarray, twins_csv: str) -> None:
-    """Whether any test video has a twin, int64 `[V]` as `read_twins` gives, so that there is something to count."""
-    if (twin_of < 0).all():
-        raise ValueError(
-            f"--twins_csv {twins_csv}: no test video that is used has a twin there; pass the file of this split's "
-            "pairs, or none"
-        )

@@ -1,7 +1,6 @@
 """The splits of a run: what their lists say, which of their videos can be used, and the datasets made of them."""
 
 from collections.abc import Sequence
-from pathlib import Path
 
 from tqdm import tqdm
 

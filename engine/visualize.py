@@ -28,10 +28,11 @@ from dataloaders.quoting import shorten
 from dataloaders.samples import Sample
 from engine.checkpoint import load_checkpoint, read_header
 from engine.config import Config
-from engine.data import frame_reader, list_split, normalise_for
+from engine.data import frame_reader, normalise_for
 from engine.flags import check_file
 from engine.messages import print_error
 from engine.preflight import check_finite
+from engine.tasks import TASKS
 from modules.clip_weights import backbone_sha256, load_clip
 from modules.methods import Method, build_method
 from modules.methods.stop import STOP, PromptMaps
@@ -129,16 +130,19 @@ def restore(checkpoint: Path, clip_activation: str = "") -> Restored:
 
     `clip_activation` is for an old checkpoint on a CLIP that does not say its own.
     """
-    settings = read_header(checkpoint).settings
-    config = Config.from_flat(settings | ({"clip_activation": clip_activation} if clip_activation else {}))
+    header = read_header(checkpoint)
+    task = TASKS[header.task]
+    asked = {"clip_activation": clip_activation} if clip_activation else {}
+    config = Config.from_flat(header.settings | asked, task.settings)
     clip = load_clip(config.model.pretrained_clip_name, config.model.pretrained_dir, asked=config.model.asked_of_clip())
     check_vocabulary(clip.backbone)
     sha256 = backbone_sha256(clip)
     method = build_method(config.model.method, clip, **config.model.options)
+    task.make_loss(config, method)  # which freezes what is then not in the checkpoint
     load_checkpoint(checkpoint, method, sha256)
     check_finite(method, str(checkpoint))
     data = config.data
-    samples = list_split(data, "test")
+    samples = config.task.list_split(data, "test")
     reader = frame_reader(data, clip.backbone, training=False)
     return Restored(method.eval(), samples, reader, data.max_words)
 

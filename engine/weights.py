@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from engine.checkpoint import load_checkpoint
 from engine.file_formats import refuse_other_kind
@@ -31,8 +31,12 @@ class InitialWeights:
     trained_on: dict[str, Any] = field(default_factory=dict)
 
 
-def load_weights(path: Path, method: Method, clip_sha256: str, training: bool) -> InitialWeights:
+def load_weights(
+    path: Path, method: Method, clip_sha256: str, training: bool, loss: nn.Module | None = None
+) -> InitialWeights:
     """Read a checkpoint of ours, or one of another system's released code, into `method`, whose CLIP has this hash.
+
+    The tensors of the loss go into `loss`, see `load_checkpoint`.
 
     A full one may bring another CLIP. It counts as another if a tensor differs that is not trained: the trained ones
     differ in every checkpoint.
@@ -45,7 +49,7 @@ def load_weights(path: Path, method: Method, clip_sha256: str, training: bool) -
     before = {name: tensor.to("cpu", copy=True) for name, tensor in _frozen(method).items()}
     epoch, trained_on = 0, {}
     if path.suffix == ".safetensors":
-        header = load_checkpoint(path, method, clip_sha256)
+        header = load_checkpoint(path, method, clip_sha256, loss)
         epoch, trained_on = header.epoch, header.trained_on
     else:
         refuse_other_kind(path, "--init_model")
@@ -65,9 +69,9 @@ def load_weights(path: Path, method: Method, clip_sha256: str, training: bool) -
 
 
 @torch.no_grad()
-def put_trained(method: Method, tensors: Mapping[str, Tensor]) -> None:
-    """Give the trained tensors of `method` the values of `tensors`, which has them all by name."""
-    for name, parameter in method.trainable_parameters():
+def put_trained(parameters: Mapping[str, nn.Parameter], tensors: Mapping[str, Tensor]) -> None:
+    """Copy `tensors` into the parameters of the same names; there is one for each."""
+    for name, parameter in parameters.items():
         parameter.copy_(tensors[name])
 
 

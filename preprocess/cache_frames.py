@@ -28,7 +28,8 @@ from dataloaders.preparation import forecast, missing_files, read_all
 from dataloaders.quoting import shorten
 from engine.cli import parse_config
 from engine.config import Config
-from engine.data import frame_cache, frame_reader, list_split
+from engine.data import frame_cache, frame_reader
+from engine.tasks.retrieval import RetrievalSettings
 from modules.backbones import Backbone
 from modules.clip_weights import backbone_of
 from preprocess.shards import default_jobs, exit_code, parse_shard, wait_for_other_ranks
@@ -40,7 +41,7 @@ def fill(config: Config, backbone: Backbone, split: str, jobs: int, shard: tuple
     """Put this share of a split's videos into the cache; gives what is wrong with those that cannot be."""
     number, count = shard
     frames = frame_reader(config.data, backbone, split == "train", frame_cache(config.data, config.run))
-    listed = list_split(config.data, split)
+    listed = config.task.list_split(config.data, split)
     missing = missing_files(listed)
     samples = [sample for row, sample in enumerate(listed) if row not in missing]
     if number == 0 and samples:
@@ -65,17 +66,19 @@ def run(argv: Sequence[str] | None) -> int:
     if "--help" in flags or "-h" in flags:
         print(__doc__)
         return 0
-    if own.split not in ("train", "test", "all"):
-        raise ValueError(f"--split {shorten(own.split)} is not one of: train, test, all")
+    if own.split not in ("train", "val", "test", "all"):
+        raise ValueError(f"--split {shorten(own.split)} is not one of: train, val, test, all")
     if not own.jobs.isdecimal() or int(own.jobs) < 1:
         raise ValueError(f"--jobs {shorten(own.jobs)} is out of range: it takes a number at least 1")
     shard = parse_shard(own.shard)
     if "--do_train" not in flags and "--do_eval" not in flags:
-        flags.append("--do_eval" if own.split == "test" else "--do_train")
-    config = parse_config(flags)
+        flags.append("--do_train" if own.split in ("train", "all") else "--do_eval")
+    config = parse_config(flags, RetrievalSettings)
     if not config.run.frame_cache:
         raise ValueError("--frame_cache is not given: name the folder to fill")
-    splits = (own.split,) if own.split != "all" else ("train", "test") if config.run.do_train else ("test",)
+    of_the_run = ("train", "test") if config.run.do_train else ("test",)
+    of_the_run += ("val",) if config.run.do_train and config.run.select_on == "val" else ()
+    splits = (own.split,) if own.split != "all" else of_the_run
     model = config.model
     backbone = backbone_of(model.pretrained_clip_name, model.pretrained_dir, model.asked_of_clip())
     problems = [problem for split in splits for problem in fill(config, backbone, split, int(own.jobs), shard)]

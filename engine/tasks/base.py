@@ -1,7 +1,7 @@
 """The contract between a task and the engine.
 
-A *method* (`modules.methods`) turns CLIP into a video model. A *task* says what a batch means and how a split is scored.
-The engine trains, evaluates, distributes, saves and resumes what the two make together, and knows neither:
+A *method* (`modules.methods`) turns CLIP into a video model. A *task* says what a batch means and how a split is
+scored. The engine trains, evaluates, distributes, saves and resumes the two together, and knows neither:
 
     engine.run       builds the method and the task, checks, trains, reports
     engine.train     takes batches from `Task.training_items` and the loss from `TaskStep.forward`
@@ -126,9 +126,14 @@ class Task(ABC):
 
     # --- training ---
 
+    @classmethod
+    @abstractmethod
+    def make_loss(cls, config: Config, method: Method) -> nn.Module:
+        """Build the loss that the settings name. Freeze what of the method it makes superfluous."""
+
     @abstractmethod
     def step(self) -> TaskStep:
-        """Build what trains the method, with the loss that the settings name; called once."""
+        """Build what trains the method, with the loss of `make_loss`; called once."""
 
     @abstractmethod
     def training_items(self, samples: Sequence[Sample], frames: FrameReader) -> TrainingItems:
@@ -174,8 +179,8 @@ class Task(ABC):
 
     # --- what a run asks beside these ---
 
-    def check_lists(self) -> None:
-        """Check what only this task can say about the lists, before any video is read; raises ValueError or OSError."""
+    def check_lists(self) -> None:  # noqa: B027 (a task may have nothing to check)
+        """Check what only this task knows about the lists, before any video is read; raises ValueError or OSError."""
 
     def identity(self, items: TrainingItems) -> dict[str, Any]:
         """Return what two runs must have in common to be resumed, beside settings, weights and samples, by name."""

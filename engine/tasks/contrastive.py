@@ -13,10 +13,10 @@ from torch import Tensor, nn
 from engine.data import normalise_for
 from engine.distributed import gather, gather_rows
 from engine.precision import random_state
-from engine.rows import Rows, join, map_rows, rebuild, tensors_of, to_float
 from engine.tasks.base import Part, TaskStep
 from modules.losses import build_loss
 from modules.methods import Method
+from modules.rows import Rows, join, map_rows, rebuild, tensors_of, to_float
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,6 @@ from engine.evaluate import Encoder, evaluating
 from engine.identity import digest
 from engine.logger import log
 from engine.precision import autocast_for
-from engine.rows import Rows, take, tensors_of
 from engine.tasks.base import Metrics, Task, TrainingItems
 from engine.tasks.contrastive import ContrastiveStep
 from engine.tasks.postprocessing import QB_NORM_BETA, dual_softmax, qb_norm
@@ -35,9 +34,10 @@ from engine.tasks.retrieval_metrics import (
     twin_accuracy,
     video_to_text_metrics,
 )
-from modules.losses import LOSSES, build_loss
+from modules.losses import LOSSES, Loss, build_loss
 from modules.methods import Method
 from modules.options import Choices, Range
+from modules.rows import Rows, take, tensors_of
 
 
 @dataclass(frozen=True)
@@ -125,11 +125,15 @@ class Retrieval(Task):
         self.options: RetrievalSettings = config.task
         self.querybank: QueryCaptions | None = None
 
+    @classmethod
+    def make_loss(cls, config: Config, method: Method) -> Loss:
+        loss = build_loss(config.task.loss, method.clip)
+        if loss.owns_scale:  # CLIP's own temperature then has no part in it
+            method.clip.logit_scale.requires_grad_(False)
+        return loss
+
     def step(self) -> ContrastiveStep:
-        options = self.options
-        loss = build_loss(options.loss, self.method.clip).to(self.process.device)
-        if loss.owns_scale:  # CLIP's own temperature then has no part in the loss
-            self.method.clip.logit_scale.requires_grad_(False)
+        options, loss = self.options, self.make_loss(self.config, self.method).to(self.process.device)
         autocast = autocast_for(self.config.optim.precision, self.process.device)
         return ContrastiveStep(self.method, autocast, options.gather_gradient, loss, options.same_video == "positives")
 

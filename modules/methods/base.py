@@ -9,7 +9,7 @@ line reads its flags from there, so a setting has one name everywhere.
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import nn
@@ -38,11 +38,14 @@ class Method(nn.Module):
     counts and checkpoints can tell pre-trained from new.
     """
 
+    # Whether each side is one vector and `similarity` a scaled dot product, which is what a vector index can search.
+    is_dot_product: ClassVar[bool] = True
+
     def __init__(self, clip: CLIP) -> None:
         super().__init__()
         self.clip = clip
 
-    def encode_video(self, video: torch.Tensor, frame_mask: torch.Tensor) -> torch.Tensor:
+    def encode_video(self, video: torch.Tensor, frame_mask: torch.Tensor) -> Any:
         """Embed clips.
 
         Args:
@@ -50,22 +53,21 @@ class Method(nn.Module):
             frame_mask: `[B,T]`, true or 1 where the frame is real; padding comes last.
 
         Returns:
-            `[B,E]` (or `[B,T,E]` where a method keeps frames); its length means nothing, `similarity` normalises.
+            Rows (`modules.rows`): `[B,E]`, or where `similarity` needs more, such as tokens and their mask, a
+            NamedTuple of tensors with B rows each. The length of a vector means nothing, since `similarity` normalises.
         """
         raise NotImplementedError
 
-    def encode_text(self, token_ids: torch.Tensor) -> torch.Tensor:
-        """Embed captions: int64 `[N,L]` from `modules.tokenizer.Tokenizer` -> `[N,E]`."""
+    def encode_text(self, token_ids: torch.Tensor) -> Any:
+        """Embed captions: int64 `[N,L]` from `modules.tokenizer.Tokenizer` -> rows, `[N,E]` here."""
         return self.clip.text(token_ids)
 
-    def similarity(self, text: torch.Tensor, video: torch.Tensor) -> torch.Tensor:
-        """Score every caption with every clip: `[N,E]`, `[B,E]` -> fp32 logits `[N,B]`."""
+    def similarity(self, text: Any, video: Any) -> torch.Tensor:
+        """Score every caption with every clip: rows of N captions and of B clips -> fp32 logits `[N,B]`."""
         return cosine_similarity(text, video, self.clip.logit_scale)
 
-    def forward(
-        self, video: torch.Tensor, frame_mask: torch.Tensor, token_ids: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Embed a batch of pairs: `(text [B,E], video [B,E])`."""
+    def forward(self, video: torch.Tensor, frame_mask: torch.Tensor, token_ids: torch.Tensor) -> tuple[Any, Any]:
+        """Embed a batch of pairs: the rows of text and those of video."""
         return self.encode_text(token_ids), self.encode_video(video, frame_mask)
 
     def decays(self, name: str, parameter: nn.Parameter) -> bool:

@@ -32,7 +32,8 @@ from engine.distributed import Process
 from engine.logger import RunLogger
 from engine.optim import released, warmup_cosine
 from engine.train import ContrastiveStep, Training, autocast_for
-from main_task_retrieval import EXIT_INTERRUPTED, main
+from engine.run import EXIT_INTERRUPTED
+from main_task_retrieval import main
 from modules.clip import Block
 from modules.methods import METHODS as ALL_METHODS
 from modules.methods import build_method, method_options

@@ -6,8 +6,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from engine.tasks.retrieval_metrics import retrieval_metrics, text_to_video_metrics, video_to_text_metrics
 from engine.tasks.postprocessing import dual_softmax, qb_norm
+from engine.tasks.retrieval_metrics import retrieval_metrics, text_to_video_metrics, video_to_text_metrics
 
 
 def similarity_of(matrix: np.ndarray):

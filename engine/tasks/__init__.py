@@ -1,0 +1,6 @@
+"""All tasks, by the name that checkpoints carry. A new one: a file in this folder, a line here, and a program."""
+
+from engine.tasks.base import Task
+from engine.tasks.retrieval import Retrieval
+
+TASKS: dict[str, type[Task]] = {"retrieval": Retrieval}
