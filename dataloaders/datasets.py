@@ -133,7 +133,7 @@ def collate(items: Sequence[Item]) -> Batch:
 
 
 def make_training_loader(
-    dataset: TrainingPairs,
+    dataset: Any,
     sampler: EpochSampler,
     num_workers: int,
     pin_memory: bool = False,

@@ -53,7 +53,8 @@ class Run:
         """Build the method and the task, and check everything that can be checked before a video is read."""
         self.config, self.process, self.logger = config, process, logger
         self.provenance = provenance(process) if config.run.results_csv else {}  # of the code that runs, not of later
-        self.epoch, self.selection, self.trained_on = 0, "", None
+        self.epoch, self.selection = 0, ""
+        self.trained_on: FileKind | None = None
         self.build(task)
         self.check()
         samples = self.task.splits.read("test")
@@ -75,9 +76,8 @@ class Run:
         preflight.check_finite(clip, name if Path(name).exists() else f"{name} in {model.pretrained_dir}")
         as_clip = None  # the scores of CLIP itself, to recognise zero-shot by
         if not (config.run.do_train or model.init_model):
-            as_clip = preflight.ZeroShotProbe(
-                clip.to(self.process.device), config.data.max_frames, config.data.max_words
-            )
+            sizes = config.data.max_frames, config.data.max_words
+            as_clip = preflight.ZeroShotProbe(clip.to(self.process.device), *sizes)
         self.method = build_method(model.method, clip, **model.options).to(self.process.device)
         self.task = task(config, self.method, self.process)
         self.step = self.task.step()

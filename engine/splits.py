@@ -45,8 +45,8 @@ class Splits:
         if not shared:
             return
         found = (
-            f"{len(shared)} of the {len(listed)} videos of the {split} split are in the training split too, the first is "
-            f"{shorten(str(shared[0].path), 200)}"
+            f"{len(shared)} of the {len(listed)} videos of the {split} split are in the training split too, the first "
+            f"is {shorten(str(shared[0].path), 200)}"
         )
         if not self.config.run.allow_overlap:
             raise ValueError(

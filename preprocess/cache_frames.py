@@ -76,9 +76,10 @@ def run(argv: Sequence[str] | None) -> int:
     config = parse_config(flags, RetrievalSettings)
     if not config.run.frame_cache:
         raise ValueError("--frame_cache is not given: name the folder to fill")
-    of_the_run = ("train", "test") if config.run.do_train else ("test",)
-    of_the_run += ("val",) if config.run.do_train and config.run.select_on == "val" else ()
-    splits = (own.split,) if own.split != "all" else of_the_run
+    splits = [own.split]
+    if own.split == "all":
+        selects = config.run.do_train and config.run.select_on == "val"
+        splits = ["train"] * config.run.do_train + ["val"] * selects + ["test"]
     model = config.model
     backbone = backbone_of(model.pretrained_clip_name, model.pretrained_dir, model.asked_of_clip())
     problems = [problem for split in splits for problem in fill(config, backbone, split, int(own.jobs), shard)]
