@@ -1,4 +1,4 @@
-"""Trained tensors that do not learn: which they are, before or soon after they cost anything."""
+"""Finds trained tensors that do not learn, before or soon after they cost anything."""
 
 from collections.abc import Mapping
 
@@ -11,25 +11,25 @@ SHOWN = 3
 LOOK_AFTER = 10  # steps: what starts behind a Linear of zeros has a gradient from the second on
 
 
-def unreached(parameters: Mapping[str, nn.Parameter], frames: int) -> ValueError | None:
-    """After a backward pass: an error that names the trained tensors that took no part in it, None if all did.
+def unreached(parameters: Mapping[str, nn.Parameter], one_frame: bool = False) -> ValueError | None:
+    """Return an error that names the trained tensors that took no part in a backward pass, or None if all did.
 
-    One process would go on and never train them; DistributedDataParallel would refuse the next step.
+    One process would go on and never train them; DistributedDataParallel would refuse the next step. `one_frame` says
+    that clips have one frame, which is most likely the reason.
     """
     names = [name for name, parameter in parameters.items() if parameter.grad is None]
     if not names:
         return None
-    of_frames, fix = f"{frames} frames", "switch"
-    if frames == 1:
-        of_frames, fix = "1 frame", "pass --max_frames 2 or more, or switch"
+    of_frames = " of clips of 1 frame" if one_frame else ""
+    fix = "pass --max_frames 2 or more, or switch" if one_frame else "switch"
     return ValueError(
-        f"{len(names)} of the {len(parameters)} trained tensors have no part in the loss of clips of {of_frames} and "
-        f"cannot learn: {some(names, SHOWN)}; {fix} the part of the method that they belong to off"
+        f"{len(names)} of the {len(parameters)} trained tensors have no part in the loss{of_frames} and cannot learn: "
+        f"{some(names, SHOWN)}; {fix} the part of the method that they belong to off"
     )
 
 
 def idle(optimizer: torch.optim.Optimizer, parameters: Mapping[str, nn.Parameter]) -> list[str]:
-    """The names of those that have had a gradient of exactly zero in all steps of Adam so far."""
+    """Return the names of the parameters whose gradient was exactly zero in all steps of Adam so far."""
     return [
         name
         for name, parameter in parameters.items()

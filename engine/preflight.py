@@ -156,7 +156,7 @@ def check_reached(method: Method, max_frames: int, max_words: int) -> None:
         method.train()
         text, video = method.encode_text(probe.token_ids), method.encode_video(probe.video, probe.frame_mask)
         method.similarity(text, video).square().sum().backward()
-    error = unreached(dict(method.trainable_parameters()), max_frames)
+    error = unreached(dict(method.trainable_parameters()), one_frame=True)
     method.zero_grad(set_to_none=True)
     method.train(training)
     if error is not None:

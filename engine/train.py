@@ -165,7 +165,7 @@ class Training:
         self.optimizer.zero_grad(set_to_none=True)
         loss = self.backward(inputs)
         if not self.all_reached:  # in the first step, before it changes anything
-            self.process.fail_together(unreached(self.parameters, batch["frame_mask"].shape[1]))
+            self.process.fail_together(unreached(self.parameters))
             self.all_reached = True
         self.scaler.unscale_(self.optimizer)
         norm = nn.utils.clip_grad_norm_(self.parameters.values(), self.settings.max_grad_norm, foreach=True)

@@ -13,6 +13,7 @@ import pytest
 
 from benchmarks import data, epoch, methods
 from engine.cli import parse_config, parse_flags
+from engine.tasks.retrieval import RetrievalSettings
 
 ROOT = Path(__file__).parent.parent
 SCRIPTS = sorted([*(ROOT / "scripts").glob("*.sh"), *(ROOT / "preprocess").glob("*.sh"), ROOT / ".ci" / "run"])
@@ -54,7 +55,7 @@ def commands_of(script: Path, recorder: tuple[Path, Path], *arguments: str, **en
 
 
 def settings_of(command: list[str]) -> dict:
-    return parse_config(command[1:]).flat()
+    return parse_config(command[1:], RetrievalSettings).flat()
 
 
 @pytest.mark.parametrize(

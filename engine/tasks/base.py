@@ -16,17 +16,20 @@ from typing import Any, ClassVar, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
+from torch.utils.data import Dataset
 
+from dataloaders.datasets import Item
 from dataloaders.frames import FrameReader
 from dataloaders.sampler import EpochSampler
 from dataloaders.samples import Sample
 from engine.config import Config, TaskSettings
-from engine.data import hold_out
+from engine.data import hold_out, normalise_for
 from engine.distributed import Process
-from engine.evaluate import Encoder
+from engine.evaluate import Encoder, evaluating
 from engine.precision import autocast_for
 from engine.splits import Splits
 from modules.methods import Method
+from modules.rows import Rows
 
 Metrics = dict[str, dict[str, float]]
 """Numbers by what they measure ("text_to_video", "top", ...) and by metric ("R@1", ...)."""
@@ -118,6 +121,7 @@ class Task(ABC):
         self.config, self.method, self.process = config, method, process
         self.splits = Splits(config, process, method.clip.backbone)
         optim = config.optim
+        self.autocast = autocast_for(optim.precision, process.device)  # of training
         precision = optim.precision if optim.precision_val == "same" else optim.precision_val
         self.encoder = Encoder(
             process, autocast_for(precision, process.device), config.run.batch_size_val, self.splits.num_workers,
@@ -171,6 +175,22 @@ class Task(ABC):
             split: what `evaluation` returned.
             final: whether these numbers are reported, and not only used to select weights.
         """
+
+    def encode_clips(self, videos: Dataset[Item]) -> Rows:
+        """Encode a dataset of clips on all processes, for `evaluate`: the method's rows `[V,...]`, in fp32."""
+        method = self.method
+        with evaluating(method):
+            return self.encoder(
+                videos,
+                lambda batch: method.encode_video(normalise_for(method.clip, batch["video"]), batch["frame_mask"]),
+                "videos",
+            )
+
+    def encode_texts(self, texts: Dataset[Item], name: str = "captions") -> Rows:
+        """Encode a dataset of `token_ids` on all processes, for `evaluate`: the method's rows `[N,...]`, in fp32."""
+        with evaluating(self.method):
+            # tokenising is too quick to start worker processes for
+            return self.encoder(texts, lambda batch: self.method.encode_text(batch["token_ids"]), name, workers=False)
 
     @classmethod
     @abstractmethod

@@ -5,6 +5,7 @@ Shapes: N captions, V videos.
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -18,11 +19,9 @@ from dataloaders.sampler import EpochSampler
 from dataloaders.samples import Sample
 from dataloaders.twins import read_twins
 from engine.config import Config, TaskSettings
-from engine.data import draw_captions, normalise_for
-from engine.evaluate import Encoder, evaluating
+from engine.data import draw_captions
 from engine.identity import digest
 from engine.logger import log
-from engine.precision import autocast_for
 from engine.tasks.base import Metrics, Task, TrainingItems
 from engine.tasks.contrastive import ContrastiveStep
 from engine.tasks.postprocessing import QB_NORM_BETA, dual_softmax, qb_norm
@@ -37,7 +36,7 @@ from engine.tasks.retrieval_metrics import (
 from modules.losses import LOSSES, Loss, build_loss
 from modules.methods import Method
 from modules.options import Choices, Range
-from modules.rows import Rows, take, tensors_of
+from modules.rows import Rows, take
 
 
 @dataclass(frozen=True)
@@ -134,8 +133,9 @@ class Retrieval(Task):
 
     def step(self) -> ContrastiveStep:
         options, loss = self.options, self.make_loss(self.config, self.method).to(self.process.device)
-        autocast = autocast_for(self.config.optim.precision, self.process.device)
-        return ContrastiveStep(self.method, autocast, options.gather_gradient, loss, options.same_video == "positives")
+        return ContrastiveStep(
+            self.method, self.autocast, options.gather_gradient, loss, options.same_video == "positives"
+        )
 
     def training_items(self, samples: Sequence[Sample], frames: FrameReader) -> TrainingPairs:
         twin_of = self._training_twins(samples)
@@ -174,11 +174,31 @@ class Retrieval(Task):
         return RetrievalSplit(videos, captions, twin_of)
 
     def evaluate(self, split: RetrievalSplit, final: bool = False) -> Metrics:
-        """Score a split; `final` adds what --dsl and --qb_norm ask for."""
-        return evaluate(
-            self.method, split, self.encoder, self.options.dsl_temperature if final and self.options.dsl else None,
-            self.querybank if final else None,
-        )  # fmt: skip
+        """Score text-to-video and video-to-text retrieval over a whole split.
+
+        Each video is decoded and encoded once, by one process, however many captions it has.
+
+        Returns:
+            The directions of `retrieval_metrics`; with twins, "twins" among the text-to-video numbers. With `final`,
+            the numbers that --dsl and --qb_norm ask for, as further directions "text_to_video (DSL)" and so on.
+        """
+        videos, captions = self.encode_clips(split.videos), self.encode_texts(split.captions)
+
+        @torch.no_grad()
+        def scores(text: Rows, caption_ids: np.ndarray, video_ids: np.ndarray) -> torch.Tensor:
+            return self.method.similarity(take(text, caption_ids), take(videos, video_ids))
+
+        def similarity_of(text: Rows) -> Similarity:
+            return partial(scores, text) if self.method.is_dot_product else in_tiles(partial(scores, text))
+
+        bank = None
+        if final and self.querybank is not None:
+            beta = QB_NORM_BETA / float(self.method.clip.logit_scale.exp())
+            bank_rows = self.encode_texts(self.querybank, "query bank")
+            bank = QueryBank(similarity_of(bank_rows), len(self.querybank), beta)
+        dsl_temperature = self.options.dsl_temperature if final and self.options.dsl else None
+        owner, twin_of = split.captions.video_index, split.twin_of
+        return all_metrics(similarity_of(captions), owner, len(split.videos), twin_of, dsl_temperature, bank)
 
     @classmethod
     def metrics_to_come(cls, config: Config) -> Metrics:
@@ -211,55 +231,6 @@ class Retrieval(Task):
         return {samples[i].video_id: samples[j].video_id for i, j in enumerate(twins.tolist()) if j >= 0}
 
 
-def evaluate(
-    method: Method,
-    split: RetrievalSplit,
-    encoder: Encoder,
-    dsl_temperature: float | None = None,
-    querybank: QueryCaptions | None = None,
-) -> Metrics:
-    """Score text-to-video and video-to-text retrieval over a whole split; the same numbers on every process.
-
-    Each video is decoded and encoded once, by one process, however many captions it has.
-
-    Args:
-        dsl_temperature: for numbers with dual softmax beside the plain ones; of the method's logits.
-        querybank: captions of the training split, for text-to-video numbers with QB-Norm beside the plain ones.
-
-    Returns:
-        The directions of `retrieval_metrics`; with twins, "twins" among the text-to-video numbers; the numbers of a
-        post-processing as further directions, "text_to_video (DSL)" and so on.
-    """
-
-    def encode_captions(captions: QueryCaptions, name: str) -> Rows:
-        # tokenising is too quick to start worker processes for
-        return encoder(captions, lambda batch: method.encode_text(batch["token_ids"]), name, workers=False)
-
-    with evaluating(method):
-        videos = encoder(
-            split.videos,
-            lambda batch: method.encode_video(normalise_for(method.clip, batch["video"]), batch["frame_mask"]),
-            "videos",
-        )
-        captions = encode_captions(split.captions, "captions")
-        bank = encode_captions(querybank, "query bank") if querybank else None
-
-        def scores_of(text: Rows) -> Similarity:
-            def similarity(caption_ids: np.ndarray, video_ids: np.ndarray) -> torch.Tensor:
-                return method.similarity(take(text, caption_ids), take(videos, video_ids))
-
-            return similarity if method.is_dot_product else in_tiles(similarity)
-
-        query_bank = None
-        if bank is not None:
-            beta = QB_NORM_BETA / float(method.clip.logit_scale.exp())
-            query_bank = QueryBank(scores_of(bank), len(tensors_of(bank)[0]), beta)
-        return all_metrics(
-            scores_of(captions), split.captions.video_index, len(split.videos), split.twin_of, dsl_temperature,
-            query_bank,
-        )  # fmt: skip
-
-
 def all_metrics(
     similarity: Similarity,
     owner: np.ndarray,
@@ -268,7 +239,7 @@ def all_metrics(
     dsl_temperature: float | None = None,
     bank: QueryBank | None = None,
 ) -> Metrics:
-    """Return what `evaluate` gives, from scores of captions with videos; `owner`, int64 `[N]`, is each caption's
+    """Return what `Retrieval.evaluate` returns, from scores of captions with videos; `owner`, int64 `[N]`, is each caption's
     video."""
     metrics = retrieval_metrics(similarity, owner, n_videos)
     if twin_of is not None:

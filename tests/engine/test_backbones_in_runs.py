@@ -13,7 +13,8 @@ from safetensors.torch import load_file, save_file
 from dataloaders.decode import read_frames
 from engine.checkpoint import read_header
 from engine.cli import parse_config
-from engine.data import frame_reader, list_split, normalise_for
+from engine.data import frame_reader, normalise_for
+from engine.tasks.retrieval import RetrievalSettings
 from engine.visualize import main as visualize
 from main_task_retrieval import main
 from modules.clip_weights import load_clip
@@ -62,7 +63,8 @@ def test_what_a_run_sees_is_what_open_clip_sees(small_data: SmallData, hub: Path
     assert main(["--do_eval", *flags, "--output_dir", str(tmp_path)]) == 0
     videos = seen[-1]  # of the evaluation; before it the method is compared with CLIP as it is
     _, _, transform = open_clip.create_model_and_transforms(f"local-dir:{hub}")
-    samples = list_split(parse_config(["--do_eval", *flags]).data, "test")
+    config = parse_config(["--do_eval", *flags], RetrievalSettings)
+    samples = config.task.list_split(config.data, "test")
     assert len(videos) == len(samples) == 7
     for video, sample in zip(videos, samples, strict=True):
         frames = read_frames(sample.path, lambda n, _: np.array([0, n // 2, n - 1]), lambda frame: frame).frames
@@ -142,7 +144,7 @@ def test_a_cache_filled_beforehand_is_the_runs(small_data: SmallData, hub: Path,
 
 
 def test_crop_contradicts_a_clip_that_squashes(small_data: SmallData, hub: Path) -> None:
-    config = parse_config(["--do_eval", *small_data.flags(), "--frame_transform", "crop"])
+    config = parse_config(["--do_eval", *small_data.flags(), "--frame_transform", "crop"], RetrievalSettings)
     with pytest.raises(ValueError, match="squashed to a square: pass --frame_transform resize"):
         frame_reader(config.data, load_clip(hub).backbone, training=False)
 

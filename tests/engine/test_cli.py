@@ -6,17 +6,21 @@ from dataclasses import fields
 import pytest
 
 from engine.cli import parse_config
-from engine.config import SECTIONS
+from engine.config import sections_with
 from engine.data import reader_processes
+from engine.tasks.retrieval import RetrievalSettings
 from modules.methods import METHODS, build_method, method_options
 from preprocess import compress_video, train_small_clip
 from tests.tiny import tiny_clip
 
+SECTIONS = sections_with(RetrievalSettings)
 FILES = ["--val_csv", "v.csv", "--features_path", "videos", "--train_csv", "t.csv", "--data_path", "d.json"]
 
 
 def test_values_arrive_under_their_names():
-    config = parse_config(["--do_train", *FILES, "--lr", "3e-4", "--max_frames", "8", "--freeze_layer_num", "1"])
+    config = parse_config(
+        ["--do_train", *FILES, "--lr", "3e-4", "--max_frames", "8", "--freeze_layer_num", "1"], RetrievalSettings
+    )
     assert config.optim.lr == 3e-4
     assert config.data.max_frames == 8
     assert config.model.options["freeze_layer_num"] == 1
@@ -27,16 +31,16 @@ def test_values_arrive_under_their_names():
 
 
 def test_bool_flags_switch_on_and_off():
-    assert parse_config(["--describe", "--expand_msrvtt_sentences"]).data.expand_msrvtt_sentences
+    assert parse_config(["--describe", "--expand_msrvtt_sentences"], RetrievalSettings).task.expand_msrvtt_sentences
     flags = ["--describe", "--expand_msrvtt_sentences", "--no-expand_msrvtt_sentences"]
-    assert not parse_config(flags).data.expand_msrvtt_sentences
+    assert not parse_config(flags, RetrievalSettings).task.expand_msrvtt_sentences
 
 
 @pytest.mark.parametrize("method", METHODS)
 def test_no_name_means_two_things(method):
     names = [item.name for cls in SECTIONS.values() for item in fields(cls) if item.name != "options"]
     assert len(names) == len(set(names))
-    parse_config(["--describe", "--method", method])
+    parse_config(["--describe", "--method", method], RetrievalSettings)
     for option in method_options(METHODS[method]):
         assert option.help
 
@@ -74,7 +78,7 @@ def test_no_name_means_two_things(method):
 )
 def test_mistakes_are_one_sentence(flags, message):
     with pytest.raises(ValueError, match=message) as caught:
-        parse_config(flags)
+        parse_config(flags, RetrievalSettings)
     assert "\n" not in str(caught.value)
 
 
@@ -90,7 +94,7 @@ def test_no_number_is_infinite_or_none(value):
     for owner, flag in FLOATS:
         method = ["--method", owner] if owner in METHODS else []
         with pytest.raises(ValueError, match=f"argument --{flag}: {value} is not a finite number"):
-            parse_config(["--describe", *method, f"--{flag}={value}"])
+            parse_config(["--describe", *method, f"--{flag}={value}"], RetrievalSettings)
         if owner in METHODS:
             with pytest.raises(ValueError, match=f"--{flag} {float(value):g} is out of range"):
                 build_method(owner, tiny_clip(), **{flag: float(value)})
@@ -118,5 +122,5 @@ def test_other_commands_refuse_them_too(value, tmp_path, capsys):
 def test_worker_processes_follow_the_cores(monkeypatch, cores, processes, expected):
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(cores)), raising=False)
     monkeypatch.setenv("LOCAL_WORLD_SIZE", str(processes))
-    assert reader_processes(parse_config(["--describe"]).data.num_thread_reader) == expected
+    assert reader_processes(parse_config(["--describe"], RetrievalSettings).data.num_thread_reader) == expected
     assert [reader_processes(given) for given in (0, 1, 30)] == [0, 1, 30]

@@ -10,7 +10,8 @@ import torch.multiprocessing as mp
 from torch.nn.parallel import DistributedDataParallel
 
 from engine.distributed import gather, gather_by_id, gather_with_gradient, process_group
-from engine.train import ContrastiveStep, autocast_for
+from engine.precision import autocast_for
+from engine.tasks.contrastive import ContrastiveStep
 from modules.losses import symmetric_info_nce
 from modules.methods import build_method
 from tests.tiny import tiny_clip
@@ -33,14 +34,15 @@ def step_gradient(rank: int, world_size: int, gather_gradient: str, positives: b
     """What the optimiser sees on this process after one training step of a small method on four clips in all."""
     torch.manual_seed(0)
     method = build_method("vpt", tiny_clip(), text_prompt_length=2)
-    step: torch.nn.Module = ContrastiveStep(method, autocast_for("fp32", torch.device("cpu")), gather_gradient)
+    autocast = autocast_for("fp32", torch.device("cpu"))
+    step: torch.nn.Module = ContrastiveStep(method, autocast, gather_gradient, positives=positives)
     if world_size > 1:
         step = DistributedDataParallel(step)
     videos, frame_mask = torch.randint(256, (4, 3, 3, 32, 32), dtype=torch.uint8), torch.ones(4, 3, dtype=torch.bool)
     tokens = torch.randint(300, 49000, (4, 8))
     tokens[:, -1] = 49407
-    inputs = (tensor.chunk(world_size)[rank] for tensor in (videos, frame_mask, tokens))
-    step(*inputs, video_index=VIDEO_INDEX.chunk(world_size)[rank] if positives else None).backward()
+    inputs = (videos, frame_mask, tokens, *([VIDEO_INDEX] if positives else []))
+    step(*(tensor.chunk(world_size)[rank] for tensor in inputs)).backward()
     return torch.cat([parameter.grad.flatten() for _, parameter in method.trainable_parameters()])
 
 

@@ -11,12 +11,11 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from dataloaders.datasets import TrainingPairs
-from dataloaders.frames import FrameReader
 from dataloaders.samples import Sample
 from engine import identity
 from engine.checkpoint import read_header
-from engine.config import DataConfig, ModelConfig, OptimConfig, RunConfig
+from engine.config import Config, DataConfig, ModelConfig, OptimConfig, RunConfig
+from engine.tasks.retrieval import RetrievalSettings
 from main_task_retrieval import main
 from modules.methods import build_method
 from tests.small_data import SmallData
@@ -219,38 +218,38 @@ def samples(tmp_path) -> list[Sample]:
     return [Sample("a", tmp_path / "a.mp4", ("one", "two")), Sample("b", tmp_path / "b.mp4", ("three",), 1.0, 2.0)]
 
 
-def of_the_data(samples: list[Sample], folder: Path) -> dict:
-    pairs = TrainingPairs(samples, lambda _: torch.zeros(1, 4), FrameReader(2, 8), True, seed=0)
-    return identity.of_the_data(pairs, [], folder, [])
-
-
 @pytest.mark.parametrize(
     ("changed", "names"),
     [
         ({"video_id": "c"}, {"training videos"}),
-        ({"captions": ("thr", "ee")}, {"training captions", "training pairs"}),
+        ({"captions": ("thr", "ee")}, {"training captions"}),
         ({"captions": ("Three",)}, {"training captions"}),
         ({"start": None}, {"training videos"}),
         ({"end": 2.5}, {"training videos"}),
     ],
 )
 def test_each_part_of_a_sample_counts(samples, tmp_path, changed, names):
-    one, other = of_the_data(samples, tmp_path), of_the_data([samples[0], replace(samples[1], **changed)], tmp_path)
+    others = [samples[0], replace(samples[1], **changed)]
+    one, other = (identity.of_the_samples(some, [], tmp_path, []) for some in (samples, others))
     assert {name for name in one if one[name] != other[name]} == names
 
 
 def test_every_setting_counts_but_those_of_place_and_cost():
     """One that is added later counts too."""
-    model, data, optim = ModelConfig(), DataConfig(), OptimConfig()
-    found = identity.of_the_settings(model, data, optim, RunConfig(do_train=True), "bf16")
+    files = DataConfig(*["x"] * 4)
+    config = Config(ModelConfig(), files, OptimConfig(), RunConfig(do_train=True), RetrievalSettings())
+    found = identity.of_the_settings(config, "bf16")
     known = {*identity.SOURCE, *identity.PLACES, *identity.COST, "options", "precision_val"}
-    for section in (model, data, optim):
+    known |= {*RetrievalSettings.of_the_run, *RetrievalSettings.places, "loss"}  # the last at its default
+    for section in (config.model, config.data, config.optim, config.task):
         for name, value in vars(section).items():
             assert (name in found) != (name in known), name
             assert name in known or name == "precision" or found[name] == value
     assert found["precision"] == "bf16"
-    assert "precision_val" in identity.of_the_settings(
-        model, data, optim, RunConfig(do_train=True, select_on="test"), "bf16"
+    selects = replace(config, run=RunConfig(do_train=True, select_on="test"))
+    assert "precision_val" in identity.of_the_settings(selects, "bf16")
+    assert (
+        identity.of_the_settings(replace(config, task=RetrievalSettings(loss="sigmoid")), "bf16")["loss"] == "sigmoid"
     )
 
 

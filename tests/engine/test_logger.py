@@ -9,10 +9,10 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-import main_task_retrieval
 from engine import logger
 from engine.distributed import Process
 from engine.logger import RunLogger, provenance
+from engine.tasks.retrieval import Retrieval
 from main_task_retrieval import main
 from tests.small_data import write_small_data
 
@@ -156,14 +156,14 @@ def test_changed_code_is_marked_and_changed_results_are_not(repository, changed,
 
 
 def test_a_row_names_the_code_that_ran_and_not_what_it_was_changed_to_meanwhile(small_data, tmp_path, monkeypatch):
-    state, evaluate = {"commit": "begun"}, main_task_retrieval.evaluate
+    state, evaluate = {"commit": "begun"}, Retrieval.evaluate
 
-    def evaluate_for_hours(*arguments):
+    def evaluate_for_hours(*arguments, **more):
         state["commit"] = "later"
-        return evaluate(*arguments)
+        return evaluate(*arguments, **more)
 
-    monkeypatch.setattr(main_task_retrieval, "evaluate", evaluate_for_hours)
-    monkeypatch.setattr(main_task_retrieval, "provenance", lambda process: dict(state))
+    monkeypatch.setattr(Retrieval, "evaluate", evaluate_for_hours)
+    monkeypatch.setattr("engine.run.provenance", lambda process: dict(state))
     results = tmp_path / "results.csv"
     flags = [*small_data.flags(), "--output_dir", str(tmp_path / "run"), "--results_csv", str(results)]
     assert main(["--do_eval", *flags]) == 0

@@ -236,7 +236,7 @@ def test_the_training_split(small_data, tmp_path, capsys, monkeypatch, flags, me
 def test_a_test_video_that_cannot_be_read_is_found_before_training(tmp_path, capsys, monkeypatch):
     data = write_small_data(tmp_path / "data", n_train=4, n_test=2)
     (data.videos / "video5.mp4").write_bytes(b"this is no video")
-    monkeypatch.setattr("main_task_retrieval.train", None)
+    monkeypatch.setattr("engine.run.train", None)
     message = error_of(capsys, *TRAIN, *data.flags(), "--output_dir", str(tmp_path / "run"))
     assert "video5.mp4" in message
     assert "the first of 1 unusable among the 2 videos of the test split" in message
@@ -247,7 +247,7 @@ def test_a_held_out_video_that_cannot_be_read_is_found_before_training(tmp_path,
     samples = [Sample(str(number), Path(), ("a caption",)) for number in range(4)]
     number = hold_out(samples, 2, seed=42)[1][0].video_id
     (data.videos / f"video{number}.mp4").write_bytes(b"this is no video")
-    monkeypatch.setattr("main_task_retrieval.train", None)
+    monkeypatch.setattr("engine.run.train", None)
     flags = [*TRAIN, *data.flags(), "--select_on", "holdout", "--holdout_videos", "2", "--output_dir", str(tmp_path)]
     assert f"video{number}.mp4" in error_of(capsys, *flags)
 

@@ -12,8 +12,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from engine.checkpoint import read_header
-from engine.train import Training
 from engine.run import EXIT_INTERRUPTED
+from engine.train import Training
 from main_task_retrieval import main
 from modules.clip_weights import backbone_sha256, load_clip, to_openai_keys
 from tests.small_data import SmallData

@@ -1,0 +1,119 @@
+"""--compile: the same numbers in one graph."""
+
+import os
+import subprocess
+import sys
+from functools import partialmethod
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch._dynamo
+from torch import nn
+from torch._dynamo.utils import counters
+
+from engine.run import EXIT_INTERRUPTED
+from main_task_retrieval import main
+from modules.methods import METHODS as ALL_METHODS
+from tests.engine.one_training import named, one_batch, one_training
+from tests.training_runs import METHODS, ROOT, assert_same_weights, interrupt_after, launch, training
+
+
+def steps_of(name: str, folder: Path, **settings: Any) -> tuple[list[dict[str, float]], dict[str, torch.Tensor]]:
+    """Loss and gradient norm of three steps, with clips of other lengths in each, and the last one's gradients."""
+    torch.manual_seed(0)
+    run, values = one_training(name, torch.device("cpu"), folder, **settings), []
+    with torch.no_grad():  # prompts that start at zero would hide the gradients of what they are multiplied with
+        for parameter in run.parameters.values():
+            parameter.add_(0.02 * torch.randn_like(parameter))
+    for seed in range(3):
+        batch = one_batch(seed)
+        batch["frame_mask"] = torch.arange(4) < torch.tensor([4, 1 + seed, 4 - seed, 3])[:, None]
+        run.take_step(batch)
+        values.append(run.results.values)
+        run.task_step.method.eval()
+        with torch.no_grad():  # as after an epoch
+            run.task_step.method.encode_video(torch.rand(1 + seed, 4, 3, 32, 32), torch.ones(1 + seed, 4))
+            run.task_step.method.encode_text(batch["token_ids"][: 1 + seed])
+        run.task_step.method.train()
+    return values, {name: parameter.grad for name, parameter in run.parameters.items()}
+
+
+def assert_compiled_is_eager(monkeypatch, name: str, folder: Path, settings: dict[str, Any], graphs: int) -> None:
+    """Without dropout; also that it is so many graphs from first to last, without a break."""
+    monkeypatch.setattr("engine.train.compiler_error", lambda device: None)  # which would be one graph more
+    options = {"prompt_dropout": 0.0} if "stop" in name else {}
+    settings = {"precision": "fp32", **settings}
+    values, gradients = steps_of(name, folder, **settings, options=dict(options))
+    torch._dynamo.reset()
+    counters.clear()
+    compiled_values, compiled_gradients = steps_of(name, folder, **settings, options=dict(options), compile=True)
+    assert counters["stats"]["unique_graphs"] == graphs
+    assert not counters["graph_break"]
+    assert compiled_gradients.keys() == gradients.keys()
+    for ours, theirs in zip(compiled_values, values, strict=True):
+        assert ours == pytest.approx(theirs, rel=1e-4)
+    for tensor, gradient in gradients.items():
+        if gradient is None:  # the scorer of stop_released
+            assert compiled_gradients[tensor] is None
+        else:  # some of stop_released's are zero but for rounding
+            torch.testing.assert_close(compiled_gradients[tensor], gradient, rtol=1e-4, atol=1e-6, msg=tensor)
+
+
+COMPILED: list[Any] = [
+    *(pytest.param(name, {}, 1, marks=[pytest.mark.slow] * (name in ("stop_released", "dgl"))) for name in ALL_METHODS),
+    pytest.param(
+        "stop", {"gradient_accumulation_steps": 2, "activation_checkpointing": True}, 2, marks=pytest.mark.slow
+    ),
+]
+
+
+@pytest.mark.parametrize(("name", "settings", "graphs"), COMPILED, ids=named)
+def test_compiled_steps_are_the_eager_ones(name, settings, graphs, tmp_path, monkeypatch):
+    """Graphs that run on torch's own kernels."""
+    monkeypatch.setattr(nn.Module, "compile", partialmethod(nn.Module.compile, backend="aot_eager"))
+    assert_compiled_is_eager(monkeypatch, name, tmp_path, settings, graphs)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "settings", "graphs"), COMPILED, ids=named)
+def test_compiled_steps_with_generated_kernels(name, settings, graphs, tmp_path, monkeypatch):
+    assert_compiled_is_eager(monkeypatch, name, tmp_path, settings, graphs)
+
+
+@pytest.mark.slow
+def test_a_run_may_go_on_compiled(small_data, tmp_path, monkeypatch):
+    """With generated kernels: the same weights under the same names, from a point that was written without."""
+    flags = ["--method", "vpt", "--lr", "1e-3"]
+    assert main(training(small_data, tmp_path / "whole", *flags)) == 0
+    with monkeypatch.context() as patched:
+        interrupt_after(patched, 3)
+        assert main(training(small_data, tmp_path / "cut", *flags)) == EXIT_INTERRUPTED
+    assert main(training(small_data, tmp_path / "cut", *flags, "--resume", "auto", "--compile")) == 0
+    assert "resumed after step 3 of 10" in (tmp_path / "cut" / "log.txt").read_text()
+    assert_same_weights(tmp_path / "cut", tmp_path / "whole", atol=1e-5, rtol=0)
+
+
+@pytest.mark.slow
+def test_compiled_processes_change_nothing(small_data, tmp_path):
+    """Under DistributedDataParallel, in parts and with blocks recomputed."""
+    flags = [*METHODS["stop"], "--epochs", "1", "--prompt_depth", "1", "--activation_checkpointing"]
+    assert main(training(small_data, tmp_path / "one", *flags)) == 0
+    for parts in (1, 2):
+        folder = tmp_path / f"two, parts {parts}"
+        more = ["--gradient_accumulation_steps", str(parts), "--compile"]
+        subprocess.run(launch(2, training(small_data, folder, *flags, *more)), check=True, timeout=900)
+        assert_same_weights(folder, tmp_path / "one", atol=1e-5, rtol=0)
+
+
+def test_without_a_compiler_one_sentence_says_so(small_data, tmp_path):
+    command = [sys.executable, str(ROOT / "main_task_retrieval.py")]
+    command += training(small_data, tmp_path / "run", *METHODS["clip4clip"], "--compile")
+    environment = os.environ | {"CXX": "no_such_compiler", "TORCHINDUCTOR_CACHE_DIR": str(tmp_path / "cache")}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=200, check=False)
+    assert done.returncode == 2
+    assert "Traceback" not in done.stderr
+    last = done.stderr.strip().splitlines()[-1]
+    assert last.startswith("error: --compile needs a working C++ compiler (g++)")
+    assert "no_such_compiler" in last
