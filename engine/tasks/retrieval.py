@@ -239,8 +239,10 @@ def all_metrics(
     dsl_temperature: float | None = None,
     bank: QueryBank | None = None,
 ) -> Metrics:
-    """Return what `Retrieval.evaluate` returns, from scores of captions with videos; `owner`, int64 `[N]`, is each caption's
-    video."""
+    """Return what `Retrieval.evaluate` returns, from scores of captions with videos.
+
+    `owner`, int64 `[N]`, is each caption's video.
+    """
     metrics = retrieval_metrics(similarity, owner, n_videos)
     if twin_of is not None:
         metrics["text_to_video"]["twins"] = twin_accuracy(similarity, owner, twin_of)

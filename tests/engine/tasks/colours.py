@@ -1,4 +1,4 @@
-"""A task in one file: name the colour of a clip. A class's text has its name; the loss is cross-entropy over classes."""
+"""A task in one file: name the colour of a clip. A class's text has its name, and the loss is cross-entropy."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

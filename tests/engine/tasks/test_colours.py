@@ -1,4 +1,4 @@
-"""A second task runs on the engine as it is: trained, selected, resumed, on many processes, in parts, one flag apart."""
+"""A second task runs on the engine as it is: trained, selected, resumed, on many processes and in parts."""
 
 import json
 import os

@@ -1,0 +1,201 @@
+"""Rows that are more than a vector: a method that compares words with frames goes through the engine like any other."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pytest
+import torch
+import torch.multiprocessing as mp
+from torch import Tensor
+from torch.nn.parallel import DistributedDataParallel
+
+from engine.distributed import process_group
+from engine.evaluate import Encoder, evaluating
+from engine.precision import autocast_for
+from engine.tasks.contrastive import ContrastiveStep
+from engine.tasks.retrieval_metrics import in_tiles, retrieval_metrics
+from modules.methods import Method
+from modules.rows import Rows, join, take, to_float
+from tests.engine.test_distributed import free_port
+from tests.tiny import tiny_batch, tiny_clip
+from tests.training_runs import ROOT
+
+CPU = torch.device("cpu")
+
+
+class Tokens(NamedTuple):
+    """Embeddings of words or frames, and which of them are real."""
+
+    tokens: Tensor  # [N,S,E]
+    real: Tensor  # bool [N,S]
+
+
+class WordsAndFrames(Method):
+    """The best frame of each word, then the mean over words: the score of FILIP and of Mug-STAN's kind."""
+
+    is_dot_product = False
+
+    def encode_video(self, video: Tensor, frame_mask: Tensor) -> Tokens:
+        frames = self.clip.visual(video.flatten(0, 1)).unflatten(0, video.shape[:2])
+        return Tokens(torch.nn.functional.normalize(frames, dim=-1), frame_mask.bool())
+
+    def encode_text(self, token_ids: Tensor) -> Tokens:
+        x = self.clip.text.embed(token_ids)
+        for block in self.clip.text.blocks:
+            x = block(x, causal=True)
+        words = self.clip.text.ln_final(x) @ self.clip.text.text_projection
+        return Tokens(torch.nn.functional.normalize(words, dim=-1), token_ids > 0)
+
+    def similarity(self, text: Tokens, video: Tokens) -> Tensor:
+        return words_with_frames(text, video) * self.clip.logit_scale.exp()
+
+
+def words_with_frames(text: Tokens, video: Tokens) -> Tensor:
+    scores = torch.einsum("nle,mte->nmlt", text.tokens, video.tokens)
+    best = scores.masked_fill(~video.real[None, :, None], -torch.inf).amax(dim=-1)  # [n,m,L]
+    return (best * text.real[:, None]).sum(dim=-1) / text.real.sum(dim=-1)[:, None]
+
+
+class Numbered(torch.utils.data.Dataset):
+    """Items that are there already."""
+
+    def __init__(self, **tensors: Tensor) -> None:
+        self.tensors = tensors
+
+    def __len__(self) -> int:
+        return len(next(iter(self.tensors.values())))
+
+    def __getitem__(self, index: int) -> dict:
+        return {name: tensor[index] for name, tensor in self.tensors.items()} | {"index": index}
+
+
+def data() -> tuple[Tensor, Tensor, Tensor]:
+    video, frame_mask, token_ids = tiny_batch(seed=3, batch=6)
+    frame_mask[4, 1:] = False
+    return (video.clamp(0, 1) * 255).to(torch.uint8), frame_mask, token_ids
+
+
+def worker(rank: int, world_size: int, port: int, folder: Path) -> None:
+    if world_size > 1:
+        os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(world_size), "LOCAL_RANK": str(rank)}
+        os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    torch.set_num_threads(1)
+    video, frame_mask, token_ids = data()
+    with process_group() as process:
+        method = WordsAndFrames(tiny_clip())
+        encoder = Encoder(process, autocast_for("fp32", CPU), 2, 0, 2)
+        with evaluating(method):
+            clips = encoder(
+                Numbered(video=video, frame_mask=frame_mask),
+                lambda batch: method.encode_video(batch["video"].float() / 255, batch["frame_mask"]),
+                "videos",
+            )
+            texts = encoder(
+                Numbered(token_ids=token_ids), lambda batch: method.encode_text(batch["token_ids"]), "texts"
+            )
+        step: torch.nn.Module = ContrastiveStep(method, autocast_for("fp32", CPU))
+        trained = step
+        if world_size > 1:
+            step = DistributedDataParallel(step, find_unused_parameters=True)
+        share = tuple(tensor.chunk(world_size)[rank] for tensor in (video, frame_mask, token_ids))
+        gradients = {}
+        for parts in (1, 2):
+            method.zero_grad()
+            loss = step(*share) if parts == 1 else None
+            if loss is not None:
+                loss.backward()
+            elif world_size == 1:
+                loss, pieces = trained.in_parts(share, parts)
+                for piece in pieces:
+                    step(*piece.inputs).backward()
+            gradients[parts] = {name: p.grad for name, p in method.named_parameters() if p.grad is not None}
+    torch.save({"rows": (*texts, *clips), "loss": loss, "gradients": gradients}, folder / f"{world_size}_{rank}.pt")
+
+
+def test_one_two_and_three_processes(tmp_path):
+    """The same rows, masks included, the same gradients, also in parts."""
+    worker(0, 1, 0, tmp_path)
+    for world_size in (2, 3):
+        mp.spawn(worker, (world_size, free_port(), tmp_path), nprocs=world_size)
+    alone = torch.load(tmp_path / "1_0.pt")
+    whole, in_parts = alone["gradients"].values()
+    assert whole.keys() == in_parts.keys()
+    for name, gradient in whole.items():
+        torch.testing.assert_close(in_parts[name], gradient, atol=1e-6, rtol=1e-4, msg=name)
+    for world_size in (2, 3):
+        for rank in range(world_size):
+            found = torch.load(tmp_path / f"{world_size}_{rank}.pt")
+            for ours, theirs in zip(found["rows"], alone["rows"], strict=True):
+                assert ours.dtype == theirs.dtype
+                torch.testing.assert_close(ours, theirs)
+            for name, gradient in whole.items():
+                torch.testing.assert_close(found["gradients"][1][name], gradient, atol=1e-6, rtol=1e-4, msg=name)
+
+
+def features(n: int, tokens: int, seed: int) -> Tokens:
+    generator = torch.Generator().manual_seed(seed)
+    made = torch.randint(-3, 4, (n, tokens, 8), generator=generator).float()  # whole numbers: sums are exact
+    real = torch.rand(n, tokens, generator=generator) < 0.7
+    real[:, 0] = True
+    return Tokens(made, real)
+
+
+@pytest.mark.parametrize(("block", "pairs"), [(1, 1), (3, 7), (7, 64), (40, 10**6)])
+def test_blocks_of_any_size_give_the_same_ranks(block, pairs):
+    text, video = features(31, 5, 0), features(17, 4, 1)
+    owner = np.arange(31) % 17
+
+    def similarity(captions: np.ndarray, videos: np.ndarray) -> Tensor:
+        return words_with_frames(take(text, captions), take(video, videos))
+
+    expected = retrieval_metrics(similarity, owner, 17, block=31)
+    sizes = []
+
+    def noted(captions: np.ndarray, videos: np.ndarray) -> Tensor:
+        sizes.append(len(captions) * len(videos))
+        return similarity(captions, videos)
+
+    assert retrieval_metrics(in_tiles(noted, pairs), owner, 17, block=block) == expected
+    assert max(sizes) <= pairs
+
+
+def test_rows_are_joined_taken_and_made_float_each_by_its_kind():
+    rows: Rows = join([features(2, 3, 0), features(3, 3, 1)])
+    assert isinstance(rows, Tokens)
+    assert rows.tokens.shape == (5, 3, 8)
+    some = to_float(take(Tokens(rows.tokens.bfloat16(), rows.real), np.array([4, 0])))
+    assert some.tokens.dtype == torch.float32
+    assert some.real.dtype == torch.bool
+    assert torch.equal(some.real, rows.real[[4, 0]])
+    with pytest.raises(ValueError, match="pad them to one length"):
+        join([features(2, 3, 0), features(2, 4, 0)])
+
+
+LARGE = """
+import resource
+import numpy as np, torch
+from tests.engine.tasks.test_token_level import features, words_with_frames
+from engine.tasks.retrieval_metrics import in_tiles, retrieval_metrics
+from modules.rows import take
+
+text, video = features(50_000, 2, 0), features(10_000, 2, 1)
+similarity = lambda c, v: words_with_frames(take(text, c), take(video, v))
+owner = np.arange(50_000) % 10_000
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+retrieval_metrics(in_tiles(similarity), owner, 10_000)
+print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024)
+"""
+
+
+@pytest.mark.slow
+def test_fifty_thousand_captions_and_ten_thousand_videos_need_little_memory():
+    """All pairs would take 2 GB, and four times that of words and frames."""
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        [sys.executable, "-c", LARGE], capture_output=True, text=True, env=environment, check=True, cwd=ROOT
+    )
+    assert float(done.stdout) < 400  # MiB
