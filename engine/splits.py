@@ -7,10 +7,9 @@ from tqdm import tqdm
 
 from dataloaders.datasets import GalleryVideos, QueryCaptions, TrainingPairs
 from dataloaders.frames import FrameReader
-from dataloaders.overlap import shared_videos
 from dataloaders.preparation import forecast, leave_out, missing_files, read_all
 from dataloaders.quoting import shorten
-from dataloaders.samples import Sample
+from dataloaders.samples import Sample, shared_videos
 from dataloaders.twins import read_twins
 from engine.config import Config
 from engine.data import frame_cache, frame_reader, hold_out, list_split, reader_processes

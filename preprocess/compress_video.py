@@ -41,12 +41,10 @@ from av.stream import Disposition
 from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from dataloaders.decode import read_frames
-from dataloaders.orientation import MAX_PIXEL_ASPECT
+from dataloaders.decode import MAX_PIXEL_ASPECT, read_frames
 from dataloaders.quoting import shorten
 from dataloaders.stated_size import is_cut, stated_size
-from dataloaders.video_facts import picture_offset
-from dataloaders.video_file import DamagedVideoError, VideoError, open_video
+from dataloaders.video_file import DamagedVideoError, VideoError, open_video, picture_offset
 from preprocess.compress_plan import SHOWN_FILES, name_passed_over, plan
 from preprocess.shards import default_jobs, exit_code, parse_shard, wait_for_other_ranks
 

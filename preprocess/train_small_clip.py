@@ -41,17 +41,8 @@ from modules.losses import symmetric_info_nce
 from modules.seal import seal
 from modules.similarity import cosine_similarity
 from modules.tokenizer import END_TOKEN, Tokenizer
-from preprocess.moving_shapes.world import (
-    COLOURS,
-    SHAPES,
-    Still,
-    Story,
-    caption,
-    draw_stills,
-    draw_story,
-    draw_thing,
-    plain_still,
-)
+from preprocess.moving_shapes.stills import Still, draw_stills, plain_still
+from preprocess.moving_shapes.stories import COLOURS, SHAPES, Story, caption, draw_story, draw_thing
 
 ARCHITECTURE = CLIPArchitecture(
     embed_dim=128,

@@ -8,6 +8,8 @@ import pytest
 from dataloaders import decode
 from dataloaders import frames as frames_module
 from dataloaders.decode import read_frames
+from dataloaders.samples import Sample
+from tests.dataloaders.small_clips import write_ramps
 
 
 @pytest.fixture
@@ -35,3 +37,9 @@ def decoded(monkeypatch) -> Counter:
 
     monkeypatch.setattr(frames_module, "read_frames", counted)
     return counts
+
+
+@pytest.fixture(scope="session")
+def data(tmp_path_factory) -> list[Sample]:
+    """Five videos of 20 frames with 3, 1, 2, 3 and 1 captions; shared, so never change them in place."""
+    return write_ramps(tmp_path_factory.mktemp("ramps"))

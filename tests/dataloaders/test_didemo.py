@@ -58,7 +58,7 @@ def test_every_kind_of_name_in_every_kind_of_download(tmp_path, suffix, kind):
 
 
 def test_the_published_counts(tmp_path, caplog, monkeypatch):
-    monkeypatch.setattr("dataloaders.files.log.propagate", True)
+    monkeypatch.setattr("dataloaders.annotations.log.propagate", True)
     caplog.set_level("INFO", "stop")
     names = [f"{n}.mov" for n in range(8392)]
     write_json(tmp_path / "train_data.json", [{"video": name, "description": name} for name in names])

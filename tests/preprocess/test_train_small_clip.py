@@ -11,7 +11,8 @@ import torch.nn.functional as F
 from modules.clip import CLIP
 from modules.clip_weights import load_clip
 from modules.tokenizer import Tokenizer
-from preprocess.moving_shapes.world import caption, draw_stills, draw_story
+from preprocess.moving_shapes.stills import draw_stills
+from preprocess.moving_shapes.stories import caption, draw_story
 from preprocess.train_small_clip import (
     ARCHITECTURE,
     embed,

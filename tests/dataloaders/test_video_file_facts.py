@@ -11,8 +11,7 @@ import pytest
 
 from dataloaders.decode import VideoError, read_frames
 from dataloaders.frame_sampling import in_window
-from dataloaders.video_facts import survey
-from dataloaders.video_file import open_video
+from dataloaders.video_file import open_video, survey
 from preprocess.check_videos import check
 from tests.ffmpeg_files import X264, ffmpeg, ffmpeg_frames, moving, shown_times, write
 from tests.videos import cut
@@ -167,7 +166,7 @@ def test_a_window_holds_what_is_on_screen_in_it(whole):
 )
 def test_windows_of_a_constant_rate_follow_the_arithmetic(tmp_path, name, codec, monkeypatch):
     path = write(tmp_path / name, moving(40), *codec)
-    counting = "dataloaders.video_facts._list_packets"
+    counting = "dataloaders.video_file._list_packets"
     if name in ("a.mp4", "a.avi"):  # their headers tell
         monkeypatch.setattr(counting, None)
     facts = facts_of(path)
