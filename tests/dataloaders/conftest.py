@@ -1,4 +1,4 @@
-"""What the tests of reading share."""
+"""Fixtures of the tests of reading."""
 
 from collections import Counter
 from pathlib import Path
@@ -14,7 +14,7 @@ from tests.dataloaders.small_clips import write_ramps
 
 @pytest.fixture
 def decoded_frames(monkeypatch) -> list:
-    """Every frame that is decoded."""
+    """Collects every frame that is decoded."""
     seen, pictures = [], decode._pictures
 
     def watch(*args):
@@ -28,7 +28,7 @@ def decoded_frames(monkeypatch) -> list:
 
 @pytest.fixture
 def decoded(monkeypatch) -> Counter:
-    """How often each file is decoded in this process."""
+    """Counts how often each file is decoded in this process."""
     counts: Counter = Counter()
 
     def counted(path, *args, **settings):

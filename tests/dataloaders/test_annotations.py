@@ -48,7 +48,7 @@ def rows_of(text: str) -> list[tuple[int, dict[str, str]]]:
     return list(read_csv(text, "--list l.csv")[1])
 
 
-# Everything but line breaks, which text files have at the end of a row alone here.
+# Everything but line breaks, which end a row in these files.
 field = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\r\n\0"), max_size=12)
 
 
@@ -178,5 +178,5 @@ def test_ids(value, expected):
 
 def test_texts():
     assert is_text("caf\u00e9 \U0001f600")
-    assert not is_text("\ud83d")  # half of a surrogate pair, as "\ud83d" in a JSON file gives
+    assert not is_text("\ud83d")  # half of a surrogate pair, as the escape "\ud83d" in a JSON file gives
     assert not is_text(3)

@@ -1,4 +1,4 @@
-"""The frame cache: what comes out is what decoding gives, each video is decoded once, and nothing wrong is served."""
+"""The frame cache: it returns what decoding returns, decodes each video once, and never returns damaged entries."""
 
 import json
 import multiprocessing
@@ -50,7 +50,7 @@ def test_raw_entries_give_the_same_tensors(tmp_path, decoded, training, sampling
     path = write_video(tmp_path / "a.mp4", waves(n_frames), fps=3)
     plain = reader(None, frame_sampling=sampling, training=training)
     cached = replace(plain, cache=FrameCache(tmp_path / "cache"))
-    if start == 0.4 and n_frames == 1:  # the only frame is shown until a third of a second
+    if start == 0.4 and n_frames == 1:  # the only frame is shown for a third of a second
         with pytest.raises(VideoError, match="has no frame from"):
             cached(path, np.random.default_rng(0), start, end)
         return
@@ -62,7 +62,7 @@ def test_raw_entries_give_the_same_tensors(tmp_path, decoded, training, sampling
         assert torch.equal(got_mask, mask)
     assert decoded == {"a.mp4": 1}
     if training and sampling == "segment" and n_frames == 25:
-        assert not torch.equal(expected[0][0], expected[1][0])  # the draws do differ
+        assert not torch.equal(expected[0][0], expected[1][0])  # the draws differ
 
 
 @pytest.mark.parametrize("training", [False, True])
@@ -165,7 +165,7 @@ def test_a_changed_video_is_decoded_again(tmp_path, decoded, same_reader):
     cached = reader(tmp_path / "cache")
     old, _ = cached(path)
     content = write_video(tmp_path / "b.mp4", waves(5, seed=1)).read_bytes()
-    time.sleep(0.01)  # the time of change is all that tells, should the sizes be equal
+    time.sleep(0.01)  # if the sizes are equal, only the time of change tells
     path.write_bytes(content)
     new, _ = (cached if same_reader else reader(tmp_path / "cache"))(path)
     assert torch.equal(new, reader(None)(path)[0])
@@ -199,14 +199,14 @@ def shorten(place: Path, part: float) -> None:
 
 
 def zero_the_end(place: Path, part: float) -> None:
-    """What a power cut can leave of a file that was never synchronised."""
+    """Leave a file as a power cut can leave one that was not synced."""
     content = place.read_bytes()
     kept = int(part * len(content))
     place.write_bytes(content[:kept] + bytes(len(content) - kept))
 
 
 def exchange(place: Path, part: float) -> None:
-    """A whole entry, of something else."""
+    """Put the complete entry of another video in its place."""
     save_file({"promised": torch.tensor(6), "pixels": torch.zeros(6, 3, 32, 32, dtype=torch.uint8)}, place)
 
 
@@ -351,7 +351,7 @@ def test_many_processes_fill_one_cache(tmp_path):
     for worker in workers:
         worker.join()
     assert [worker.exitcode for worker in workers] == [0] * 4
-    assert len(entries(tmp_path / "cache")) == 6  # and nothing half written
+    assert len(entries(tmp_path / "cache")) == 6  # and no partial files
     fill(tmp_path / "alone", paths, 0)
     assert [path.read_bytes() for path in entries(tmp_path / "cache")] == [
         path.read_bytes() for path in entries(tmp_path / "alone")

@@ -1,4 +1,4 @@
-"""What a frame cache's entry is known by: where the video lies below its folder, its size, time and content."""
+"""The key of a frame cache's entry: the video's place below its folder, its size, time and content."""
 
 import os
 import pickle
@@ -40,13 +40,13 @@ def test_videos_and_cache_may_be_moved(tmp_path, decoded):
     (tmp_path / "one").rename(tmp_path / "other")
     path = tmp_path / "other" / "videos" / "sub" / "a.mp4"
     assert torch.equal(in_folder(tmp_path / "other")(path)[0], expected)
-    shutil.copytree(tmp_path / "other", tmp_path / "copy")  # with their times, as cp -p
+    shutil.copytree(tmp_path / "other", tmp_path / "copy")  # with their times, like cp -p
     assert torch.equal(in_folder(tmp_path / "copy")(tmp_path / "copy" / "videos" / "sub" / "a.mp4")[0], expected)
     assert decoded["a.mp4"] == 1
 
 
 def same_size_and_time(*paths: Path) -> None:
-    """Bring files to one size, by zeros behind them that no decoder minds, and to one time of change."""
+    """Give files the same size, by zeros at the end that decoders ignore, and the same time of change."""
     size = max(path.stat().st_size for path in paths)
     for path in paths:
         os.truncate(path, size)
@@ -97,7 +97,7 @@ def test_the_sample_is_the_first_the_middle_and_the_last_mib(tmp_path, size):
 
 @pytest.mark.parametrize("same_reader", [True, False])
 def test_what_is_written_into_a_file_is_noticed(tmp_path, decoded, same_reader):
-    """In what is sampled even with the old time, elsewhere by the time."""
+    """A change is noticed in the sampled parts even if the time is kept, and elsewhere by the time."""
     path = write_video(tmp_path / "a.mp4", waves(5))
     os.truncate(path, 8 * MIB)
     cached = reader(tmp_path / "cache")

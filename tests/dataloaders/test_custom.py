@@ -1,4 +1,4 @@
-"""One's own videos in csv or jsonl files, with parts of files, splits and several captions."""
+"""Your own videos in csv or jsonl files, with parts of files, splits and several captions."""
 
 import functools
 import json
@@ -139,7 +139,7 @@ def test_a_field_that_is_misspelt_is_not_left_out(read, tmp_path, name):
     write_lines(csv_list, [f"path,caption,{name}", "a.mp4,a dog,1"])
     with_it = json.dumps({"path": "a.mp4", "caption": "a dog", name: "1"})
     write_lines(jsonl, ['{"path": "a.mp4", "caption": "a cat"}', with_it])
-    lists = [jsonl] if name != name.strip() else [csv_list, jsonl]  # a csv's columns are read without such space
+    lists = [jsonl] if name != name.strip() else [csv_list, jsonl]  # spaces around a csv's columns are stripped
     for path in lists:
         wrong = functools.partial(read, "train", train_csv=path, val_csv=path)
         assert_one_sentence(wrong, ValueError, str(path), repr(name), repr(name.strip().lower()))

@@ -26,7 +26,7 @@ from tests.dataloaders.small_clips import numbers
 
 
 def tokenize(text: str) -> torch.Tensor:
-    """A stand-in with the tokenizer's shapes: the number that ends the caption, between START and END."""
+    """Return the number that ends the caption, between START and END, in the tokenizer's shape."""
     return torch.tensor([[49406, int(text.split()[-1]), 49407, 0]])
 
 
@@ -88,7 +88,7 @@ def test_partners_are_the_twin_s_captions_of_the_same_number(data):
 
 
 class WatchedPairs(TrainingPairs):
-    """Reads items as ever, and says whether the process's global generators were moved by it."""
+    """TrainingPairs whose items also say whether reading them moved the process's global generators."""
 
     def __getitem__(self, key):
         before = global_states()
@@ -107,7 +107,7 @@ def seed_everything(seed: int, worker: int) -> None:
 
 
 def epoch_batches(data, num_workers: int, start_method: str | None = None, seed: int | None = None, **settings):
-    """The batches of two epochs, of captions and frames drawn at random; the global generators seeded if told so."""
+    """Return the batches of two epochs with random captions and frames; `seed` seeds the global generators."""
     frames = FrameReader(max_frames=4, image_size=32, frame_sampling="segment", training=True)
     pairs = WatchedPairs(data, tokenize, frames, expand_captions=False, seed=0)
     sampler = EpochSampler(len(pairs), 2, rank=0, world_size=1, seed=0)

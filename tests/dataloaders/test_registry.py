@@ -1,4 +1,4 @@
-"""What all data sets have in common."""
+"""The contract that every data set keeps."""
 
 import inspect
 import json
@@ -22,7 +22,7 @@ WITHOUT_A_NUMBER = {("custom", "train"), ("custom", "val"), ("custom", "test"), 
 
 @pytest.fixture
 def flags(tmp_path: Path) -> dict[str, Path]:
-    """The flags of a folder with the files of every data set, whose splits have the videos train, val and test."""
+    """Write the files of every data set, each split with one video of its name; returns the flags."""
     splits = ("train", "val", "test")
     for split in splits:
         write_lines(tmp_path / f"{split}_list.txt", [split])

@@ -11,7 +11,7 @@ from dataloaders.sampler import EpochSampler
 
 
 def global_batches(n, global_batch_size, world_size, *, epoch=0, seed=0, start_batch=0, **settings):
-    """The batches of all ranks put together, and each rank's own."""
+    """Return the batches of all ranks joined, and each rank's own."""
     per_rank = []
     for rank in range(world_size):
         sampler = EpochSampler(n, global_batch_size // world_size, rank, world_size, seed, **settings)
@@ -66,7 +66,7 @@ def test_partners_meet_in_a_batch(n_twins, n_alone, world_size, seed):
     st.booleans(),
 )
 def test_no_batch_has_a_video_twice(captions, spare, world_size, epoch, seed, drop_last):
-    """However many captions the videos have, also where a video must be in every batch (`spare` is 0)."""
+    """For any numbers of captions, even if a video must be in every batch (`spare` is 0)."""
     n, most = sum(captions), max(captions)
     batch_size = n // (most + spare) // world_size * world_size
     assume(batch_size > 0)
@@ -93,7 +93,7 @@ def test_no_batch_has_a_video_twice(captions, spare, world_size, epoch, seed, dr
 
 
 def test_epochs_of_videos_kept_apart_differ_in_everything():
-    """Order, what is left over, and who meets whom; nothing about it depends on the place in the list."""
+    """Order, leftovers and company all vary, and none depends on the place in the list."""
     videos = np.repeat(np.arange(6), 4)
     videos = np.append(videos, [6, 7, 8])
     orders, missing, positions, met = set(), set(), set(), set()
@@ -116,7 +116,7 @@ def test_epochs_of_videos_kept_apart_differ_in_everything():
 
 
 def test_as_many_items_as_msr_vtt():
-    """Two batches share as few videos as chance would have it, also neighbours: 19 other items of each, anywhere."""
+    """Two batches, even neighbours, share as few videos as by chance: each video has 19 other items, anywhere."""
     videos = np.repeat(np.arange(9000), 20)
     sampler = EpochSampler(len(videos), 128, 0, 1, seed=0, video_index=videos)
     indices = np.array([[index for _, index in batch] for batch in sampler])
@@ -190,7 +190,7 @@ def test_too_few_items_for_a_batch(n, batch_size, drop_last, message):
 
 
 def test_the_order_is_no_neighbour_of_the_items_draws():
-    """NumPy pads seeds with zeros: seeded [seed, epoch], the order would share its stream with item 0."""
+    """NumPy pads seeds with zeros: with the seed [seed, epoch], the order would share its stream with item 0."""
     assert np.random.default_rng([3, 1]).random() == np.random.default_rng([3, 1, 0]).random()
     order = [index for batch in global_batches(50, 1, 1, epoch=1, seed=3)[0] for _, index in batch]
     assert order != np.random.default_rng([3, 1, 0]).permutation(50).tolist()

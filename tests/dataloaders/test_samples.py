@@ -1,4 +1,4 @@
-"""Videos of the test split that are in the training split."""
+"""Test videos that share a part with training videos."""
 
 from pathlib import Path
 
@@ -43,7 +43,7 @@ def test_as_from_the_definition(training, test):
     def meet(one, other):
         seconds = [
             set(range(start or 0, 20 if end is None else end)) for _, start, end in (one, other)
-        ]  # whole seconds, since all times are whole
+        ]  # in whole seconds, because all times are whole
         return one[0] == other[0] and bool(seconds[0] & seconds[1])
 
     expected = [sample(*window) for window in test if any(meet(window, other) for other in training)]

@@ -1,4 +1,4 @@
-"""VATEX's files: lists of ids and a json with several captions an id."""
+"""VATEX's files: lists of ids and a json with several captions for each id."""
 
 import functools
 

@@ -1,4 +1,4 @@
-"""Filling the frame cache beforehand, with the flags of training."""
+"""Filling the frame cache before training, with the flags of training."""
 
 import os
 import signal
@@ -123,7 +123,7 @@ def test_wrong_commands(data, flags, message, capsys, tmp_path, monkeypatch):
     [*(pytest.param(number, marks=pytest.mark.slow) for number in (signal.SIGINT, signal.SIGKILL)), signal.SIGTERM],
 )
 def test_interrupted_and_started_again_it_makes_the_same_files(data, tmp_path, number):
-    for n in range(6):  # longer ones, so that the signal comes while they are read
+    for n in range(6):  # long enough that the signal comes while they are read
         count = 60 if n < 5 else 300
         pixels = np.random.default_rng(n).integers(0, 256, (count, 96, 96, 3), np.uint8)
         write_video(data.videos / f"video{n}.mp4", pixels)
@@ -137,7 +137,7 @@ def test_interrupted_and_started_again_it_makes_the_same_files(data, tmp_path, n
     process = subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=heed_interrupts
     )
-    # By name alone: a partial file gets its own while one looks.
+    # By name alone: a partial file may get its final name at any moment.
     while process.poll() is None and not list((tmp_path / "stopped").glob("*/[!.]*")):
         time.sleep(0.002)
     process.send_signal(number)

@@ -1,4 +1,4 @@
-"""Checking a data set's videos: every kind of trouble is found, named and counted, as training would meet it."""
+"""Checking a data set's videos: every kind of problem is found, named and counted, as training would meet it."""
 
 import csv
 import subprocess
@@ -33,7 +33,7 @@ def report(data: SmallData) -> dict[str, dict[str, str]]:
 
 
 def noise(path: Path, part: float) -> None:
-    """A video of 60 frames of which only a part is on disk."""
+    """Return a video of 60 frames of which only a part is on disk."""
     whole = write_video(path, np.random.default_rng(0).integers(0, 256, (60, 64, 64, 3), dtype=np.uint8)).read_bytes()
     path.write_bytes(whole[: int(len(whole) * part)])
 

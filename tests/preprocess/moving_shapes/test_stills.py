@@ -10,7 +10,7 @@ from preprocess.moving_shapes.stories import draw_story
 
 
 def _sign_colour(image: np.ndarray) -> np.ndarray:
-    """Where a picture [H,W,3] has a colour of the signs: bool [H,W]."""
+    """Return where a picture [H,W,3] has a colour of the signs: bool [H,W]."""
     shades = np.array([(0, 225, 235), (255, 96, 190)])
     return (np.abs(image[:, :, None].astype(int) - shades).sum(axis=-1) < 60).any(axis=-1)
 

@@ -79,7 +79,7 @@ def test_drawn_stories_are_of_every_kind_and_held_out_by_content() -> None:
     }
     turning = {story.things[0].shape for story in everything if story.family == "spinning"}
     assert turning == set(TURNING_SHAPES)
-    # A held-out content is not given away by the order in which its two things are named.
+    # The order in which its two things are named does not change a content.
     assert Story((HEART, STAR), ("hop", "blink")).content == Story((STAR, HEART), ("blink", "hop")).content
 
 

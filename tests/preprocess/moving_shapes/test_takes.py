@@ -12,13 +12,13 @@ HEART, STAR = Thing("red", "heart"), Thing("blue", "star")
 
 
 def visible(take: Take, n_frames: int = 12) -> np.ndarray:
-    """How far each pixel is from the background, float [T,H,W] in 0..1."""
+    """Return how far each pixel is from the background, float [T,H,W] in 0..1."""
     difference = np.abs(take.frames(n_frames).astype(float) - take.background).sum(axis=-1)
     return np.clip((difference - 30) / 100, 0, 1)
 
 
 def centroids(mass: np.ndarray) -> np.ndarray:
-    """Centre of mass of each frame as (x, y) in 0..1: [T,2]."""
+    """Return the centre of mass of each frame as (x, y) in 0..1: [T,2]."""
     side = mass.shape[-1]
     ticks = (np.arange(side) + 0.5) / side
     total = mass.sum(axis=(1, 2))
@@ -50,7 +50,7 @@ class TestMotions:
             angles = np.unwrap(np.arctan2(path[:, 1], path[:, 0]))  # y points down: growing angles turn clockwise
             assert np.ptp(np.hypot(*path.T)) < 0.03
             assert sign * (angles[-1] - angles[0]) > np.pi
-            # Every other frame is enough to see which way it went.
+            # Every other frame is enough to tell the direction.
             assert np.abs(angles[2:] - angles[:-2]).max() < 0.9 * np.pi
 
     def test_spinning(self, seed: int, speed: str) -> None:
@@ -59,7 +59,7 @@ class TestMotions:
             centre = centroids(mass)
             ticks = (np.arange(mass.shape[-1]) + 0.5) / mass.shape[-1]
             x, y = ticks[None, None, :] - centre[:, :1, None], ticks[None, :, None] - centre[:, 1:, None]
-            # A moon's third moment points out of its opening.
+            # A moon's third moment points out through its opening.
             third = np.stack([(mass * x * (x**2 + y**2)).sum((1, 2)), (mass * y * (x**2 + y**2)).sum((1, 2))])
             angles = np.unwrap(np.arctan2(third[1], third[0]))
             assert sign * (angles[-1] - angles[0]) > 0.4 * np.pi
@@ -129,7 +129,7 @@ def test_backwards_play_is_the_reversed_story(seed: int, held_out: bool, n_frame
     backwards = stage(story.reversed(), np.random.default_rng(seed), 64).frames(n_frames)
     assert forwards.dtype == np.uint8
     assert forwards.shape == (n_frames, 64, 64, 3)
-    # 1 - t is not the same number on both ways, and a value that lies between two grey levels may fall to either.
+    # 1 - t differs by rounding between the two directions, so a value between two grey levels may become either.
     difference = np.abs(backwards.astype(int) - forwards[::-1])
     assert difference.max() <= 1
     assert (difference > 0).mean() < 1e-3
