@@ -1,6 +1,6 @@
 """Data sets as lists of samples, and all that turns a video file into a batch of uint8 frames.
 
-A data set is one file of this folder and one line in `_READERS`, whose keys are the values of --datatype. Its file has
+A data set is one file of this folder and one line in `READERS`, whose keys are the values of --datatype. Its file has
 
     read_split(split, *, data_path, features_path, train_csv, val_csv) -> list[Sample]
     SPLITS         the splits that it has: "train", "test", and "val" if validation videos are published
@@ -14,7 +14,7 @@ from types import ModuleType
 from dataloaders import activitynet, custom, didemo, lsmdc, msrvtt, msrvtt_full, msvd, vatex
 from dataloaders.samples import Sample
 
-_READERS: dict[str, ModuleType] = {
+READERS: dict[str, ModuleType] = {
     "msrvtt": msrvtt,
     "msrvtt_full": msrvtt_full,
     "msvd": msvd,
@@ -25,8 +25,8 @@ _READERS: dict[str, ModuleType] = {
     "custom": custom,
 }
 
-DATASETS: dict[str, Callable[..., list[Sample]]] = {name: reader.read_split for name, reader in _READERS.items()}
-SPLITS: dict[str, tuple[str, ...]] = {name: reader.SPLITS for name, reader in _READERS.items()}
+DATASETS: dict[str, Callable[..., list[Sample]]] = {name: reader.read_split for name, reader in READERS.items()}
+SPLITS: dict[str, tuple[str, ...]] = {name: reader.SPLITS for name, reader in READERS.items()}
 NEEDED_FLAGS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
-    name: reader.NEEDED_FLAGS for name, reader in _READERS.items()
+    name: reader.NEEDED_FLAGS for name, reader in READERS.items()
 }

@@ -55,7 +55,9 @@ def read_split(split: str, *, data_path: Path, features_path: Path, **other_flag
     entries = read_json_object(captions_path, "--data_path")
     captioned = [video_id for video_id in dict.fromkeys(video_ids) if video_id in entries]
     if not captioned:
-        raise ValueError(f"--data_path {captions_path} has no caption for a video of {ids_path.name}: pass its own.")
+        raise ValueError(
+            f"--data_path {captions_path} has no caption for any video of {ids_path.name}: download both again."
+        )
     _note_left_out(len(set(video_ids)) - len(captioned), ids_path, captions_path)
 
     map_path = data_path / "video_path.json"
@@ -64,13 +66,13 @@ def read_split(split: str, *, data_path: Path, features_path: Path, **other_flag
         for video_id, file in files.items():
             if not is_text(file):
                 raise ValueError(
-                    f"--data_path {map_path}: {shorten(video_id)} has no name of a file but {quoted(file)}; write "
+                    f"--data_path {map_path}: {shorten(video_id)} has {quoted(file)} instead of a file name; write "
                     '{"v_VIDEO": "v_VIDEO.mp4", ...}.'
                 )
         _note_left_out(len(captioned) - len(files), ids_path, map_path)
         captioned, listed_in = list(files), map_path
         if not captioned:
-            raise ValueError(f"--data_path {map_path} has no entry for a video of {ids_path.name}: complete it.")
+            raise ValueError(f"--data_path {map_path} has no entry for any video of {ids_path.name}: complete it.")
         paths = find_listed_files(list(files.values()), features_path, map_path)
     else:
         listed_in = ids_path

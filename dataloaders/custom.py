@@ -65,7 +65,12 @@ def _note_others(names: Sequence[str], where: str) -> None:
         if (field := name.strip().lower()) in FIELDS:
             raise ValueError(f"{where} has {quoted(name)}, which would not be used: write it as {field!r}.")
     if used_for_nothing := [name for name in names if name]:
-        log.info("attention: %s has %s, not used; the fields are %s", where, some(used_for_nothing), ", ".join(FIELDS))
+        log.info(
+            "attention: %s has %s, which is not used; the fields are %s",
+            where,
+            some(used_for_nothing),
+            ", ".join(FIELDS),
+        )
 
 
 def _csv_rows(name: str, text: str) -> Iterator[tuple[int, Mapping[str, Any]]]:

@@ -125,13 +125,13 @@ def check_name(name: str, listed_in: Path | None = None) -> PurePosixPath:
     place = PurePosixPath(name)
     wrong = None
     if place.is_absolute():
-        wrong = "is an absolute path: write it as it is called within --features_path"
+        wrong = "is an absolute path: write it relative to --features_path"
     elif ".." in place.parts:
         wrong = "leads out of --features_path: move the video into it"
     elif "\\" in name:
-        wrong = "has a backslash: write / between a folder and a file"
+        wrong = "has a backslash: write / between folder and file"
     elif not place.parts or "\0" in name or not _fits(place):
-        wrong = "is no name that a file can have: correct it"
+        wrong = "cannot be the name of a file: correct it"
     if wrong:
         shown = repr(name if len(name) <= 60 else name[:57] + "...")
         raise ValueError(f"{listed_in or 'The list'} names a video {shown}, which {wrong}.")

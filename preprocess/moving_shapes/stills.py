@@ -186,7 +186,7 @@ def signed_still(story: Story, rng: np.random.Generator, image_size: int = 112) 
         take = stage(story, rng, image_size)
         # Staged time, not the story's, so that the moment does not tell a story from its reversal.
         staged = float(rng.uniform())
-        seen = take.look(1.0 - staged if take.backwards else staged)
+        seen = take.poses_at(1.0 - staged if take.backwards else staged)
         seen = [(thing, replace(pose, opacity=max(pose.opacity, 0.6))) for thing, pose in seen]
         taken: list[tuple[float, float, float]] = []
         places = []
@@ -225,7 +225,9 @@ def _place_words(pose: Pose) -> str:
 def plain_still(story: Story, rng: np.random.Generator, image_size: int = 112) -> Still:
     """Draw a moment of a story without a sign; the caption names size, colour, shape and place, but no motion."""
     take = stage(story, rng, image_size)
-    seen = [(thing, replace(pose, opacity=max(pose.opacity, 0.6))) for thing, pose in take.look(float(rng.uniform()))]
+    seen = [
+        (thing, replace(pose, opacity=max(pose.opacity, 0.6))) for thing, pose in take.poses_at(float(rng.uniform()))
+    ]
     image = take.background.copy()
     for thing, pose in seen:
         paint(image, OUTLINES[thing.shape], COLOURS[thing.colour], pose)

@@ -95,7 +95,7 @@ class Take:
     background: np.ndarray
     backwards: bool
 
-    def look(self, time: float) -> list[tuple[Thing, Pose]]:
+    def poses_at(self, time: float) -> list[tuple[Thing, Pose]]:
         """Return the things in the story's order, each with its pose at `time` (0 first frame, 1 last frame)."""
         staged = 1.0 - time if self.backwards else time
         seen = {thing: pose(staged) for thing, pose in zip(self.things, self.poses, strict=True)}
@@ -104,7 +104,7 @@ class Take:
     def draw(self, time: float) -> np.ndarray:
         """Draw the frame at `time`: uint8 [H,W,3]."""
         image = self.background.copy()
-        for thing, pose in self.look(time):
+        for thing, pose in self.poses_at(time):
             paint(image, OUTLINES[thing.shape], COLOURS[thing.colour], pose)
         return image
 

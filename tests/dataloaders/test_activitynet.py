@@ -79,7 +79,7 @@ def test_files_without_the_prefix_of_the_ids(read, tmp_path):
         ("val_1.json", {"v_c": {"sentences": ["a"], "duration": 10**400}}, "v_c has no `duration`"),
         ("val_1.json", {"v_c": {"sentences": "a dog runs", "duration": 3}}, "no list of `sentences` but"),
         ("val_1.json", {"v_c": "a dog runs"}, "no list of `sentences` but 'a dog runs'"),
-        ("video_path.json", {"v_c": ["v_c.mp4"]}, "v_c has no name of a file but ['v_c.mp4']"),
+        ("video_path.json", {"v_c": ["v_c.mp4"]}, "v_c has ['v_c.mp4'] instead of a file name"),
         ("val_1.json", {"v_c": {"sentences": [" "], "duration": 3}}, "v_c has only empty sentences"),
     ],
 )

@@ -151,5 +151,5 @@ def test_fields_that_are_not_used_are_named(read, tmp_path, caplog):
     with caplog.at_level("INFO", "stop"):
         assert len(read("train", train_csv=path, val_csv=path)) == 1
     assert [record.getMessage() for record in caplog.records] == [
-        f"attention: --train_csv {path} has begin, not used; the fields are path, caption, start, end, split"
+        f"attention: --train_csv {path} has begin, which is not used; the fields are path, caption, start, end, split"
     ]

@@ -9,12 +9,11 @@ from pathlib import Path
 import pytest
 
 import dataloaders
-from dataloaders import DATASETS, NEEDED_FLAGS, SPLITS
+from dataloaders import DATASETS, NEEDED_FLAGS, READERS, SPLITS
 from dataloaders.samples import Sample
 from engine.config import DataConfig
 from tests.dataloaders.folders import assert_one_sentence, touch_videos, write_json, write_lines
 
-READERS = {name: getattr(dataloaders, name) for name in DATASETS}
 WITH_VALIDATION = {"msrvtt_full", "msvd", "vatex", "didemo", "lsmdc", "custom"}
 # Splits without a published number of videos that we could check.
 WITHOUT_A_NUMBER = {("custom", "train"), ("custom", "val"), ("custom", "test"), ("lsmdc", "train"), ("lsmdc", "val")}

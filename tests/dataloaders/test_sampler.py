@@ -129,7 +129,7 @@ def test_as_many_items_as_msr_vtt():
 
 
 @pytest.mark.parametrize(
-    ("captions", "per_rank", "counts_and_mend"),
+    ("captions", "per_rank", "counts_and_fix"),
     [
         ((3, 5, 4), 2, "5 and an epoch 3: pass --batch_size 2 or less, or --same_video negatives or positives"),
         ((9, 9, 3, 3), 3, "9 and an epoch 4: pass --batch_size 2 or less, or --same_video"),
@@ -137,9 +137,9 @@ def test_as_many_items_as_msr_vtt():
         ((2,), 1, "2 and an epoch 1: pass --same_video negatives or positives"),
     ],
 )
-def test_a_video_with_more_captions_than_batches_is_refused(captions, per_rank, counts_and_mend):
+def test_a_video_with_more_captions_than_batches_is_refused(captions, per_rank, counts_and_fix):
     videos = np.repeat(np.arange(len(captions)), captions)
-    with pytest.raises(ValueError, match=f"--same_video apart needs as many full batches .* has {counts_and_mend}"):
+    with pytest.raises(ValueError, match=f"--same_video apart needs as many full batches .* has {counts_and_fix}"):
         EpochSampler(len(videos), per_rank, rank=0, world_size=2, seed=0, video_index=videos)
 
 

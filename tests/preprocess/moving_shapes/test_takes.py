@@ -111,7 +111,7 @@ def test_one_event_before_the_other(events: tuple[str, str], seed: int) -> None:
 def test_a_resting_thing_does_not_move() -> None:
     for motion in REVERSED:
         story = Story((HEART, STAR), (motion, "rest"))
-        looks = [stage(story, np.random.default_rng(1)).look(time) for time in (0.0, 0.4, 1.0)]
+        looks = [stage(story, np.random.default_rng(1)).poses_at(time) for time in (0.0, 0.4, 1.0)]
         assert [thing for thing, _ in looks[0]] == [HEART, STAR]
         assert looks[0][1] == looks[1][1] == looks[2][1]
         assert looks[0][0] != looks[2][0]
@@ -143,7 +143,7 @@ def test_unordered_frames_say_nothing_about_the_direction(motion: str) -> None:
     means = []
     for chosen in (motion, REVERSED[motion]):
         takes = [stage(Story((HEART,), (chosen,)), np.random.default_rng(seed), image_size=8) for seed in range(400)]
-        poses = [take.look(time)[0][1] for take in takes for time in np.linspace(0, 1, 5)]
+        poses = [take.poses_at(time)[0][1] for take in takes for time in np.linspace(0, 1, 5)]
         means.append(np.mean([(pose.x, pose.y, pose.radius) for pose in poses], axis=0))
     np.testing.assert_allclose(means[0], means[1], atol=1e-9)
 
@@ -153,7 +153,7 @@ def test_everything_drawn_stays_inside_and_apart() -> None:
     for _ in range(150):
         take = stage(draw_story(rng, held_out=False), rng)
         for time in np.linspace(0, 1, 7):
-            poses = [pose for _, pose in take.look(float(time))]
+            poses = [pose for _, pose in take.poses_at(float(time))]
             for pose in poses:
                 assert pose.radius <= min(pose.x, pose.y, 1 - pose.x, 1 - pose.y)
             if len(poses) == 2:
