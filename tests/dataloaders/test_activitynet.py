@@ -68,7 +68,7 @@ def test_files_without_the_prefix_of_the_ids(read, tmp_path):
     ("name", "content", "message"),
     [
         ("val_ids.json", {}, "not a list of ids"),
-        ("val_ids.json", [], "no caption for a video of val_ids.json"),
+        ("val_ids.json", [], "no caption for any video of val_ids.json"),
         ("val_ids.json", [["v_c"]], "not a list of ids"),
         ("val_1.json", [], "not a JSON object"),
         ("val_1.json", {"v_c": {"duration": 3}}, "v_c has no `duration` or no list of `sentences`"),

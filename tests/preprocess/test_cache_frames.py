@@ -52,6 +52,19 @@ def test_the_splits_asked_for(data, tmp_path, flags, count, capsys):
     assert len(entries(tmp_path / "cache")) == count
 
 
+def test_the_validation_split_is_stored_as_evaluation_reads_it(data, tmp_path, capsys, monkeypatch):
+    """Without draws, as the test split."""
+    lists = {split: tmp_path / f"{split}.csv" for split in ("val", "test")}
+    for split, path in lists.items():
+        path.write_text(f"path,caption,split\nvideo7.mp4,one,{split}\nvideo8.mp4,two,{split}\n")
+    flags = [*data.flags(), *SEGMENTS, "--datatype", "custom", "--frame_cache", str(tmp_path / "cache")]
+    assert main([*flags, "--val_csv", str(lists["val"]), "--split", "val"]) == 0
+    assert "val split: 2 of 2 videos are in the cache." in capsys.readouterr().out
+    monkeypatch.setattr("dataloaders.frames.read_frames", None)
+    evaluation = ["--do_eval", *flags, "--val_csv", str(lists["test"]), "--output_dir", str(tmp_path / "run")]
+    assert train(evaluation) == 0
+
+
 def test_what_cannot_be_read_is_named_and_the_rest_is_done(data, tmp_path, capsys):
     (data.videos / "video0.mp4").write_text("no video")
     (data.videos / "video2.mp4").unlink()
@@ -101,7 +114,8 @@ def test_a_launch_script_runs_it_with_its_own_flags(data, tmp_path):
     ("flags", "message"),
     [
         ([], "--frame_cache is not given"),
-        (["--frame_cache", "c", "--split", "val"], "--split val is not one of"),
+        (["--frame_cache", "c", "--split", "dev"], "--split dev is not one of"),
+        (["--frame_cache", "c", "--split", "val"], "MSR-VTT has no split 'val': pass train or test"),
         (["--frame_cache", "c", "--jobs", "0"], "--jobs 0 is out of range"),
         (["--frame_cache", "c", "--jobs"], "expected one argument"),
         (["--frame_cache", "c", "--shard", "2/2"], "--shard 2/2 is not of the form"),

@@ -207,7 +207,7 @@ def test_it_says_what_it_would_do_and_does_nothing_without_a_terminal(tmp_path, 
     )
     assert f"about 1 MB in {place.weights} and 102 MB in {place.data}; free are" in done.stdout
     assert re.search(r"free are [\d.]+ [MG]B and [\d.]+ [MG]B\.\n", done.stdout)
-    assert "their licences and terms hold" in done.stdout
+    assert "their licences and terms apply" in done.stdout
     assert list(tmp_path.iterdir()) == []
 
 
