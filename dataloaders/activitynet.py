@@ -2,14 +2,15 @@
 
 --data_path is a folder with the files that CLIP4Clip and STOP use: `train_ids.json` and `val_ids.json`, lists of ids
 `v_...`; `train.json` and `val_1.json`, id -> `duration`, `timestamps`, `sentences`. --features_path is the folder with
-the videos, `v_....mp4`, or with another extension, or without the `v_`.
+the videos, named `v_....mp4`, with another extension, or without the `v_`.
 
-A `video_path.json` in --data_path, id -> file in --features_path, as STOP has it, says where each video is, and videos
-without an entry are left out: with it a part of the data set can be used. Its authors also leave out
-v_NHznDFD3V3k, which is broken, and come to 9,933 and 4,869 videos. Where it says `.avi`, an `.mp4` in the same folder
-does as well.
+An optional `video_path.json` in --data_path, id -> file in --features_path, as STOP has it, says where each video is.
+Videos without an entry are left out, so it can select a part of the data set. STOP's authors also leave out
+v_NHznDFD3V3k, which is broken, and arrive at 9,933 and 4,869 videos. If an entry says `.avi`, an `.mp4` in the same
+folder will do.
 
-All sentences of a video, joined, are its one caption; the video is its first ceil(duration) seconds.
+The one caption of a video joins all its sentences; the video is its first ceil(duration) seconds. The published test
+split is withheld, so val_1 is the test here, and there is no other validation split.
 """
 
 import math
@@ -17,29 +18,33 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from dataloaders.files import (
+from dataloaders.annotations import (
     check_split,
-    find_listed_files,
-    find_videos,
+    is_text,
+    is_texts,
     log,
+    number,
     read_json,
     read_json_object,
     report_count,
 )
-from dataloaders.json_files import is_text, is_texts, number
+from dataloaders.listed_videos import find_listed_files, find_videos
 from dataloaders.quoting import quoted, shorten
 from dataloaders.samples import Sample
 
+SPLITS = ("train", "test")
+NEEDED_FLAGS = (("data_path", "features_path"), ())
 EXPECTED = {"train": 10_009, "test": 4917}  # videos with a caption, of 10,024 and 4,926 ids
 FILES = {"train": ("train_ids.json", "train.json"), "test": ("val_ids.json", "val_1.json")}
 
 
 def read_split(split: str, *, data_path: Path, features_path: Path, **other_flags: Path) -> list[Sample]:
-    """The samples of "train" or "test", in the order of the list of ids, without those that have no caption.
+    """Return the samples of "train" or "test", in the order of the list of ids, without videos that have no caption.
 
-    Raises ValueError for a file with the wrong content and FileNotFoundError for a missing one, the videos aside.
+    Raises ValueError for a file with wrong content and FileNotFoundError for a missing file; missing videos are no
+    error here.
     """
-    check_split("ActivityNet", split, EXPECTED)
+    check_split("ActivityNet", split, SPLITS)
     ids_path, captions_path = (data_path / name for name in FILES[split])
     video_ids = read_json(ids_path, "--data_path")
     if not is_texts(video_ids):
@@ -50,7 +55,9 @@ def read_split(split: str, *, data_path: Path, features_path: Path, **other_flag
     entries = read_json_object(captions_path, "--data_path")
     captioned = [video_id for video_id in dict.fromkeys(video_ids) if video_id in entries]
     if not captioned:
-        raise ValueError(f"--data_path {captions_path} has no caption for a video of {ids_path.name}: pass its own.")
+        raise ValueError(
+            f"--data_path {captions_path} has no caption for any video of {ids_path.name}: download both again."
+        )
     _note_left_out(len(set(video_ids)) - len(captioned), ids_path, captions_path)
 
     map_path = data_path / "video_path.json"
@@ -59,13 +66,13 @@ def read_split(split: str, *, data_path: Path, features_path: Path, **other_flag
         for video_id, file in files.items():
             if not is_text(file):
                 raise ValueError(
-                    f"--data_path {map_path}: {shorten(video_id)} has no name of a file but {quoted(file)}; write "
+                    f"--data_path {map_path}: {shorten(video_id)} has {quoted(file)} instead of a file name; write "
                     '{"v_VIDEO": "v_VIDEO.mp4", ...}.'
                 )
         _note_left_out(len(captioned) - len(files), ids_path, map_path)
         captioned, listed_in = list(files), map_path
         if not captioned:
-            raise ValueError(f"--data_path {map_path} has no entry for a video of {ids_path.name}: complete it.")
+            raise ValueError(f"--data_path {map_path} has no entry for any video of {ids_path.name}: complete it.")
         paths = find_listed_files(list(files.values()), features_path, map_path)
     else:
         listed_in = ids_path
@@ -83,7 +90,7 @@ def _note_left_out(count: int, ids_path: Path, path: Path) -> None:
 
 
 def _by_id(files: dict[str, Any], video_ids: list[str]) -> dict[str, Any]:
-    """The entries of these videos, whether or not the ids in `files` have their `v_`."""
+    """Return the entries of these videos, whether or not the ids in `files` begin with `v_`."""
     keys = {video_id: video_id if video_id in files else video_id.removeprefix("v_") for video_id in video_ids}
     return {video_id: files[key] for video_id, key in keys.items() if key in files}
 

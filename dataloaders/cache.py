@@ -1,20 +1,20 @@
 """Decoded frames on disk (--frame_cache), so that a video is decoded once and not once for each caption and epoch.
 
-An entry holds what a FrameReader takes from one video, ready for the model: the frames of a sampling that always takes
-the same ones, every candidate of a sampling that draws. It is a safetensors file with, in "raw", the pixels, which are
-mapped into memory and so shared by all loader workers and processes of a machine, or, in "jpeg", a JPEG file for each
-frame, about a tenth of the size.
+An entry holds the frames that a FrameReader takes from one video, ready for the model: always the same ones, or every
+candidate if the sampling draws. It is a safetensors file. In "raw" it holds the pixels, which are mapped into memory
+and so shared by all loader workers and processes of a machine. In "jpeg" it holds a JPEG file for each frame, about a
+tenth of the size.
 
-An entry's name is a hash of all that its pixels depend on: where the video file lies below the folder of the videos,
-its size, its time of change and a sample of its content; the reader's settings; the decoder's version. A changed video,
-another setting or another decoder therefore gets an entry of its own, and the videos and the cache may be moved as
-wholes. An entry says itself what it was made of and carries a checksum; both are looked at when a process first opens
-it, and an entry that fails is made again.
+An entry's name is a hash of all that its pixels depend on: the video file's place below the folder of the videos, its
+size, its time of change and a sample of its content; the reader's settings; the decoder's version. A changed video,
+another setting or another decoder gets a new entry, and the videos and the cache may each be moved as a whole. An entry
+also states what it was made from and carries a checksum. Both are checked when a process first opens it, and an entry
+that fails is made again.
 
-Each part of a file's identity sees what the others miss. Files of one name, size and time lie in folders of different
-data sets or cameras: place and sample tell them apart. A download that wrote into a file of full size changes perhaps
-nothing that is sampled: the time tells. So a copy of the videos needs its times of change kept (cp -p, rsync -t), or
-their entries are made anew.
+Each part of a file's identity sees what the others miss. Data sets and cameras have files of one name, size and time in
+different folders: place and sample tell them apart. A download that is written into a file of full size may change
+nothing that is sampled: the time tells. So keep the times of change when you copy videos (cp -p, rsync -t), or their
+entries are made again.
 
 Shapes: K stored frames, S image side.
 """
@@ -31,37 +31,38 @@ from dataclasses import dataclass, field
 from glob import escape
 from hashlib import sha256
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
-import cv2
 import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
-from dataloaders.decode import VideoError, decoder_version, file_status
+from dataloaders.decode import decoder_version
 from dataloaders.quoting import quoted
+from dataloaders.video_file import VideoError, file_status
 
-FRAME_CACHE_FORMAT = ("raw", "jpeg")
+FrameCacheFormat = Literal["raw", "jpeg"]  # --frame_cache_format
+FRAME_CACHE_FORMAT: tuple[str, ...] = get_args(FrameCacheFormat)
 JPEG_QUALITY = 95
-LAYOUT = 3  # of an entry; a change of it, or of how frames are decoded, makes all entries anew
-SAMPLE_BYTES = 2**20  # at the start, in the middle and at the end of a video file
-MAX_MAPPED = 16_384  # entries kept open in a process, a quarter of the mappings that Linux allows it
+LAYOUT = 3  # version of an entry's layout; a change of it, or of the decoding, makes all entries again
+SAMPLE_BYTES = 2**20  # read at the start, in the middle and at the end of a video file
+MAX_MAPPED = 16_384  # entries that a process keeps open, a quarter of the mappings that Linux allows it
 PARTIAL = ".partial"
-LABEL = "entry"  # the one text in an entry: of several, safetensors would change the order from file to file
+LABEL = "entry"  # the only text in an entry: safetensors would store several in varying order
 
 log = logging.getLogger("stop")
 
 
-# A video file as one process sees it: path, device and number of the file, bytes, time of change of its content and of
-# anything (ns).
+# A video file as one process sees it: path, device and inode, bytes, and the times (ns) when its content and its inode
+# last changed.
 FileState = tuple[Path, int, int, int, int, int]
 
 
 class StoredFrames:
-    """The K frames of an entry; of "jpeg" none is decoded before it is taken.
+    """The K frames of an entry; a "jpeg" frame is decoded when it is taken.
 
-    `promised` is the K that the header of the video file led to expect.
+    `promised` is the K that the video file's header promised.
     """
 
     def __init__(self, tensors: Mapping[str, torch.Tensor]) -> None:
@@ -79,7 +80,7 @@ class StoredFrames:
         return self._count
 
     def take(self, positions: np.ndarray) -> torch.Tensor:
-        """The frames at `positions`, int64 [k] -> uint8 [k, 3, S, S], a copy."""
+        """Return a copy of the frames at `positions`, int64 [k]: uint8 [k, 3, S, S]."""
         if self._pixels is not None:
             return torch.from_numpy(self._pixels.take(positions, axis=0))
         assert self._jpegs is not None
@@ -91,9 +92,9 @@ class StoredFrames:
 class FrameCache:
     """A folder of decoded frames, in `encoding` "raw" or "jpeg". Many processes may read and fill it at once.
 
-    `videos` is the folder with the videos, --features_path: all who share entries have to name the same. Without it a
-    file goes by its name alone. `content_samples` are those that were read, also by the process that this one was
-    started from. Raises ValueError for an unknown encoding or a folder that is a file.
+    `videos` is the folder with the videos, --features_path; processes that share entries must name the same folder.
+    Without it a file is known by its name alone. `content_samples` holds the samples read so far, also by the process
+    that started this one. Raises ValueError for an unknown encoding or a folder that is a file.
     """
 
     folder: Path
@@ -111,14 +112,14 @@ class FrameCache:
             raise ValueError(f"--frame_cache {self.folder} is a file: name a folder.")
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_mapped": {}}  # a started process would get copies of what is mapped here
+        return {**self.__dict__, "_mapped": {}}  # else a started process would get copies of the mapped entries
 
     def load(self, path: Path, settings: str, read: Callable[[], tuple[torch.Tensor, int]]) -> StoredFrames:
-        """The frames of the video `path` under a reader's `settings`, any text that tells these apart.
+        """Return the frames of the video `path` under a reader's `settings`, a text that tells settings apart.
 
-        Where there is no sound entry yet, `read` gives them, uint8 [K, 3, S, S], and the number `promised`.
+        If there is no valid entry yet, `read` provides the frames, uint8 [K, 3, S, S], and the number `promised`.
 
-        Raises VideoError, also for a video that is gone since, and OSError where the entry cannot be written.
+        Raises VideoError, also if the video has disappeared, and OSError if the entry cannot be written.
         """
         state = _state(path)
         if (stored := self._mapped.get((state, settings))) is None:
@@ -136,18 +137,18 @@ class FrameCache:
         return stored
 
     def place(self, path: Path, settings: str) -> Path:
-        """Where the entry of a video lies or will lie; VideoError if there is no such video or it cannot be read."""
+        """Return the path of a video's entry, existing or not; VideoError if there is no such readable video."""
         return self._place(self._terms(_state(path), settings))
 
     def remove_partials(self) -> None:
-        """Remove what writers of this machine have left that were killed."""
+        """Remove partial files that killed writers of this machine left behind."""
         for partial in self.folder.glob(f"*/.*.{escape(platform.node())}.*{PARTIAL}"):
             process = int(partial.name.removesuffix(PARTIAL).split(".")[-2])
             if not _is_alive(process):
                 partial.unlink(missing_ok=True)
 
     def _terms(self, state: FileState, settings: str) -> str:
-        """All that the pixels of an entry depend on."""
+        """Return all that the pixels of an entry depend on, as text."""
         path, _, _, size, changed, _ = state
         if (sample := self.content_samples.get(state)) is None:
             sample = self.content_samples[state] = content_sample(path, size)
@@ -169,7 +170,7 @@ class FrameCache:
         return self.folder / name[:2] / f"{name}.safetensors"
 
     def _open(self, place: Path, terms: str) -> StoredFrames | None:
-        """An entry, or None if there is none or it is not what was written."""
+        """Return an entry, or None if there is none or it is not what was written."""
         try:
             with safe_open(place, "pt") as file:
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118, not a mapping
@@ -195,9 +196,9 @@ class FrameCache:
         partial = place.with_name(f".{place.name}.{writer}{PARTIAL}")
         try:
             place.parent.mkdir(parents=True, exist_ok=True)
-            # Not save_file, which has a partial file of its own name and leaves it when killed.
+            # Not save_file, whose own partial file has another name and stays behind if it is killed.
             partial.write_bytes(save(tensors, {LABEL: _label(terms, tensors)}))
-            partial.replace(place)  # not synchronised to the disk: what a power cut leaves fails the checksum
+            partial.replace(place)  # not synced to the disk: after a power cut the checksum fails
         except OSError as error:
             reason = error.strerror or error
             raise OSError(
@@ -214,8 +215,8 @@ def _state(path: Path) -> FileState:
 
 
 def content_sample(path: Path, size: int) -> str:
-    """The SHA-256 of the first, the middle and the last MiB of a file of `size` bytes, of all of it up to 3 MiB; as
-    hexadecimal digits. VideoError if it cannot be read."""
+    """Return the SHA-256, as hexadecimal digits, of the first, middle and last MiB of a file of `size` bytes, or of all
+    of it up to 3 MiB. VideoError if it cannot be read."""
     starts = (0, (size - SAMPLE_BYTES) // 2, size - SAMPLE_BYTES)
     parts = [(start, SAMPLE_BYTES) for start in starts] if size > 3 * SAMPLE_BYTES else [(0, size)]
     found = sha256()
@@ -230,8 +231,8 @@ def content_sample(path: Path, size: int) -> str:
 
 
 def _label(terms: str, tensors: Mapping[str, torch.Tensor]) -> str:
-    """What an entry says of itself: its terms, and the CRC-32 of its tensors' names, types, shapes and bytes, in the
-    order of their names."""
+    """Return an entry's label: its terms, and the CRC-32 of its tensors' names, types, shapes and bytes, sorted by
+    name."""
     checksum = 0
     for name in sorted(tensors):
         values = tensors[name].numpy()
@@ -241,14 +242,19 @@ def _label(terms: str, tensors: Mapping[str, torch.Tensor]) -> str:
 
 
 def _to_jpeg(frame: np.ndarray) -> np.ndarray:
-    """uint8 [3, S, S] RGB -> the bytes of a JPEG file, uint8 [n]."""
+    """Encode a frame uint8 [3, S, S] RGB as a JPEG file, uint8 [n] bytes."""
+    import cv2  # only "jpeg" needs it
+
     picture = cv2.cvtColor(np.ascontiguousarray(frame.transpose(1, 2, 0)), cv2.COLOR_RGB2BGR)
     return cv2.imencode(".jpg", picture, [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY])[1].reshape(-1)
 
 
 def _from_jpeg(jpeg: np.ndarray) -> np.ndarray:
+    """Decode a JPEG file, uint8 [n] bytes, to a frame uint8 [3, S, S] RGB."""
+    import cv2
+
     picture = cv2.imdecode(jpeg, cv2.IMREAD_COLOR)
-    assert picture is not None  # its checksum was right
+    assert picture is not None  # the checksum was right
     return cv2.cvtColor(picture, cv2.COLOR_BGR2RGB).transpose(2, 0, 1)
 
 

@@ -1,42 +1,48 @@
 """Your own videos: a list of `path`, `caption`, and where wanted `start`, `end` and `split`.
 
---train_csv and --val_csv name the lists for training and for the test, csv files with a header or `.jsonl` files with
-an object a line. `path` is a file within --features_path; a re-encoded one may have another extension. `start` and
-`end`, in seconds, say that only this part of the file is the video; left out they are the file's own start and end.
-`split` is train, val or test: with it both flags may name the same file, since each takes the lines of its split and
-those that name none; lines of val are not used. Training refuses lists that share a video, or parts of one that
-overlap, unless --allow_overlap is passed. Lines with the same path, start and end are several captions of one video. A
-caption with a comma in it is quoted in a csv file; one with a line break in it fits into a jsonl file alone.
+--train_csv lists the training videos, --val_csv the test videos. Both are csv files with a header, or `.jsonl` files
+with one object a line. `path` is a file within --features_path; a re-encoded file may have another extension. `start`
+and `end`, in seconds, say that only this part of the file is the video; they default to the file's start and end.
+
+`split` is train, val or test. With it both flags may name the same file: "train" takes the lines of --train_csv that
+say train or nothing, "test" those of --val_csv that say test or nothing, and "val" those of --val_csv that say val.
+
+Training refuses lists that share a video, or overlapping parts of one, unless --allow_overlap is passed. Lines with the
+same path, start and end are several captions of one video. Quote a caption that has a comma in a csv file; write a
+caption that has a line break in a jsonl file.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from dataloaders.csv_lists import columns_of, read_csv
-from dataloaders.files import check_split, find_listed_files, log, read_text
-from dataloaders.json_files import is_text, number, parse_json
+from dataloaders.annotations import check_split, columns_of, is_text, log, number, parse_json, read_csv, read_text
+from dataloaders.listed_videos import find_listed_files
 from dataloaders.quoting import quoted, some
 from dataloaders.samples import Sample
 
+SPLITS = ("train", "val", "test")  # also the values of the field `split`
+NEEDED_FLAGS = (("val_csv", "features_path"), ("train_csv",))
+EXPECTED: dict[str, int] = {}  # your own videos have no published number
 FIELDS = ("path", "caption", "start", "end", "split")
-SPLITS = ("train", "val", "test")  # what the field `split` may say
 
 
 def read_split(split: str, *, features_path: Path, train_csv: Path, val_csv: Path, **other_flags: Path) -> list[Sample]:
-    """The samples of "train" or "test", in the order of the list, one for each video or part of one.
+    """Return the samples of "train", "val" or "test", in the order of the list, one for each video or part of one.
 
-    Raises ValueError for a list with the wrong content and FileNotFoundError for a missing file, the videos aside.
+    Raises ValueError for a list with wrong content and FileNotFoundError for a missing file; missing videos are no
+    error here.
     """
-    check_split("custom", split, ("train", "test"))
+    check_split("custom", split, SPLITS)
     path, flag = (train_csv, "--train_csv") if split == "train" else (val_csv, "--val_csv")
     rows = _jsonl_rows if path.suffix == ".jsonl" else _csv_rows
     captions: dict[tuple[str, float | None, float | None], list[str]] = {}
-    others: dict[str, None] = {}  # names that are no field's, in order
+    others: dict[str, None] = {}  # names of no field, in order
     for line, row in rows(f"{flag} {path}", read_text(path, flag)):
         others |= dict.fromkeys(name for name in row if name not in FIELDS)
         try:
-            if row.get("split") not in (None, "") and _split(row) != split:
+            named = _split(row) if row.get("split") not in (None, "") else ""
+            if named != split and (named or split == "val"):
                 continue
             clip = _text(row, "path"), *_window(row)
             captions.setdefault(clip, []).append(_text(row, "caption"))
@@ -54,12 +60,17 @@ def read_split(split: str, *, features_path: Path, train_csv: Path, val_csv: Pat
 
 
 def _note_others(names: Sequence[str], where: str) -> None:
-    """Say which names are not used; ValueError for one that seems to be meant for a field, such as `Start`."""
+    """Log which names are not used; ValueError for a name that is probably meant as a field, such as `Start`."""
     for name in names:
         if (field := name.strip().lower()) in FIELDS:
             raise ValueError(f"{where} has {quoted(name)}, which would not be used: write it as {field!r}.")
     if used_for_nothing := [name for name in names if name]:
-        log.info("attention: %s has %s, not used; the fields are %s", where, some(used_for_nothing), ", ".join(FIELDS))
+        log.info(
+            "attention: %s has %s, which is not used; the fields are %s",
+            where,
+            some(used_for_nothing),
+            ", ".join(FIELDS),
+        )
 
 
 def _csv_rows(name: str, text: str) -> Iterator[tuple[int, Mapping[str, Any]]]:
@@ -105,7 +116,7 @@ def _window(row: Mapping[str, Any]) -> tuple[float | None, float | None]:
     start, end = _seconds(row, "start"), _seconds(row, "end")
     if end is not None and end <= (start or 0):
         raise ValueError(f"'end' is {end:g}, not after the start")
-    return start or None, end  # 0 is where a file starts anyway: with and without it, it is one video
+    return start or None, end  # a file starts at 0: with and without it, it is the same video
 
 
 def _seconds(row: Mapping[str, Any], name: str) -> float | None:

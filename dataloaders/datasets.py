@@ -1,7 +1,7 @@
 """The torch datasets of videos and captions, and the loaders that make batches of them.
 
-Every random draw of a training item comes from (seed, epoch, index) and nothing else, so neither the number of workers
-nor the number of processes changes what is trained on.
+Every random draw of a training item depends on (seed, epoch, index) alone, so the number of workers or processes does
+not change what we train on.
 
 Shapes: B batch, T = `max_frames`, S image side, L words, N rows.
 """
@@ -25,14 +25,14 @@ Batch = dict[str, torch.Tensor]
 class TrainingPairs(Dataset[Item]):
     """Video-caption pairs to train on, indexed by (epoch, index).
 
-    With `expand_captions` there is one item for every caption, else one for every video with a caption drawn anew in
-    each epoch. An item: `video` uint8 [T, 3, S, S], `frame_mask` bool [T], `token_ids` int64 [L], `index` and
-    `video_index` int.
+    With `expand_captions` there is one item for every caption; otherwise there is one for every video, with a caption
+    drawn anew in each epoch. An item: `video` uint8 [T, 3, S, S], `frame_mask` bool [T], `token_ids` int64 [L], `index`
+    and `video_index` int.
 
     `video_index`, int64 [N], gives each item's video as a row of `samples`.
 
-    `twin_of` names each video's twin by id, where it has one that is among the samples. `partner`, int64 [N], then is
-    each item's index in its twin: the one with the caption of the same number, and itself where there is none.
+    `twin_of` maps a video's id to its twin's id. `partner`, int64 [N], is then the index of the twin's item whose
+    caption has the same number, and the item's own index if there is none.
     """
 
     def __init__(
@@ -48,8 +48,8 @@ class TrainingPairs(Dataset[Item]):
         self.tokenize = tokenize
         self.frames = frames
         self.seed = seed
-        # (sample, caption) of every item, [N, 2]; caption -1 is "draw one". An array, because worker processes would
-        # copy a list of tuples piece by piece as they touch it.
+        # (sample, caption) of every item, [N, 2]; caption -1 means "draw one". An array, because worker processes would
+        # gradually copy a list of tuples as they touch it.
         captions_of = [range(len(sample.captions)) if expand_captions else (-1,) for sample in samples]
         pairs = [(row, caption) for row, captions in enumerate(captions_of) for caption in captions]
         self._pairs = np.array(pairs, dtype=np.int64).reshape(-1, 2)
@@ -83,13 +83,13 @@ class TrainingPairs(Dataset[Item]):
         }
 
     def video_id(self, index: int) -> str:
-        """The id of the video behind an item, for messages."""
+        """Return the id of an item's video, for messages."""
         return self.samples[self.video_index[index]].video_id
 
 
 class GalleryVideos(Dataset[Item]):
-    """Every video once, to be searched in. An item: `video` uint8 [T, 3, S, S], `frame_mask` bool [T], `index`
-    int."""
+    """Every video once: the gallery that queries search. An item: `video` uint8 [T, 3, S, S], `frame_mask` bool [T],
+    `index` int."""
 
     def __init__(self, samples: Sequence[Sample], frames: FrameReader) -> None:
         self.samples = samples
@@ -104,12 +104,12 @@ class GalleryVideos(Dataset[Item]):
         return {"video": video, "frame_mask": frame_mask, "index": index}
 
     def video_id(self, index: int) -> str:
-        """The id of a video, for messages."""
+        """Return the id of a video, for messages."""
         return self.samples[index].video_id
 
 
 class QueryCaptions(Dataset[Item]):
-    """Every caption of every video, video by video, to search with. An item: `token_ids` int64 [L], `index` int.
+    """Every caption of every video, video by video, as queries. An item: `token_ids` int64 [L], `index` int.
 
     `video_index` int64 [N] gives each caption's video as a row of `samples`, which is also its row in GalleryVideos.
     """
@@ -127,8 +127,8 @@ class QueryCaptions(Dataset[Item]):
 
 
 def collate(items: Sequence[Item]) -> Batch:
-    """Items -> one batch: `video` uint8 [B, T, 3, S, S], `frame_mask` bool [B, T], `token_ids` int64 [B, L], `index`
-    and `video_index` int64 [B]; of these, the ones that the items have."""
+    """Stack items into one batch: those of `video` uint8 [B, T, 3, S, S], `frame_mask` bool [B, T], `token_ids` int64
+    [B, L], `index` and `video_index` int64 [B] that the items have."""
     return default_collate(list(items))
 
 
@@ -139,10 +139,10 @@ def make_training_loader(
     pin_memory: bool = False,
     prefetch_factor: int = 2,
 ) -> DataLoader[Item]:
-    """Batches of `dataset` in the order of `sampler`; call `sampler.set_epoch` before each pass.
+    """Return a loader of `dataset` in the order of `sampler`; call `sampler.set_epoch` before each pass.
 
-    `num_workers` (--num_thread_reader) processes read `prefetch_factor` batches ahead each and live on between epochs;
-    0 reads in this process. Each of them runs torch on one thread, which the DataLoader sees to.
+    Each of `num_workers` processes (--num_thread_reader) reads `prefetch_factor` batches ahead and stays alive between
+    epochs; with 0, this process reads. The DataLoader makes each worker run torch on one thread.
     """
     return DataLoader(
         dataset,
@@ -152,7 +152,7 @@ def make_training_loader(
         pin_memory=pin_memory,
         prefetch_factor=prefetch_factor if num_workers else None,
         persistent_workers=num_workers > 0,
-        generator=torch.Generator(),  # of workers' seeds; from torch's own, every pass would shift dropout's draws
+        generator=torch.Generator(),  # for the workers' seeds; drawn from torch's own, they would shift dropout's draws
     )
 
 
@@ -164,8 +164,8 @@ def make_evaluation_loader(
     pin_memory: bool = False,
     prefetch_factor: int = 2,
 ) -> DataLoader[Item]:
-    """Batches of the items `indices`, each of them once and in that order: one rank's shard, nothing padded or
-    dropped. Workers as in `make_training_loader`, but they end with the pass."""
+    """Return a loader of the items `indices`, one rank's shard: each once, in that order, with nothing padded or
+    dropped. Workers are as in `make_training_loader`, but they end with the pass."""
     return DataLoader(
         dataset,
         batch_size=batch_size,

@@ -1,45 +1,57 @@
-"""A video file and a choice of frame numbers -> those frames as uint8 RGB, read in order with PyAV (FFmpeg).
+"""A video file and a choice of frame numbers -> those frames as uint8 RGB, read in order with PyAV (FFmpeg), in the
+orientation and shape that players show.
 
-Frames are never sought: seeking is several times slower on compressed clips and returns wrong frames from damaged
-files without an error. Every frame up to the last chosen one is decoded, only the chosen ones are converted to pixels.
-The frame count in a file's header is a promise that is not always kept, and some containers give none: `video_facts`
-finds out what to expect, and the choice is made again when something else comes out.
+We never seek: seeking is several times slower on compressed clips and returns wrong frames from damaged files without
+an error. Every frame up to the last chosen one is decoded; only the chosen ones are converted to pixels. A file's
+header may promise another number of frames than there are, and some containers state none. `video_file.survey` finds
+out what to expect, and the frames are chosen again if something else comes out.
 
-OpenCV's reader would do the same as fast, but its versions 4.13 to 5.0 return a black or an old picture for every
-frame of an interlaced video (camcorders, television, DVDs) and report success.
+A phone held upright records turned frames, one with a front camera mirrored ones, and notes in the file what undoes it.
+The display matrix is that of ISO/IEC 14496-12 (8.3.2.3): (a, b, u, c, d, v, x, y, w) shows the pixel of column p and
+row q in column a p + c q + x and row b p + d q + y. FFmpeg passes it on as nine 32-bit integers in the machine's byte
+order. Pixels need not be square: DVDs, camcorders and old phones store pictures that are to be stretched.
+
+OpenCV's reader is as fast, but its versions 4.13 to 5.0 return a black or an old picture for every frame of an
+interlaced video (camcorders, television, DVDs) and report success.
 
 Shapes: K chosen frames, H x W pixels.
 """
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
+from fractions import Fraction
 from pathlib import Path
 from typing import NamedTuple
 
 import av
 import numpy as np
+from av.buffer import Buffer
 from av.container import InputContainer
 
-from dataloaders.orientation import display_matrix, shown_width, turned
-from dataloaders.video_facts import MAX_SHORTFALL, VideoFacts, survey
-from dataloaders.video_file import MEND, DamagedVideoError, VideoError, file_status, open_container, open_video
+from dataloaders.video_file import (
+    FIX,
+    MAX_SHORTFALL,
+    DamagedVideoError,
+    VideoError,
+    VideoFacts,
+    file_status,
+    open_video,
+    survey,
+)
 
-__all__ = [
-    "MAX_SHORTFALL", "Choose", "Convert", "DecodedFrames", "VideoError", "decoder_version", "file_status",
-    "open_container", "read_frames",
-]  # fmt: skip
-
-AT_THE_END = 4  # frames of the last ones that a packet cut short may spoil: its own and some that are decoded before
-READING = 2  # of this module's own rules; a change of them may give other frames of the same file
+AT_THE_END = 4  # last frames that a packet cut short may spoil: its own and some that are decoded before it
+READING = 2  # version of this module's rules; a change of them may give other frames of the same file
+MAX_PIXEL_ASPECT = 4  # of a pixel's long side to its short one; anamorphic film and video stay below 2.4
+UPRIGHT = (1, 0, 0, 0, 1, 0, 0, 0, 1)
 
 Choose = Callable[[int, float], "Sequence[int] | np.ndarray"]
 Convert = Callable[[np.ndarray], np.ndarray]  # one frame uint8 [H, W, 3] RGB -> what to keep of it
 
 
 class DecodedFrames(NamedTuple):
-    """`frames` uint8 [K, H, W, 3] RGB, or as converted, in the order chosen; `n_frames` the count they were chosen
-    from; `fps` frames a second as the file states it, or their mean rate where that is wrong; 0.0 where it states
-    none."""
+    """`frames`: uint8 [K, H, W, 3] RGB, or as converted, in the order chosen. `n_frames`: the count they were chosen
+    from. `fps`: frames a second as the file states, their mean rate if that is wrong, 0.0 if it states none."""
 
     frames: np.ndarray
     n_frames: int
@@ -47,7 +59,7 @@ class DecodedFrames(NamedTuple):
 
 
 def decoder_version() -> str:
-    """The decoder's identity, to be noted beside results: different versions may decode a file differently."""
+    """Return the decoder's identity, to be noted beside results: versions may decode a file differently."""
     codecs = ".".join(map(str, av.library_versions["libavcodec"]))
     return f"av {av.__version__} (libavcodec {codecs}), reading {READING}"
 
@@ -61,31 +73,30 @@ def read_frames(
     end: float | None = None,
     square_pixels: bool = False,
 ) -> DecodedFrames:
-    """Decode the frames that `choose` asks for, each passed through `convert` at once, so that whole frames of a long
-    video are never all in memory.
+    """Decode the frames that `choose` asks for. Each passes through `convert` at once, so that memory never holds all
+    whole frames of a long video.
 
     `choose(n_frames, fps)` returns the frame numbers wanted, sorted, each in 0..n_frames-1, repeats allowed. `fps` is
-    0.0 when the container states none. It is called a second time, with the true count, if the video has other frames
-    than it seemed to have. Frames are turned and mirrored as the file asks players to show them, and have the size of
-    the first.
+    0.0 if the container states none. It is called again, with the true count, if the video turns out to have other
+    frames than it seemed to have. Frames are turned and mirrored as the file asks, and all have the size of the first.
 
     With `start` or `end`, in seconds from the file's start, the frames on screen at some moment of [start, end) are the
-    whole video: `n_frames` counts only these, and number 0 is the first of them. With `square_pixels` frames have the
-    shape that players show; otherwise the pixels are those in the file, even where they are not square.
+    whole video: `n_frames` counts only these, and number 0 is the first of them. With `square_pixels`, frames have the
+    shape that players show; otherwise the pixels are those in the file, even if they are not square.
 
-    A frame that FFmpeg marks as corrupt, or a packet that it cannot decode, up to the last frame chosen, makes the file
-    a damaged one, which is refused: FFmpeg fills such frames with guesses, and until the next key frame the others show
-    them too. Two kinds of damage are no reason to refuse. Before its first frame a recording may begin in the middle of
-    others. And where a file is cut off, its last packet is only a part: the frame of it is left out.
+    A file is damaged if, up to the last frame chosen, FFmpeg marks a frame as corrupt or cannot decode a packet. It is
+    refused: FFmpeg fills such frames with guesses, which the others show too until the next key frame. We accept two
+    kinds of damage. Before its first frame, a recording may begin in the middle of others. And where a file is cut off,
+    its last packet is incomplete; the frame of it is left out.
 
-    Raises VideoError when there is no such file, when no frame can be decoded or none is in the window, when more than
+    Raises VideoError if there is no such file, if no frame can be decoded or none is in the window, if more than
     MAX_SHORTFALL of the promised frames are missing, and for a damaged or encrypted file.
     """
     path = Path(path)
     file_status(path)
 
     def chosen(facts: VideoFacts) -> tuple[np.ndarray, int]:
-        """The numbers of the frames wanted, and how many they were chosen from."""
+        """Return the numbers of the frames wanted, and how many they were chosen from."""
         first, stop = _window(path, facts, start, end)
         return first + np.asarray(choose(stop - first, facts.rate)), stop - first
 
@@ -112,31 +123,31 @@ def read_frames(
         pictures = _pictures(path, container, stream)
         frames, times = _decode(path, stream, pictures, numbers, convert, square_pixels)
     if not frames.keys() >= set(numbers.tolist()):
-        raise DamagedVideoError(f"{path} is damaged: its frame {len(times)} cannot be decoded; {MEND}.")
+        raise DamagedVideoError(f"{path} is damaged: its frame {len(times)} cannot be decoded; {FIX}.")
     return DecodedFrames(_in_order(frames, numbers), n_frames, facts.rate)
 
 
 def _damage(path: Path, number: int, seconds: float) -> DamagedVideoError:
     return DamagedVideoError(
-        f"{path} is damaged: its frame {number}, at {seconds:.2f} s, cannot be decoded as it was; {MEND}."
+        f"{path} is damaged: its frame {number}, at {seconds:.2f} s, cannot be decoded as it was; {FIX}."
     )
 
 
 def _without_frames(path: Path) -> VideoError:
-    return VideoError(f"{path} holds no frame that can be decoded: {MEND}.")
+    return VideoError(f"{path} holds no frame that can be decoded: {FIX}.")
 
 
 def _check_shortfall(path: Path, facts: VideoFacts) -> None:
-    """Refuse a file of which too much is missing."""
+    """Raise VideoError if too much of a file is missing."""
     if facts.n_frames < facts.promised * (1 - MAX_SHORTFALL):
         raise VideoError(
             f"{path} is cut off, or its header is wrong: {facts.n_frames} of its {facts.promised} frames can be "
-            f"decoded; {MEND}."
+            f"decoded; {FIX}."
         )
 
 
 def _window(path: Path, facts: VideoFacts, start: float | None, end: float | None) -> tuple[int, int]:
-    """First frame number of the window and the one after its last; VideoError if there is none in between."""
+    """Return the first frame number of the window and the one after its last; VideoError if it holds no frame."""
     if start is None and end is None:
         return 0, facts.n_frames
     if facts.rate == 0:
@@ -152,19 +163,19 @@ def _window(path: Path, facts: VideoFacts, start: float | None, end: float | Non
 
 
 def _frame_rate(stream: av.VideoStream) -> float:
-    """Frames a second as the header states or FFmpeg guesses them, 0.0 for neither."""
+    """Return the frames a second that the header states or FFmpeg guesses, 0.0 for neither."""
     return float(stream.average_rate or stream.guessed_rate or 0)
 
 
 def _pictures(path: Path, container: InputContainer, stream: av.VideoStream) -> Iterator[av.VideoFrame | None]:
-    """The frames of a freshly opened file in order, None for a packet that cannot be decoded."""
+    """Yield the frames of a freshly opened file in order, None for a packet that cannot be decoded."""
     is_looked_at = False
     with suppress(av.FFmpegError):
         for packet in container.demux(stream):
             frames: list[av.VideoFrame] | None = None
             with suppress(av.FFmpegError):
                 frames = packet.decode()
-            if frames is None or not is_looked_at:  # not each time, because that takes longer than the rest of the loop
+            if frames is None or not is_looked_at:  # not each time: it takes longer than the rest of the loop
                 is_looked_at = True
                 if packet.has_sidedata("encryption_info"):
                     raise VideoError(f"{path} is encrypted: download a copy without copy protection.")
@@ -172,10 +183,45 @@ def _pictures(path: Path, container: InputContainer, stream: av.VideoStream) -> 
 
 
 def _rgb(frame: av.VideoFrame, width: int, height: int) -> np.ndarray:
-    """A frame's pixels, uint8 [H, W, 3]: scaled to width x height, then turned and mirrored as it asks."""
-    # Bicubic, as in ffmpeg, for colours at half resolution. One thread: starting more takes longer than they save.
+    """Return a frame's pixels, uint8 [H, W, 3]: scaled to width x height, then turned and mirrored as it asks."""
+    # Bicubic, as in ffmpeg, for colours at half resolution. One thread: more take longer to start than they save.
     pixels = frame.to_ndarray(format="rgb24", width=width, height=height, interpolation="BICUBIC", threads=1)
     return np.ascontiguousarray(turned(pixels, display_matrix(frame)))
+
+
+def display_matrix(frame: av.VideoFrame) -> Sequence[int]:
+    """Return the nine numbers of a decoded frame's display matrix, UPRIGHT if it has none."""
+    data = frame.side_data.get("DISPLAYMATRIX")
+    return np.frombuffer(bytes(data), np.int32).tolist() if isinstance(data, Buffer) else UPRIGHT
+
+
+def shown_width(width: int, height: int, pixel_aspect: Fraction | None) -> int:
+    """Return the width in square pixels of a picture of width x height pixels before it is turned; its height stays.
+
+    `pixel_aspect` is the width of a pixel over its height. These count as square: None and zero, which mean unknown;
+    anything beyond MAX_PIXEL_ASPECT either way, which no camera or disc has; and a change of a side by less than two
+    pixels, which is how FFmpeg's scaling notes that it rounded a side.
+    """
+    if not pixel_aspect or not 1 / MAX_PIXEL_ASPECT <= pixel_aspect <= MAX_PIXEL_ASPECT:
+        return width
+    if abs(pixel_aspect - 1) * max(width, height) < 2:
+        return width
+    return max(1, round(width * pixel_aspect))
+
+
+def turned(pixels: np.ndarray, matrix: Sequence[int]) -> np.ndarray:
+    """Turn pixels [H, W, 3] by quarters and mirror them as the matrix asks; a view [H, W, 3] or [W, H, 3].
+
+    FFmpeg shows the same eight orientations. An angle in between becomes the nearest. A matrix that flattens the
+    picture, such as zeros, asks for nothing that can be shown; like FFmpeg we leave the picture as it is.
+    """
+    a, b, _, c, d = matrix[:5]
+    if a * d == b * c:
+        return pixels
+    across, down = math.hypot(a, c), math.hypot(b, d)
+    if abs(b) / down > abs(a) / across:  # columns become rows
+        pixels, a, d = pixels.swapaxes(0, 1), c, b
+    return pixels[:: -1 if d < 0 else 1, :: -1 if a < 0 else 1]
 
 
 def _decode(
@@ -186,13 +232,16 @@ def _decode(
     convert: Convert | None,
     square_pixels: bool,
 ) -> tuple[dict[int, np.ndarray], list[float | None]]:
-    """Frames by number, from the `pictures` of a freshly opened file, and the time of each that was decoded on the
-    stream's clock: less than asked for if the video ended. VideoError for a damaged one."""
+    """Decode the frames `numbers` from the `pictures` of a freshly opened file.
+
+    Returns them by number, fewer than asked for if the video ended, and the time of every decoded frame on the stream's
+    clock. Raises VideoError for a damaged file.
+    """
     wanted = set(numbers.tolist())
     last = max(wanted)
     frames: dict[int, np.ndarray] = {}
     times: list[float | None] = []
-    corrupt = lost = None  # the numbers of the first frame that is marked, and of the next one after a lost packet
+    corrupt = lost = None  # numbers: the first marked frame, the first one after a lost packet
     for picture in pictures:
         number = len(times)
         if picture is None:

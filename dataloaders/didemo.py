@@ -1,30 +1,33 @@
 """DiDeMo (Hendricks et al., ICCV 2017) as paragraph-to-video retrieval: all descriptions of a video are one caption.
 
---data_path is a folder with the files that CLIP4Clip uses: `train_list.txt`, `val_list.txt` and `test_list.txt`, an id
+--data_path is a folder with the files that CLIP4Clip uses: `train_list.txt`, `val_list.txt` and `test_list.txt`, one id
 a line, and `train_data.json`, `val_data.json` and `test_data.json`, lists of objects with `video`, `description` and
 `times`. --features_path is the folder with the videos. Ids are names of uploaded files, `....mov`, `....avi`, some with
-a bare `.` or `.null` at the end; a video may be called so, with `.mp4` behind it, or with another extension instead.
+a bare `.` or `.null` at the end. A video may have that name, `.mp4` behind it, or another extension instead.
 
-A video is its first CLIP_SECONDS, all that was annotated (six chunks of 5 s, and a little); the moments in `times`
-are not used.
+A video is its first CLIP_SECONDS, which covers all that was annotated (six chunks of 5 s); the moments in `times` are
+not used.
 """
 
 from pathlib import Path
 
-from dataloaders.files import captions_for, check_split, find_videos, read_json, read_lines, report_count
-from dataloaders.json_files import pairs_of
+from dataloaders.annotations import captions_for, check_split, pairs_of, read_json, read_lines, report_count
+from dataloaders.listed_videos import find_videos
 from dataloaders.samples import Sample
 
+SPLITS = ("train", "val", "test")
+NEEDED_FLAGS = (("data_path", "features_path"), ())
 EXPECTED = {"train": 8392, "val": 1065, "test": 1004}  # videos
 CLIP_SECONDS = 31.0
 
 
 def read_split(split: str, *, data_path: Path, features_path: Path, **other_flags: Path) -> list[Sample]:
-    """The samples of "train", "val" or "test", in the order of the list.
+    """Return the samples of "train", "val" or "test", in the order of the list.
 
-    Raises ValueError for a file with the wrong content and FileNotFoundError for a missing one, the videos aside.
+    Raises ValueError for a file with wrong content and FileNotFoundError for a missing file; missing videos are no
+    error here.
     """
-    check_split("DiDeMo", split, EXPECTED)
+    check_split("DiDeMo", split, SPLITS)
     list_path, json_path = data_path / f"{split}_list.txt", data_path / f"{split}_data.json"
     names = {_without_mp4(name): name for name in read_lines(list_path, "--data_path")}
     video_ids = list(names)
@@ -38,14 +41,14 @@ def read_split(split: str, *, data_path: Path, features_path: Path, **other_flag
 
 
 def _without_mp4(name: str) -> str:
-    """The id of a video whose name some lists have with `.mp4` behind it, also where it ends so itself."""
+    """Return the id behind a listed name; some lists put `.mp4` behind ids, even behind those that end in it."""
     while name.endswith(".mp4"):
         name = name.removesuffix(".mp4")
     return name
 
 
 def read_paragraphs(path: Path) -> dict[str, list[str]]:
-    """The one caption of each video: its descriptions in the order of the file, a space between them."""
+    """Return one caption for each video: its descriptions in the order of the file, joined by spaces."""
     moments = pairs_of(
         read_json(path, "--data_path"),
         "video",

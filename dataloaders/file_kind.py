@@ -1,11 +1,11 @@
-"""What kind of video files a split has: their size, frame rate and codec, from the headers of a few.
+"""The kind of video files that a split has: size, frame rate and codec, from the headers of a few.
 
-Re-encoding videos to few small frames, as CLIP4Clip recommends, changes what a model sees: one that was trained on such
-files does not meet the same pictures in the raw ones. A checkpoint notes the kind it was trained on, and an evaluation
-on another kind says so.
+Re-encoding videos to few small frames, as CLIP4Clip recommends, changes what a model sees: a model trained on such
+files meets other pictures in the raw files. A checkpoint notes the kind it was trained on, and an evaluation on another
+kind says so.
 
-A data set from the web has videos of many sizes and rates, and no two samples of it have the same median. Two splits
-are therefore of another kind only if the middle halves of what they have lie apart and the medians clearly differ.
+A data set from the web has videos of many sizes and rates, so no two samples of it have the same median. Two splits
+differ in kind only if the middle halves of their values lie apart and the medians clearly differ.
 """
 
 from collections import Counter
@@ -17,22 +17,22 @@ from typing import Any, NamedTuple
 import av
 import numpy as np
 
-from dataloaders.decode import open_container
 from dataloaders.samples import Sample
+from dataloaders.video_file import open_container
 
-SAMPLE = 16  # files that are looked at, evenly spread over the split
-CLEARLY = 1.25  # times the other median
+SAMPLE = 16  # files that we look at, evenly spread over the split
+CLEARLY = 1.25  # ratio of two medians above which they clearly differ
 
 
 class Quartiles(NamedTuple):
-    """Of a number that each file has: a quarter of the files have less than `low`, a quarter more than `high`."""
+    """Quartiles of one number of each file: a quarter of the files lie below `low`, a quarter above `high`."""
 
     low: float
     median: float
     high: float
 
     def apart_from(self, other: "Quartiles") -> bool:
-        """Whether it is clearly another range; not if a number is 0, which is one that the files do not state."""
+        """Whether the two ranges clearly differ; never if a median is 0, which means that the files do not state it."""
         overlap = self.low <= other.high and other.low <= self.high
         smaller, larger = sorted((self.median, other.median))
         return not overlap and larger > CLEARLY * smaller > 0
@@ -40,7 +40,7 @@ class Quartiles(NamedTuple):
 
 @dataclass(frozen=True)
 class FileKind:
-    """Of `files` video files: the codec that most have, the short side in pixels, and frames a second."""
+    """The kind of `files` video files: the most frequent codec, the short side in pixels, and frames a second."""
 
     files: int
     codec: str
@@ -52,12 +52,12 @@ class FileKind:
 
     @property
     def facts(self) -> dict[str, Any]:
-        """As plain numbers and lists, for JSON."""
+        """The same as plain numbers and lists, for JSON."""
         return {**asdict(self), "short_side": list(self.short_side), "fps": list(self.fps)}
 
     @classmethod
     def from_facts(cls, facts: Mapping[str, Any]) -> "FileKind | None":
-        """The inverse of `facts`; None for facts of another layout, or none."""
+        """Return the inverse of `facts`; None for facts of another layout, or none."""
         try:
             sides, rates = (Quartiles(*map(float, facts[name])) for name in ("short_side", "fps"))
             return cls(int(facts["files"]), str(facts["codec"]), sides, rates)
@@ -65,13 +65,13 @@ class FileKind:
             return None
 
     def differs_from(self, other: "FileKind") -> bool:
-        """Whether the sizes or the rates are others; a codec alone changes little."""
+        """Whether sizes or rates differ; another codec alone changes little."""
         return self.short_side.apart_from(other.short_side) or self.fps.apart_from(other.fps)
 
 
 def file_kind(samples: Sequence[Sample]) -> FileKind | None:
-    """The kind of files that a split has, from the headers of at most SAMPLE of them. Files that cannot be read do not
-    count here, whatever is wrong with them; None if none can be read."""
+    """Return the kind of files that a split has, from the headers of at most SAMPLE of them. Unreadable files are
+    skipped, whatever is wrong with them; None if none can be read."""
     rows = sorted({row * len(samples) // SAMPLE for row in range(SAMPLE)}) if samples else []
     headers = [header for row in rows if (header := _header(samples[row].path))]
     if not headers:
@@ -81,7 +81,7 @@ def file_kind(samples: Sequence[Sample]) -> FileKind | None:
 
 
 def _header(path: Path) -> tuple[str, int, float] | None:
-    """Codec, short side and frames a second (0 where none is stated) of a file."""
+    """Return codec, short side and frames a second (0 if the file states none)."""
     try:
         with open_container(path) as container:
             stream = container.streams.best("video")

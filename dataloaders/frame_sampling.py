@@ -1,38 +1,41 @@
-"""Which frames of a video a model sees: pure functions from counts to frame numbers, no files and no pixels.
+"""Which frames of a video a model sees: pure functions from counts to frame numbers, without files or pixels.
 
-`in_window` and `on_screen` find the part of a video that is given in seconds, where frames come at a constant rate and
-where they do not; `at_frame_rate` thins it out to its candidates; the others then pick positions among the n
-candidates: `uniform` as CLIP4Clip, `segment_random` and `segment_centres` (training and evaluation) over the whole
-clip, `released_training` and `released_evaluation` as the authors' released code of STOP. `uniform` gives fewer than T
-positions for a short video (the caller pads); the rest always give T and repeat frames where they must.
+`in_window` and `on_screen` find the part of a video that is given in seconds, for a constant frame rate and for times
+of any kind. `at_frame_rate` thins it out to n candidates. The others pick positions among the candidates: `uniform` as
+CLIP4Clip does; `segment_random` (training) and `segment_centres` (evaluation) over the whole clip; `released_training`
+and `released_evaluation` as the authors' released code of STOP does. For a short video `uniform` returns fewer than T
+positions, which the caller pads; the others always return T and repeat frames if they must.
 
 Shapes: n candidate frames, T = `max_frames`. Everything returned is int64, sorted, and counts from 0.
 """
 
 import math
+from typing import Literal, get_args
 
 import numpy as np
 
+FrameSampling = Literal["uniform", "segment", "released"]  # --frame_sampling
+FRAME_SAMPLING: tuple[str, ...] = get_args(FrameSampling)
 HEAD, TAIL, SPREAD = 0, 1, 2  # the values of --slice_framepos, as in CLIP4Clip
 
 
 def in_window(n_frames: int, fps: float, start: float | None, end: float | None) -> tuple[int, int]:
-    """The frames on screen at some moment of [start, end) seconds -> (first, one after the last), within 0..n_frames.
+    """Return the first frame on screen in [start, end) seconds and the one after the last, within 0..n_frames.
 
-    Frame f is on screen during [f / fps, (f + 1) / fps). None is the video's own start or end. A window that holds no
-    frame gives first >= stop.
+    Frame f is on screen during [f / fps, (f + 1) / fps). None is the video's own start or end. A window without a frame
+    gives first >= stop.
     """
-    rounding = 1e-6  # in frames: 0.7 s at 10 fps come out as 7.000000000000001
+    rounding = 1e-6  # in frames: 0.7 s at 10 fps gives 7.000000000000001
     first = 0 if start is None else max(0, math.floor(start * fps + rounding))
     stop = n_frames if end is None else min(n_frames, math.ceil(end * fps - rounding))
     return first, stop
 
 
 def on_screen(times: np.ndarray, ends: float, start: float | None, end: float | None) -> tuple[int, int]:
-    """The frames on screen at some moment of [start, end) seconds -> (first, one after the last), within 0..n.
+    """Return the first frame on screen in [start, end) seconds and the one after the last, within 0..n.
 
-    Frame f is on screen from times[f], float64 [n] in seconds and sorted, until the next one comes; the last one until
-    `ends`. None is the video's own start or end. A window that holds no frame gives first >= stop.
+    Frame f is on screen from times[f], float64 [n] in sorted seconds, until the next one comes; the last one until
+    `ends`. None is the video's own start or end. A window without a frame gives first >= stop.
     """
     rounding = 1e-6  # in seconds: finer than any container's clock
     leaves = np.append(times[1:], ends)
@@ -42,12 +45,11 @@ def on_screen(times: np.ndarray, ends: float, start: float | None, end: float | 
 
 
 def at_frame_rate(n_frames: int, fps: float, feature_framerate: float) -> np.ndarray:
-    """Frame numbers of a video thinned out to `feature_framerate` frames a second -> int64 [n], n >= 1.
+    """Thin a video out to `feature_framerate` frames a second; returns frame numbers, int64 [n], n >= 1.
 
     A rate of 0 keeps every frame. Whole rates follow CLIP4Clip's OpenCV extraction: `fps` is truncated to a whole
-    number, and out of each such second come the first `feature_framerate` of the frames that lie `fps //
-    feature_framerate` apart. Other rates, which CLIP4Clip does not know, take one frame every `fps /
-    feature_framerate` frames.
+    number, and each such second gives the first `feature_framerate` of the frames that lie `fps // feature_framerate`
+    apart. Other rates, which CLIP4Clip does not have, take one frame every `fps / feature_framerate` frames.
 
     `n_frames` >= 1; `fps` (frames a second) must be positive unless the rate is 0.
     """
@@ -65,10 +67,10 @@ def at_frame_rate(n_frames: int, fps: float, feature_framerate: float) -> np.nda
 
 
 def uniform(n: int, max_frames: int, slice_framepos: int = SPREAD) -> np.ndarray:
-    """Positions of at most T of n frames as CLIP4Clip takes them -> int64 [min(n, T)], strictly increasing.
+    """Pick at most T of n frames as CLIP4Clip does; returns positions, int64 [min(n, T)], strictly increasing.
 
-    `slice_framepos` says which ones when there are more than T: 0 the first, 1 the last, 2 evenly spread from the
-    first to the last, fractions truncated. ValueError for any other value.
+    If there are more than T, `slice_framepos` says which: 0 the first, 1 the last, 2 evenly spread from the first to
+    the last, fractions truncated. ValueError for any other value.
     """
     if slice_framepos not in (HEAD, TAIL, SPREAD):
         raise ValueError(f"--slice_framepos is {slice_framepos}: pass 0 (head), 1 (tail) or 2 (spread evenly).")
@@ -82,7 +84,7 @@ def uniform(n: int, max_frames: int, slice_framepos: int = SPREAD) -> np.ndarray
 
 
 def segment_centres(n: int, max_frames: int) -> np.ndarray:
-    """The frame shown at the middle of each of T equally long segments of n frames -> int64 [T], sorted.
+    """Pick the frame shown at the middle of each of T equally long segments of n frames; int64 [T], sorted.
 
     Segment i covers the time [i n / T, (i + 1) n / T), frame f the time [f, f + 1): a video shorter than T repeats
     frames.
@@ -91,9 +93,9 @@ def segment_centres(n: int, max_frames: int) -> np.ndarray:
 
 
 def segment_random(n: int, max_frames: int, generator: np.random.Generator) -> np.ndarray:
-    """The frame shown at a random moment of each of T equally long segments of n frames -> int64 [T], sorted.
+    """Pick the frame shown at a random moment of each of T equally long segments of n frames; int64 [T], sorted.
 
-    The segments are those of `segment_centres`. Every moment of a segment is equally likely; T numbers are drawn.
+    The segments are those of `segment_centres`. Every moment of a segment is equally likely. Draws T numbers.
     """
     segments = np.arange(max_frames)
     moments = (segments + generator.random(max_frames)) * n / max_frames
@@ -103,11 +105,11 @@ def segment_random(n: int, max_frames: int, generator: np.random.Generator) -> n
 
 
 def released_training(n: int, max_frames: int, generator: np.random.Generator) -> np.ndarray:
-    """One frame at random from each of T runs of d = n // T frames, as STOP's released training draws -> int64 [T],
+    """Pick one random frame from each of T runs of d = n // T frames, as STOP's released training does; int64 [T],
     sorted.
 
-    The runs start at frame 0, so the last n - T d frames are never seen, and T <= n < 2 T gives the first T frames
-    whatever is drawn. A video shorter than T is taken as `released_evaluation` takes it.
+    The runs start at frame 0, so the last n - T d frames are never seen, and T <= n < 2 T always gives the first T
+    frames. A video shorter than T is treated as in `released_evaluation`.
     """
     run = n // max_frames
     if run == 0:
@@ -116,8 +118,10 @@ def released_training(n: int, max_frames: int, generator: np.random.Generator) -
 
 
 def released_evaluation(n: int, max_frames: int) -> np.ndarray:
-    """`segment_centres`, but of a video not longer than T every frame once and then the last one again, as STOP's
-    released evaluation takes them -> int64 [T], sorted."""
+    """Pick frames as STOP's released evaluation does; int64 [T], sorted.
+
+    These are `segment_centres`, but a video of at most T frames gives every frame once, then the last one again.
+    """
     if n > max_frames:
         return segment_centres(n, max_frames)
     return np.minimum(np.arange(max_frames), n - 1)

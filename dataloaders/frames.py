@@ -1,7 +1,8 @@
 """From a video file, or a window of time in it, to the T frames that a model sees.
 
-Shapes: T = `max_frames`, S image side. Videos travel as uint8; `transforms.normalise` makes floats of them on the
-device.
+Videos travel as uint8; `transforms.normalise` turns them into floats on the device.
+
+Shapes: T = `max_frames`, S image side.
 """
 
 from collections.abc import Callable
@@ -15,6 +16,7 @@ import torch
 from dataloaders.cache import FrameCache, StoredFrames
 from dataloaders.decode import VideoError, read_frames
 from dataloaders.frame_sampling import (
+    FRAME_SAMPLING,
     SPREAD,
     at_frame_rate,
     released_evaluation,
@@ -24,23 +26,28 @@ from dataloaders.frame_sampling import (
     uniform,
 )
 from dataloaders.quoting import quoted
-from dataloaders.transforms import INTERPOLATIONS, RESIZE_MODES, centre_crop, resize_and_crop, squash
-
-FRAME_SAMPLING = ("uniform", "segment", "released")
-FRAME_TRANSFORM = ("resize", "crop")
+from dataloaders.transforms import (
+    FRAME_TRANSFORM,
+    INTERPOLATIONS,
+    RESIZE_MODES,
+    centre_crop,
+    resize_and_crop,
+    squash,
+)
 
 
 @dataclass(frozen=True)
 class FrameReader:
-    """Reads a video file into the T frames a model sees, in the shape in which players show it.
+    """Reads a video file into the T frames that a model sees, in the shape that players show.
 
-    `feature_framerate` (frames a second, 0 for all) thins the video out first. Of what is left, "uniform" takes at
-    most T frames by `slice_framepos` as CLIP4Clip does and pads a short video with black frames that the mask leaves
-    out; "segment" takes one frame from each of T equal segments, a random one in `training` and the middle one
-    otherwise, and repeats frames of a short video; "released" does it as the authors' code of STOP. `frame_transform`
-    makes squares of them: "resize" resizes them first as `resize_mode` and `interpolation` say, which are the CLIP's
-    own, "crop" cuts out the middle as it is. With a `cache` a video is decoded once only. Raises ValueError for a
-    setting outside its range.
+    `feature_framerate` (frames a second, 0 for all) first thins the video out to candidates. `frame_sampling` picks T
+    of them. "uniform" takes at most T by `slice_framepos`, as CLIP4Clip does, and pads a short video with black frames
+    that the mask leaves out. "segment" takes one frame from each of T equal segments, a random one in `training`, else
+    the middle one, and repeats frames of a short video. "released" follows the authors' code of STOP.
+
+    `frame_transform` turns frames into squares: "resize" resizes them by `resize_mode` and `interpolation`, which are
+    those of the CLIP; "crop" cuts out the middle without resizing. With a `cache` a video is decoded only once. Raises
+    ValueError for a setting outside its range.
     """
 
     max_frames: int
@@ -88,9 +95,9 @@ class FrameReader:
         start: float | None = None,
         end: float | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """-> video uint8 [T, 3, S, S] and frame_mask bool [T], True for real frames.
+        """Return video uint8 [T, 3, S, S] and frame_mask bool [T], True for real frames.
 
-        With `start` or `end` the frames of that window of time are the whole video. `generator` is needed for
+        With `start` or `end`, in seconds, the frames of that window are the whole video. `generator` is needed for
         "segment" and "released" in training and is not touched otherwise. Raises VideoError, also for a video that is
         too small to crop and for a window without a frame; OSError if the cache cannot be written.
         """
@@ -99,7 +106,7 @@ class FrameReader:
         else:
             stored = self._stored(self.cache, path, start, end)
             positions = np.arange(len(stored))
-            if self._draws:  # as decoding does: again, if the video ends before a frame that was drawn
+            if self._draws:  # draw again if the video ends before a drawn frame, as decoding does
                 positions = self._positions(stored.promised, generator)
                 if positions[-1] >= len(stored):
                     positions = self._positions(len(stored), generator)
@@ -112,25 +119,25 @@ class FrameReader:
         return video, torch.arange(self.max_frames) < n_real
 
     def prepare(self, path: Path, start: float | None = None, end: float | None = None) -> None:
-        """Put a video into the cache, or without one decode all of it that may be asked for; VideoError if it cannot
-        be read, as later in training."""
+        """Put a video into the cache; without one, decode all frames that may be asked for. Raises VideoError if it
+        cannot be read, as training would later."""
         if self.cache is not None:
             self._stored(self.cache, path, start, end)
         else:
             self._read(path, start, end, lambda n: np.array([n - 1]) if self._draws else self._positions(n, None))
 
     def cache_place(self, path: Path, start: float | None = None, end: float | None = None) -> Path:
-        """The file of a video's entry in the cache, there or not; VideoError if there is no such video."""
+        """Return the path of a video's entry in the cache, existing or not; VideoError if there is no such video."""
         assert self.cache is not None
         return self.cache.place(path, self._cache_settings(start, end))
 
     @property
     def _draws(self) -> bool:
-        """Whether other frames are taken each time."""
+        """Whether each call takes other frames."""
         return self.training and self.frame_sampling != "uniform"
 
     def _stored(self, cache: FrameCache, path: Path, start: float | None, end: float | None) -> StoredFrames:
-        """All candidates where frames are drawn from them, else the frames that are always taken."""
+        """Return all candidates if frames are drawn from them, else the frames that are always taken."""
 
         def read() -> tuple[torch.Tensor, int]:
             counts = []
@@ -148,7 +155,7 @@ class FrameReader:
 
     @cached_property
     def _stored_frames(self) -> str:
-        """Which frames of a video go into the cache, and how."""
+        """The frames of a video that go into the cache, and their form, as text."""
         taken = "every candidate"
         if not self._draws:
             taken = f"{self.frame_sampling} {self.max_frames}"
@@ -156,13 +163,13 @@ class FrameReader:
             taken += f" slice_framepos {self.slice_framepos}"
         how = self.frame_transform
         if how == "resize" and (self.resize_mode, self.interpolation) != ("shortest", "bicubic"):
-            how += f" {self.resize_mode} {self.interpolation}"  # OpenAI's way has no name here, as in older caches
+            how += f" {self.resize_mode} {self.interpolation}"  # not for OpenAI's, so that older caches keep their keys
         return f"{taken}, {self.feature_framerate:.10g} fps, {how} to {self.image_size}"
 
     def _read(
         self, path: Path, start: float | None, end: float | None, positions: Callable[[int], np.ndarray]
     ) -> torch.Tensor:
-        """Decode the frames at `positions` of the n candidates -> uint8 [K, 3, S, S]."""
+        """Decode the frames at `positions(n)` of the n candidates; uint8 [K, 3, S, S]."""
 
         def choose(n_frames: int, fps: float) -> np.ndarray:
             if self.feature_framerate > 0 and fps == 0:
@@ -184,7 +191,7 @@ class FrameReader:
         return (segment_random if segment else released_training)(n, self.max_frames, generator)
 
     def _square(self, frame: np.ndarray, path: Path) -> np.ndarray:
-        """uint8 [H, W, 3] -> uint8 [3, S, S]."""
+        """Turn a frame uint8 [H, W, 3] into a square uint8 [3, S, S]."""
         if self.frame_transform == "resize":
             resize = squash if self.resize_mode == "squash" else resize_and_crop
             return resize(frame[None], self.image_size, self.interpolation)[0].numpy()

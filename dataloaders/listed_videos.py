@@ -1,8 +1,8 @@
-"""Where the videos of a list are: a name as a data set lists it -> the file in --features_path.
+"""Find the videos of a list: a name as a data set lists it -> the file in --features_path.
 
-A list rarely calls a video as its file is called: ids have no extension, downloads get another one, `.mp4` is put
-behind the old one, and preprocess/compress_video.py replaces it. What counts as a video's file is decided here for all
-data sets, and a file that could be the wrong one is an error and not a guess.
+A listed name is rarely the file's name: ids have no extension, downloads get another one, `.mp4` is put behind the old
+one, and preprocess/compress_video.py replaces it. This module decides for all data sets which file belongs to a name.
+If it could be the wrong file, that is an error and not a guess.
 """
 
 import os
@@ -10,32 +10,32 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path, PurePosixPath
 
-# What all commands take for a video, in this order of preference.
+# Extensions that all commands take for a video, in order of preference.
 VIDEO_EXTENSIONS = (
     ".mp4", ".avi", ".mkv", ".webm", ".mov", ".m4v", ".mpg", ".mpeg", ".wmv", ".3gp", ".mts", ".flv",
     ".3g2", ".3gp2", ".3gpp", ".asf", ".divx", ".dv", ".f4v", ".m1v", ".m2t", ".m2ts", ".m2v", ".mj2", ".mod", ".mp4v",
     ".mpe", ".mpv", ".mxf", ".nut", ".ogm", ".ogv", ".qt", ".rm", ".rmvb", ".tod", ".ts", ".vob", ".wtv", ".xvid",
 )  # fmt: skip
 
-# Ids of DiDeMo are names of uploaded files, of which some end so.
+# Ids of DiDeMo are names of uploaded files, some of which end like this.
 NO_EXTENSIONS = (".", ".null")
 
-MAX_NAME_BYTES = 255  # of a file or a folder, on the file systems of Linux and macOS
+MAX_NAME_BYTES = 255  # length of a file's or folder's name on the file systems of Linux and macOS
 
 Stems = dict[str, list[tuple[str, Path]]]  # a file's name without extension -> its extension in small letters, its path
 
 
 def split_extension(name: str) -> tuple[str, str]:
-    """(stem, extension as written) of a video's name; without an extension that is known as a video's, (name, "")."""
+    """Split a video's name into stem and extension, as written; (name, "") if it has no known video extension."""
     stem, extension = os.path.splitext(name)
     return (stem, extension) if extension.lower() in (*VIDEO_EXTENSIONS, *NO_EXTENSIONS) else (name, "")
 
 
 def walk_files(root: Path, on_error: Callable[[OSError], None] | None = None) -> Iterator[Path]:
-    """All files in a folder and the folders below it, in an order that depends on their names alone.
+    """Yield all files in a folder and the folders below it, in an order that depends on their names alone.
 
-    Links to folders are followed, after the folders that lie there themselves; a folder is entered once, however many
-    links lead to it. Hidden folders are left out. `on_error` is told of folders that cannot be read.
+    Links to folders are followed after the folders themselves. A folder is entered once, however many links lead to it.
+    Hidden folders are skipped. `on_error` is called for folders that cannot be read.
     """
     entered: set[tuple[int, int]] = set()
 
@@ -68,15 +68,15 @@ def walk_files(root: Path, on_error: Callable[[OSError], None] | None = None) ->
 def find_videos(
     video_ids: Sequence[str], features_path: Path, listed_in: Path | None = None, may_lack: str = ""
 ) -> list[Path]:
-    """The file of each video, in `features_path` or a folder below it, which is looked through once; where there is
-    none, the path that it was expected under.
+    """Return the file of each video, in `features_path` or a folder below it; for a missing video the path where we
+    expected it.
 
-    An id's file bears the id as its name, with or without one of VIDEO_EXTENSIONS behind it. Where the id ends in an
-    extension itself, that may also be another one. Of several files in one folder the first in this order counts. An id
-    with `/` says in which folder the file is. A file may lack the prefix `may_lack` of the ids.
+    A file's name is the id, with or without one of VIDEO_EXTENSIONS behind it. If the id itself ends in an extension,
+    the file may have another one instead. Of several files in one folder the first in this order counts. An id with `/`
+    says which folder the file is in. A file may lack the prefix `may_lack` of the ids.
 
-    Raises FileNotFoundError if `features_path` is no folder, and ValueError, which names the list `listed_in`, for an
-    id that is no name of a file in it, for one that may be any of several files in different folders, and for two that
+    Raises FileNotFoundError if `features_path` is not a folder. Raises ValueError, naming the list `listed_in`, for an
+    id that cannot be the name of a file in it, for an id that matches files in several folders, and for two ids that
     lead to one file.
     """
     _check_folder(features_path)
@@ -96,11 +96,11 @@ def find_videos(
 
 
 def find_listed_files(names: Sequence[str], features_path: Path, listed_in: Path | None = None) -> list[Path]:
-    """The file of each video where a list says its place within `features_path`; where there is none, the path that it
-    was expected under.
+    """Return the file of each video for a list that gives places within `features_path`; for a missing video the path
+    where we expected it.
 
-    A file with another extension, or one more, stands in for the listed one if it lies in the same folder, as in
-    `find_videos`. Raises FileNotFoundError and ValueError as that does.
+    A file with another or an additional extension may stand in for the listed one if it lies in the same folder, as in
+    `find_videos`. Raises FileNotFoundError and ValueError as `find_videos` does.
     """
     _check_folder(features_path)
     folders: dict[Path, Stems] = {}
@@ -111,7 +111,7 @@ def find_listed_files(names: Sequence[str], features_path: Path, listed_in: Path
         if path.is_file():
             return path
         if path.parent not in folders:
-            # A folder that is not there has no files; what is missing is said later, with all that is.
+            # A missing folder has no files; all missing videos are reported together later.
             names = sorted(os.listdir(path.parent)) if path.parent.is_dir() else []
             folders[path.parent] = _by_stem(path.parent / name for name in names)
         found = (path for path in _matches(place.name, folders[path.parent]) if path.is_file())
@@ -121,17 +121,17 @@ def find_listed_files(names: Sequence[str], features_path: Path, listed_in: Path
 
 
 def check_name(name: str, listed_in: Path | None = None) -> PurePosixPath:
-    """A listed name as a relative path of one or more parts; ValueError if it is none that stays within a folder."""
+    """Return a listed name as a relative path; ValueError if it is not one that stays within a folder."""
     place = PurePosixPath(name)
     wrong = None
     if place.is_absolute():
-        wrong = "is an absolute path: write it as it is called within --features_path"
+        wrong = "is an absolute path: write it relative to --features_path"
     elif ".." in place.parts:
         wrong = "leads out of --features_path: move the video into it"
     elif "\\" in name:
-        wrong = "has a backslash: write / between a folder and a file"
+        wrong = "has a backslash: write / between folder and file"
     elif not place.parts or "\0" in name or not _fits(place):
-        wrong = "is no name that a file can have: correct it"
+        wrong = "cannot be the name of a file: correct it"
     if wrong:
         shown = repr(name if len(name) <= 60 else name[:57] + "...")
         raise ValueError(f"{listed_in or 'The list'} names a video {shown}, which {wrong}.")
@@ -159,7 +159,7 @@ def _by_stem(paths: Iterable[Path]) -> Stems:
 
 
 def _matches(name: str, stems: Stems) -> list[Path]:
-    """The files that may be the video of this name, the preferred one first."""
+    """Return the files that may be the video of this name, the preferred one first."""
     listed, found = name, list[Path]()
     while True:
         stem, extension = split_extension(name)
@@ -171,7 +171,7 @@ def _matches(name: str, stems: Stems) -> list[Path]:
         if not extension:
             break
         name = stem
-    if not found:  # a file without any extension, as some downloads are
+    if not found:  # some downloads have no extension at all
         stem, extension = os.path.splitext(listed)
         found = [path for own, path in stems.get(stem, ()) if own == extension.lower()]
     return list(dict.fromkeys(found))
@@ -184,7 +184,7 @@ def _expected(place: PurePosixPath) -> PurePosixPath:
 
 
 def _one_folder(found: list[Path], video_id: str, listed_in: Path | None) -> list[Path]:
-    """The files without links to nowhere; ValueError if they lie in several folders and are not one file."""
+    """Return the files without broken links; ValueError if they lie in several folders and are not one file."""
     if len(found) < 2:
         return found
     files: dict[tuple[int, int], Path] = {}
@@ -202,7 +202,7 @@ def _one_folder(found: list[Path], video_id: str, listed_in: Path | None) -> lis
 
 
 def _each_for_one(found: Iterable[tuple[str, Path]], listed_in: Path | None) -> list[Path]:
-    """The paths; ValueError if two names lead to one file."""
+    """Return the paths; ValueError if two names lead to one file."""
     names: dict[Path, str] = {}
     paths = []
     for name, path in found:

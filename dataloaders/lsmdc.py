@@ -1,20 +1,23 @@
 """LSMDC (Rohrbach et al., IJCV 2017): clips of films with one sentence each, tested on 1,000 of the public test set.
 
 --data_path is a folder with the files that CLIP4Clip and DGL use: `LSMDC16_annos_training.csv`,
-`LSMDC16_annos_val.csv` and `LSMDC16_challenge_1000_publictect.csv`. They have no header, and six columns with tabs
-between them: the clip's id, four times of which nothing is used here, since a clip is a file of its own, and the
-sentence. --features_path is the folder with the videos, `<id>.avi` in one folder a film, or flat.
+`LSMDC16_annos_val.csv` and `LSMDC16_challenge_1000_publictect.csv`. They have no header and six columns separated by
+tabs: the clip's id, four times, and the sentence. The times are not used, since every clip is its own file.
+--features_path is the folder with the videos, `<id>.avi`, in one folder for each film or all in one.
 
-The sentences of a clip that is listed several times are captions of one video.
+If a clip is listed several times, its sentences are captions of one video.
 """
 
 from pathlib import Path
 
-from dataloaders.files import check_split, find_videos, read_lines, report_count
+from dataloaders.annotations import check_split, read_lines, report_count
+from dataloaders.listed_videos import find_videos
 from dataloaders.quoting import quoted
 from dataloaders.samples import Sample
 
-EXPECTED = {"test": 1000}  # videos
+SPLITS = ("train", "val", "test")
+NEEDED_FLAGS = (("data_path", "features_path"), ())
+EXPECTED = {"test": 1000}  # videos; of the other two we know no checked count
 FILES = {
     "train": "LSMDC16_annos_training.csv",
     "val": "LSMDC16_annos_val.csv",
@@ -24,15 +27,16 @@ COLUMNS = 6
 
 
 def read_split(split: str, *, data_path: Path, features_path: Path, **other_flags: Path) -> list[Sample]:
-    """The samples of "train", "val" or "test", in the order of the file, one for each clip.
+    """Return the samples of "train", "val" or "test", in the order of the file, one for each clip.
 
-    Raises ValueError for a file with the wrong content and FileNotFoundError for a missing one, the videos aside.
+    Raises ValueError for a file with wrong content and FileNotFoundError for a missing file; missing videos are no
+    error here.
     """
-    check_split("LSMDC", split, FILES)
+    check_split("LSMDC", split, SPLITS)
     path = data_path / FILES[split]
     captions: dict[str, list[str]] = {}
     for line in read_lines(path, "--data_path"):
-        # Not the csv module: a quotation mark is a part of the sentence here.
+        # Not the csv module: here a quotation mark is part of the sentence.
         fields = [field.strip() for field in line.split("\t")]
         clip_id, sentence = fields[0], fields[-1]
         if len(fields) != COLUMNS or not clip_id or not sentence:

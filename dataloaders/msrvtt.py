@@ -2,35 +2,48 @@
 
 Training: a csv with the column `video_id`, and the json `MSRVTT_data.json` whose `sentences` hold `video_id` and
 `caption`. Test: the csv of the "1k-A" split with the columns `video_id` and `sentence`. Videos:
-`<features_path>/<video_id>.mp4`, or with another extension. Any data in these formats is read alike; the published
-numbers of videos and captions are in `EXPECTED`.
+`<features_path>/<video_id>.mp4`, or with another extension. Other data in these formats is read in the same way.
+The published numbers of videos and captions are in `EXPECTED`.
+
+1k-A has no validation split: papers select on the test videos (see `msrvtt_full` for a split with one).
 """
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from dataloaders.csv_lists import Row, columns_of, read_csv
-from dataloaders.files import captions_for, check_split, find_videos, read_json, read_text, report_count
-from dataloaders.json_files import pairs_of
+from dataloaders.annotations import (
+    Row,
+    captions_for,
+    check_split,
+    columns_of,
+    pairs_of,
+    read_csv,
+    read_json,
+    read_text,
+    report_count,
+)
+from dataloaders.listed_videos import find_videos
 from dataloaders.samples import Sample
 
-# csv file as published -> (videos, captions)
+SPLITS = ("train", "test")
+NEEDED_FLAGS = (("val_csv", "features_path"), ("train_csv", "data_path"))
+# published csv file -> (videos, captions)
 EXPECTED = {
     "MSRVTT_train.9k.csv": (9000, 180_000),
     "MSRVTT_train.7k.csv": (7010, 140_200),
     "MSRVTT_JSFUSION_test.csv": (1000, 1000),
 }
-# The test videos of MSR-VTT's own split, from which 1k-A is drawn. Other data in its formats has other ids.
+# The test videos of MSR-VTT's own split, from which 1k-A is drawn. Other data in these formats has other ids.
 TEST_NUMBERS = range(7010, 10_000)
 
 
 def read_split(split: str, *, data_path: Path, features_path: Path, train_csv: Path, val_csv: Path) -> list[Sample]:
-    """The samples of "train" or "test", in the order of the csv, one for each video.
+    """Return the samples of "train" or "test", in the order of the csv, one for each video.
 
-    `data_path` is the json and only read for "train". Raises ValueError for a file with the wrong content and
-    FileNotFoundError for a missing file, the videos aside.
+    `data_path` is the json, read for "train" only. Raises ValueError for a file with wrong content and
+    FileNotFoundError for a missing file; missing videos are no error here.
     """
-    check_split("MSR-VTT", split, ("train", "test"))
+    check_split("MSR-VTT", split, SPLITS)
     if split == "train":
         csv_path, flag = train_csv, "--train_csv"
         video_ids = list(dict.fromkeys(row["video_id"] for row in _read_csv(train_csv, flag, columns=("video_id",))))
@@ -54,7 +67,7 @@ def read_split(split: str, *, data_path: Path, features_path: Path, train_csv: P
 
 
 def by_video(pairs: Iterable[tuple[str, str]]) -> dict[str, list[str]]:
-    """The captions of each video, from (video_id, caption) pairs in any order."""
+    """Group (video_id, caption) pairs, in any order, by video."""
     captions: dict[str, list[str]] = {}
     for video_id, caption in pairs:
         captions.setdefault(video_id, []).append(caption)
@@ -62,7 +75,7 @@ def by_video(pairs: Iterable[tuple[str, str]]) -> dict[str, list[str]]:
 
 
 def _published_count(name: str, video_ids: Iterable[str]) -> int | None:
-    """How many videos the published list of this name has; None where this is another list that bears its name."""
+    """Return how many videos the published list of this name has; None if this is another list of the same name."""
     if name == "MSRVTT_JSFUSION_test.csv" and not any(
         video_id.startswith("video") and video_id[5:].isdecimal() and int(video_id[5:]) in TEST_NUMBERS
         for video_id in video_ids
@@ -88,14 +101,14 @@ def _read_csv(path: Path, flag: str, columns: Sequence[str]) -> list[Row]:
 
 
 def read_sentences(path: Path) -> list[tuple[str, str]]:
-    """(video_id, caption) of every sentence of MSRVTT_data.json."""
+    """Return (video_id, caption) of every sentence of MSRVTT_data.json."""
     return read_objects(path, "sentences", "caption", "a dog runs")
 
 
 def read_objects(path: Path, name: str, field: str, example: str) -> list[tuple[str, str]]:
-    """(video_id, `field`) of every object in a list of MSRVTT_data.json.
+    """Return (video_id, `field`) of every object in the list `name` of MSRVTT_data.json.
 
-    Raises ValueError for another layout, as `pairs_of`.
+    Raises ValueError for another layout, as `pairs_of` does.
     """
     data = read_json(path, "--data_path", "pass MSRVTT_data.json")
     return pairs_of(

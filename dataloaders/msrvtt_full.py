@@ -1,28 +1,32 @@
-"""MSR-VTT's own split, called "full" beside 1k-A: 20 captions for every test video, all of them asked for.
+"""MSR-VTT's own split, called "full" to tell it from 1k-A: 20 captions for every test video, each of them a query.
 
---data_path is `MSRVTT_data.json`, whose `videos` say in `split` where they belong (train, validate or test);
---features_path is the folder with the videos. There are no csv files. The 7,010 videos of MSRVTT_train.7k.csv are
-train and validate together.
+--data_path is `MSRVTT_data.json`; the `split` of each of its `videos` is train, validate or test. --features_path is
+the folder with the videos. There are no csv files. MSRVTT_train.7k.csv lists the 7,010 videos of train and validate
+together.
 """
 
 from collections import Counter
 from pathlib import Path
 
-from dataloaders.files import captions_for, check_split, find_videos, report_count
+from dataloaders.annotations import captions_for, check_split, report_count
+from dataloaders.listed_videos import find_videos
 from dataloaders.msrvtt import by_video, read_objects, read_sentences
 from dataloaders.quoting import quoted, shorten
 from dataloaders.samples import Sample
 
+SPLITS = ("train", "val", "test")
+NEEDED_FLAGS = (("data_path", "features_path"), ())
 EXPECTED = {"train": 6513, "val": 497, "test": 2990}  # videos
 IN_THE_FILE = {"train": "train", "val": "validate", "test": "test"}
 
 
 def read_split(split: str, *, data_path: Path, features_path: Path, **other_flags: Path) -> list[Sample]:
-    """The samples of "train", "val" or "test", in the order of the file.
+    """Return the samples of "train", "val" or "test", in the order of the file.
 
-    Raises ValueError for a file with the wrong content and FileNotFoundError for a missing one, the videos aside.
+    Raises ValueError for a file with wrong content and FileNotFoundError for a missing file; missing videos are no
+    error here.
     """
-    check_split("MSR-VTT (full)", split, EXPECTED)
+    check_split("MSR-VTT (full)", split, SPLITS)
     videos = read_objects(data_path, "videos", "split", "test")
     (most_common, times), *_ = Counter(video_id for video_id, _ in videos).most_common(1) or [("", 0)]
     if times > 1:

@@ -1,7 +1,7 @@
-"""MSVD (Chen and Dolan, ACL 2011): about 40 captions a video, all of them asked for in evaluation.
+"""MSVD (Chen and Dolan, ACL 2011): about 40 captions a video, each of them a query in evaluation.
 
 --data_path is a folder with the files that text-video retrieval uses since CLIP4Clip: `train_list.txt`, `val_list.txt`
-and `test_list.txt`, an id a line, and the pickle `raw-captions.pkl`, id -> list of captions, each a list of words.
+and `test_list.txt`, one id a line, and the pickle `raw-captions.pkl`, id -> list of captions, each a list of words.
 --features_path is the folder with the videos, `<id>.avi` as published.
 """
 
@@ -10,25 +10,28 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from dataloaders.files import captions_for, check_split, find_videos, read_lines, report_count
-from dataloaders.json_files import is_text
+from dataloaders.annotations import captions_for, check_split, is_text, read_lines, report_count
+from dataloaders.listed_videos import find_videos
 from dataloaders.plain_pickle import load_plain
 from dataloaders.quoting import quoted, shorten
 from dataloaders.samples import Sample
 
+SPLITS = ("train", "val", "test")
+NEEDED_FLAGS = (("data_path", "features_path"), ())
 EXPECTED = {"train": 1200, "val": 100, "test": 670}  # videos
 
-# The published pickle has some 5 MB, and its captions 3.5 million characters.
+# The published pickle has about 5 MB, its captions 3.5 million characters.
 MOST_BYTES = 64 * 2**20
 MOST_CHARACTERS = 64 * 2**20
 
 
 def read_split(split: str, *, data_path: Path, features_path: Path, **other_flags: Path) -> list[Sample]:
-    """The samples of "train", "val" or "test", in the order of the list.
+    """Return the samples of "train", "val" or "test", in the order of the list.
 
-    Raises ValueError for a file with the wrong content and FileNotFoundError for a missing one, the videos aside.
+    Raises ValueError for a file with wrong content and FileNotFoundError for a missing file; missing videos are no
+    error here.
     """
-    check_split("MSVD", split, EXPECTED)
+    check_split("MSVD", split, SPLITS)
     list_path, pickle_path = data_path / f"{split}_list.txt", data_path / "raw-captions.pkl"
     video_ids = read_lines(list_path, "--data_path")
     captions = captions_for(video_ids, read_captions(pickle_path), list_path, pickle_path)
@@ -41,7 +44,7 @@ def read_split(split: str, *, data_path: Path, features_path: Path, **other_flag
 
 
 def read_captions(path: Path) -> dict[str, list[str]]:
-    """Captions by video id, of a pickle written by Python 2 or 3; nothing that it may hold is ever run.
+    """Read captions by video id from a pickle that Python 2 or 3 wrote; nothing in it is ever run.
 
     Raises FileNotFoundError, or ValueError for anything but a dictionary of lists of lists of words.
     """
@@ -53,7 +56,7 @@ def read_captions(path: Path) -> dict[str, list[str]]:
     return _read(path, stat.st_ino, stat.st_size, stat.st_mtime_ns)
 
 
-@lru_cache(maxsize=1)  # seconds to read, and every split is in it
+@lru_cache(maxsize=1)  # it takes seconds to read and holds every split
 def _read(path: Path, *version: int) -> dict[str, list[str]]:
     try:
         return dict(_captions(load_plain(path.read_bytes())))
@@ -73,11 +76,11 @@ def _captions(content: Any) -> Iterator[tuple[str, list[str]]]:
         if not isinstance(listed, list | tuple):
             raise ValueError(f"{shorten(video_id)} has {quoted(listed)}")
         for words in listed:
-            # A string is a sequence of letters, and so would be read as words of a letter each.
+            # A string is a sequence of letters, and would be read as one-letter words.
             if not isinstance(words, list | tuple):
                 raise ValueError(f"{shorten(video_id)} has the caption {quoted(words)}")
             parts = [word if type(word) is str else _text(word) for word in words]
-            # Counted before they are joined: one word may stand in a pickle once and in a million captions.
+            # Counted before they are joined: a pickle can store a word once and use it in a million captions.
             characters += 1 + len(parts) + sum(map(len, parts))
             if characters > MOST_CHARACTERS:
                 raise ValueError(f"its captions have more than {MOST_CHARACTERS:,} characters")

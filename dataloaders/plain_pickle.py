@@ -1,9 +1,8 @@
-"""Pickles of text in lists and dictionaries, read without running anything and in time and memory in proportion to the
-file.
+"""Read pickles of text in lists and dictionaries without running anything, in time and memory proportional to the file.
 
-Python's own interpreter of pickles, with most of its instructions taken away: those that call something, but for two
-kinds of dictionary; those that hash something other than text, since a tuple of tuples of tuples takes exponential time
-to hash; and numbers, which no text needs.
+This is Python's own interpreter of pickles without most of its instructions. We removed those that call something,
+except for two kinds of dictionary; those that hash anything but text, since hashing a tuple of tuples of tuples takes
+exponential time; and numbers, which no text needs.
 """
 
 import io
@@ -14,7 +13,7 @@ from typing import Any, NoReturn
 
 from dataloaders.quoting import quoted
 
-# All that may be asked for by name, in the words of Python 3 and of Python 2.
+# All types that a pickle may name, as Python 3 and Python 2 call them.
 PLAIN_TYPES: dict[tuple[str, str], type] = {
     ("collections", "OrderedDict"): OrderedDict,
     ("collections", "defaultdict"): defaultdict,
@@ -30,18 +29,18 @@ INSTRUCTIONS = (
 
 
 def load_plain(content: bytes) -> Any:
-    """What a pickle of any protocol holds; text that Python 2 wrote comes as bytes.
+    """Read a pickle of any protocol; text that Python 2 wrote comes as bytes.
 
-    Values that the pickle refers to several times are one object, so what is read may be far larger when written out:
-    whoever walks over it sets a limit.
+    A value that the pickle refers to several times is one object, so the content may be far larger when written out:
+    set a limit before you walk over it.
 
     Raises:
-        Exception: of many kinds, if it is damaged or asks for something else.
+        Exception: of many kinds, if the pickle is damaged or asks for something else.
     """
     return _Reader(io.BytesIO(content), encoding="bytes").load()
 
 
-class _Reader(pickle._Unpickler):  # the one written in Python: the one in C has all instructions
+class _Reader(pickle._Unpickler):  # the version written in Python; the one in C has all instructions
     stack: list[Any]
     pop_mark: Callable[[], list[Any]]
 
@@ -51,7 +50,7 @@ class _Reader(pickle._Unpickler):  # the one written in Python: the one in C has
         return PLAIN_TYPES[module, name]
 
     def load_reduce(self) -> None:
-        """`OrderedDict()` and `defaultdict(list)`, which get their entries later, become plain dictionaries."""
+        """Turn `OrderedDict()` and `defaultdict(list)`, which get their entries later, into plain dictionaries."""
         arguments, kind = self.stack.pop(), self.stack.pop()
         if kind not in (OrderedDict, defaultdict) or arguments not in ((), (None,), (dict,), (list,)):
             raise pickle.UnpicklingError("it makes objects")
@@ -71,7 +70,7 @@ class _Reader(pickle._Unpickler):  # the one written in Python: the one in C has
 
 
 def _add(target: dict[str | bytes, Any], items: list[Any]) -> dict[str | bytes, Any]:
-    """Put keys and values, which take turns, into a dictionary."""
+    """Put alternating keys and values into a dictionary."""
     for key, value in zip(items[::2], items[1::2], strict=True):
         if type(key) not in (str, bytes):
             raise pickle.UnpicklingError("a key of a dictionary is no text")
@@ -85,7 +84,7 @@ class _Instructions(dict[int, Callable[[_Reader], None]]):
         raise pickle.UnpicklingError(f"it holds more than text in lists and dictionaries, an instruction {chr(code)!r}")
 
 
-_Reader.dispatch = _Instructions(  # type: ignore[assignment]  # of this class's methods alone
+_Reader.dispatch = _Instructions(  # type: ignore[assignment]  # only methods of this class
     (code, getattr(_Reader, pickle._Unpickler.dispatch[code].__name__))
     for code in (getattr(pickle, name)[0] for name in INSTRUCTIONS)
 )

@@ -1,7 +1,7 @@
-"""Before training: whether the videos of a split can be read, and what the frame cache will hold of them.
+"""Checks before training: whether the videos of a split can be read, and how much room the frame cache will take.
 
-Every problem with a video is found here or where it is read, and ends the run with one sentence, unless
-`leave_out` was allowed to do without that many.
+A problem with a video is found here or where the video is read. It ends the run with one sentence, unless `leave_out`
+may do without that many videos.
 """
 
 import shutil
@@ -20,11 +20,11 @@ from dataloaders.samples import Sample
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
-PROBES = 16  # videos from which `forecast` concludes on the others
+PROBES = 16  # videos from which `forecast` estimates the size of the others
 
 
 def missing_files(samples: Sequence[Sample]) -> dict[int, str]:
-    """The reason by the sample's number, for every sample whose video file is not there."""
+    """Return {index: reason} for every sample whose video file is missing."""
     return {row: _missing(sample) for row, sample in enumerate(samples) if not sample.path.is_file()}
 
 
@@ -36,9 +36,9 @@ def _missing(sample: Sample) -> str:
 
 
 def in_threads(function: Callable[[Item], Result], items: Sequence[Item], jobs: int) -> Iterator[Result]:
-    """`function` of each item, in order, `jobs` at a time by threads, since decoding leaves Python's lock alone.
+    """Yield `function` of each item, in order, running `jobs` threads: decoding releases Python's lock.
 
-    What is not begun when the caller ends is left undone.
+    Items that have not begun when the caller stops are dropped.
     """
     pool = ThreadPoolExecutor(jobs)
     try:
@@ -48,9 +48,9 @@ def in_threads(function: Callable[[Item], Result], items: Sequence[Item], jobs: 
 
 
 def read_all(samples: Sequence[Sample], frames: FrameReader, jobs: int) -> Iterator[str | None]:
-    """Read every video as training will, into the cache if `frames` has one; gives what is wrong with each, in order.
+    """Read every video as training will, into the cache if `frames` has one. Yields the problem with each, in order.
 
-    `jobs` videos are read at a time. Raises OSError if the cache cannot be written.
+    Reads `jobs` videos at a time. Raises OSError if the cache cannot be written.
     """
 
     def problem(sample: Sample) -> str | None:
@@ -64,9 +64,9 @@ def read_all(samples: Sequence[Sample], frames: FrameReader, jobs: int) -> Itera
 
 
 def leave_out(samples: Sequence[Sample], problems: Mapping[int, str], allowed: int, split: str) -> list[Sample]:
-    """The samples without those that have a problem, their reasons by number in `problems`.
+    """Return the samples without those in `problems`, {index: reason}.
 
-    Raises ValueError if there are more than `allowed`, or if none is left.
+    Raises ValueError if there are more than `allowed`, or if no sample is left.
     """
     if not problems:
         return list(samples)
@@ -81,8 +81,8 @@ def leave_out(samples: Sequence[Sample], problems: Mapping[int, str], allowed: i
 
 @dataclass(frozen=True)
 class CacheForecast:
-    """Of a split's `videos` entries `present` lie in the cache; one takes `entry_bytes` on average, as far as some
-    tell; its disk has `free_bytes` left."""
+    """How many of a split's `videos` are `present` in the cache, the mean size of an entry, estimated from a few, and
+    the free bytes of the cache's disk."""
 
     videos: int
     present: int
@@ -91,7 +91,7 @@ class CacheForecast:
 
     @property
     def missing_bytes(self) -> float:
-        """What is still to be written."""
+        """Bytes still to be written."""
         return (self.videos - self.present) * self.entry_bytes
 
     def __str__(self) -> str:
@@ -103,12 +103,12 @@ class CacheForecast:
 
 
 def gigabytes(n: float) -> str:
-    """Bytes in the unit, MB or GB, that suits them."""
+    """Format bytes in MB or GB."""
     return f"{n / 1e9:.3g} GB" if n >= 1e9 else f"{n / 1e6:.3g} MB"
 
 
 def _entry_bytes(sample: Sample, frames: FrameReader) -> int:
-    """The size of a video's entry in the cache, 0 if there is none."""
+    """Return the size of a video's entry in the cache, 0 if there is none."""
     try:
         return frames.cache_place(sample.path, sample.start, sample.end).stat().st_size
     except (FileNotFoundError, VideoError):
@@ -116,20 +116,20 @@ def _entry_bytes(sample: Sample, frames: FrameReader) -> int:
 
 
 def forecast(samples: Sequence[Sample], frames: FrameReader, allow_missing: int = 0, jobs: int = 1) -> CacheForecast:
-    """Put a few videos into the cache, evenly spread over the split, and tell from their size what all will take.
+    """Put a few videos, evenly spread over the split, into the cache and estimate from their size what all will take.
 
-    A sample of every video file's content is read for that, of `jobs` files at a time; the cache remembers them. The
-    files of `samples` exist; `allow_missing` of those that are tried may be unreadable, but not all. Raises VideoError
-    if more are, OSError if the cache cannot be written, and ValueError if the rest will not fit on the disk.
+    This reads a sample of every video file's content, from `jobs` files at a time; the cache remembers them. The files
+    of `samples` must exist. `allow_missing` of those that are tried may be unreadable, but not all of them. Raises
+    VideoError if more are, OSError if the cache cannot be written, and ValueError if the rest does not fit on the disk.
     """
     assert frames.cache is not None
     frames.cache.remove_partials()
-    # Before the probes are written, so that what was there is told apart.
+    # Before the probes are written, so that they are not counted as present.
     entries = in_threads(lambda sample: _entry_bytes(sample, frames), samples, jobs)
     entries = tqdm(entries, "looking for entries", len(samples), unit="video", leave=False, disable=None, delay=2)
     present = sum(size > 0 for size in entries)
     probes = [samples[row] for row in sorted({row * len(samples) // PROBES for row in range(PROBES)})]
-    # Not on the main thread, where a signal's KeyboardInterrupt comes out of torch's constructors as another error.
+    # Not on the main thread, where torch's constructors turn a signal's KeyboardInterrupt into another error.
     problems = [problem for problem in read_all(probes, frames, 1) if problem]
     sizes = [size for probe in probes if (size := _entry_bytes(probe, frames))]
     if problems and (len(problems) > allow_missing or not sizes):

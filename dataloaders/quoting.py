@@ -1,4 +1,4 @@
-"""What a message quotes of a file or a command line: one line, however long or odd it is there."""
+"""Quotations of file contents and flags in messages: one line each, however long or odd the original is."""
 
 import reprlib
 from collections.abc import Sequence
@@ -12,7 +12,7 @@ _values.maxdict = _values.maxlist = _values.maxtuple = _values.maxset = 4
 
 
 def shorten(text: str, most: int = MOST) -> str:
-    """A text in one line: as it is, or its first `most` characters and its length; what cannot be printed is
+    """Return a text as one line: unchanged, or its first `most` characters and its length; unprintable characters are
     escaped."""
     shown = text[:most]
     if not shown.isprintable():
@@ -21,11 +21,11 @@ def shorten(text: str, most: int = MOST) -> str:
 
 
 def quoted(value: Any, most: int = MOST) -> str:
-    """The repr of a value that was read from a file, without the inside of what is long or deeply nested."""
+    """Return the repr of a value read from a file, without the inside of what is long or deeply nested."""
     return shorten(_values.repr(value), most)
 
 
 def some(names: Sequence[str], most: int = 5) -> str:
-    """The first `most` names with commas between them, and how many more there are."""
+    """Return the first `most` names, separated by commas, and how many more there are."""
     more = f" and {len(names) - most:,} more" if len(names) > most else ""
     return ", ".join(shorten(name, 40) for name in names[:most]) + more

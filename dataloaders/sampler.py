@@ -1,4 +1,4 @@
-"""The order of training items: which of them make each global batch, and which of these a process takes."""
+"""The order of training items: which items make each global batch, and which of them a process takes."""
 
 from collections.abc import Iterator
 
@@ -9,16 +9,16 @@ from torch.utils.data import Sampler
 class EpochSampler(Sampler[list[tuple[int, int]]]):
     """One rank's share of the training batches of an epoch: lists of (epoch, index) for `TrainingPairs`.
 
-    The n items are shuffled by (seed, epoch) alone and cut into global batches of batch_size_per_rank * world_size; a
-    rank takes its contiguous slice of each. The global batches are therefore the same on any number of ranks. The
-    items left over at the end are dropped; with `drop_last=False` they make one smaller batch, as long as every rank
+    The n items are shuffled by (seed, epoch) alone and cut into global batches of batch_size_per_rank * world_size.
+    Each rank takes its contiguous slice of every global batch, so the global batches are the same on any number of
+    ranks. Items left over at the end are dropped; with `drop_last=False` they make one smaller batch, if every rank
     gets some of it.
 
-    With `partner`, int64 [n], an item is followed by its partner (see `TrainingPairs`), so that both meet in a batch,
-    unless the end of a batch comes between them; where all items have partners and the batch is even it never does.
+    With `partner`, int64 [n], an item is followed by its partner (see `TrainingPairs`), so that both are in one batch
+    unless the end of a batch separates them. That never happens if all items have partners and the batch size is even.
 
-    With `video_index`, int64 [n], the items are not merely shuffled but dealt to the batches so that no global batch
-    has two items of one video; where no video has two items anyway, it changes nothing.
+    With `video_index`, int64 [n], items are dealt to the batches so that no global batch has two items of one video. If
+    no video has two items, this changes nothing.
 
     Raises ValueError if there are too few items for a single batch; with `video_index`, if a video has more items than
     there are full batches, or if there are partners too.
@@ -50,8 +50,8 @@ class EpochSampler(Sampler[list[tuple[int, int]]]):
         if self.n_batches == 0:
             least = self.global_batch_size if drop_last else world_size
             most = n - n % world_size  # the largest batch that can be shared evenly
-            mend = f"pass --batch_size {most} or less" if most else "use fewer processes or more data"
-            raise ValueError(f"There are {n} training items, a batch needs at least {least}: {mend}.")
+            fix = f"pass --batch_size {most} or less" if most else "use fewer processes or more data"
+            raise ValueError(f"There are {n} training items, a batch needs at least {least}: {fix}.")
         self.video_index = None
         if video_index is not None:
             if partner is not None and (partner != np.arange(n)).any():
@@ -60,18 +60,17 @@ class EpochSampler(Sampler[list[tuple[int, int]]]):
             if items_of_a_video > max(n_full, 1):
                 most = n // items_of_a_video
                 most -= most % world_size
-                mend = f"--batch_size {most} or less, or " if most > 1 else ""
+                fix = f"--batch_size {most} or less, or " if most > 1 else ""
                 raise ValueError(
                     "--same_video apart needs as many full batches in an epoch as a video has captions, but a video "
-                    f"has {items_of_a_video} and an epoch {n_full}: pass {mend}--same_video negatives or positives."
+                    f"has {items_of_a_video} and an epoch {n_full}: pass {fix}--same_video negatives or positives."
                 )
             if items_of_a_video > 1:
                 self.video_index = video_index
         self.set_epoch(0)
 
     def set_epoch(self, epoch: int, start_batch: int = 0) -> None:
-        """Choose the epoch that the next iteration yields; to resume within it, skip its first `start_batch`
-        batches."""
+        """Choose the epoch that the next iteration yields, without its first `start_batch` batches, to resume in it."""
         assert 0 <= start_batch <= self.n_batches, (start_batch, self.n_batches)
         self.epoch = epoch
         self.start_batch = start_batch
@@ -81,7 +80,7 @@ class EpochSampler(Sampler[list[tuple[int, int]]]):
         return self.n_batches
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
-        # As a spawn key the epoch gives a stream apart from those of the items, [seed, epoch, index].
+        # With the epoch as spawn key the stream differs from those of the items, [seed, epoch, index].
         generator = np.random.default_rng(np.random.SeedSequence(self.seed, spawn_key=(self.epoch,)))
         order = generator.permutation(self.n)
         if self.video_index is not None:
@@ -99,12 +98,12 @@ class EpochSampler(Sampler[list[tuple[int, int]]]):
 def _deal_apart(
     order: np.ndarray, video_index: np.ndarray, batch_size: int, generator: np.random.Generator
 ) -> np.ndarray:
-    """Put shuffled items, int64 [n], batch after batch, so that no batch has two of one video.
+    """Reorder shuffled items, int64 [n], into consecutive batches so that no batch has two items of one video.
 
-    Those left over stand at the end; they are of different videos too. The others are dealt video by video, in random
-    order, each item to one of the batches that have the fewest; chance decides which. As no batch is ever more than one
-    item ahead, a video could come to a batch again only if it had more items than there are batches, which the caller
-    excludes.
+    The items left over come last; they are of different videos too. The others are dealt video by video, in random
+    order. Each item goes to one of the batches that have the fewest; chance decides which. No batch is ever more than
+    one item ahead, so a video could reach a batch twice only if it had more items than there are batches, which the
+    caller rules out.
     """
     n_batches, n_left_over = divmod(len(order), batch_size)
     _, first_of_video = np.unique(video_index[order], return_index=True)
@@ -117,8 +116,8 @@ def _deal_apart(
     batches = np.empty((n_batches, batch_size), dtype=np.int64)
     takers, videos_before = np.arange(n_batches), np.full(n_batches, -1)
     for number, (items, videos_now) in enumerate(zip(rounds, videos, strict=True)):
-        # Each batch takes one item a round. The first video may have begun in the round before: the batches that have
-        # it are not asked for the rest of it.
+        # Each batch takes one item a round. The first video of a round may have begun in the round before: the batches
+        # that have it already do not take the rest of it.
         have_it = takers[videos_before == videos_now[0]]
         drawn = generator.permutation(n_batches)
         first = drawn[~np.isin(drawn, have_it)][: (videos_now == videos_now[0]).sum()]

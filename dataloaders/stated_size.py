@@ -1,8 +1,8 @@
-"""How many bytes a video file says it has, by which one that a download has cut off is told from a whole one.
+"""The number of bytes that a video file says it has. A file with fewer was cut off while it was downloaded.
 
-FFmpeg reads what there is and does not tell. Matroska and WebM state the size of their one large element (RFC 8794),
-an AVI that of its RIFF chunks, ASF and FLV that of the whole file; an mp4's index says where its last frame ends.
-Transport streams, program streams and Ogg state nothing.
+FFmpeg reads what there is and does not report it. Matroska and WebM state the size of their one large element (RFC
+8794), an AVI the sizes of its RIFF chunks, ASF and FLV the size of the whole file; an mp4's index says where its last
+frame ends. Transport streams, program streams and Ogg state nothing.
 """
 
 import struct
@@ -11,7 +11,7 @@ from typing import BinaryIO
 
 import av
 
-HEAD = 65_536  # bytes in which a header's own fields lie
+HEAD = 65_536  # first bytes of a file, which hold its header's own fields
 MATROSKA, SEGMENT = b"\x1a\x45\xdf\xa3", b"\x18\x53\x80\x67"
 ASF, FILE_PROPERTIES = (
     bytes.fromhex("3026b2758e66cf11a6d900aa0062ce6c"),
@@ -20,7 +20,7 @@ ASF, FILE_PROPERTIES = (
 
 
 def stated_size(path: Path, stream: av.VideoStream) -> int:
-    """The bytes that a file has to have, 0 where it does not say; `stream` is its picture, opened."""
+    """Return the bytes that a file should have, 0 if it does not say; `stream` is its opened picture stream."""
     with path.open("rb") as file:
         head = file.read(HEAD)
         if head[:4] == b"RIFF":
@@ -28,7 +28,7 @@ def stated_size(path: Path, stream: av.VideoStream) -> int:
     if head[:4] == MATROSKA:
         return _matroska(head)
     if head[:16] == ASF:
-        return _number_after(head, FILE_PROPERTIES, 24, "<Q")  # a size and a file id are in between
+        return _number_after(head, FILE_PROPERTIES, 24, "<Q")  # a size and a file id lie in between
     if head[:3] == b"FLV":
         return _number_after(head, b"\x00\x08filesize\x00", 0, ">d")
     index = stream.index_entries
@@ -43,8 +43,8 @@ def is_cut(path: Path, stream: av.VideoStream) -> bool:
 
 
 def _riff(file: BinaryIO, size: int) -> int:
-    """An AVI of more than a gigabyte has several RIFF chunks. Until it is finished, the size in the last one is 0; in a
-    stream that was not known to end it is the largest number."""
+    """Return the end of the last RIFF chunk; an AVI of more than a gigabyte has several. While a file is being written
+    the last size is 0, and in a stream without a known end it is the largest number."""
     end = 0
     while end < size:
         file.seek(end)
@@ -67,12 +67,12 @@ def _matroska(head: bytes) -> int:
     if head[place : place + 4] != SEGMENT:
         return 0
     width, length = _ebml_size(head, place + 4)
-    unknown = length == (1 << 7 * width) - 1  # in a stream that was not known to end
+    unknown = length == (1 << 7 * width) - 1  # a stream without a known end
     return 0 if unknown else place + 4 + width + length
 
 
 def _ebml_size(head: bytes, place: int) -> tuple[int, int]:
-    """The bytes that an element's size takes up, and the size; an impossible one counts as unknown."""
+    """Return the width in bytes of an element's size, and the size; an impossible size counts as unknown."""
     first = head[place] if place < len(head) else 0
     width = 9 - first.bit_length()
     if width > 8 or place + width > len(head):

@@ -1,12 +1,13 @@
-"""CLIP's image preprocessing for whole clips: resize and crop on the CPU in uint8, normalise wherever the video then
-lives. How it is resized and what it is normalised with differs between CLIPs; the defaults are those of OpenAI's.
+"""CLIP's image preprocessing of whole clips: resize and crop in uint8 on the CPU, then normalise on the video's device.
 
-Splitting it there lets frames travel to the device as bytes, a quarter of their size as floats.
+The split lets frames travel to the device as bytes, a quarter of their size as floats. CLIPs differ in how they resize
+and in the statistics they normalise with; the defaults are those of OpenAI's.
 
 Shapes: T frames, H x W pixels, S = `size` the side of CLIP's square input.
 """
 
 from functools import cache
+from typing import Literal, get_args
 
 import numpy as np
 import torch
@@ -16,6 +17,8 @@ import torch.nn.functional as F
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 
+FrameTransform = Literal["resize", "crop"]  # --frame_transform
+FRAME_TRANSFORM: tuple[str, ...] = get_args(FrameTransform)
 RESIZE_MODES = ("shortest", "squash")
 INTERPOLATIONS = ("bicubic", "bilinear")
 
@@ -23,11 +26,12 @@ Triple = tuple[float, float, float]
 
 
 def resize_and_crop(frames: np.ndarray, size: int, interpolation: str = "bicubic") -> torch.Tensor:
-    """Frames uint8 [T, H, W, 3] -> uint8 [T, 3, S, S], contiguous.
+    """Resize the short side to `size` and cut out the middle square: uint8 [T, H, W, 3] -> uint8 [T, 3, S, S],
+    contiguous.
 
-    The short side is resized to `size` (antialiased; untouched if it has that size already), the long side in
-    proportion with its fraction dropped, then the middle square is cut out. Bit for bit torchvision's v2 Resize and
-    CenterCrop on uint8; CLIP's own Pillow pipeline differs from these by single grey levels.
+    Resizing is antialiased and skipped if the short side has that size already. The long side keeps its proportion, its
+    fraction dropped. Bit for bit torchvision's v2 Resize and CenterCrop on uint8; CLIP's own Pillow pipeline differs
+    from these by single grey levels.
     """
     video = _channels_first(frames)
     height, width = video.shape[-2:]
@@ -38,8 +42,10 @@ def resize_and_crop(frames: np.ndarray, size: int, interpolation: str = "bicubic
 
 
 def squash(frames: np.ndarray, size: int, interpolation: str = "bicubic") -> torch.Tensor:
-    """All of each frame, its two sides resized to `size` whatever its shape: uint8 [T, H, W, 3] -> uint8 [T, 3, S, S],
-    contiguous. Bit for bit torchvision's v2 Resize to a square on uint8."""
+    """Resize both sides to `size`, whatever the frame's shape: uint8 [T, H, W, 3] -> uint8 [T, 3, S, S], contiguous.
+
+    Bit for bit torchvision's v2 Resize to a square on uint8.
+    """
     video = _channels_first(frames)
     if video.shape[-2:] != (size, size):
         video = _resized(video, size, size, interpolation)
@@ -51,14 +57,14 @@ def _resized(video: torch.Tensor, height: int, width: int, interpolation: str) -
 
 
 def centre_crop(frames: np.ndarray, size: int) -> torch.Tensor:
-    """The middle square of frames uint8 [T, H, W, 3] with H, W >= S, nothing resized -> uint8 [T, 3, S, S],
+    """Cut out the middle square of frames with H, W >= S, without resizing: uint8 [T, H, W, 3] -> uint8 [T, 3, S, S],
     contiguous."""
     assert min(frames.shape[1:3]) >= size, (frames.shape, size)
     return _middle_square(_channels_first(frames), size)
 
 
 def _channels_first(frames: np.ndarray) -> torch.Tensor:
-    return torch.from_numpy(frames).permute(0, 3, 1, 2)  # in memory still channels last, the fast layout for uint8
+    return torch.from_numpy(frames).permute(0, 3, 1, 2)  # memory stays channels last, the fast layout for uint8
 
 
 def _middle_square(video: torch.Tensor, size: int) -> torch.Tensor:
@@ -68,15 +74,15 @@ def _middle_square(video: torch.Tensor, size: int) -> torch.Tensor:
 
 
 def normalise(video: torch.Tensor, mean: Triple = CLIP_MEAN, std: Triple = CLIP_STD) -> torch.Tensor:
-    """Pixels uint8 [..., 3, H, W] -> float32 of the same shape and on the same device: scaled to 0..1, minus `mean`,
-    over `std`, which are those of the CLIP that sees them."""
+    """Scale pixels to 0..1, subtract the CLIP's `mean` and divide by its `std`: uint8 [..., 3, H, W] -> float32 of the
+    same shape, on the same device."""
     scale, shift = _statistics(video.device, mean, std)
-    return torch.addcmul(shift, video, scale)  # one pass over what is by far a step's largest input
+    return torch.addcmul(shift, video, scale)  # one pass over by far the largest input of a step
 
 
-@cache  # to copy numbers to a GPU makes the host wait for it, so once is enough
+@cache  # copying numbers to a GPU makes the host wait, so we do it once
 def _statistics(device: torch.device, mean: Triple, std: Triple) -> tuple[torch.Tensor, torch.Tensor]:
-    """1 / (255 std) and -mean / std, float32 [3, 1, 1]."""
+    """Return 1 / (255 std) and -mean / std, float32 [3, 1, 1]."""
     means, stds = torch.tensor([mean, std], dtype=torch.float64)
     scale, shift = torch.stack([1 / (255 * stds), -means / stds]).float().to(device).view(2, 3, 1, 1)
     return scale, shift

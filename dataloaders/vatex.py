@@ -1,25 +1,31 @@
-"""VATEX (Wang et al., ICCV 2019) in English: 10 captions a video, all of them asked for in evaluation.
+"""VATEX (Wang et al., ICCV 2019) in English: 10 captions a video, each of them a query in evaluation.
 
---data_path is a folder with the files that STOP and DGL use: `train_list.txt` and `test_list.txt`, an id a line, and
+--data_path is a folder with the files that STOP and DGL use: `train_list.txt` and `test_list.txt`, one id a line, and
 `ref_captions.json`, id -> list of captions. --features_path is the folder with the videos, `<id>.mp4`.
+
+The split is that of Chen et al. (HGR, CVPR 2020), who halved the published validation split into validation and test.
+STOP and DGL use no validation videos; to select on them, put their ids into a third file, `val_list.txt`.
 """
 
 from pathlib import Path
 
-from dataloaders.files import captions_for, check_split, find_videos, read_json_object, read_lines, report_count
-from dataloaders.json_files import is_texts
+from dataloaders.annotations import captions_for, check_split, is_texts, read_json_object, read_lines, report_count
+from dataloaders.listed_videos import find_videos
 from dataloaders.quoting import quoted, shorten
 from dataloaders.samples import Sample
 
-EXPECTED = {"train": 25_991, "test": 1500}  # videos, of the split by Chen et al. (HGR, CVPR 2020)
+SPLITS = ("train", "val", "test")
+NEEDED_FLAGS = (("data_path", "features_path"), ())
+EXPECTED = {"train": 25_991, "val": 1500, "test": 1500}  # videos
 
 
 def read_split(split: str, *, data_path: Path, features_path: Path, **other_flags: Path) -> list[Sample]:
-    """The samples of "train" or "test", in the order of the list.
+    """Return the samples of "train", "val" or "test", in the order of the list.
 
-    Raises ValueError for a file with the wrong content and FileNotFoundError for a missing one, the videos aside.
+    Raises ValueError for a file with wrong content and FileNotFoundError for a missing file; missing videos are no
+    error here.
     """
-    check_split("VATEX", split, EXPECTED)
+    check_split("VATEX", split, SPLITS)
     list_path, json_path = data_path / f"{split}_list.txt", data_path / "ref_captions.json"
     video_ids = read_lines(list_path, "--data_path")
     listed = read_json_object(json_path, "--data_path")

@@ -5,10 +5,9 @@ from collections.abc import Sequence
 from tqdm import tqdm
 
 from dataloaders.frames import FrameReader
-from dataloaders.overlap import shared_videos
 from dataloaders.preparation import forecast, leave_out, missing_files, read_all
 from dataloaders.quoting import shorten
-from dataloaders.samples import Sample
+from dataloaders.samples import Sample, shared_videos
 from engine.config import Config
 from engine.data import frame_cache, frame_reader, reader_processes
 from engine.distributed import Process

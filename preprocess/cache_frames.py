@@ -1,16 +1,16 @@
-"""Fill a frame cache before training, which then decodes nothing.
+"""Fill a frame cache before training, so that training decodes nothing.
 
     PROGRAM=preprocess/cache_frames.py bash scripts/msrvtt.sh --frame_cache data/msrvtt/frames --jobs 16
 
-It takes the flags of main_task_retrieval.py, since what is stored depends on them, and the launch scripts run it with
-theirs when PROGRAM says so. Its own are
+It takes the flags of main_task_retrieval.py, because the stored frames depend on them; with PROGRAM set, the launch
+scripts run it with theirs. It adds
 
-    --split   train, test or all (default), which is both where the flags say --do_train, else test
-    --jobs    videos at a time; by default one for each processor
-    --shard   i/n: the i-th of n shares, counted from 0; by default torchrun's rank
+    --split   train, val, test or all; all (the default) is train and test with --do_train, else test
+    --jobs    videos at a time; default: one for each processor
+    --shard   i/n: the i-th of n shares, counted from 0; default: torchrun's rank
 
-An entry gets its name when it is whole, so the command can be interrupted or killed at any moment: run again, it skips
-what is there. It can run on several machines that share the folder, and beside a training that uses it.
+An entry gets its name when it is complete, so the command can be interrupted or killed at any moment; when run again,
+it skips what is there. It can run on several machines that share the folder, and while a training uses the folder.
 Exit code: 0 if all videos are there, 1 if some are missing or cannot be read, 2 for a wrong command, 130 if
 interrupted.
 """
@@ -38,7 +38,7 @@ SHOWN_PROBLEMS = 20
 
 
 def fill(config: Config, backbone: Backbone, split: str, jobs: int, shard: tuple[int, int]) -> list[str]:
-    """Put this share of a split's videos into the cache; gives what is wrong with those that cannot be."""
+    """Put this share of a split's videos into the cache; returns the problems of those that cannot be."""
     number, count = shard
     frames = frame_reader(config.data, backbone, split == "train", frame_cache(config.data, config.run))
     listed = config.task.list_split(config.data, split)
@@ -57,7 +57,7 @@ def fill(config: Config, backbone: Backbone, split: str, jobs: int, shard: tuple
 
 
 def run(argv: Sequence[str] | None) -> int:
-    """The whole command; returns the exit code 0 or 1. ValueError or OSError where it cannot start or go on."""
+    """Run the command; returns the exit code 0 or 1. ValueError or OSError if it cannot start or go on."""
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
     parser.add_argument("--split", default="all")
     parser.add_argument("--jobs", default=str(default_jobs()))
@@ -94,10 +94,10 @@ def run(argv: Sequence[str] | None) -> int:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Command line; returns the exit code."""
+    """Run the command line; returns the exit code."""
     return exit_code(lambda: run(argv), "run the same command again to go on.")
 
 
 if __name__ == "__main__":
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: schedulers end a job so
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # like Ctrl-C: schedulers end jobs with it
     raise SystemExit(main())

@@ -1,21 +1,21 @@
-"""Decode every video that a data set needs, before training meets the one that cannot be decoded.
+"""Decode every video that a data set needs, before training meets one that cannot be decoded.
 
     python preprocess/check_videos.py --datatype msrvtt --train_csv data/msrvtt/MSRVTT_train.9k.csv \\
         --val_csv data/msrvtt/MSRVTT_JSFUSION_test.csv --data_path data/msrvtt/MSRVTT_data.json \\
         --features_path data/msrvtt/videos --output report.csv
 
-It reads the videos as training does, to their last frame, and calls each one
+It reads the videos as training does, to their last frame, and gives each a status:
 
     missing   there is no such file
     broken    training would stop at it
-    cut       its end is missing, but less than a quarter of it; training takes what is there
-    short     it is whole and has fewer frames than --max_frames
+    cut       its end is missing, but less than a quarter of it; training uses what is there
+    short     it is complete and has fewer frames than --max_frames
     ok        none of these
 
-Transport streams, program streams and Ogg do not say where they end: of these only those count as broken whose end is
-missing by more than a quarter of the length that they state.
+Transport streams, program streams and Ogg do not say where they end. They count as broken only if more than a quarter
+of their stated length is missing.
 
---output gets a line for every video: path, status, frames, fps, width, height, reason.
+--output gets one line for each video: path, status, frames, fps, width, height, reason.
 Exit code: 0 if no video is missing or broken, 1 if one is, 2 for a wrong command, 130 if interrupted.
 """
 
@@ -45,7 +45,7 @@ SHOWN_PROBLEMS = 20
 
 @dataclass(frozen=True)
 class Finding:
-    """What there is to say about one video; zeros where it cannot be decoded."""
+    """The facts about one video; zeros if it cannot be decoded."""
 
     path: Path
     status: str
@@ -57,14 +57,14 @@ class Finding:
 
 
 def check(path: Path, max_frames: int) -> Finding:
-    """Decode a video to its end."""
+    """Decode a video to its end and return its finding."""
     if not path.is_file():
         return Finding(path, "missing", reason=f"{path} does not exist: download it.")
     try:
         frames, n_frames, fps = read_frames(path, lambda n_frames, fps: [n_frames - 1])
         with open_video(path) as (_, stream):
             n_bytes, stated_bytes = path.stat().st_size, stated_size(path, stream)
-            # An AVI counts its clock's ticks, which its index shows.
+            # An AVI counts the ticks of its clock; its index shows whether they are frames.
             promised = stream.frames if stream.frames == len(stream.index_entries) else 0
     except (VideoError, OSError) as error:
         return Finding(path, "broken", reason=str(error))
@@ -80,13 +80,13 @@ def check(path: Path, max_frames: int) -> Finding:
 
 
 def check_all(paths: Sequence[Path], max_frames: int, jobs: int) -> list[Finding]:
-    """A finding for each path, in their order."""
+    """Return a finding for each path, in the same order."""
     found = in_threads(partial(check, max_frames=max_frames), paths, jobs)
     return list(tqdm(found, total=len(paths), desc="decoding", unit="video"))
 
 
 def write_report(path: Path, findings: Iterable[Finding]) -> None:
-    """One csv line for each finding."""
+    """Write one csv line for each finding."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file:
         writer = csv.DictWriter(file, [field.name for field in fields(Finding)], lineterminator="\n")
@@ -95,7 +95,7 @@ def write_report(path: Path, findings: Iterable[Finding]) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    """The whole command; returns the exit code 0 or 1. ValueError or OSError where it cannot start."""
+    """Run the command; returns the exit code 0 or 1. ValueError or OSError if it cannot start."""
     if options.output:
         check_file("--output", options.output)
     jobs = default_jobs() if options.jobs is None else options.jobs
@@ -104,9 +104,10 @@ def run(options: argparse.Namespace) -> int:
             raise ValueError(f"--{name} must be 1 or more, not {value}.")
     files = {name: getattr(options, name) for name in ("data_path", "features_path", "train_csv", "val_csv")}
     splits = ("train", "test") if options.split == "all" else (options.split,)
-    of_test, of_training = NEEDED_FLAGS[options.datatype]
-    for split, needed in (("train", of_training or of_test), ("test", of_test)):
-        if split in splits and (absent := [f"--{name}" for name in needed if files[name] is None]):
+    of_all, of_training = NEEDED_FLAGS[options.datatype]
+    for split in splits:
+        needed = of_training or of_all if split == "train" else of_all
+        if absent := [f"--{name}" for name in needed if files[name] is None]:
             raise ValueError(f"the split {split} needs {' and '.join(absent)}: pass them, or another --split.")
     read_split = DATASETS[options.datatype]
     samples = list({sample.path: sample for split in splits for sample in read_split(split, **files)}.values())
@@ -118,7 +119,7 @@ def run(options: argparse.Namespace) -> int:
         write_report(options.output, findings)
     counts = Counter(finding.status for finding in findings)
     print(f"{len(findings)} videos: " + ", ".join(f"{counts[status]} {status}" for status in STATUSES) + ".")
-    # The worst first.
+    # The worst come first.
     problems = sorted((f for f in findings if f.status != "ok"), key=lambda f: -STATUSES.index(f.status))
     for finding in problems[:SHOWN_PROBLEMS]:
         print(f"{finding.status}: {finding.reason}", file=sys.stderr)
@@ -129,16 +130,16 @@ def run(options: argparse.Namespace) -> int:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Command line; returns the exit code."""
+    """Run the command line; returns the exit code."""
     parser = argparse.ArgumentParser(description="Decode every video that a data set needs and report what is wrong.")
     parser.add_argument("--datatype", choices=sorted(DATASETS), default="msrvtt")
-    parser.add_argument("--train_csv", type=Path, help="as for training, like the next three")
+    parser.add_argument("--train_csv", type=Path, help="as for training; so are the next three")
     parser.add_argument("--val_csv", type=Path)
     parser.add_argument("--data_path", type=Path)
     parser.add_argument("--features_path", type=Path, required=True, help="folder with the videos")
-    parser.add_argument("--split", choices=("train", "test", "all"), default="all")
-    parser.add_argument("--max_frames", type=int, default=12, help="frames a clip; shorter videos are reported")
-    parser.add_argument("--jobs", type=int, help="videos at a time; by default one for each processor")
+    parser.add_argument("--split", choices=("train", "val", "test", "all"), default="all", help="all: train and test")
+    parser.add_argument("--max_frames", type=int, default=12, help="frames of a clip; shorter videos are reported")
+    parser.add_argument("--jobs", type=int, help="videos at a time; default: one for each processor")
     parser.add_argument("--output", type=Path, help="csv file to write")
     return exit_code(lambda: run(parser.parse_args(argv)), "nothing is reported.")
 

@@ -1,4 +1,4 @@
-"""What preprocess/compress_video.py is to make of a folder, decided before anything is written."""
+"""The plan of preprocess/compress_video.py for a folder, made before anything is written."""
 
 import os
 import sys
@@ -9,13 +9,13 @@ from pathlib import Path
 
 from dataloaders.listed_videos import VIDEO_EXTENSIONS, split_extension, walk_files
 
-SHOWN_FILES = 20  # of a kind that are named one by one
+SHOWN_FILES = 20  # of each kind that are named one by one
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What is to be made of a folder: video -> output file, sorted; the files without a video's extension; and the
-    folders that cannot be read, each with the reason."""
+    """The plan for a folder: video -> output file, sorted; the files without a video's extension; and the folders that
+    cannot be read, each with the reason."""
 
     outputs: dict[Path, Path]
     passed_over: list[Path]
@@ -23,7 +23,7 @@ class Plan:
 
 
 def plan(input_root: Path, output_root: Path) -> Plan:
-    """The plan for all files under `input_root`; ValueError where two would become one, or none is a video."""
+    """Plan all files under `input_root`; ValueError if two would become one file, or if none is a video."""
     if not input_root.is_dir():
         raise ValueError(f"--input_root {input_root} is not a folder: pass the one with the videos.")
     if output_root.exists() and not output_root.is_dir():
@@ -36,9 +36,9 @@ def plan(input_root: Path, output_root: Path) -> Plan:
     sources: dict[Path, Path] = {}  # by output
     passed_over: list[Path] = []
     errors: list[OSError] = []
-    # Links to nowhere are among the files, to be named as failed.
+    # Broken links are among the files, so that they are named as failed.
     for source in sorted(walk_files(input_root, errors.append)):
-        if source.name.startswith("."):  # what file managers leave behind
+        if source.name.startswith("."):  # left behind by file managers
             continue
         stem, extension = split_extension(source.name)
         if not extension:
@@ -61,7 +61,7 @@ def plan(input_root: Path, output_root: Path) -> Plan:
 
 
 def name_passed_over(files: Sequence[Path]) -> None:
-    """Say which files were not taken for videos: each of them, or of many the first, and how many of each extension."""
+    """Name the files that were not taken for videos; of many only the first, and how many of each extension."""
     if not files:
         return
     print(f"{len(files)} files were passed over, since they have no video's extension:", file=sys.stderr)

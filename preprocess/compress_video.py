@@ -2,21 +2,21 @@
 
     python preprocess/compress_video.py --input_root data/msrvtt/videos --output_root data/msrvtt/videos_3fps_224
 
-writes, for every video under the input folder, an h264 file of the same relative name, ending .mp4, without sound:
-3 frames a second, the short side 224 pixels, as it is shown: turned and mirrored as the file asks, and in square
-pixels. Seconds count as before: where the picture begins later than the sound, its first frame fills the gap. Lists
-that call a video x.avi find x.mp4. Hidden files and folders are left out, links to folders are followed; files without
-a video's extension are passed over and named. The output folder also gets
+writes, for every video under the input folder, an h264 file of the same relative name, ending in .mp4, without sound:
+3 frames a second, short side 224 pixels. Pictures are as players show them: turned and mirrored as the file asks, in
+square pixels. Seconds stay the same: if the picture begins later than the sound, its first frame fills the gap. Lists
+that name a video x.avi find x.mp4. Hidden files and folders are skipped, links to folders are followed, and files
+without a video's extension are passed over and named. The output folder also gets
 
-    settings.json   what the files were made with; a run with other settings is refused
-    failed.txt      path and reason of every video that failed, if one did (failed_0_of_4.txt for --shard 0/4)
+    settings.json   the settings of the files; a run with other settings is refused
+    failed.txt      path and reason of every video that failed, if any (failed_0_of_4.txt for --shard 0/4)
 
-A file gets its name when it is whole and on disk, so the command can be interrupted or killed at any moment: run again,
-it skips what is there, unless the video is newer. ffmpeg reports success on a file that is cut off, so lengths are
-compared: a video fails if more than --max_shortfall of its length (but at least half a second, and at least one frame)
-did not come out.
+A file gets its name when it is complete and on disk, so the command can be interrupted or killed at any moment. When
+run again, it skips what is there, unless the video is newer. ffmpeg reports success on a file that is cut off, so we
+compare lengths: a video fails if more than --max_shortfall of its length is lost (but at least half a second and one
+frame).
 
-Many machines share the job with --shard 0/4 ... 3/4, or under torchrun, whose RANK and WORLD_SIZE count.
+Several machines share the job with --shard 0/4 ... 3/4, or under torchrun, by its RANK and WORLD_SIZE.
 Exit code: 0 if all videos are there, 1 if some failed, 2 for a wrong command, 130 if interrupted.
 """
 
@@ -41,25 +41,23 @@ from av.stream import Disposition
 from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from dataloaders.decode import read_frames
-from dataloaders.orientation import MAX_PIXEL_ASPECT
+from dataloaders.decode import MAX_PIXEL_ASPECT, read_frames
 from dataloaders.quoting import shorten
 from dataloaders.stated_size import is_cut, stated_size
-from dataloaders.video_facts import picture_offset
-from dataloaders.video_file import DamagedVideoError, VideoError, open_video
+from dataloaders.video_file import DamagedVideoError, VideoError, open_video, picture_offset
 from preprocess.compress_plan import SHOWN_FILES, name_passed_over, plan
 from preprocess.shards import default_jobs, exit_code, parse_shard, wait_for_other_ranks
 
 PARTIAL = ".partial"
 MIN_ALLOWANCE = 0.5  # seconds: containers state lengths that are off by a few frames
-MAX_DELAY = 60.0  # seconds from the sound to the picture: more is a broken clock, and not to be filled with frames
-MIN_LIBAVFILTER = 8  # of ffmpeg 5.0, the first that mirrors what a file asks to be mirrored
+MAX_DELAY = 60.0  # seconds from the sound to the picture: more is a broken clock, which we do not fill with frames
+MIN_LIBAVFILTER = 8  # that of ffmpeg 5.0, the first to mirror pictures as the file asks
 COVERS = Disposition.attached_pic | Disposition.timed_thumbnails | Disposition.still_image
 
 
 @dataclass(frozen=True)
 class Encoding:
-    """What every output file is made with; its fields are the flags of the same names."""
+    """The settings of every output file; its fields are the flags of the same names."""
 
     fps: float
     short_side: int
@@ -73,9 +71,9 @@ class Encoding:
             raise ValueError(f"--short_side must be even and in 16..4096, not {self.short_side}.")
 
     def flags(self, late: float = 0.0) -> list[str]:
-        """ffmpeg's flags for the output of a picture that begins `late` seconds after the file does."""
-        # The long side is the even number that keeps best the shape in which the picture is shown; sar is the width of
-        # a pixel over its height, 1 where the file does not say. The reader takes absurd ones for 1 too.
+        """Return ffmpeg's output flags for a picture that begins `late` seconds after the file does."""
+        # The long side is the even number that best keeps the shape in which the picture is shown. sar is the width of
+        # a pixel over its height, 1 if the file does not say; like the reader we treat absurd values as 1.
         sar = f"if(between(sar,1/{MAX_PIXEL_ASPECT},{MAX_PIXEL_ASPECT}),sar,1)"
         long_side = f"2*round({self.short_side}/2*max(iw*{sar}/ih,ih/(iw*{sar})))"
         is_wide = f"gt(iw*{sar},ih)"
@@ -88,12 +86,12 @@ class Encoding:
         if late:
             filters.insert(0, f"setpts=PTS-STARTPTS+{late:.6f}/TB")
         fast = ["-tune", "fastdecode", "-bf", "0", "-g", "12"] if self.fast_decode else []
-        # One thread: the videos already run in parallel, and the bytes of an h264 file depend on the number of threads.
+        # One thread: videos already run in parallel, and the bytes of an h264 file depend on the number of threads.
         return ["-vf", ",".join(filters), *rate, "-c:v", "libx264", *fast, "-threads", "1"]
 
 
 class Interrupted(Exception):
-    """The command is ending; the video at hand stays undone."""
+    """The command is ending; the current video is not made."""
 
 
 @dataclass(frozen=True)
@@ -106,14 +104,14 @@ class Compressor:
     stop: threading.Event  # set when the command ends early
 
     def __call__(self, source: Path, output: Path) -> bool:
-        """True if `output` was made, False if it was there, whole. VideoError where it cannot be made."""
+        """Make `output` unless it is there and complete; returns whether it was made. VideoError if that fails."""
         if self.stop.is_set():
             raise Interrupted
         seconds = video_seconds(source)
         if self._is_there(output, source, seconds):
             return False
         output.parent.mkdir(parents=True, exist_ok=True)
-        # Named anew each time: an ffmpeg that outlived a killed run may still be writing to the name of then.
+        # A new name each time: an ffmpeg that outlived a killed run may still be writing to the old one.
         partial = output.with_name(f".{output.name}.{uuid.uuid4().hex[:8]}{PARTIAL}")
         try:
             self._encode(source, partial)
@@ -127,7 +125,8 @@ class Compressor:
         return True
 
     def _is_there(self, output: Path, source: Path, seconds: float | None) -> bool:
-        """Whether `output` was made of this version of `source`, is whole and in square pixels, as it once was not."""
+        """Whether `output` was made from this version of `source`, is complete, and has square pixels, which files of
+        early versions lack."""
         if not output.exists() or output.stat().st_mtime_ns < source.stat().st_mtime_ns:
             return False
         return self._shortfall(seconds, output, source) is None and has_square_pixels(output)
@@ -138,13 +137,13 @@ class Compressor:
             videos = [video for video in container.streams.video if not video.disposition & COVERS]
             number = [video.index for video in videos].index(stream.index)
             late = picture_begins(container, stream)
-        # Absolute paths, because ffmpeg takes a name that starts with "-" for a flag and "a:b" for a protocol. The
-        # stream that training would read is all that goes in; it turns and mirrors by itself.
+        # Absolute paths, because ffmpeg reads a name that starts with "-" as a flag and "a:b" as a protocol. Only the
+        # stream that training would read goes in; ffmpeg turns and mirrors it by itself.
         command = [self.ffmpeg, "-nostdin", "-v", "error", "-threads", "1", "-protocol_whitelist", "file"]
         command += ["-f", demuxer, "-i", str(source.absolute()), "-map", f"0:V:{number}"]
         command += ["-map_metadata", "-1", "-map_chapters", "-1", *self.encoding.flags(late)]
         command += ["-f", "mp4", "-y", str(partial.absolute())]
-        # A session of its own: Ctrl-C would make ffmpeg finish a short file, here it is killed instead.
+        # In a separate session, because Ctrl-C would make ffmpeg finish a short file; we kill it instead.
         with subprocess.Popen(command, start_new_session=True, stderr=subprocess.PIPE) as process:
             while True:
                 try:
@@ -163,7 +162,7 @@ class Compressor:
             check_damage(source)
 
     def _shortfall(self, seconds: float | None, made: Path, source: Path) -> str | None:
-        """What `made` lacks of its source of that length, as the end of a sentence; None if nothing."""
+        """Return what `made` lacks of its source, `seconds` long, as the end of a sentence; None if nothing."""
         try:
             length = video_seconds(made) or 0.0
         except VideoError:
@@ -189,52 +188,54 @@ class Compressor:
 
 
 def check_damage(source: Path) -> None:
-    """Raise VideoError for a file with a frame that ffmpeg made up, which the copy would show as a whole one.
+    """Raise VideoError for a file with a frame that ffmpeg guessed, which would look undamaged in the copy.
 
-    ffmpeg complains of such frames, and of harmless things too; the reader decides.
+    ffmpeg reports such frames, but also harmless things; the reader decides.
     """
     try:
         read_frames(source, lambda n_frames, fps: [n_frames - 1])
     except DamagedVideoError:
         raise
-    except VideoError:  # for what is missing at the end --max_shortfall decides
+    except VideoError:  # --max_shortfall decides about a missing end
         pass
 
 
 def picture_begins(container: InputContainer, stream: av.VideoStream) -> float:
-    """Seconds from the start of an open file, where its sound may begin, to its picture; 0 for less than a frame and
-    for what is no delay."""
+    """Return the seconds from the start of an open file, where its sound may begin, to its picture; 0 for less than a
+    frame and for a broken clock."""
     late = picture_offset(container, stream, float(stream.average_rate or stream.guessed_rate or 0))
     return late if late <= MAX_DELAY else 0.0
 
 
 def has_square_pixels(path: Path) -> bool:
-    """Whether a file is shown as its pixels lie, to less than two of them."""
+    """Whether players show a file with square pixels, to within two pixels."""
     with open_video(path) as (_, stream):
         ratio = float(stream.sample_aspect_ratio or 1)
         return abs(ratio - 1) * max(stream.width, stream.height) < 2
 
 
 def video_seconds(path: Path) -> float | None:
-    """The length of a file's picture as its header states it, None where it states none.
+    """Return the length of a file's picture as its header states it, None if it states none.
 
-    In containers that state one length for all (flv) it is that of the sound if that is longer. VideoError where `path`
-    cannot be opened as a video.
+    In containers that state one length for all streams (flv) it is that of the sound if the sound is longer. VideoError
+    if `path` cannot be opened as a video.
     """
     with open_video(path) as (container, stream):
-        if stream.frames > path.stat().st_size:  # an AVI that was not known to end: its length is made of that number
+        if stream.frames > path.stat().st_size:  # an AVI without a known end, whose length derives from that number
             return None
         lengths = [float(stream.duration * stream.time_base)] if stream.duration and stream.time_base else []
         lengths += [container.duration / av.time_base] if container.duration else []
-        if clock := re.fullmatch(r"(\d+):(\d+):(\d+\.?\d*)", stream.metadata.get("DURATION", "")):  # Matroska's way
+        if clock := re.fullmatch(r"(\d+):(\d+):(\d+\.?\d*)", stream.metadata.get("DURATION", "")):  # of Matroska
             lengths.append(3600 * int(clock[1]) + 60 * int(clock[2]) + float(clock[3]))
-    # The container's length may be that of a longer sound, the stream's that of frames which an edit list leaves out.
+    # The container's length may be that of a longer sound; the stream's may include frames that an edit list hides.
     return max(0.0, min(lengths)) if lengths else None
 
 
 def last_frame_starts(path: Path) -> float | None:
-    """Seconds from the first frame of a file to its last, which some headers go far beyond; None where the file does
-    not say how large it is, or where its end is missing. The file is read for that, not decoded."""
+    """Return the seconds from the first frame of a file to its last, which some headers far exceed.
+
+    None if the file does not state its size or if its end is missing. Reads the file, but does not decode it.
+    """
     with open_video(path) as (container, stream):
         if not stated_size(path, stream) or is_cut(path, stream):
             return None
@@ -246,8 +247,8 @@ def last_frame_starts(path: Path) -> float | None:
 
 
 def find_ffmpeg() -> str:
-    """The system's ffmpeg, or that of the package imageio-ffmpeg; FileNotFoundError where neither writes h264 or they
-    are too old."""
+    """Return the system's ffmpeg or that of the package imageio-ffmpeg; FileNotFoundError if neither is recent enough
+    and writes h264."""
     candidates = [shutil.which("ffmpeg")]
     try:
         import imageio_ffmpeg
@@ -258,7 +259,7 @@ def find_ffmpeg() -> str:
     for program in candidates:
         if program:
             said = subprocess.run([program, "-encoders"], capture_output=True, check=False)
-            version = re.search(rb"libavfilter +(\d+)\.", said.stderr)  # builds between releases have no other number
+            version = re.search(rb"libavfilter +(\d+)\.", said.stderr)  # development builds have no other number
             if b"libx264" in said.stdout and version and int(version[1]) >= MIN_LIBAVFILTER:
                 return program
     raise FileNotFoundError(
@@ -267,10 +268,10 @@ def find_ffmpeg() -> str:
 
 
 def _claim(output_root: Path, encoding: Encoding) -> None:
-    """Note the settings in the output folder; ValueError where files made otherwise lie there."""
+    """Write the settings into the output folder; ValueError if it holds files made with other settings."""
     path = output_root / "settings.json"
     settings = asdict(encoding)
-    # Looked for before the settings: another shard that has made a video by now has written them before it.
+    # Before we look for the settings: a shard that has already made a video wrote them first.
     video = next(output_root.rglob("*.mp4"), None)
     if path.exists():
         try:
@@ -292,7 +293,7 @@ def _claim(output_root: Path, encoding: Encoding) -> None:
 
 
 def _remove_partials(output_root: Path, outputs: set[Path]) -> None:
-    """Remove what a killed run has left of these files; those of other shards may be in the making."""
+    """Remove what a killed run left of these files, but not of other shards, which may be writing them."""
     for path in output_root.rglob(f".*{PARTIAL}"):
         name = path.name.removeprefix(".").removesuffix(PARTIAL).rpartition(".")[0]
         if path.with_name(name) in outputs:
@@ -300,7 +301,7 @@ def _remove_partials(output_root: Path, outputs: set[Path]) -> None:
 
 
 def compress_all(work: dict[Path, Path], compressor: Compressor, jobs: int) -> tuple[int, int, dict[Path, str]]:
-    """(number made, number skipped, reason of each failed video). On KeyboardInterrupt no ffmpeg is left running."""
+    """Return (number made, number skipped, reason of each failed video). KeyboardInterrupt leaves no ffmpeg running."""
     made = skipped = 0
     failed: dict[Path, str] = {}
     with ThreadPoolExecutor(jobs) as pool:
@@ -320,7 +321,7 @@ def compress_all(work: dict[Path, Path], compressor: Compressor, jobs: int) -> t
 
 
 def run(options: argparse.Namespace) -> int:
-    """The whole command; returns the exit code 0 or 1. ValueError or OSError where it cannot start."""
+    """Run the command; returns the exit code 0 or 1. ValueError or OSError if it cannot start."""
     encoding = Encoding(options.fps, options.short_side, options.rate_control, options.fast_decode)
     number, count = parse_shard(options.shard)
     jobs = default_jobs() if options.jobs is None else options.jobs
@@ -356,23 +357,25 @@ def run(options: argparse.Namespace) -> int:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Command line; returns the exit code."""
+    """Run the command line; returns the exit code."""
     parser = argparse.ArgumentParser(description="Re-encode a folder of videos: few frames a second, small, no sound.")
-    parser.add_argument("--input_root", type=Path, required=True, help="folder with the videos, in folders or not")
-    parser.add_argument("--output_root", type=Path, required=True, help="folder to make, outside the input folder")
+    parser.add_argument(
+        "--input_root", type=Path, required=True, help="folder with the videos, also in folders below it"
+    )
+    parser.add_argument("--output_root", type=Path, required=True, help="folder to create, outside the input folder")
     parser.add_argument("--fps", type=float, default=3.0, help="frames a second")
     parser.add_argument("--short_side", type=int, default=224, help="pixels of the shorter side; even")
     parser.add_argument(
         "--rate_control", choices=("r", "filter"), default="r",
         help="r: ffmpeg's -r, as published (the first frames lie close together); filter: its fps filter (evenly)",
     )  # fmt: skip
-    parser.add_argument("--fast_decode", action="store_true", help="files that decode in less than half the time")
-    parser.add_argument("--max_shortfall", type=float, default=0.05, help="part of a video's length that may be lost")
-    parser.add_argument("--jobs", type=int, help="videos at a time; by default one for each processor")
-    parser.add_argument("--shard", help="i/n: the i-th of n shares, counted from 0; by default torchrun's rank")
+    parser.add_argument("--fast_decode", action="store_true", help="make files that decode in less than half the time")
+    parser.add_argument("--max_shortfall", type=float, default=0.05, help="share of a video's length that may be lost")
+    parser.add_argument("--jobs", type=int, help="videos at a time; default: one for each processor")
+    parser.add_argument("--shard", help="i/n: the i-th of n shares, counted from 0; default: torchrun's rank")
     return exit_code(lambda: run(parser.parse_args(argv)), "run the same command again to go on.")
 
 
 if __name__ == "__main__":
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: schedulers end a job so
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # like Ctrl-C: schedulers end jobs with it
     raise SystemExit(main())

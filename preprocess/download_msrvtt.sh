@@ -3,31 +3,31 @@
 #   weights    OpenAI's CLIP        -> $pretrained_dir/ViT-B-32.pt
 #   captions   captions and splits  -> $DATA_PATH/MSRVTT_data.json, MSRVTT_train.9k.csv, MSRVTT_JSFUSION_test.csv
 #   videos     10,000 mp4 files     -> $DATA_PATH/videos/video0.mp4 ...
-# It first says what comes from where, how large it is and where it goes, and asks; --yes answers yes. Values change as
-# in scripts/msrvtt.sh and under the same names:
+# It first lists each file with its address, size and place, and asks; --yes answers yes. Change values as in
+# scripts/msrvtt.sh, under the same names:
 #   bash preprocess/download_msrvtt.sh
 #   DATA_PATH=/data/msrvtt pretrained_clip_name=ViT-B/16 bash preprocess/download_msrvtt.sh --yes
 #   parts="weights captions" bash preprocess/download_msrvtt.sh
-# clip_url, captions_url and videos_url set another place, file:///... too. Needs curl.
-# Interrupted, it goes on when run again: within the file at hand, NAME.part; what is there is skipped, what was half
-# unpacked is unpacked anew. A file that bears its final name is whole: an answer that is no archive never gets it.
+# clip_url, captions_url and videos_url set another address, also file:///... Needs curl.
+# After an interruption, run it again: it continues the unfinished file, NAME.part, skips what is there, and unpacks
+# again what was half unpacked. A file with its final name is complete; an answer that is no archive never gets it.
 set -euo pipefail
-NGPU=1 source "$(dirname "$0")/../scripts/_launch.sh" # for PYTHON and repository: nothing is launched
+NGPU=1 source "$(dirname "$0")/../scripts/_launch.sh" # for PYTHON and repository; launches nothing
 
 DATA_PATH=${DATA_PATH:-data/msrvtt}
 pretrained_clip_name=${pretrained_clip_name:-ViT-B/32}
 pretrained_dir=${pretrained_dir:-pretrained}
 parts=${parts:-weights captions videos}
 
-# clip_url and clip_sha256 are those of the name, in modules/clip_weights.py. For the others no checksum is published:
-# empty, none is compared, but a zip file carries one of each of its files, which unpacking compares.
+# clip_url and clip_sha256 default to those of the name in modules/clip_weights.py. The others have no published
+# checksum: leave it empty to compare nothing. A zip file also has a checksum of each file, which unpacking checks.
 captions_url=${captions_url:-https://github.com/ArrowLuo/CLIP4Clip/releases/download/v0.0/msrvtt_data.zip}
 captions_sha256=${captions_sha256:-}
 videos_url=${videos_url:-https://www.robots.ox.ac.uk/~maxbain/frozen-in-time/data/MSRVTT.zip}
 videos_sha256=${videos_sha256:-}
 n_videos=${n_videos:-10000}
 
-# About, in MB. The archives take as much again once they are unpacked.
+# Approximate sizes in MB. Unpacked archives take the same space again.
 case $pretrained_clip_name in
     ViT-L/14*) weights_mb=${weights_mb:-940} ;;
     *) weights_mb=${weights_mb:-360} ;;
@@ -35,24 +35,24 @@ esac
 captions_mb=${captions_mb:-50}
 videos_mb=${videos_mb:-7000}
 
-# The most, in MB, that an archive may take or unpack to: one that states more is not what it is called.
+# Largest size in MB of an archive, packed or unpacked: one that states more is not the right file.
 captions_most_mb=${captions_most_mb:-1000}
 videos_most_mb=${videos_most_mb:-20000}
 
-max_tries=${max_tries:-5} # in a row that bring nothing new
+max_tries=${max_tries:-5} # attempts in a row that bring nothing new
 retry_wait=${retry_wait:-5} # seconds
 
 captions=(MSRVTT_data.json MSRVTT_train.9k.csv MSRVTT_JSFUSION_test.csv)
 captions_zip=$DATA_PATH/msrvtt_data.zip
 videos_zip=$DATA_PATH/MSRVTT.zip
 
-# fail SENTENCE...: what could not be done
+# fail SENTENCE...: report what could not be done
 fail() {
     echo "error: $*" >&2
     exit 1
 }
 
-# refuse SENTENCE...: a wrong command
+# refuse SENTENCE...: report a wrong command
 refuse() {
     echo "error: $*" >&2
     exit 2
@@ -62,7 +62,7 @@ sha256_of() {
     if command -v sha256sum >/dev/null; then sha256sum <"$1"; else shasum -a 256 <"$1"; fi | cut -d ' ' -f 1
 }
 
-# has_sha256 FILE SHA256: true as well if none is known
+# has_sha256 FILE SHA256: also true if no checksum is known
 has_sha256() {
     [ -z "$2" ] || [ "$(sha256_of "$1")" = "$2" ]
 }
@@ -79,7 +79,7 @@ count_videos() {
     if [ -d "$1" ]; then find -L "$1" -type f -name 'video*.mp4' | wc -l | tr -d ' '; else echo 0; fi
 }
 
-# size FILE: its bytes, 0 if it is not there
+# size FILE: its bytes, 0 if it does not exist
 size() {
     if [ -f "$1" ]; then wc -c <"$1" | tr -d ' '; else echo 0; fi
 }
@@ -89,7 +89,7 @@ in_words() {
     if [ "$1" -ge 1000 ]; then echo "$(($1 / 1000)).$(($1 % 1000 / 100)) GB"; else echo "$1 MB"; fi
 }
 
-# disk_of FOLDER: df's line about its disk, or about the one it is going to be made on
+# disk_of FOLDER: df's line about its disk, or about the disk where it will be created
 disk_of() {
     local folder=$1
     while [ ! -e "$folder" ]; do folder=$(dirname "$folder"); done
@@ -114,20 +114,20 @@ starts_as_zip() {
     [ "$(head -c 2 "$1" | tr -d '\0')" = PK ]
 }
 
-# has_directory ZIP: whether its list of files, which stands at the end, is there
+# has_directory ZIP: whether its list of files, which comes at the end, is there
 has_directory() {
     "$PYTHON" -c 'import sys, zipfile; sys.exit(not zipfile.is_zipfile(sys.argv[1]))' "$1"
 }
 
-# fetch URL FILE SHA256 VARIABLE [MOST_MB]: make FILE of what is at URL; VARIABLE is the one that sets another place;
-# with MOST_MB it is a zip file of at most that size
+# fetch URL FILE SHA256 VARIABLE [MOST_MB]: download URL to FILE; VARIABLE is the one that sets another address; with
+# MOST_MB, the file must be a zip file of at most that size
 fetch() {
     local url=$1 file=$2 sha256=$3 variable=$4 most_mb=${5:-}
     local part=$file.part tries=0 most before status code
     local limit=()
     [ -z "$most_mb" ] || limit=(--max-filesize $((most_mb * 1000000)))
     if [ -f "$file" ]; then
-        has_sha256 "$file" "$sha256" || fail "$file has not the sha256 ${sha256:0:12}...: delete it and run again."
+        has_sha256 "$file" "$sha256" || fail "$file does not have the sha256 ${sha256:0:12}...: delete it and run again."
         return
     fi
     mkdir -p "$(dirname "$file")"
@@ -136,12 +136,12 @@ fetch() {
     while true; do
         before=$(size "$part")
         status=0
-        # Not with curl's own --retry, which would start from here again.
+        # Not with curl's own --retry, which would start over.
         code=$(curl --fail --location --continue-at - --connect-timeout 30 --speed-limit 1000 --speed-time 60 \
             "$progress" ${limit[@]+"${limit[@]}"} --output "$part" --write-out '%{http_code}' "$url") || status=$?
         case $status:$code in
             *:416 | 33:*)
-                # The part is as long as the file or longer, or the server sends nothing but whole files: start over.
+                # The part is as long as the file or longer, or the server only sends whole files: start over.
                 [ "$before" -gt 0 ] || fail "$url cannot be fetched (HTTP $code): set $variable to another place."
                 rm -f "$part"
                 continue
@@ -154,7 +154,7 @@ fetch() {
                 fail "$url is larger than the $(in_words "$most_mb") that $file may have: set $variable to another place."
                 ;;
             23:*) fail "$part cannot be written: make room and run again, it goes on from there." ;;
-            1:* | 3:* | 37:*) fail "$url is no address that can be read: set $variable to another place." ;;
+            1:* | 3:* | 37:*) fail "$url is not a valid address: set $variable to another place." ;;
         esac
         tries=$((tries + 1))
         if [ "$(size "$part")" -gt "$most" ]; then
@@ -167,22 +167,22 @@ fetch() {
     done
     if ! has_sha256 "$part" "$sha256"; then
         rm -f "$part"
-        fail "$url is not the file with the sha256 ${sha256:0:12}..., and what came was deleted: run again, or set" \
+        fail "$url is not the file with the sha256 ${sha256:0:12}..., and was deleted: run again, or set" \
             "$variable to another place."
     fi
     if [ -n "$most_mb" ] && ! starts_as_zip "$part"; then
         rm -f "$part"
-        fail "$file is no whole zip file: $url sent a web page or something else, which was deleted; run again, or set" \
+        fail "$file is not a complete zip file: $url sent a web page or something else, which was deleted; run again, or set" \
             "$variable to another place."
     fi
     if [ -n "$most_mb" ] && ! has_directory "$part"; then
-        fail "$file is no whole zip file: $url sent only the start of one; run again, or set $variable to another place."
+        fail "$file is not a complete zip file: $url sent only the start of one; run again, or set $variable to another place."
     fi
     mv "$part" "$file"
 }
 
-# unpack ZIP FOLDER PATTERN VARIABLE MOST_MB: the files whose names match, wherever in the archive they lie, into a new
-# FOLDER, if together they state no more than MOST_MB and the disk has room for them
+# unpack ZIP FOLDER PATTERN VARIABLE MOST_MB: extract the files whose names match, from any place in the archive, into a
+# new FOLDER, if together they state at most MOST_MB and the disk has room for them
 unpack() {
     echo "Unpacking $1"
     rm -rf "$2"
@@ -197,35 +197,35 @@ import zlib
 from pathlib import Path, PurePosixPath
 
 archive, folder, pattern, variable, most_mb = sys.argv[1:]
-mend = f"delete it and run again, or set {variable} to another place"
+fix = f"delete it and run again, or set {variable} to another place"
 try:
     with zipfile.ZipFile(archive) as zip_file:
-        found = {}  # by name alone, so that no path in the archive leads anywhere
+        found = {}  # by name alone, so that paths in the archive have no effect
         for member in zip_file.infolist():
             name = PurePosixPath(member.filename).name
             if member.is_dir() or stat.S_ISLNK(member.external_attr >> 16) or not re.fullmatch(pattern, name):
                 continue
             same = found.setdefault(name, member)
             if (same.CRC, same.file_size) != (member.CRC, member.file_size):
-                sys.exit(f"error: {archive} holds two files {name} ({same.filename}, {member.filename}): {mend}.")
+                sys.exit(f"error: {archive} holds two files {name} ({same.filename}, {member.filename}): {fix}.")
         stated, free = sum(member.file_size for member in found.values()), shutil.disk_usage(folder).free
         if stated > int(most_mb) * 10**6:
-            sys.exit(f"error: {archive} would unpack to {stated / 1e6:,.0f} MB, more than {most_mb} MB: {mend}.")
+            sys.exit(f"error: {archive} would unpack to {stated / 1e6:,.0f} MB, more than {most_mb} MB: {fix}.")
         if stated > free:
             needed = f"would unpack to {stated / 1e6:,.0f} MB and the disk has {free / 1e6:,.0f} MB free"
             sys.exit(f"error: {archive} {needed}: make room and run again.")
         for name, member in found.items():
-            # No more comes out than the archive states, whatever it holds.
+            # This reads no more than the archive states, whatever it holds.
             with zip_file.open(member) as source, Path(folder, name).open("wb") as target:
                 shutil.copyfileobj(source, target)
 except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError) as error:  # the last: encrypted, or packed in a new way
-    sys.exit(f"error: {archive} is no whole zip file ({error}): {mend}.")
+    sys.exit(f"error: {archive} is not a complete zip file ({error}): {fix}.")
 except OSError as error:
     sys.exit(f"error: {archive} cannot be unpacked ({error}): make room and run again.")
 PYTHON
 }
 
-# find_release: sets clip_file, clip_url and clip_sha256, and found to the name of the weights if they are there
+# find_release: sets clip_file, clip_url and clip_sha256, and sets found to the name of the weights if they exist
 find_release() {
     local release sha256 url
     release=$(PYTHONPATH=$repository "$PYTHON" - "$pretrained_clip_name" "$pretrained_dir" <<'PYTHON'
@@ -234,8 +234,8 @@ import sys
 try:
     from modules.clip_weights import RELEASES, find_weights
 except ImportError as error:
-    mend = f"run {sys.executable} -m pip install -r requirements.txt"
-    sys.exit(f"error: {sys.executable} cannot load modules/clip_weights.py ({error}): {mend}.")
+    fix = f"run {sys.executable} -m pip install -r requirements.txt"
+    sys.exit(f"error: {sys.executable} cannot load modules/clip_weights.py ({error}): {fix}.")
 name, folder = sys.argv[1:]
 if name not in RELEASES:
     names = ", ".join(RELEASES)
@@ -254,7 +254,7 @@ PYTHON
 
 yes=
 for argument in "$@"; do
-    [ "$argument" = --yes ] || refuse "$argument is unknown: the only flag is --yes, all else is set by the variables" \
+    [ "$argument" = --yes ] || refuse "$argument is unknown: the only flag is --yes; all else is set by the variables" \
         "at the top of $0."
     yes=1
 done
@@ -267,7 +267,7 @@ done
 command -v curl >/dev/null || refuse "curl was not found: install it."
 if [ -t 2 ]; then progress=--progress-bar; else progress=--silent; fi
 
-# What is to be done, and how much of the disks it takes beyond what lies there already.
+# What to fetch, and how much disk space that takes beyond what is there already.
 plan=()
 clip_mb=0
 data_mb=0
@@ -276,7 +276,7 @@ for part in $parts; do
         weights)
             find_release
             if [ -n "$found" ]; then
-                echo "There already: $pretrained_dir/$found"
+                echo "Already there: $pretrained_dir/$found"
             else
                 plan+=("weights, about $(in_words "$weights_mb"): $clip_url -> $pretrained_dir/$clip_file")
                 clip_mb=$((weights_mb - $(size "$pretrained_dir/$clip_file.part") / 1000000))
@@ -285,7 +285,7 @@ for part in $parts; do
             ;;
         captions)
             if has_captions; then
-                echo "There already: the captions and splits in $DATA_PATH"
+                echo "Already there: the captions and splits in $DATA_PATH"
             else
                 plan+=("captions, about $(in_words "$captions_mb"): $captions_url -> $DATA_PATH/*.json, *.csv")
                 data_mb=$((data_mb + 2 * captions_mb))
@@ -294,7 +294,7 @@ for part in $parts; do
         videos)
             count=$(count_videos "$DATA_PATH/videos")
             if [ "$count" -gt 0 ]; then
-                echo "There already: $count videos in $DATA_PATH/videos"
+                echo "Already there: $count videos in $DATA_PATH/videos"
             else
                 plan+=("videos, about $(in_words "$videos_mb"): $videos_url -> $DATA_PATH/videos/*.mp4")
                 lying=$((($(size "$videos_zip") + $(size "$videos_zip.part")) / 1000000))
@@ -305,13 +305,13 @@ for part in $parts; do
 done
 
 if [ ${#plan[@]} -gt 0 ]; then
-    echo "To be fetched:"
+    echo "To fetch:"
     printf '  %s\n' "${plan[@]}"
     echo "Unpacked and with the archives it takes about $(in_words "$clip_mb") in $pretrained_dir and" \
         "$(in_words "$data_mb") in $DATA_PATH; free are $(in_words "$(free_mb "$pretrained_dir")") and" \
         "$(in_words "$(free_mb "$DATA_PATH")")."
     echo "The weights are OpenAI's, MSR-VTT is Microsoft Research's, and the videos belong to those who published them."
-    echo "None of it is part of this project: their licences and terms hold for it, read them first."
+    echo "None of it is part of this project: their licences and terms apply to it; read them first."
     clip_disk=$(disk_of "$pretrained_dir")
     data_disk=$(disk_of "$DATA_PATH")
     if [ "${clip_disk##* }" = "${data_disk##* }" ]; then # the same mount point
@@ -321,7 +321,7 @@ if [ ${#plan[@]} -gt 0 ]; then
         check_space "$data_mb" "$DATA_PATH"
     fi
     if [ -z "$yes" ]; then
-        [ -t 0 ] || refuse "nothing was fetched, for there is no terminal to ask at: pass --yes to agree."
+        [ -t 0 ] || refuse "nothing was fetched, because there is no terminal to ask at: pass --yes to agree."
         read -r -p "Fetch it? [y/N] " answer
         case $answer in
             y | Y | yes | Yes) ;;
@@ -333,7 +333,7 @@ fi
 for part in $parts; do
     case $part in
         weights)
-            # Also if it is there, under OpenAI's name: then it is compared with the checksum.
+            # Also if it exists under OpenAI's name: fetch then compares the checksum.
             if [ "${found:-$clip_file}" = "$clip_file" ]; then
                 fetch "$clip_url" "$pretrained_dir/$clip_file" "$clip_sha256" clip_url
             fi
@@ -370,7 +370,7 @@ for part in $parts; do
     esac
 done
 
-echo "All is there: ${parts// /, }."
+echo "Everything is there: ${parts// /, }."
 for archive in "$captions_zip" "$videos_zip"; do
     [ ! -f "$archive" ] || echo "No longer needed: $archive ($(in_words $(($(size "$archive") / 1000000))))"
 done

@@ -1,19 +1,19 @@
-"""Make the embedded world on disk: h264 clips of moving shapes and the very csv and json files that MSR-VTT has.
+"""Make the made world on disk: h264 clips of moving shapes, with csv and json files in MSR-VTT's formats.
 
     python preprocess/make_moving_shapes.py --output_dir data/moving_shapes
 
-writes, the same bytes for the same settings,
+writes the following files, with the same bytes for the same settings:
 
     videos/<video_id>.mp4        clips of --frames frames at 3 frames a second
     MSRVTT_train.csv             video_id
-    MSRVTT_data.json             sentences: caption, video_id (several a training video, one a test video)
+    MSRVTT_data.json             sentences: caption, video_id (several for a training video, one for a test video)
     MSRVTT_JSFUSION_test.csv     key, vid_key, video_id, sentence
-    twins.csv                    video_id, twin_id: one row for each pair of test clips, each the other backwards
+    twins.csv                    video_id, twin_id: one row for each pair of test clips that are each other backwards
     train_twins.csv              the same for the training clips
-    settings.json                what it was made with; a second run with the same settings does nothing
+    settings.json                the settings; a second run with the same settings does nothing
 
-Contents (colour, shape and kind of motion) of test clips never occur in training clips. Among themselves test contents
-differ too, so that only one clip answers a caption; some come both fast and slow.
+Contents (colour, shape and kind of motion) of test clips never occur in training clips. No two test clips share a
+content, so that only one clip matches a caption; some contents come both fast and slow.
 
 Shapes: T frames, H x W pixels.
 """
@@ -36,7 +36,8 @@ from tqdm import tqdm
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from engine.messages import print_error
 from preprocess import moving_shapes
-from preprocess.moving_shapes.world import Story, caption, draw_story, paraphrases, stage
+from preprocess.moving_shapes.stories import Story, caption, draw_story, paraphrases
+from preprocess.moving_shapes.takes import stage
 
 FRAMES_PER_SECOND = 3
 FAST_AND_SLOW_SHARE = 0.3  # of the test contents with one thing
@@ -45,7 +46,7 @@ _MAX_DRAWS = 2000
 
 @dataclass(frozen=True)
 class Clip:
-    """One video to be: its story, captions, the seed of its staging and the split it belongs to."""
+    """One planned video: its story, captions, the seed of its staging and its split."""
 
     video_id: str
     split: str
@@ -57,7 +58,7 @@ class Clip:
 def write_video(path: Path, frames: np.ndarray, fps: int = FRAMES_PER_SECOND) -> None:
     """Write frames uint8 RGB [T,H,W,3] as an h264 mp4 file with a single key frame; H and W must be even."""
     with av.open(str(path), "w", format="mp4") as container:
-        # No B-frames (bf): where x264 puts them is not the same in every run, and clips without them decode faster.
+        # No B-frames (bf): where x264 puts them varies from run to run, and clips without them decode faster.
         options = {"crf": "18", "preset": "veryfast", "bf": "0", "sc_threshold": "0"}
         stream = container.add_stream("libx264", rate=Fraction(fps), options=options)
         stream.height, stream.width = frames.shape[1:3]
@@ -71,10 +72,9 @@ def write_video(path: Path, frames: np.ndarray, fps: int = FRAMES_PER_SECOND) ->
 
 
 def draw_test_pairs(n_pairs: int, rng: np.random.Generator) -> list[tuple[Story, str, str]]:
-    """Stories of held-out contents, each with its own caption and the caption of its reversal.
+    """Draw stories of held-out contents, each with its caption and the caption of its reversal.
 
-    No two contents can be mistaken for each other, no two captions are the same. ValueError where the world has not
-    that many contents.
+    No two contents can be confused, and no two captions are equal. ValueError if the world has too few contents.
     """
     pairs: list[tuple[Story, str, str]] = []
     contents: set[str] = set()
@@ -82,7 +82,7 @@ def draw_test_pairs(n_pairs: int, rng: np.random.Generator) -> list[tuple[Story,
     while len(pairs) < n_pairs:
         for _ in range(_MAX_DRAWS):
             story = draw_story(rng, held_out=True)
-            # A resting neighbour or other events of the same things would not tell two clips apart beyond doubt.
+            # Neither a resting neighbour nor other events of the same things would clearly tell two clips apart.
             if story.is_order:
                 content = " ".join(sorted(str(thing) for thing in story.things))
             else:
@@ -107,14 +107,14 @@ def draw_test_pairs(n_pairs: int, rng: np.random.Generator) -> list[tuple[Story,
 
 
 def plan(train_pairs: int, test_pairs: int, captions_per_video: int, seed: int) -> tuple[list[Clip], list[Clip]]:
-    """All training clips and all test clips, the two of a pair next to each other.
+    """Plan all training clips and all test clips, the two of a pair next to each other.
 
-    Captions of the same number are the same sentence in two twins, but for the direction.
+    Captions with the same number are the same sentence in two twins, except for the direction.
     """
     rng = np.random.default_rng([seed, 0])
     training = []
     for i in range(train_pairs):
-        # Orders, which are the hardest to learn, oftener than in the test split.
+        # Orders are the hardest to learn, so they are more frequent than in the test split.
         story = draw_story(rng, held_out=False, shares=(0.45, 0.2, 0.35))
         state = rng.bit_generator.state
         for j, told in enumerate((story, story.reversed())):
@@ -124,7 +124,7 @@ def plan(train_pairs: int, test_pairs: int, captions_per_video: int, seed: int) 
 
     rng = np.random.default_rng([seed, 2])
     pairs = draw_test_pairs(test_pairs, rng)
-    # Numbers in random order, so that neither a twin's number nor which of the two came first says anything.
+    # Numbers in random order, so that neither a twin's number nor which of the two comes first gives anything away.
     numbers = iter(rng.permutation(2 * test_pairs) + 2 * train_pairs)
     test = []
     for i, (story, forwards, backwards) in enumerate(pairs):
@@ -184,12 +184,12 @@ def _settings(options: argparse.Namespace) -> dict[str, object]:
     }
     code = [*sorted(Path(moving_shapes.__file__).parent.glob("*.py")), Path(__file__)]
     drawn = json.dumps(settings, sort_keys=True).encode() + b"".join(path.read_bytes() for path in code)
-    # The code is part of what decides the pixels: a changed world is made anew.
+    # The code decides the pixels too: a world of changed code is made again.
     return {**settings, "sha256": hashlib.sha256(drawn).hexdigest()}
 
 
 def _already_made(output: Path, settings: dict[str, object]) -> bool:
-    """Whether `output` holds this very world; ValueError where it holds something this command has not made."""
+    """Whether `output` holds exactly this world; ValueError if it holds files that this command did not make."""
     if output.exists() and not output.is_dir():
         raise ValueError(f"--output_dir {output} is a file: name a folder.")
     if not output.is_dir() or not any(output.iterdir()):
@@ -222,7 +222,7 @@ def _range(options: argparse.Namespace) -> None:
 
 
 def make(options: argparse.Namespace) -> None:
-    """Make the world at `options.output_dir`, or do nothing where it is there already."""
+    """Make the world at `options.output_dir`; do nothing if it is there already."""
     _range(options)
     output = options.output_dir
     settings = _settings(options)
@@ -232,7 +232,7 @@ def make(options: argparse.Namespace) -> None:
         return
     training, test = plan(options.train_pairs, options.test_pairs, options.captions_per_video, options.seed)
     output.parent.mkdir(parents=True, exist_ok=True)
-    # Built beside its place and moved there in one step, so that a broken run leaves nothing that looks complete.
+    # Built next to its place and moved there in one step, so that a failed run leaves nothing that looks complete.
     with tempfile.TemporaryDirectory(prefix=f".{output.name}.", dir=output.parent) as scratch:
         made = Path(scratch) / "made"
         made.mkdir()
@@ -250,14 +250,14 @@ def make(options: argparse.Namespace) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Command line; returns the exit code."""
-    parser = argparse.ArgumentParser(description="Make the embedded world of moving shapes in MSR-VTT's file formats.")
+    """Run the command line; returns the exit code."""
+    parser = argparse.ArgumentParser(description="Make the made world of moving shapes in MSR-VTT's file formats.")
     parser.add_argument("--output_dir", type=Path, required=True, help="folder to make, for example data/moving_shapes")
     parser.add_argument("--train_pairs", type=int, default=2000, help="number of training clips and backwards twins")
     parser.add_argument("--test_pairs", type=int, default=120, help="number of test clips and backwards twins")
-    parser.add_argument("--captions_per_video", type=int, default=2, help="captions of a training clip")
+    parser.add_argument("--captions_per_video", type=int, default=2, help="captions for each training clip")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--frames", type=int, default=12, help="frames a clip")
+    parser.add_argument("--frames", type=int, default=12, help="frames in each clip")
     parser.add_argument("--image_size", type=int, default=112, help="side of the frames in pixels")
     try:
         make(parser.parse_args(argv))

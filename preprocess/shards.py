@@ -1,5 +1,4 @@
-"""What the commands over many videos share: how work is divided over machines, processes and processors, and how a
-command ends."""
+"""Shared by the commands over many videos: dividing work over machines, processes and processors, and exit codes."""
 
 import argparse
 import os
@@ -12,7 +11,7 @@ from engine.messages import print_error
 
 
 def parse_shard(text: str | None) -> tuple[int, int]:
-    """(i, n) of "i/n", else of torchrun's RANK and WORLD_SIZE, else (0, 1). ValueError unless 0 <= i < n."""
+    """Return (i, n) of "i/n"; by default torchrun's RANK and WORLD_SIZE, else (0, 1). ValueError unless 0 <= i < n."""
     text = text or f"{os.environ.get('RANK', 0)}/{os.environ.get('WORLD_SIZE', 1)}"
     number, _, count = text.partition("/")
     if number.isdecimal() and count.isdecimal() and int(number) < int(count):
@@ -21,15 +20,15 @@ def parse_shard(text: str | None) -> tuple[int, int]:
 
 
 def default_jobs() -> int:
-    """This process's share of the processors it may use, at least 1."""
+    """Return this process's share of the processors it may use, at least 1."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
 
 
 def wait_for_other_ranks() -> None:
-    """Under torchrun wait until all processes have come here: it stops them all when one ends with a failure."""
+    """Under torchrun, wait for all processes to get here: torchrun stops them all when one ends with a failure."""
     if "TORCHELASTIC_RUN_ID" in os.environ:
-        import torch.distributed as dist  # takes seconds, which only this case needs
+        import torch.distributed as dist  # takes seconds, and only this case needs it
 
         dist.init_process_group("gloo", timeout=timedelta(days=7))
         dist.barrier()
@@ -37,7 +36,7 @@ def wait_for_other_ranks() -> None:
 
 
 def exit_code(run: Callable[[], int], interrupted: str) -> int:
-    """What `run` returns; 2 and one sentence for a mistake, 130 and `interrupted` after Ctrl-C."""
+    """Return the result of `run`; 2 and one sentence for a mistake, 130 and `interrupted` after Ctrl-C."""
     try:
         return run()
     except (ValueError, OSError, argparse.ArgumentError) as error:

@@ -1,13 +1,13 @@
-"""Train the small CLIP of the embedded world, on still images alone.
+"""Train the small CLIP of the made world, on still images alone.
 
     python preprocess/train_small_clip.py --output pretrained/moving_shapes_clip.safetensors --seed 0
 
-Contrastive training like CLIP's (Radford et al., ICML 2021, sections 2.3 to 2.5) on stills of moving shapes, which are
-drawn as they are needed. Part of the stills bear a sign, such as an arrow, that stands for a motion, and a caption with
-the words for it; so the text tower tells the motion words apart, while neither tower has ever seen a thing move.
-Contents that are held out for the test videos are held out here too and measure what was learned.
+Training is contrastive like CLIP's (Radford et al., ICML 2021, sections 2.3 to 2.5), on stills of moving shapes that
+are drawn when they are needed. Some stills have a sign, such as an arrow, that stands for a motion, and a caption with
+the words for it. So the text tower tells the motion words apart, but neither tower has ever seen a thing move. Contents
+that are held out for the test videos are held out here too and measure what was learned.
 
-The weights are written in half precision under OpenAI's key names, and a log beside them (the same path, but .log).
+The weights are written in half precision under OpenAI's key names, with a log beside them (same path, ending in .log).
 
 Shapes: N stills of a batch, S image side in pixels, L tokens, E joint embedding.
 """
@@ -41,17 +41,8 @@ from modules.losses import symmetric_info_nce
 from modules.seal import seal
 from modules.similarity import cosine_similarity
 from modules.tokenizer import END_TOKEN, Tokenizer
-from preprocess.moving_shapes.world import (
-    COLOURS,
-    SHAPES,
-    Still,
-    Story,
-    caption,
-    draw_stills,
-    draw_story,
-    draw_thing,
-    plain_still,
-)
+from preprocess.moving_shapes.stills import Still, draw_stills, plain_still
+from preprocess.moving_shapes.stories import COLOURS, SHAPES, Story, caption, draw_story, draw_thing
 
 ARCHITECTURE = CLIPArchitecture(
     embed_dim=128,
@@ -70,12 +61,12 @@ WEIGHT_DECAY = 0.05
 BETAS = (0.9, 0.98)
 MAX_LOGIT_SCALE = math.log(100.0)
 HELD_OUT_STILLS = 256
-OUTLINES_KNOWN = 0.6  # of the shapes right: time for another colour
-PLAIN_MOTIONS = ("right", "up", "grow")  # these stage a thing in any place and size
+OUTLINES_KNOWN = 0.6  # share of correct shapes at which another colour is added
+PLAIN_MOTIONS = ("right", "up", "grow")  # staged in any place and size
 
 
 class Log:
-    """Lines that go to the screen and, at the end, to a file."""
+    """Prints lines and keeps them for a file."""
 
     def __init__(self) -> None:
         self.lines: list[str] = []
@@ -86,23 +77,23 @@ class Log:
 
 
 def to_batch(stills: Sequence[Still], tokenize: Tokenizer) -> tuple[Tensor, Tensor]:
-    """Stills -> pixels float [N,3,S,S], normalised as CLIP's, and token ids int64 [N,L], L as long as need be."""
+    """Return pixels float [N,3,S,S], normalised as CLIP's, and token ids int64 [N,L], L as short as possible."""
     token_ids = tokenize([still.caption for still in stills])
-    # What follows the longest caption's END is seen by no token that counts.
+    # No token that counts sees what follows the longest caption's END.
     return to_pixels(stills), token_ids[:, : int((token_ids > 0).sum(dim=1).max())]
 
 
 def to_pixels(stills: Sequence[Still]) -> Tensor:
-    """Stills -> pixels float [N,3,S,S], normalised as CLIP's."""
+    """Return the pixels of stills, float [N,3,S,S], normalised as CLIP's."""
     return normalise(torch.from_numpy(np.stack([still.image for still in stills])).permute(0, 3, 1, 2).contiguous())
 
 
 def learn_outlines(tower: VisionTransformer, steps: int, batch_size: int, lr: float, seed: int, log: Log) -> None:
-    """Teach the vision tower the outlines of things from labels, before it sees any caption; in place.
+    """Teach the vision tower the outlines of things from labels, in place, before it sees any caption.
 
-    Colour is so much easier to see than outline that contrastive batches of all colours hardly make the tower look at
-    shapes, and within one colour it learns them in minutes. So the stills begin with one colour and get another one as
-    soon as the shapes are told apart in those there are.
+    Colour is much easier to see than outline: contrastive batches of all colours hardly teach the tower shapes, whereas
+    within one colour it learns them in minutes. So the stills begin with one colour and get another one as soon as the
+    tower tells the shapes apart in the colours so far.
     """
     rng, colours, shapes = np.random.default_rng([seed, 4]), list(COLOURS), list(SHAPES)
     model = nn.Sequential(tower, nn.Linear(ARCHITECTURE.embed_dim, len(shapes)))
@@ -135,14 +126,14 @@ def learn_outlines(tower: VisionTransformer, steps: int, batch_size: int, lr: fl
 
 
 def parameter_groups(model: nn.Module) -> list[dict]:
-    """Matrices with weight decay; biases, gains and the temperature without."""
+    """Return optimizer groups: matrices with weight decay; biases, gains and the temperature without."""
     decayed = [parameter for parameter in model.parameters() if parameter.ndim >= 2]
     others = [parameter for parameter in model.parameters() if parameter.ndim < 2]
     return [{"params": decayed, "weight_decay": WEIGHT_DECAY}, {"params": others, "weight_decay": 0.0}]
 
 
 def learning_rate_share(step: int, steps: int, warm_up: int) -> float:
-    """Linear warm-up, then half a cosine down to zero; 1 at the end of the warm-up."""
+    """Return the share of the peak rate: linear warm-up to 1, then half a cosine down to zero."""
     if step < warm_up:
         return (step + 1) / warm_up
     return 0.5 * (1.0 + math.cos(math.pi * (step - warm_up) / max(steps - warm_up, 1)))
@@ -151,7 +142,7 @@ def learning_rate_share(step: int, steps: int, warm_up: int) -> float:
 def train(
     model: CLIP, tokenize: Tokenizer, steps: int, batch_size: int, learning_rate: float, seed: int, log: Log
 ) -> Tensor:
-    """Train `model` in place; returns bool [vocabulary], the tokens that stood in a caption."""
+    """Train `model` in place; returns bool [vocabulary], the tokens that occurred in a caption."""
     stills = draw_stills(np.random.default_rng([seed, 0]), ARCHITECTURE.image_size)
     optimizer = torch.optim.AdamW(parameter_groups(model), lr=learning_rate, betas=BETAS, fused=True)
     warm_up = min(100, max(1, steps // 10))
@@ -183,13 +174,13 @@ def train(
 
 @torch.no_grad()
 def embed(model: CLIP, pixels: Tensor, token_ids: Tensor) -> tuple[Tensor, Tensor]:
-    """Unit embeddings of images and texts, each [N,E]."""
+    """Return unit embeddings of images and texts, each [N,E]."""
     model.eval()
     return F.normalize(model.visual(pixels), dim=-1), F.normalize(model.text(token_ids), dim=-1)
 
 
 def _distinct(stills: Iterator[Still], signed: bool, n: int) -> list[Still]:
-    """`n` stills, signed or not, of which no other's caption is true: a signed one's twin may be among them."""
+    """Return `n` stills, signed or not, such that no caption fits another still; twins of signed stills may occur."""
     found: dict[object, Still] = {}
     for still in stills:
         if still.signed == signed:
@@ -212,7 +203,7 @@ def _twin_captions(n: int, rng: np.random.Generator) -> list[tuple[Story, str, s
 
 
 def _zero_shot(model: CLIP, tokenize: Tokenizer, rng: np.random.Generator, name: str, choices: list[str]) -> float:
-    """How often the caption of a still is nearer to it than the same caption with another colour, or shape, in it."""
+    """Return how often a still is nearest to its caption, among copies of it with every colour (or shape) in it."""
     stream = draw_stills(rng, ARCHITECTURE.image_size, signed_share=0.0, held_out=True)
     stills = list(islice((still for still in stream if len(still.story.things) == 1), HELD_OUT_STILLS))
     words = [getattr(still.story.things[0], name) for still in stills]
@@ -226,7 +217,7 @@ def _zero_shot(model: CLIP, tokenize: Tokenizer, rng: np.random.Generator, name:
 
 
 def evaluate(model: CLIP, tokenize: Tokenizer, seed: int, log: Log) -> None:
-    """Log what the model knows of contents it was not trained on."""
+    """Log what the model knows about contents it was not trained on."""
     for signed in (False, True):
         stream = draw_stills(np.random.default_rng([seed, 1]), ARCHITECTURE.image_size, held_out=True)
         stills = _distinct(stream, signed, HELD_OUT_STILLS)
@@ -266,7 +257,7 @@ def evaluate(model: CLIP, tokenize: Tokenizer, seed: int, log: Log) -> None:
 
 
 def save(model: CLIP, seen: Tensor, path: Path, seed: int) -> None:
-    """Write the weights in half precision under OpenAI's keys, sealed; tokens never trained on become zero."""
+    """Write the weights in half precision under OpenAI's keys, sealed; rows of tokens never seen become zero."""
     with torch.no_grad():
         model.text.token_embedding.weight[~seen] = 0.0
     state = {key: tensor.half().contiguous() for key, tensor in to_openai_keys(model.state_dict()).items()}
@@ -276,7 +267,7 @@ def save(model: CLIP, seen: Tensor, path: Path, seed: int) -> None:
 
 
 def run(options: argparse.Namespace) -> None:
-    """Train, measure and write the weights and the log."""
+    """Train and evaluate a CLIP, then write the weights and the log."""
     if options.output.suffix != ".safetensors":
         raise ValueError(f"--output {options.output} must end in .safetensors.")
     for name, low in (("steps", 1), ("outline_steps", 1), ("batch_size", 2), ("seed", 0)):
@@ -309,13 +300,13 @@ def run(options: argparse.Namespace) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Command line; returns the exit code."""
-    parser = argparse.ArgumentParser(description="Train the small CLIP of the embedded world on still images.")
+    """Run the command line; returns the exit code."""
+    parser = argparse.ArgumentParser(description="Train the small CLIP of the made world on still images.")
     parser.add_argument("--output", type=Path, default=Path("pretrained/moving_shapes_clip.safetensors"))
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--outline_steps", type=int, default=1800, help="steps with labels, on outlines alone")
     parser.add_argument("--steps", type=int, default=3000, help="contrastive steps, on stills with captions")
-    parser.add_argument("--batch_size", type=int, default=64, help="stills a step")
+    parser.add_argument("--batch_size", type=int, default=64, help="stills in each step")
     parser.add_argument("--lr", type=finite_float, default=1e-3, help="highest learning rate")
     arguments = list(sys.argv[1:] if argv is None else argv)
     options = parser.parse_args(arguments)

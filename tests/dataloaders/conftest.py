@@ -1,4 +1,4 @@
-"""What the tests of reading share."""
+"""Fixtures of the tests of reading."""
 
 from collections import Counter
 from pathlib import Path
@@ -8,11 +8,13 @@ import pytest
 from dataloaders import decode
 from dataloaders import frames as frames_module
 from dataloaders.decode import read_frames
+from dataloaders.samples import Sample
+from tests.dataloaders.small_clips import write_ramps
 
 
 @pytest.fixture
 def decoded_frames(monkeypatch) -> list:
-    """Every frame that is decoded."""
+    """Collects every frame that is decoded."""
     seen, pictures = [], decode._pictures
 
     def watch(*args):
@@ -26,7 +28,7 @@ def decoded_frames(monkeypatch) -> list:
 
 @pytest.fixture
 def decoded(monkeypatch) -> Counter:
-    """How often each file is decoded in this process."""
+    """Counts how often each file is decoded in this process."""
     counts: Counter = Counter()
 
     def counted(path, *args, **settings):
@@ -35,3 +37,9 @@ def decoded(monkeypatch) -> Counter:
 
     monkeypatch.setattr(frames_module, "read_frames", counted)
     return counts
+
+
+@pytest.fixture(scope="session")
+def data(tmp_path_factory) -> list[Sample]:
+    """Five videos of 20 frames with 3, 1, 2, 3 and 1 captions; shared, so never change them in place."""
+    return write_ramps(tmp_path_factory.mktemp("ramps"))

@@ -1,4 +1,4 @@
-"""What the tests of all data sets share: small files in the published formats, and the form of an error."""
+"""Helpers of the tests of data sets: small files in the published formats, and the form of an error."""
 
 import json
 from collections.abc import Callable, Iterable
@@ -11,7 +11,7 @@ from dataloaders.samples import Sample
 
 
 def touch_videos(folder: Path, *names: str) -> Path:
-    """Empty files, which reading a split does not open."""
+    """Create empty files; reading a split does not open videos."""
     for name in names:
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).touch()
@@ -27,12 +27,12 @@ def write_lines(path: Path, lines: Iterable[str]) -> None:
 
 
 def summary(samples: list[Sample]) -> list[tuple[str, str, tuple[str, ...]]]:
-    """(id, the file's name, captions) of each sample."""
+    """Return (id, the file's name, captions) of each sample."""
     return [(sample.video_id, sample.path.name, sample.captions) for sample in samples]
 
 
 def result_or_message(read: Callable[[], Any]) -> tuple[Any, str]:
-    """What `read` gives and "", or None and the message of its ValueError, which is of no narrower kind."""
+    """Return the result of `read` and "", or None and the message of its ValueError, which must not be a subclass."""
     try:
         return read(), ""
     except ValueError as error:
@@ -42,7 +42,7 @@ def result_or_message(read: Callable[[], Any]) -> tuple[Any, str]:
 
 
 def assert_one_sentence(read: Callable[[], Any], error: type[Exception], *parts: str) -> None:
-    """`read` fails with one sentence that has all `parts`."""
+    """Check that `read` fails with one sentence that has all `parts`."""
     with pytest.raises(error) as raised:
         read()
     message = str(raised.value)

@@ -68,7 +68,7 @@ def test_files_without_the_prefix_of_the_ids(read, tmp_path):
     ("name", "content", "message"),
     [
         ("val_ids.json", {}, "not a list of ids"),
-        ("val_ids.json", [], "no caption for a video of val_ids.json"),
+        ("val_ids.json", [], "no caption for any video of val_ids.json"),
         ("val_ids.json", [["v_c"]], "not a list of ids"),
         ("val_1.json", [], "not a JSON object"),
         ("val_1.json", {"v_c": {"duration": 3}}, "v_c has no `duration` or no list of `sentences`"),
@@ -79,7 +79,7 @@ def test_files_without_the_prefix_of_the_ids(read, tmp_path):
         ("val_1.json", {"v_c": {"sentences": ["a"], "duration": 10**400}}, "v_c has no `duration`"),
         ("val_1.json", {"v_c": {"sentences": "a dog runs", "duration": 3}}, "no list of `sentences` but"),
         ("val_1.json", {"v_c": "a dog runs"}, "no list of `sentences` but 'a dog runs'"),
-        ("video_path.json", {"v_c": ["v_c.mp4"]}, "v_c has no name of a file but ['v_c.mp4']"),
+        ("video_path.json", {"v_c": ["v_c.mp4"]}, "v_c has ['v_c.mp4'] instead of a file name"),
         ("val_1.json", {"v_c": {"sentences": [" "], "duration": 3}}, "v_c has only empty sentences"),
     ],
 )

@@ -1,4 +1,4 @@
-"""The frame cache: what comes out is what decoding gives, each video is decoded once, and nothing wrong is served."""
+"""The frame cache: it returns what decoding returns, decodes each video once, and never returns damaged entries."""
 
 import json
 import multiprocessing
@@ -26,19 +26,11 @@ from dataloaders.decode import VideoError, read_frames
 from dataloaders.frames import FrameReader
 from dataloaders.sampler import EpochSampler
 from dataloaders.samples import Sample
+from tests.dataloaders.small_clips import waves
 from tests.videos import grey_ramp, write_video
 
 ROOT = Path(__file__).parents[2]
 SAMPLINGS = ("uniform", "segment", "released")
-
-
-def moving(n_frames: int, seed: int = 0, side: int = 64) -> np.ndarray:
-    """Frames with shapes and colours, none like another, smooth enough for JPEG."""
-    rng = np.random.default_rng(seed)
-    y, x = np.mgrid[:side, : side + 16] / side
-    phases = rng.uniform(0, 6, (n_frames, 3))
-    waves = [[np.sin(4 * (x * np.cos(p) + y * np.sin(p)) + p) for p in frame] for frame in phases]
-    return (127 + 100 * np.array(waves)).astype(np.uint8).transpose(0, 2, 3, 1)
 
 
 def reader(folder: Path | None, encoding: str = "raw", **settings) -> FrameReader:
@@ -55,10 +47,10 @@ def entries(folder: Path) -> list[Path]:
 @pytest.mark.parametrize("n_frames", [1, 4, 6, 25])
 @pytest.mark.parametrize(("start", "end"), [(None, None), (0.4, None), (0.3, 2.1)])
 def test_raw_entries_give_the_same_tensors(tmp_path, decoded, training, sampling, n_frames, start, end):
-    path = write_video(tmp_path / "a.mp4", moving(n_frames), fps=3)
+    path = write_video(tmp_path / "a.mp4", waves(n_frames), fps=3)
     plain = reader(None, frame_sampling=sampling, training=training)
     cached = replace(plain, cache=FrameCache(tmp_path / "cache"))
-    if start == 0.4 and n_frames == 1:  # the only frame is shown until a third of a second
+    if start == 0.4 and n_frames == 1:  # the only frame is shown for a third of a second
         with pytest.raises(VideoError, match="has no frame from"):
             cached(path, np.random.default_rng(0), start, end)
         return
@@ -70,13 +62,13 @@ def test_raw_entries_give_the_same_tensors(tmp_path, decoded, training, sampling
         assert torch.equal(got_mask, mask)
     assert decoded == {"a.mp4": 1}
     if training and sampling == "segment" and n_frames == 25:
-        assert not torch.equal(expected[0][0], expected[1][0])  # the draws do differ
+        assert not torch.equal(expected[0][0], expected[1][0])  # the draws differ
 
 
 @pytest.mark.parametrize("training", [False, True])
 @pytest.mark.parametrize("sampling", SAMPLINGS)
 def test_jpeg_entries_give_nearly_the_same_tensors(tmp_path, decoded, training, sampling):
-    path = write_video(tmp_path / "a.mp4", moving(25), fps=3)
+    path = write_video(tmp_path / "a.mp4", waves(25), fps=3)
     plain = reader(None, frame_sampling=sampling, training=training)
     cached = replace(plain, cache=FrameCache(tmp_path / "cache", "jpeg"))
     for draw in range(3):
@@ -93,7 +85,7 @@ def test_jpeg_entries_give_nearly_the_same_tensors(tmp_path, decoded, training, 
 
 
 def test_jpeg_entries_are_smaller(tmp_path):
-    path = write_video(tmp_path / "a.mp4", moving(12, side=128))
+    path = write_video(tmp_path / "a.mp4", waves(12, side=128))
     for encoding in ("raw", "jpeg"):
         reader(tmp_path / encoding, encoding, image_size=128, max_frames=12)(path)
     raw, jpeg = (entries(tmp_path / encoding)[0].stat().st_size for encoding in ("raw", "jpeg"))
@@ -102,7 +94,7 @@ def test_jpeg_entries_are_smaller(tmp_path):
 
 
 def test_what_is_returned_is_the_caller_s_own(tmp_path):
-    path = write_video(tmp_path / "a.mp4", moving(9))
+    path = write_video(tmp_path / "a.mp4", waves(9))
     cached = reader(tmp_path / "cache")
     first, _ = cached(path)
     kept = first.clone()
@@ -112,7 +104,7 @@ def test_what_is_returned_is_the_caller_s_own(tmp_path):
 
 
 def test_an_entry_says_what_it_is_and_other_tools_can_read_it(tmp_path):
-    path = write_video(tmp_path / "a.mp4", moving(9))
+    path = write_video(tmp_path / "a.mp4", waves(9))
     video, _ = reader(tmp_path / "cache")(path)
     (entry,) = entries(tmp_path / "cache")
     assert torch.equal(load_file(entry)["pixels"], video)
@@ -137,7 +129,7 @@ OTHER_SETTINGS = [
 
 
 def test_other_settings_get_other_entries(tmp_path, decoded):
-    path = write_video(tmp_path / "a.mp4", moving(20))
+    path = write_video(tmp_path / "a.mp4", waves(20))
     windows = [(None, None), (1.0, None), (None, 3.0)]
     calls = [({}, window) for window in windows] + [(setting, windows[0]) for setting in OTHER_SETTINGS]
     for encoding in ("raw", "jpeg"):
@@ -152,7 +144,7 @@ def test_other_settings_get_other_entries(tmp_path, decoded):
 
 
 def test_training_draws_of_any_kind_share_one_entry(tmp_path, decoded):
-    path = write_video(tmp_path / "a.mp4", moving(20))
+    path = write_video(tmp_path / "a.mp4", waves(20))
     for sampling, max_frames in (("segment", 6), ("segment", 3), ("released", 6)):
         cached = reader(tmp_path / "cache", frame_sampling=sampling, training=True, max_frames=max_frames)
         cached(path, np.random.default_rng(0))
@@ -160,7 +152,7 @@ def test_training_draws_of_any_kind_share_one_entry(tmp_path, decoded):
 
 
 def test_another_decoder_gets_another_entry(tmp_path, monkeypatch, decoded):
-    path = write_video(tmp_path / "a.mp4", moving(5))
+    path = write_video(tmp_path / "a.mp4", waves(5))
     reader(tmp_path / "cache")(path)
     monkeypatch.setattr(cache_module, "decoder_version", lambda: "another 1.0")
     reader(tmp_path / "cache")(path)
@@ -169,11 +161,11 @@ def test_another_decoder_gets_another_entry(tmp_path, monkeypatch, decoded):
 
 @pytest.mark.parametrize("same_reader", [True, False])
 def test_a_changed_video_is_decoded_again(tmp_path, decoded, same_reader):
-    path = write_video(tmp_path / "a.mp4", moving(5))
+    path = write_video(tmp_path / "a.mp4", waves(5))
     cached = reader(tmp_path / "cache")
     old, _ = cached(path)
-    content = write_video(tmp_path / "b.mp4", moving(5, seed=1)).read_bytes()
-    time.sleep(0.01)  # the time of change is all that tells, should the sizes be equal
+    content = write_video(tmp_path / "b.mp4", waves(5, seed=1)).read_bytes()
+    time.sleep(0.01)  # if the sizes are equal, only the time of change tells
     path.write_bytes(content)
     new, _ = (cached if same_reader else reader(tmp_path / "cache"))(path)
     assert torch.equal(new, reader(None)(path)[0])
@@ -181,7 +173,7 @@ def test_a_changed_video_is_decoded_again(tmp_path, decoded, same_reader):
 
 
 def test_a_video_that_is_gone_is_not_served(tmp_path):
-    path = write_video(tmp_path / "a.mp4", moving(5))
+    path = write_video(tmp_path / "a.mp4", waves(5))
     cached = reader(tmp_path / "cache")
     cached(path)
     path.unlink()
@@ -207,14 +199,14 @@ def shorten(place: Path, part: float) -> None:
 
 
 def zero_the_end(place: Path, part: float) -> None:
-    """What a power cut can leave of a file that was never synchronised."""
+    """Leave a file as a power cut can leave one that was not synced."""
     content = place.read_bytes()
     kept = int(part * len(content))
     place.write_bytes(content[:kept] + bytes(len(content) - kept))
 
 
 def exchange(place: Path, part: float) -> None:
-    """A whole entry, of something else."""
+    """Put the complete entry of another video in its place."""
     save_file({"promised": torch.tensor(6), "pixels": torch.zeros(6, 3, 32, 32, dtype=torch.uint8)}, place)
 
 
@@ -226,7 +218,7 @@ def exchange(place: Path, part: float) -> None:
 )
 def test_a_damaged_entry_is_noticed_and_made_again(tmp_path_factory, encoding, damage, part):
     folder = tmp_path_factory.mktemp("damaged")
-    path = write_video(folder / "a.mp4", moving(9))
+    path = write_video(folder / "a.mp4", waves(9))
     expected, _ = reader(folder / "cache", encoding)(path)
     (place,) = entries(folder / "cache")
     whole = place.read_bytes()
@@ -239,7 +231,7 @@ def test_a_damaged_entry_is_noticed_and_made_again(tmp_path_factory, encoding, d
 
 @pytest.mark.parametrize(("written", "damaged"), [(b'"promised"', b'"psomised"'), (b'"dtype":"U8"', b'"dtype":"I8"')])
 def test_a_damaged_header_that_can_still_be_read_is_noticed(tmp_path, written, damaged):
-    path = write_video(tmp_path / "a.mp4", moving(9))
+    path = write_video(tmp_path / "a.mp4", waves(9))
     expected, _ = reader(tmp_path / "cache")(path)
     (place,) = entries(tmp_path / "cache")
     whole = place.read_bytes()
@@ -251,7 +243,7 @@ def test_a_damaged_header_that_can_still_be_read_is_noticed(tmp_path, written, d
 
 def test_the_log_names_a_damaged_entry(tmp_path, caplog, monkeypatch):
     monkeypatch.setattr(cache_module.log, "propagate", True)
-    path = write_video(tmp_path / "a.mp4", moving(9))
+    path = write_video(tmp_path / "a.mp4", waves(9))
     reader(tmp_path / "cache")(path)
     assert caplog.text == ""
     (place,) = entries(tmp_path / "cache")
@@ -277,7 +269,7 @@ def test_a_short_video_is_resampled_before_it_is_stored(tmp_path):
 
 def test_no_more_entries_are_mapped_than_allowed(tmp_path, monkeypatch, decoded):
     monkeypatch.setattr(cache_module, "MAX_MAPPED", 2)
-    paths = [write_video(tmp_path / f"{n}.mp4", moving(5, seed=n)) for n in range(5)]
+    paths = [write_video(tmp_path / f"{n}.mp4", waves(5, seed=n)) for n in range(5)]
     cached = reader(tmp_path / "cache")
     for _ in range(2):
         for path in paths:
@@ -287,7 +279,7 @@ def test_no_more_entries_are_mapped_than_allowed(tmp_path, monkeypatch, decoded)
 
 
 def test_a_pickled_reader_takes_no_pixels_along(tmp_path):
-    path = write_video(tmp_path / "a.mp4", moving(9))
+    path = write_video(tmp_path / "a.mp4", waves(9))
     cached = reader(tmp_path / "cache")
     expected, _ = cached(path)
     content = pickle.dumps(cached)
@@ -305,7 +297,7 @@ def test_bad_folders_are_refused(tmp_path):
 
 @pytest.mark.parametrize("fault", ["in the folder's way", "disk full"])
 def test_a_cache_that_cannot_be_written_is_one_sentence(tmp_path, monkeypatch, fault):
-    path = write_video(tmp_path / "a.mp4", moving(5))
+    path = write_video(tmp_path / "a.mp4", waves(5))
     cached = reader(tmp_path / "cache")
     place = cached.cache_place(path)
     if fault == "disk full":
@@ -351,7 +343,7 @@ def fill(folder: Path, paths: list[Path], order: int) -> None:
 
 
 def test_many_processes_fill_one_cache(tmp_path):
-    paths = [write_video(tmp_path / f"{n}.mp4", moving(8, seed=n)) for n in range(6)]
+    paths = [write_video(tmp_path / f"{n}.mp4", waves(8, seed=n)) for n in range(6)]
     context = multiprocessing.get_context("fork")
     workers = [context.Process(target=fill, args=(tmp_path / "cache", paths, order)) for order in range(4)]
     for worker in workers:
@@ -359,7 +351,7 @@ def test_many_processes_fill_one_cache(tmp_path):
     for worker in workers:
         worker.join()
     assert [worker.exitcode for worker in workers] == [0] * 4
-    assert len(entries(tmp_path / "cache")) == 6  # and nothing half written
+    assert len(entries(tmp_path / "cache")) == 6  # and no partial files
     fill(tmp_path / "alone", paths, 0)
     assert [path.read_bytes() for path in entries(tmp_path / "cache")] == [
         path.read_bytes() for path in entries(tmp_path / "alone")
@@ -384,7 +376,7 @@ for path in sorted(videos.glob("*.mp4")):
 def test_killed_at_any_moment_it_ends_with_the_same_files(tmp_path):
     (tmp_path / "videos").mkdir()
     for n in range(12):
-        write_video(tmp_path / "videos" / f"{n}.mp4", moving(20, seed=n))
+        write_video(tmp_path / "videos" / f"{n}.mp4", waves(20, seed=n))
 
     def start(folder: str) -> subprocess.Popen:
         arguments = [sys.executable, "-c", FILL, str(tmp_path / "videos"), str(tmp_path / folder)]
@@ -408,7 +400,7 @@ def test_killed_at_any_moment_it_ends_with_the_same_files(tmp_path):
 @pytest.mark.parametrize("encoding", ["raw", "jpeg"])
 def test_batches_are_the_same_for_any_number_of_workers(tmp_path, encoding):
     samples = [
-        Sample(f"{n}", write_video(tmp_path / f"{n}.mp4", moving(9 + n, seed=n)), (f"{n}", f"again {n}"))
+        Sample(f"{n}", write_video(tmp_path / f"{n}.mp4", waves(9 + n, seed=n)), (f"{n}", f"again {n}"))
         for n in range(6)
     ]
 

@@ -1,4 +1,4 @@
-"""What a frame cache's entry is known by: where the video lies below its folder, its size, time and content."""
+"""The key of a frame cache's entry: the video's place below its folder, its size, time and content."""
 
 import os
 import pickle
@@ -16,16 +16,8 @@ from dataloaders import cache as cache_module
 from dataloaders.cache import FrameCache
 from dataloaders.decode import VideoError
 from dataloaders.frames import FrameReader
+from tests.dataloaders.small_clips import waves
 from tests.videos import write_video
-
-
-def moving(n_frames: int, seed: int = 0) -> np.ndarray:
-    """Smooth frames uint8 [T, 64, 64, 3], others for each seed."""
-    rng = np.random.default_rng(seed)
-    y, x = np.mgrid[:64, :64] / 64
-    phases = rng.uniform(0, 6, (n_frames, 3))
-    waves = [[np.sin(4 * (x * np.cos(p) + y * np.sin(p)) + p) for p in frame] for frame in phases]
-    return (127 + 100 * np.array(waves)).astype(np.uint8).transpose(0, 2, 3, 1)
 
 
 def reader(folder: Path | None, **settings) -> FrameReader:
@@ -43,18 +35,18 @@ def in_folder(folder: Path) -> FrameReader:
 
 def test_videos_and_cache_may_be_moved(tmp_path, decoded):
     (tmp_path / "one" / "videos" / "sub").mkdir(parents=True)
-    path = write_video(tmp_path / "one" / "videos" / "sub" / "a.mp4", moving(5))
+    path = write_video(tmp_path / "one" / "videos" / "sub" / "a.mp4", waves(5))
     expected, _ = in_folder(tmp_path / "one")(path)
     (tmp_path / "one").rename(tmp_path / "other")
     path = tmp_path / "other" / "videos" / "sub" / "a.mp4"
     assert torch.equal(in_folder(tmp_path / "other")(path)[0], expected)
-    shutil.copytree(tmp_path / "other", tmp_path / "copy")  # with their times, as cp -p
+    shutil.copytree(tmp_path / "other", tmp_path / "copy")  # with their times, like cp -p
     assert torch.equal(in_folder(tmp_path / "copy")(tmp_path / "copy" / "videos" / "sub" / "a.mp4")[0], expected)
     assert decoded["a.mp4"] == 1
 
 
 def same_size_and_time(*paths: Path) -> None:
-    """Bring files to one size, by zeros behind them that no decoder minds, and to one time of change."""
+    """Give files the same size, by zeros at the end that decoders ignore, and the same time of change."""
     size = max(path.stat().st_size for path in paths)
     for path in paths:
         os.truncate(path, size)
@@ -67,7 +59,7 @@ def test_files_of_one_name_size_and_time_do_not_share_an_entry(tmp_path, decoded
     paths = []
     for number, folder in enumerate(folders):
         (tmp_path / folder).mkdir(parents=True)
-        paths.append(write_video(tmp_path / folder / "a.mp4", moving(5, seed=number)))
+        paths.append(write_video(tmp_path / folder / "a.mp4", waves(5, seed=number)))
     same_size_and_time(*paths)
     expected = [reader(None)(path)[0] for path in paths]
     assert not torch.equal(*expected)
@@ -84,7 +76,7 @@ def test_files_of_one_name_size_and_time_do_not_share_an_entry(tmp_path, decoded
 def test_equal_files_in_two_folders_have_an_entry_each(tmp_path):
     for folder in ("x", "y"):
         (tmp_path / "videos" / folder).mkdir(parents=True)
-        write_video(tmp_path / "videos" / folder / "a.mp4", moving(5))
+        write_video(tmp_path / "videos" / folder / "a.mp4", waves(5))
     same_size_and_time(*tmp_path.glob("videos/*/a.mp4"))
     places = {in_folder(tmp_path).cache_place(tmp_path / "videos" / folder / "a.mp4") for folder in ("x", "y")}
     assert len(places) == 2
@@ -105,8 +97,8 @@ def test_the_sample_is_the_first_the_middle_and_the_last_mib(tmp_path, size):
 
 @pytest.mark.parametrize("same_reader", [True, False])
 def test_what_is_written_into_a_file_is_noticed(tmp_path, decoded, same_reader):
-    """In what is sampled even with the old time, elsewhere by the time."""
-    path = write_video(tmp_path / "a.mp4", moving(5))
+    """A change is noticed in the sampled parts even if the time is kept, and elsewhere by the time."""
+    path = write_video(tmp_path / "a.mp4", waves(5))
     os.truncate(path, 8 * MIB)
     cached = reader(tmp_path / "cache")
     cached(path)
@@ -123,7 +115,7 @@ def test_what_is_written_into_a_file_is_noticed(tmp_path, decoded, same_reader):
 
 
 def test_a_file_is_sampled_once_in_a_process_and_those_it_starts(tmp_path, monkeypatch):
-    path = write_video(tmp_path / "a.mp4", moving(5))
+    path = write_video(tmp_path / "a.mp4", waves(5))
     sampled = []
     sample = cache_module.content_sample
     monkeypatch.setattr(cache_module, "content_sample", lambda *args: sampled.append(args) or sample(*args))
@@ -136,7 +128,7 @@ def test_a_file_is_sampled_once_in_a_process_and_those_it_starts(tmp_path, monke
 
 
 def test_a_video_that_cannot_be_read_is_one_sentence(tmp_path, monkeypatch):
-    path = write_video(tmp_path / "a.mp4", moving(5))
+    path = write_video(tmp_path / "a.mp4", waves(5))
     cached = reader(tmp_path / "cache")
 
     def refuse(*args, **kwargs):

@@ -23,7 +23,7 @@ FILES = {
 
 
 def write_lists(folder: Path, name: str) -> None:
-    """The files of every data set, each of which lists this one name."""
+    """Write the files of every data set, each listing this one name."""
     write_lines(folder / "list.csv", ["video_id,sentence", f"{name},a caption"])
     write_lines(folder / "list.jsonl", [json.dumps({"path": name, "caption": "a caption"})])
     write_lines(folder / "test_list.txt", [name])

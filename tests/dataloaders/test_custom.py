@@ -1,4 +1,4 @@
-"""One's own videos in csv or jsonl files, with parts of files, splits and several captions."""
+"""Your own videos in csv or jsonl files, with parts of files, splits and several captions."""
 
 import functools
 import json
@@ -14,7 +14,7 @@ ROWS = [
     {"path": "sub/b.webm", "caption": "a cat", "split": "test"},
     {"path": "a.mp4", "caption": "a second", "start": 1.0, "end": 2.5},
     {"path": "a.mp4", "caption": "the rest", "start": 2.5, "split": "train"},
-    {"path": "a.mp4", "caption": "not used", "split": "val"},
+    {"path": "a.mp4", "caption": "to select on", "split": "val"},
 ]
 
 
@@ -49,6 +49,8 @@ def test_samples_of_one_file_with_splits(read, tmp_path, write):
         ("sub/b.webm", videos / "sub/b.webm", ("a cat",), None, None),
         ("a.mp4 [1 s, 2.5 s]", videos / "a.mp4", ("a second",), 1, 2.5),
     ]
+    found = [(s.video_id, s.path, s.captions, s.start, s.end) for s in read("val", train_csv=path, val_csv=path)]
+    assert found == [("a.mp4", videos / "a.mp4", ("to select on",), None, None)]
 
 
 def test_two_files_without_splits(read, tmp_path):
@@ -57,6 +59,8 @@ def test_two_files_without_splits(read, tmp_path):
     files = {"train_csv": tmp_path / "train.csv", "val_csv": tmp_path / "test.csv"}
     assert [sample.captions for sample in read("train", **files)] == [("one", "two")]
     assert [sample.captions for sample in read("test", **files)] == [("three",)]
+    message = f"--val_csv {tmp_path / 'test.csv'} lists no video of the split 'val'"
+    assert_one_sentence(lambda: read("val", **files), ValueError, message)
 
 
 def test_re_encoded_files_are_found_under_their_old_names(read, tmp_path):
@@ -126,7 +130,7 @@ def test_broken_lists(read, tmp_path):
     write_lines(path, ["{"])
     broken = functools.partial(read, "train", train_csv=path, val_csv=path)
     assert_one_sentence(broken, ValueError, "--train_csv", "line 1: not valid JSON")
-    assert_one_sentence(lambda: read("val", train_csv=path, val_csv=path), ValueError, "no split 'val'")
+    assert_one_sentence(lambda: read("all", train_csv=path, val_csv=path), ValueError, "no split 'all'")
 
 
 @pytest.mark.parametrize("name", ["Start", "SPLIT", " end"])
@@ -135,7 +139,7 @@ def test_a_field_that_is_misspelt_is_not_left_out(read, tmp_path, name):
     write_lines(csv_list, [f"path,caption,{name}", "a.mp4,a dog,1"])
     with_it = json.dumps({"path": "a.mp4", "caption": "a dog", name: "1"})
     write_lines(jsonl, ['{"path": "a.mp4", "caption": "a cat"}', with_it])
-    lists = [jsonl] if name != name.strip() else [csv_list, jsonl]  # a csv's columns are read without such space
+    lists = [jsonl] if name != name.strip() else [csv_list, jsonl]  # spaces around a csv's columns are stripped
     for path in lists:
         wrong = functools.partial(read, "train", train_csv=path, val_csv=path)
         assert_one_sentence(wrong, ValueError, str(path), repr(name), repr(name.strip().lower()))
@@ -147,5 +151,5 @@ def test_fields_that_are_not_used_are_named(read, tmp_path, caplog):
     with caplog.at_level("INFO", "stop"):
         assert len(read("train", train_csv=path, val_csv=path)) == 1
     assert [record.getMessage() for record in caplog.records] == [
-        f"attention: --train_csv {path} has begin, not used; the fields are path, caption, start, end, split"
+        f"attention: --train_csv {path} has begin, which is not used; the fields are path, caption, start, end, split"
     ]

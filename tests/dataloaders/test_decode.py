@@ -1,6 +1,6 @@
-"""Decoding: the frames asked for in the right colours, no work beyond them; damage ends in frames or one sentence.
+"""Decoding: the wanted frames in the right colours and no work beyond them; damage gives frames or one sentence.
 
-What becomes of odd and broken files, kind by kind, is in test_hostile_files.py.
+test_hostile_files.py tests every kind of odd and broken file.
 """
 
 import os
@@ -125,7 +125,7 @@ def test_a_damaged_frame_is_refused_and_named(damaged, tmp_path):
     finding = check(path, max_frames=12)
     assert finding.status == "broken"
     assert f"its frame {number}, at" in finding.reason
-    before = read_frames(path, lambda n, fps: [0, number - 1]).frames  # nothing has gone wrong yet
+    before = read_frames(path, lambda n, fps: [0, number - 1]).frames  # nothing is wrong up to here
     assert len(before) == 2
 
 
@@ -144,7 +144,7 @@ def test_a_packet_that_is_lost_is_damage(tmp_path, monkeypatch):
 
 
 def test_what_comes_before_the_first_frame_is_no_damage(tmp_path, monkeypatch):
-    """A recording of television begins anywhere."""
+    """A television recording may begin anywhere."""
     path = write_video(tmp_path / "a.mp4", grey_ramp(10))
     pictures = decode._pictures
 
@@ -168,7 +168,7 @@ def test_the_frame_that_a_file_ends_in_is_left_out(tmp_path):
 
 @pytest.fixture(scope="module")
 def damaged(tmp_path_factory) -> tuple[Path, int]:
-    """A damaged video and the number of the frame that FFmpeg marks."""
+    """Return a damaged video and the number of the frame that FFmpeg marks."""
     path = tmp_path_factory.mktemp("damaged") / "a.mp4"
     return path, write_damaged_video(path)
 

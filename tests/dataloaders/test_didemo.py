@@ -41,7 +41,7 @@ def test_a_video_with_another_extension(read, tmp_path):
 ENDINGS = (".", ".null", ".3g2", ".m2ts", ".qt", ".3gpp", ".asf", ".divx", ".mov", ".MOV", ".mpg", ".wmv", ".mp4")
 
 
-@pytest.mark.parametrize("suffix", ["", ".mp4"])  # of each line: STOP's and DGL's lists have it
+@pytest.mark.parametrize("suffix", ["", ".mp4"])  # at the end of each line, as in STOP's and DGL's lists
 @pytest.mark.parametrize("kind", ["as listed", "behind", "instead"])
 def test_every_kind_of_name_in_every_kind_of_download(tmp_path, suffix, kind):
     stems = [f"{n}@N0{n}_4898{n}_8b2fb4{n:x}" for n in range(len(ENDINGS))]
@@ -58,7 +58,7 @@ def test_every_kind_of_name_in_every_kind_of_download(tmp_path, suffix, kind):
 
 
 def test_the_published_counts(tmp_path, caplog, monkeypatch):
-    monkeypatch.setattr("dataloaders.files.log.propagate", True)
+    monkeypatch.setattr("dataloaders.annotations.log.propagate", True)
     caplog.set_level("INFO", "stop")
     names = [f"{n}.mov" for n in range(8392)]
     write_json(tmp_path / "train_data.json", [{"video": name, "description": name} for name in names])

@@ -1,4 +1,4 @@
-"""The kind of files that a split has, and that an evaluation on another kind is noticed."""
+"""The kind of files that a split has; an evaluation on another kind is noticed."""
 
 import json
 from fractions import Fraction
@@ -71,13 +71,13 @@ def test_only_a_few_files_are_opened(monkeypatch):
 @pytest.mark.parametrize(
     ("there", "here", "differ"),
     [
-        (kind([224] * 16, [3] * 16), kind([240] * 16, [25] * 16), True),  # re-encoded, as it came
+        (kind([224] * 16, [3] * 16), kind([240] * 16, [25] * 16), True),  # re-encoded against raw
         (kind([224] * 16, [3] * 16), kind([360] * 16, [3] * 16), True),
         (kind([224] * 16, [3] * 16), kind([224] * 16, [3] * 16, "vp9"), False),
         (kind([224] * 16, [29.97] * 16), kind([240] * 16, [30] * 16), False),
         # From the web: the medians differ by chance.
         (kind([240, 240, 360, 480, 720], [15, 24, 25, 30, 30]), kind([240, 360, 480, 480, 1080], [25] * 5), False),
-        (kind([224] * 16, [0] * 16), kind([224] * 16, [25] * 16), False),  # a rate that nobody states
+        (kind([224] * 16, [0] * 16), kind([224] * 16, [25] * 16), False),  # a rate that the files do not state
     ],
 )
 def test_another_kind_is_one_of_other_sizes_or_rates(there, here, differ):

@@ -1,4 +1,4 @@
-"""Frame choice: against a plain loop, against numbers worked out by hand, and as properties."""
+"""Frame sampling against plain loops, against numbers worked out by hand, and as properties."""
 
 from unittest.mock import Mock
 
@@ -23,7 +23,7 @@ frames_wanted = st.integers(1, 80)
 
 
 def taken_second_by_second(n_frames: int, fps: float, rate: int) -> list[int]:
-    """CLIP4Clip's extraction as a loop: whole frames a second, the first `rate` of every `fps // rate`-th frame."""
+    """Run CLIP4Clip's extraction as a loop: in each whole second, the first `rate` of every `fps // rate`-th frame."""
     second = int(fps)
     spacing = max(1, second // rate)
     numbers = []
@@ -67,7 +67,7 @@ def moments(bound: float) -> st.SearchStrategy[float | None]:
 
 @given(st.lists(st.integers(1, 4000), min_size=1, max_size=30), moments(60), moments(60))
 def test_a_window_holds_the_frames_on_screen_at_one_of_its_moments(gaps, start, end):
-    """Looked at every millisecond, which is the clock of the frames."""
+    """The same as looking every millisecond, which is the clock of the frames."""
     times = np.cumsum([0, *gaps]) / 1000
     times, ends = times[:-1], times[-1]
     first, stop = on_screen(times, ends, start, end)
@@ -75,7 +75,7 @@ def test_a_window_holds_the_frames_on_screen_at_one_of_its_moments(gaps, start, 
     until = ends if end is None else end
     on = [f for f, leaves in enumerate([*times[1:], ends]) if max(begin, times[f]) + 2e-6 < min(until, leaves)]
     assert set(on) <= set(range(first, stop))
-    assert len(range(first, stop)) - len(on) <= 2  # frames on for less than two microseconds of it
+    assert len(range(first, stop)) - len(on) <= 2  # frames shown for less than two microseconds of the window
     assert first >= 0
     assert stop <= len(times)
 
@@ -90,7 +90,7 @@ def test_at_a_constant_rate_both_ways_give_the_same_window(n_frames, fps, start,
 
 def test_a_window_in_a_recording_of_a_screen():
     times = np.array([0.0, 0.1, 0.2, 5.0, 30.0])
-    assert on_screen(times, 30.1, 1.0, 4.0) == (2, 3)  # what stood still since 0.2 s
+    assert on_screen(times, 30.1, 1.0, 4.0) == (2, 3)  # the frame that stays on screen from 0.2 s
     assert on_screen(times, 30.1, 5.0, 10.0) == (3, 4)
     assert on_screen(times, 30.1, 0.15, None) == (1, 5)
     assert on_screen(times, 30.1, None, 0.1) == (0, 1)
@@ -159,7 +159,7 @@ def test_rounding_does_not_leave_the_segment(n, max_frames):
 
 
 def taken_by_released_code(n: int, max_frames: int, draws: list[int] | None) -> list[int]:
-    """STOP's released loader as a loop; `draws` are the training's random numbers, None is evaluation."""
+    """Run STOP's released loader as a loop; `draws` are the random numbers of training, None means evaluation."""
     run, numbers = n // max_frames, []
     for i in range(max_frames):
         if draws is not None and run >= 1:

@@ -1,5 +1,5 @@
-"""Video files as the world has them: each gives ffmpeg's own frames, or one sentence that names it, the reason and the
-mend. Never a black frame, never a frame from elsewhere in the video.
+"""Odd and broken video files: each gives ffmpeg's own frames, or one sentence that names it, the reason and the fix.
+Never a black frame, never a frame from elsewhere in the video.
 
 Shapes: T frames, H x W pixels.
 """
@@ -22,7 +22,7 @@ from preprocess.check_videos import check
 from tests.ffmpeg_files import X264, ffmpeg, ffmpeg_frames, moving, replace, write
 from tests.videos import cut, flag_rotation
 
-pytestmark = pytest.mark.timeout(60)  # a decoder that hangs is a failure too
+pytestmark = pytest.mark.timeout(60)  # a decoder that hangs fails too
 
 X265 = ("-c:v", "libx265", "-x265-params", "log-level=error", "-tag:v", "hvc1")
 VP9 = ("-c:v", "libvpx-vp9", "-deadline", "realtime", "-cpu-used", "8", "-b:v", "2M", "-pix_fmt", "yuv420p")
@@ -36,11 +36,11 @@ def every_frame(n_frames: int, fps: float) -> range:
 
 
 def spread(n_frames: int, fps: float) -> np.ndarray:
-    """Five frames from the first to the last."""
+    """Return five frame numbers from the first to the last."""
     return np.linspace(0, n_frames - 1, 5).astype(int)
 
 
-# Files that decode. Each maker gets an empty folder.
+# Files that decode. Each function gets an empty folder.
 
 
 def h264(folder: Path) -> Path:
@@ -68,7 +68,7 @@ def variable_rate(folder: Path) -> Path:
 
 
 def uneven_matroska(folder: Path) -> Path:
-    """20 frames in the time of 32, which is what a Matroska header's length and rate stand for."""
+    """20 frames in the time of 32, the count that a Matroska header's length and rate give."""
     return write(folder / "a.mkv", moving(), *X264, *UNEVEN)
 
 
@@ -129,7 +129,7 @@ def joined(first: Path, second: Path) -> Path:
 
 
 def two_streams_joined(folder: Path) -> Path:
-    """Its length, from the first and the last time stamp, is that of one of them."""
+    """The length, from the first and last time stamp, is that of one of the parts."""
     frames = moving(40)
     return joined(write(folder / "1.ts", frames[:20], *X264), write(folder / "2.ts", frames[20:], *X264))
 
@@ -166,12 +166,12 @@ def fragmented_with_a_count_of_the_first_fragment(folder: Path) -> Path:
 
 
 def count_of_ten_million(folder: Path) -> Path:
-    one_entry = b"stts" + struct.pack(">2i", 0, 1)  # of the table that says how long how many frames are shown
+    one_entry = b"stts" + struct.pack(">2i", 0, 1)  # the table of how many frames are shown for how long
     return replace(h264(folder), one_entry + struct.pack(">i", 20), one_entry + struct.pack(">i", 10**7))
 
 
 def half_the_frame_rate(folder: Path) -> Path:
-    """A Matroska header has no count: it comes from the length and the rate, and is 10."""
+    """A Matroska header has no count; length and rate give 10."""
     path = write(folder / "a.mkv", moving(), *X264)
     frame_time = b"\x23\xe3\x83\x84"  # the element's id and size; nanoseconds follow
     return replace(path, frame_time + struct.pack(">i", 2 * 10**8), frame_time + struct.pack(">i", 4 * 10**8))
@@ -187,7 +187,7 @@ def length(seconds: float) -> Callable[[Path], Path]:
 
 
 def hidden_frames(folder: Path) -> Path:
-    """Cut out without re-encoding: five frames before the cut are there to decode from, and an edit list hides them."""
+    """Cut without re-encoding: five frames before the cut are kept to decode from, and an edit list hides them."""
     path = write(folder / "whole.mp4", moving(40), *X264)
     ffmpeg("-ss", "1.0", "-i", path, "-c", "copy", folder / "a.mp4")
     return folder / "a.mp4"
@@ -211,7 +211,7 @@ def named(name: str) -> Callable[[Path], Path]:
 
 @dataclass(frozen=True)
 class Good:
-    """A file, what ffmpeg must find in it, how far a mean pixel may be from ffmpeg's, and `check_videos` with 12."""
+    """A file, what ffmpeg must find in it, the tolerance of a mean pixel, and the verdict of `check_videos` for 12."""
 
     make: Callable[[Path], Path]
     n_frames: int | range = 20
@@ -228,17 +228,17 @@ GOOD = {
     "portrait by a flag": Good(portrait_by_a_flag, size=(64, 48)),
     "variable rate": Good(variable_rate),
     "variable rate in matroska": Good(uneven_matroska),
-    "10 bits": Good(ten_bits, tolerance=3.5),  # rounded otherwise on the way to 8
+    "10 bits": Good(ten_bits, tolerance=3.5),  # rounded differently on the way to 8
     "hevc": Good(hevc),
     "hevc, 10 bits": Good(hevc_of_ten_bits, tolerance=3.5),
     "vp9": Good(vp9),
     "av1": Good(av1),
     "mpeg4 in avi": Good(mpeg4_avi),
-    "flv": Good(flv),  # states a length of two frames more than it has
+    "flv": Good(flv),  # states a length of two frames too many
     "transport stream": Good(transport_stream),
     "bare stream": Good(bare_stream),
     "interlaced": Good(interlaced),
-    # Between the lines of a field, colours are placed by rules on which versions of FFmpeg differ.
+    # Versions of FFmpeg place colours between the lines of a field differently.
     "interlaced, half chroma": Good(interlaced_with_half_chroma, tolerance=8.0),
     "interlaced from the middle": Good(interlaced_from_the_middle, n_frames=40),
     "two streams joined": Good(two_streams_joined, n_frames=40),
@@ -266,7 +266,7 @@ GOOD = {
 
 @pytest.fixture(scope="module", params=GOOD.values(), ids=GOOD.keys())
 def good(request, tmp_path_factory) -> tuple[Path, Good, np.ndarray]:
-    """A file, what is expected of it, and ffmpeg's frames, of which no two may be taken for each other."""
+    """Return a file, what is expected of it, and ffmpeg's frames, no two of which look alike."""
     case = request.param
     path = case.make(tmp_path_factory.mktemp("good"))
     expected = ffmpeg_frames(path, *case.size)
@@ -277,7 +277,7 @@ def good(request, tmp_path_factory) -> tuple[Path, Good, np.ndarray]:
 
 
 def distances(frames: np.ndarray, frame: np.ndarray) -> np.ndarray:
-    """Mean absolute difference of each frame from one, float [T]."""
+    """Return the mean absolute difference of each frame from one frame, float [T]."""
     return np.abs(frames.astype(np.int16) - frame).mean(axis=(1, 2, 3))
 
 
@@ -301,7 +301,7 @@ def test_every_frame_is_decoded_once_and_the_same_each_time(good, decoded_frames
     first, again = (FrameReader(12, 32)(path) for _ in range(2))
     assert torch.equal(first[0], again[0])
     assert torch.equal(first[1], again[1])
-    # Its header counts frames that are gone, so that the choice among them is made again.
+    # Its header counts missing frames, so that frames are chosen again.
     times = 2 if case.make is cut_mp4 else 1
     assert sum(picture is not None for picture in decoded_frames) == 2 * times * len(expected)
 
@@ -374,7 +374,7 @@ def unknown_codec(folder: Path) -> Path:
 
 
 def no_picture_data(folder: Path) -> Path:
-    """The index is whole, and everything it points to is zero."""
+    """The index is complete, and everything it points to is zero."""
     path = h264(folder)
     content = path.read_bytes()
     start = content.index(b"mdat") + 4
@@ -431,7 +431,7 @@ def test_broken_files_get_one_sentence(tmp_path, make, reason):
 @pytest.mark.parametrize("n_frames", [1, 5])
 @pytest.mark.parametrize("frame_sampling", ["uniform", "segment", "released"])
 def test_fewer_frames_than_asked_for(tmp_path, n_frames, frame_sampling):
-    """A frame that the mask calls real is one of the video's; padding is black and is not called so."""
+    """Every frame that the mask calls real is a frame of the video; padding is black and masked."""
     path = write(tmp_path / "few.mp4", moving(n_frames), *X264)
     expected = resize_and_crop(ffmpeg_frames(path, 48, 64), 32)
     video, mask = FrameReader(8, 32, frame_sampling)(path)

@@ -1,4 +1,4 @@
-"""Lists and annotations of any content: every reader gives samples of texts, or one short sentence."""
+"""Lists and annotations with any content: every reader returns samples of texts, or raises one short sentence."""
 
 import json
 from collections.abc import Callable
@@ -39,13 +39,13 @@ values = st.recursive(
 
 
 def places(value: Any) -> list[tuple]:
-    """The paths of keys to everything in a JSON value."""
+    """Yield the paths of keys to everything in a JSON value."""
     items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
     return [(), *((key, *rest) for key, inner in items for rest in places(inner))]
 
 
 def replaced(value: Any, place: tuple, by: Any) -> Any:
-    """A JSON value with something else at a place in it."""
+    """Return a JSON value with something else at one place."""
     if not place:
         return by
     copy = dict(value) if isinstance(value, dict) else list(value)
@@ -54,7 +54,7 @@ def replaced(value: Any, place: tuple, by: Any) -> Any:
 
 
 class Folder:
-    """The files of a data set, valid until one is written anew."""
+    """The files of a data set, valid until one is rewritten."""
 
     def __init__(self, folder: Path, name: str) -> None:
         self.folder, self.name = folder, name
@@ -76,7 +76,7 @@ class Folder:
 
 
 def samples_or_one_sentence(read: Callable[[], list[Sample]], most: int = 600) -> list[Sample] | None:
-    """What was read, checked to the last value; None after an error, whose message is checked."""
+    """Return what was read, checked to the last value; None after an error, whose message is checked."""
     samples, message = result_or_message(read)
     if message:
         assert message.isprintable()

@@ -1,4 +1,4 @@
-"""A name in a list leads to the right file, whatever it is called on disk, or to one sentence that names both."""
+"""A name in a list leads to the right file, whatever its name on disk, or to one sentence that names both."""
 
 import os
 from pathlib import Path
@@ -64,14 +64,14 @@ def test_a_video_that_is_not_there_gets_the_path_where_it_should_be(tmp_path):
 )
 def test_files_of_one_id_in_two_folders_are_an_error_that_names_both(tmp_path, files):
     touch_videos(tmp_path, *files, "x/b.mp4")
-    if files[1] == "x/a":  # a file without any extension counts where there is no other
+    if files[1] == "x/a":  # a file without any extension counts if there is no other
         assert find_videos(["a"], tmp_path) == [tmp_path / files[0]]
         return
     both = [str(tmp_path / file) for file in files]
     assert_one_sentence(
         lambda: find_videos(["b", "a.mov"], tmp_path, LIST), ValueError, *both, "video a.mov", str(LIST)
     )
-    assert find_videos(["b"], tmp_path, LIST) == [tmp_path / "x/b.mp4"]  # nobody asked for the other
+    assert find_videos(["b"], tmp_path, LIST) == [tmp_path / "x/b.mp4"]  # the other was not asked for
 
 
 def test_links_to_one_file_are_one_file(tmp_path):
@@ -102,10 +102,10 @@ def test_two_ids_that_lead_to_one_file_are_refused(tmp_path):
         ("sub/../../secret.mp4", "leads out of --features_path"),
         ("/etc/passwd", "is an absolute path"),
         ("C:\\videos\\a.mp4", "has a backslash"),
-        ("a\0.mp4", "is no name that a file can have"),
-        (".", "is no name that a file can have"),
-        ("a" * 300, "is no name that a file can have"),
-        ("a\ud800", "is no name that a file can have"),
+        ("a\0.mp4", "cannot be the name of a file"),
+        (".", "cannot be the name of a file"),
+        ("a" * 300, "cannot be the name of a file"),
+        ("a\ud800", "cannot be the name of a file"),
     ],
 )
 def test_names_never_leave_the_folder(tmp_path, find, name, reason):
@@ -160,7 +160,7 @@ def test_the_folder_is_looked_through_once(tmp_path, monkeypatch):
 def test_linked_folders_are_followed_once(tmp_path):
     root = touch_videos(tmp_path / "videos", "b/one.mp4", "two.mp4", "b/deep/three.mp4", ".hidden/four.mp4")
     outside = touch_videos(tmp_path / "outside", "five.mp4", "more/six.mp4")
-    (root / "a").symlink_to("b")  # a folder that is there itself
+    (root / "a").symlink_to("b")  # a folder that is also there by itself
     (root / "z1").symlink_to(outside)
     (root / "z2").symlink_to(outside)
     (outside / "back").symlink_to(root)  # a cycle

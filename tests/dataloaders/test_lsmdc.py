@@ -1,4 +1,4 @@
-"""LSMDC's files: columns between tabs, ids with dots, clips in one folder a film."""
+"""LSMDC's files: columns separated by tabs, ids with dots, clips in one folder for each film."""
 
 import functools
 

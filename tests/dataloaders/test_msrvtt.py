@@ -1,4 +1,4 @@
-"""MSR-VTT's files: the published csv files, small ones in the same formats, and one sentence for everything amiss."""
+"""MSR-VTT's files: the published csv files, small ones in the same formats, and one sentence for every mistake."""
 
 import csv
 import json
@@ -98,8 +98,8 @@ def test_registry():
 
 @pytest.fixture
 def published(reference, tmp_path) -> Path:
-    """The folder of the published csv files; MSRVTT_data.json (not public) is replaced by 20 captions a video, the
-    number that the real one has, and the videos by empty files."""
+    """The folder of the published csv files. MSRVTT_data.json is not public: 20 captions a video replace it, as many as
+    the real file has, and empty files replace the videos."""
     folder = reference / "data" / "msrvtt"
     (tmp_path / "videos").mkdir()
     for number in range(10_000):
@@ -134,7 +134,7 @@ def test_published_counts(published, tmp_path):
     assert pairs[0] == ("video9770", ("a person is connecting something to system",))
 
 
-# --- what can be amiss ---
+# --- mistakes ---
 
 
 def assert_one_sentence(folder: Folder, split: str, error: type[Exception], *parts: str) -> None:

@@ -1,4 +1,4 @@
-"""MSR-VTT's own split, from the json alone."""
+"""MSR-VTT's own split, read from the json alone."""
 
 import functools
 

@@ -1,4 +1,4 @@
-"""MSVD's files: pickles of either Python, several captions a video, and nothing run that a pickle may hold."""
+"""MSVD's files: pickles of Python 2 and 3, several captions a video; no code in a pickle is ever run."""
 
 import functools
 import os
@@ -113,7 +113,7 @@ def test_words_of_python_2_are_utf_8(tmp_path):
 
 
 def nested(levels: int, width: int) -> list:
-    """A list whose lists are the same object on every level: small in a pickle, width**levels when written out."""
+    """Return nested lists that share one object on every level: small in a pickle, width**levels when written out."""
     content: list = ["word"]
     for _ in range(levels):
         content = [content] * width

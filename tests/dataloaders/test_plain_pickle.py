@@ -1,4 +1,4 @@
-"""Pickles of text alone: nothing is run, and a small file takes neither much time nor much memory."""
+"""Pickles of text alone: no code is run, and a small file takes little time and memory."""
 
 import pickle
 import pickletools
@@ -43,7 +43,7 @@ def test_lists_that_refer_to_each_other():
 
 
 def hash_bomb() -> bytes:
-    """{t: None} with t = ((..., ...), (..., ...)) 60 levels deep: its hash takes 2**60 steps."""
+    """Return a pickle of {t: None} with t = ((..., ...), (..., ...)) 60 levels deep, whose hash takes 2**60 steps."""
     return b"\x80\x02})q\x00" + b"".join(b"h\x00h\x00\x86q\x00" for _ in range(60)) + b"Ns."
 
 

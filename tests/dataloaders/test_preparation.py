@@ -1,4 +1,4 @@
-"""What is known of a split's videos before training: those that cannot be used, and what a cache will take."""
+"""Checks of a split's videos before training: which cannot be used, and how much room a cache will take."""
 
 import shutil
 from collections import namedtuple

@@ -1,4 +1,4 @@
-"""Quotations of one line in messages, for both layers that have them."""
+"""Quotations in messages are one line, in both layers that have them."""
 
 import pytest
 from hypothesis import given, settings

@@ -1,5 +1,5 @@
-"""Real video files, and small made ones for each way in which a file misleads: what ffmpeg shows, and no frame decoded
-twice.
+"""Real video files, and small made ones for each way in which a file misleads: they give what ffmpeg shows, and no
+frame is decoded twice.
 
 Shapes: T frames, H x W pixels.
 """
@@ -32,7 +32,7 @@ INTERLACED = 1.0  # mean grey levels: between the lines of a field, versions of 
 
 @pytest.fixture(scope="module")
 def files(reference, tmp_path_factory) -> Callable[[str], Path]:
-    """A real or a made file by its name."""
+    """Return a real or a made file by its name."""
     real, made = reference / "data" / "videos", tmp_path_factory.mktemp("made")
     if not (real / "repro.sh").is_file():
         pytest.skip("STOP_REFERENCE has no data/videos")
@@ -42,7 +42,7 @@ def files(reference, tmp_path_factory) -> Callable[[str], Path]:
 
 @pytest.fixture(scope="module")
 def facts(reference) -> dict[str, dict]:
-    """What is known of each real file, by its name."""
+    """The facts about each real file, by its name."""
     found = {fact["file"]: fact for fact in json.loads((reference / "data" / "videos" / "facts.json").read_text())}
     assert set(found) == REAL
     return found
@@ -59,7 +59,7 @@ def test_frames_rate_and_verdict(files, facts, name, decoded_frames):
         asked.append(np.linspace(0, n - 1, min(n, 12), dtype=np.int64).tolist())
         return asked[-1]
 
-    for _ in range(2):  # the second time as the first
+    for _ in range(2):  # the second time like the first
         found = read_frames(path, uniform)
         shape = found.frames.shape[1:3]
         assert found.n_frames == n_frames
@@ -88,7 +88,7 @@ def test_what_is_no_video_is_refused(files, name, reason):
 
 
 def test_windows_of_a_recording_of_a_screen(files):
-    """A frame each thirtieth of a second for one second, then one a second."""
+    """30 frames in the first second, then one a second."""
     path = files("screen.mp4")
     every = read_frames(path, lambda n, fps: range(n)).frames
     for start, end, shown in [(5, 10, [34, 35, 36, 37, 38]), (0.5, 1, range(15, 30)), (7.5, 8.5, [36, 37])]:

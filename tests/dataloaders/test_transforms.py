@@ -58,7 +58,7 @@ def test_any_size_in_every_way(interpolation, height, width, size):
 def test_a_fitting_short_side_is_not_resampled():
     frames = noise(2, 32, 51)
     video = resize_and_crop(frames, 32)
-    # 9.5 columns to cut off on the left; halves go to the even number
+    # 9.5 columns to cut off on the left; halves round to the even number
     assert (video.permute(0, 2, 3, 1).numpy() == frames[:, :, 10:42]).all()
 
 

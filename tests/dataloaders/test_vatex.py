@@ -1,4 +1,4 @@
-"""VATEX's files: lists of ids and a json with several captions an id."""
+"""VATEX's files: lists of ids and a json with several captions for each id."""
 
 import functools
 
@@ -45,4 +45,5 @@ def test_json_of_another_kind(read, tmp_path, content, message):
 
 
 def test_what_can_be_missing(read, tmp_path):
-    assert_one_sentence(lambda: read("val"), ValueError, "VATEX has no split 'val'")
+    assert_one_sentence(lambda: read("all"), ValueError, "VATEX has no split 'all'")
+    assert_one_sentence(lambda: read("val"), FileNotFoundError, "val_list.txt is not a file")

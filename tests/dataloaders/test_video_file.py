@@ -1,4 +1,4 @@
-"""What may be opened: files that hold a video themselves, and no playlist, script or cover picture."""
+"""Which files may be opened: those that hold a video themselves, but no playlist, script or cover picture."""
 
 from base64 import b64encode
 from pathlib import Path
@@ -20,7 +20,7 @@ def base(tmp_path_factory) -> Path:
 
 
 def refused(path: Path, reason: str) -> None:
-    """By everything that reads a video, in one sentence."""
+    """Check that everything that reads a video refuses this one in one sentence."""
     for read in (lambda: read_frames(path, lambda n, fps: [0]), lambda: FrameReader(4, 32)(path)):
         with pytest.raises(VideoError, match=reason) as raised:
             read()
@@ -69,7 +69,7 @@ def test_a_cover_picture_is_no_video(base, tmp_path, name):
 
 
 def add_cover_to_ogg(base: Path, path: Path) -> None:
-    """In a comment, as RFC 9639 (8.8) lays out a picture."""
+    """Put a picture into a comment, in the layout of RFC 9639 (8.8)."""
     picture = ffmpeg("-i", base, "-frames:v", "1", "-c:v", "png", "-f", "image2pipe", "pipe:1")
     numbers = [64, 48, 24, 0, len(picture)]
     block = b"".join(n.to_bytes(4, "big") for n in (3, 9)) + b"image/png" + bytes(4)

@@ -1,4 +1,4 @@
-"""The folders that the tests of re-encoding share."""
+"""Folders for the tests of re-encoding."""
 
 from pathlib import Path
 

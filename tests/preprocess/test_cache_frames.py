@@ -1,4 +1,4 @@
-"""Filling the frame cache beforehand, with the flags of training."""
+"""Filling the frame cache before training, with the flags of training."""
 
 import os
 import signal
@@ -52,6 +52,19 @@ def test_the_splits_asked_for(data, tmp_path, flags, count, capsys):
     assert len(entries(tmp_path / "cache")) == count
 
 
+def test_the_validation_split_is_stored_as_evaluation_reads_it(data, tmp_path, capsys, monkeypatch):
+    """Without draws, as the test split."""
+    lists = {split: tmp_path / f"{split}.csv" for split in ("val", "test")}
+    for split, path in lists.items():
+        path.write_text(f"path,caption,split\nvideo7.mp4,one,{split}\nvideo8.mp4,two,{split}\n")
+    flags = [*data.flags(), *SEGMENTS, "--datatype", "custom", "--frame_cache", str(tmp_path / "cache")]
+    assert main([*flags, "--val_csv", str(lists["val"]), "--split", "val"]) == 0
+    assert "val split: 2 of 2 videos are in the cache." in capsys.readouterr().out
+    monkeypatch.setattr("dataloaders.frames.read_frames", None)
+    evaluation = ["--do_eval", *flags, "--val_csv", str(lists["test"]), "--output_dir", str(tmp_path / "run")]
+    assert train(evaluation) == 0
+
+
 def test_what_cannot_be_read_is_named_and_the_rest_is_done(data, tmp_path, capsys):
     (data.videos / "video0.mp4").write_text("no video")
     (data.videos / "video2.mp4").unlink()
@@ -101,7 +114,8 @@ def test_a_launch_script_runs_it_with_its_own_flags(data, tmp_path):
     ("flags", "message"),
     [
         ([], "--frame_cache is not given"),
-        (["--frame_cache", "c", "--split", "val"], "--split val is not one of"),
+        (["--frame_cache", "c", "--split", "dev"], "--split dev is not one of"),
+        (["--frame_cache", "c", "--split", "val"], "MSR-VTT has no split 'val': pass train or test"),
         (["--frame_cache", "c", "--jobs", "0"], "--jobs 0 is out of range"),
         (["--frame_cache", "c", "--jobs"], "expected one argument"),
         (["--frame_cache", "c", "--shard", "2/2"], "--shard 2/2 is not of the form"),
@@ -123,7 +137,7 @@ def test_wrong_commands(data, flags, message, capsys, tmp_path, monkeypatch):
     [*(pytest.param(number, marks=pytest.mark.slow) for number in (signal.SIGINT, signal.SIGKILL)), signal.SIGTERM],
 )
 def test_interrupted_and_started_again_it_makes_the_same_files(data, tmp_path, number):
-    for n in range(6):  # longer ones, so that the signal comes while they are read
+    for n in range(6):  # long enough that the signal comes while they are read
         count = 60 if n < 5 else 300
         pixels = np.random.default_rng(n).integers(0, 256, (count, 96, 96, 3), np.uint8)
         write_video(data.videos / f"video{n}.mp4", pixels)
@@ -137,7 +151,7 @@ def test_interrupted_and_started_again_it_makes_the_same_files(data, tmp_path, n
     process = subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=heed_interrupts
     )
-    # By name alone: a partial file gets its own while one looks.
+    # By name alone: a partial file may get its final name at any moment.
     while process.poll() is None and not list((tmp_path / "stopped").glob("*/[!.]*")):
         time.sleep(0.002)
     process.send_signal(number)

@@ -1,4 +1,4 @@
-"""Checking a data set's videos: every kind of trouble is found, named and counted, as training would meet it."""
+"""Checking a data set's videos: every kind of problem is found, named and counted, as training would meet it."""
 
 import csv
 import subprocess
@@ -33,7 +33,7 @@ def report(data: SmallData) -> dict[str, dict[str, str]]:
 
 
 def noise(path: Path, part: float) -> None:
-    """A video of 60 frames of which only a part is on disk."""
+    """Write a video of 60 frames of which only a part is on disk."""
     whole = write_video(path, np.random.default_rng(0).integers(0, 256, (60, 64, 64, 3), dtype=np.uint8)).read_bytes()
     path.write_bytes(whole[: int(len(whole) * part)])
 
@@ -44,6 +44,16 @@ def test_a_whole_data_set(data, capsys, split, count):
     printed = capsys.readouterr()
     assert printed.out == f"{count} videos: {count} ok, 0 short, 0 cut, 0 broken, 0 missing.\n"
     assert "video" not in printed.err.replace("video/s", "")
+
+
+def test_the_validation_split(data, capsys):
+    path = data.folder / "own.csv"
+    path.write_text("path,caption,split\nvideo0.mp4,one,val\nvideo1.mp4,two,val\nvideo4.mp4,three,test\n")
+    flags = ["--datatype", "custom", "--features_path", str(data.videos), "--val_csv", str(path), "--split", "val"]
+    assert main([*flags, "--jobs", "1", "--max_frames", "5"]) == 0
+    assert capsys.readouterr().out.startswith("2 videos: 2 ok, ")
+    assert check(data, "--split", "val") == 2
+    assert "MSR-VTT has no split 'val': pass train or test." in capsys.readouterr().err
 
 
 def test_every_kind_of_trouble(data, capsys):

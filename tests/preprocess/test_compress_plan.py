@@ -1,4 +1,4 @@
-"""What re-encoding takes for a video, what it passes over and says so, and what it refuses before writing."""
+"""Which files re-encoding takes for videos, which it names and passes over, and what it refuses before writing."""
 
 import os
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Re-encoded videos come out as they are shown: turned, mirrored, in square pixels, the one picture stream."""
+"""Re-encoded videos look as players show them: turned, mirrored, in square pixels, from the same picture stream."""
 
 import os
 import struct
@@ -33,7 +33,7 @@ def compress(source: Path, output: Path, *flags: str) -> int:
 
 
 def corners(n_frames: int = 3) -> np.ndarray:
-    """Frames uint8 [T, 48, 80, 3] that look different in each of the eight orientations."""
+    """Draw frames uint8 [T, 48, 80, 3] that look different in each of the eight orientations."""
     frames = np.zeros((n_frames, 48, 80, 3), np.uint8)
     frames[:, :24, :40] = (230, 30, 30)
     frames[:, 24:, :40] = (30, 210, 40)
@@ -42,13 +42,13 @@ def corners(n_frames: int = 3) -> np.ndarray:
 
 
 def first_frame(path: Path, width: int, height: int) -> np.ndarray:
-    """As FFmpeg shows it, int [H, W, 3]."""
+    """Return a frame as FFmpeg shows it, int [H, W, 3]."""
     content = ffmpeg("-i", path, "-frames:v", "1", "-f", "rawvideo", "-pix_fmt", "rgb24", "-")
     return np.frombuffer(content, np.uint8).reshape(height, width, 3).astype(int)
 
 
 def stored(path: Path) -> tuple[int, int, float, list[str]]:
-    """Width and height in pixels as they lie in the file, the shape of one, and what moves them when shown."""
+    """Return stored width and height in pixels, the shape of a pixel, and the display matrix."""
     with av.open(str(path)) as container:
         frame = next(container.decode(video=0))
         ratio = float(container.streams.video[0].sample_aspect_ratio or 1)
@@ -74,7 +74,7 @@ def test_all_eight_orientations_are_ffmpeg_s_own(source, output, suffix):
             assert np.abs(raw - read_frames(read, lambda n, fps: [0]).frames[0]).mean() < 5
         shown.append(raw)
     assert len(shown) == 8
-    # The eight do differ, and by far more than re-encoding changes.
+    # The eight differ, and by far more than re-encoding changes.
     for row, one in enumerate(shown):
         for other in shown[:row]:
             assert one.shape != other.shape or np.abs(one - other).mean() > 50
@@ -98,7 +98,7 @@ def test_a_matrix_of_zeros_turns_nothing(source, output):
         (720, 576, "64/45", (86, 48)),  # 16:9 as television stores it
         (720, 480, "8/9", (64, 48)),  # 4:3
         (96, 96, "1/2", (48, 96)),
-        (96, 64, "1/2", (48, 64)),  # wide in pixels, upright when shown
+        (96, 64, "1/2", (48, 64)),  # wide in pixels, but upright when shown
         (64, 96, "2/1", (64, 48)),
     ],
 )
@@ -119,7 +119,7 @@ def test_files_made_before_with_pixels_that_are_not_square_are_made_anew(source,
     write_video(source / "b.mp4", corners())
     assert compress(source, output) == 0
     whole = (output / "a.mp4").read_bytes()
-    # 80 x 48 pixels that are shown twice as wide, and ones that are half a pixel off, as a scale to whole ones is.
+    # 80 x 48 pixels that are shown twice as wide, and half a pixel off, as after scaling to whole pixels.
     ffmpeg("-i", output / "a.mp4", "-c", "copy", "-f", "mp4", "-aspect", "160:48", output / "wide")
     ffmpeg("-i", output / "b.mp4", "-c", "copy", "-f", "mp4", "-aspect", "161:96", output / "rounded")
     (output / "wide").rename(output / "a.mp4")
@@ -180,7 +180,7 @@ def test_a_playlist_is_no_video(source, output, capsys):
 
 
 def test_a_header_beyond_the_last_frame_is_no_missing_end(source, output, reference):
-    """An ASF file that states 15 s, of which the last frame comes at 14.1 s."""
+    """Write an ASF file that states 15 s and whose last frame comes at 14.1 s."""
     content = (reference / "data/videos/tika__testASF.asf").read_bytes()
     (source / "whole.asf").write_bytes(content)
     (source / "cut.asf").write_bytes(content[: len(content) * 9 // 10])
@@ -192,7 +192,7 @@ def test_a_header_beyond_the_last_frame_is_no_missing_end(source, output, refere
 
 @pytest.fixture
 def song(source) -> Path:
-    """Sound with a cover picture, as music is sold."""
+    """Write sound with a cover picture, as music is sold."""
     cover = source.parent / "cover.png"
     ffmpeg("-f", "lavfi", "-i", "color=red:size=64x48:duration=0.1", "-frames:v", "1", cover)
     flags = ("-map", "0", "-map", "1", "-c:a", "aac", "-c:v", "png", "-disposition:v:0", "attached_pic")
@@ -256,9 +256,8 @@ def test_a_frame_that_ffmpeg_makes_up_is_not_hidden_in_a_copy(source, output, ca
 @pytest.mark.parametrize("rate_control", ["r", "filter"])
 @pytest.mark.parametrize("suffix", [".mp4", ".mkv", ".ts", ".mpg"])
 def test_seconds_count_from_where_the_sound_began(source, output, suffix, rate_control):
-    """The picture begins 2 s after the sound: [3.2, 3.8) s show the same in the copy, which begins with its first
-    frame."""
-    colours = np.repeat(np.arange(20, 250, 50, dtype=np.uint8), 24)  # another grey each second
+    """The picture begins 2 s after the sound. The copy begins with the first frame, and [3.2, 3.8) s look the same."""
+    colours = np.repeat(np.arange(20, 250, 50, dtype=np.uint8), 24)  # a different grey each second
     frames = np.broadcast_to(colours[:, None, None, None], (120, 48, 80, 3))
     picture = write_video(source.parent / "picture.mp4", np.ascontiguousarray(frames), fps=24)
     codec = ("-c:v", "mpeg2video", "-q:v", "2") if suffix == ".mpg" else ("-c:v", "libx264")

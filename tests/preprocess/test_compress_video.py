@@ -1,4 +1,4 @@
-"""Re-encoding: sizes, rates and lengths; what cannot be done is named; a killed run goes on to the same files."""
+"""Re-encoding: sizes, rates and lengths; failures are named; a killed run, run again, gives the same files."""
 
 import os
 import shutil
@@ -106,7 +106,7 @@ def test_a_title_that_is_not_utf_8(source, output):
 
 
 def test_fast_decode(source, output):
-    write_video(source / "a.mp4", noise(1).repeat(40, axis=0))  # no change of scene, which gives key frames too
+    write_video(source / "a.mp4", noise(1).repeat(40, axis=0))  # no change of scene, which would add key frames
     assert compress(source, output, "--fast_decode") == 0
     with av.open(str(output / "a.mp4")) as container:
         frames = list(container.decode(video=0))
@@ -153,7 +153,7 @@ def test_failures_are_named_and_the_rest_is_done(source, output, capsys):
     assert "1 videos made, 0 already there, 4 failed." in printed.out
     assert all(reason in printed.err for reason in lines.values())
 
-    # Once the sources are mended, the list of failures goes; the one that may stay cut is allowed to.
+    # Once the sources are fixed, the list of failures disappears; one source stays cut, within what is allowed.
     for name in ("empty.mp4", "text.mp4", "gone.mp4"):
         (source / name).unlink()
     assert compress(source, output, "--max_shortfall", "0.7") == 0
@@ -206,7 +206,7 @@ def test_what_is_whole_is_left_alone_and_what_is_not_is_made_anew(source, output
 
 
 def start(source: Path, output: Path) -> subprocess.Popen:
-    """The command in a process of its own, at the moment when one video is there and the next in the making."""
+    """Start the command in another process and wait until one video is done and the next is being made."""
     command = [sys.executable, "preprocess/compress_video.py", "--input_root", source, "--output_root", output]
     process = subprocess.Popen(
         [*command, "--jobs", "1", "--short_side", "120"],
@@ -264,7 +264,7 @@ def test_shards_are_disjoint_and_complete(source, output, monkeypatch):
     monkeypatch.setenv("RANK", "2")
     monkeypatch.setenv("WORLD_SIZE", "3")
     stranger = output / ".video0.mp4.0123abcd.partial"
-    stranger.touch()  # in the making on another machine
+    stranger.touch()  # being made on another machine
     assert compress(source, output) == 1
     stranger.unlink()
     expected = {*(f"video{n}.mp4" for n in range(5)), "settings.json", "failed_2_of_3.txt"}

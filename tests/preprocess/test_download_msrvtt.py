@@ -1,4 +1,4 @@
-"""Fetching MSR-VTT: nothing without consent; broken and stubborn servers; what has its final name is whole."""
+"""Fetching MSR-VTT: nothing without consent; broken and stubborn servers; a file with its final name is complete."""
 
 import hashlib
 import io
@@ -31,14 +31,14 @@ LISTS = ("MSRVTT_data.json", "MSRVTT_train.9k.csv", "MSRVTT_JSFUSION_test.csv")
 
 @dataclass
 class Server:
-    """A web server with some files, that can be told to misbehave, and what it was asked for."""
+    """A web server with some files, which can misbehave and records its requests."""
 
     url: str
     files: dict[str, bytes] = field(default_factory=dict)
     ranges: bool = True
-    breaks: int = 0  # how many answers end after half of what they promise
+    breaks: int = 0  # how many answers end after half of their stated length
     status_after_break: int = 0
-    status: int = 0  # answered to everything, where it is not 0
+    status: int = 0  # if not 0, the answer to everything
     asked: list[tuple[str, str | None]] = field(default_factory=list)  # path, the header Range
 
     def handler(self) -> type[BaseHTTPRequestHandler]:
@@ -108,7 +108,7 @@ def server(small_data) -> Iterator[Server]:
 
 @dataclass(frozen=True)
 class Place:
-    """Where a test downloads to, and the environment that says so."""
+    """The folders that a test downloads to, and the environment that names them."""
 
     folder: Path
     url: str
@@ -145,7 +145,7 @@ def place(tmp_path, server) -> Place:
 
 
 def error_of(done: subprocess.CompletedProcess[str]) -> str:
-    """The one line of a failed run's stderr."""
+    """Return the only line of a failed run's stderr."""
     assert done.returncode in (1, 2), done
     (line,) = done.stderr.splitlines()
     assert line.startswith("error: ")
@@ -180,15 +180,15 @@ def test_what_is_there_is_not_fetched_again(place, server):
     (place.weights / "ViT-B-32.pt").write_bytes(WEIGHTS)
     server.asked.clear()
     (place.data / "msrvtt_data.zip").unlink()
-    done = place.run(parts="weights captions videos")  # with nothing to fetch there is nothing to ask
+    done = place.run(parts="weights captions videos")  # nothing to fetch, so nothing to ask
     assert done.returncode == 0, done.stderr
-    assert done.stdout.count("There already: ") == 3
+    assert done.stdout.count("Already there: ") == 3
     assert server.asked == []
     assert "No longer needed: " + str(place.data / "MSRVTT.zip") in done.stdout
     assert str(place.data / "msrvtt_data.zip") not in done.stdout
 
     (place.weights / "ViT-B-32.pt").write_bytes(b"damaged since")
-    assert "ViT-B-32.pt has not the sha256" in error_of(place.run("--yes", parts="weights"))
+    assert "ViT-B-32.pt does not have the sha256" in error_of(place.run("--yes", parts="weights"))
     assert (place.weights / "ViT-B-32.pt").read_bytes() == b"damaged since"
 
 
@@ -198,7 +198,7 @@ def test_it_says_what_it_would_do_and_does_nothing_without_a_terminal(tmp_path, 
     public = dict.fromkeys(["clip_url", "clip_sha256", "captions_url", "videos_url", "captions_mb"], "")
     place = Place(tmp_path, "")
     done = place.run(parts="weights captions videos", pretrained_clip_name=name, **public)
-    assert error_of(done) == "error: nothing was fetched, for there is no terminal to ask at: pass --yes to agree."
+    assert error_of(done) == "error: nothing was fetched, because there is no terminal to ask at: pass --yes to agree."
     assert f"weights, about 1 MB: {release.url} -> {place.weights}/{release.file}\n" in done.stdout
     assert "captions, about 50 MB: https://github.com/ArrowLuo/CLIP4Clip/releases/" in done.stdout
     assert (
@@ -207,7 +207,7 @@ def test_it_says_what_it_would_do_and_does_nothing_without_a_terminal(tmp_path, 
     )
     assert f"about 1 MB in {place.weights} and 102 MB in {place.data}; free are" in done.stdout
     assert re.search(r"free are [\d.]+ [MG]B and [\d.]+ [MG]B\.\n", done.stdout)
-    assert "their licences and terms hold" in done.stdout
+    assert "their licences and terms apply" in done.stdout
     assert list(tmp_path.iterdir()) == []
 
 
@@ -248,7 +248,7 @@ def test_a_broken_download_goes_on_in_the_next_run(place, server):
 
 
 def test_tries_count_only_while_nothing_comes(place, server):
-    server.breaks = 6  # each of them brings half of what was missing
+    server.breaks = 6  # each brings half of what was missing
     assert place.run("--yes", max_tries="2").returncode == 0
 
 
@@ -261,7 +261,7 @@ def test_a_server_that_always_breaks_and_never_goes_on(place, server):
 @pytest.mark.parametrize("ranges", [False, True])
 @pytest.mark.parametrize("left", ["a part of something else", "all", "too much"])
 def test_a_part_that_cannot_be_continued_is_fetched_anew(place, server, ranges, left):
-    """A server without ranges sends whole files; one with them has nothing beyond the end."""
+    """A server without ranges sends whole files; a server with ranges has nothing beyond the end."""
     content = server.files["/captions.zip"]
     part = {"a part of something else": b"x" * 100, "all": content, "too much": content + b"x"}[left]
     place.data.mkdir(parents=True)
@@ -307,7 +307,7 @@ def test_a_file_in_place_of_an_address(place, tmp_path, server):
     assert {*LISTS} < place.content()
     assert server.asked == []
     message = error_of(place.run("--yes", parts="videos", videos_url=f"file://{tmp_path}/none.zip"))
-    assert "none.zip is no address that can be read: set videos_url" in message
+    assert "none.zip is not a valid address: set videos_url" in message
 
 
 def test_too_little_room(place, server):
@@ -326,7 +326,7 @@ def test_an_answer_that_is_no_archive_never_gets_the_name_of_one(place, server, 
     (place.folder / "captions.zip").write_bytes(answer)
     for url in (server.url, f"file://{place.folder}"):
         message = error_of(place.run("--yes", captions_url=f"{url}/captions.zip"))
-        assert "msrvtt_data.zip is no whole zip file" in message
+        assert "msrvtt_data.zip is not a complete zip file" in message
         assert "set captions_url to another place" in message
         assert place.content() == set()
     server.files["/captions.zip"] = whole
@@ -357,7 +357,7 @@ def test_an_archive_that_unpacks_to_more_than_it_may_is_not_unpacked(place, serv
 
 
 def test_an_archive_that_states_more_than_the_disk_has_is_not_unpacked(place, server):
-    """It says so of a file in its list alone; the file itself is small."""
+    """Only the archive's list states this size; the file itself is small."""
     content = bytearray(archive({"MSRVTT_data.json": b"{}"}))
     entry = content.rindex(b"PK\x01\x02")
     content[entry + 24 : entry + 28] = (2**32 - 2).to_bytes(4, "little")  # APPNOTE 4.3.12: uncompressed size
@@ -411,16 +411,16 @@ def test_an_encrypted_archive(place, server):
         while (start := content.find(header, start + 1)) >= 0:
             content[start + flags] |= 1
     server.files["/captions.zip"] = bytes(content)
-    assert "is no whole zip file (File" in error_of(place.run("--yes"))
+    assert "is not a complete zip file (File" in error_of(place.run("--yes"))
 
 
 def test_a_damaged_archive(place, server):
     content = bytearray(server.files["/videos.zip"])
     content[len(content) // 2] ^= 0xFF
     server.files["/videos.zip"] = bytes(content)
-    assert "MSRVTT.zip is no whole zip file" in error_of(place.run("--yes"))
+    assert "MSRVTT.zip is not a complete zip file" in error_of(place.run("--yes"))
     assert not (place.data / "videos").exists()
-    # It says to delete the archive, and that is enough.
+    # The message says to delete the archive, and that is enough.
     (place.data / "MSRVTT.zip").unlink()
     content[len(content) // 2] ^= 0xFF
     server.files["/videos.zip"] = bytes(content)
@@ -479,4 +479,4 @@ def test_weights_under_another_known_name_do(place, server):
     (place.weights / "clip-vit-base-patch32").mkdir(parents=True)
     done = place.run(parts="weights")
     assert done.returncode == 0, done.stderr
-    assert f"There already: {place.weights}/clip-vit-base-patch32" in done.stdout
+    assert f"Already there: {place.weights}/clip-vit-base-patch32" in done.stdout

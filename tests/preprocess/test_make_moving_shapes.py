@@ -1,4 +1,4 @@
-"""The command that writes the embedded world: MSR-VTT's files, true twins, a clean split, the same bytes each time."""
+"""The command that writes the made world: MSR-VTT's files, true twins, a clean split, the same bytes each time."""
 
 import csv
 import json

@@ -1,4 +1,4 @@
-"""The script that trains the small CLIP, and the weights it made that are kept in the repository."""
+"""The script that trains the small CLIP, and the weights from it that the repository holds."""
 
 from itertools import islice
 from pathlib import Path
@@ -11,7 +11,8 @@ import torch.nn.functional as F
 from modules.clip import CLIP
 from modules.clip_weights import load_clip
 from modules.tokenizer import Tokenizer
-from preprocess.moving_shapes.world import caption, draw_stills, draw_story
+from preprocess.moving_shapes.stills import draw_stills
+from preprocess.moving_shapes.stories import caption, draw_story
 from preprocess.train_small_clip import (
     ARCHITECTURE,
     embed,
@@ -93,7 +94,7 @@ def test_kept_weights_tell_the_motion_words_apart(kept: CLIP, tokenize: Tokenize
 
 @pytest.mark.parametrize(("signed", "least"), [(False, 0.6), (True, 0.6)])
 def test_kept_weights_find_the_caption_of_a_still(kept: CLIP, tokenize: Tokenizer, signed: bool, least: float) -> None:
-    """Far above chance, 1 in 64, though stills come by twos that differ in a shape or a direction alone."""
+    """Far above chance, 1 in 64, although stills come in pairs that differ only in a shape or a direction."""
     stream = draw_stills(np.random.default_rng(12), held_out=True)
     stills = list(islice((still for still in stream if still.signed == signed), 64))
     images, texts = embed(kept, *to_batch(stills, tokenize))

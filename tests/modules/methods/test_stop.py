@@ -129,7 +129,8 @@ class TestCounts:
     def test_camera_noise_gets_fewer_than_motion(self, attention):
         from dataloaders.transforms import normalise
         from modules.clip_weights import load_clip
-        from preprocess.moving_shapes.world import draw_story, stage
+        from preprocess.moving_shapes.stories import draw_story
+        from preprocess.moving_shapes.takes import stage
 
         rng = np.random.default_rng(0)
         moving = np.stack([stage(draw_story(rng, held_out=False), rng).frames(12) for _ in range(8)])

@@ -1,22 +1,54 @@
-"""Csv read strictly: what is written comes back, and what would be altered is refused."""
+"""Text, csv and json files read strictly: what is written comes back, and what would be altered or lost is refused."""
 
 import csv
 import io
+import json
 import re
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dataloaders.csv_lists import columns_of, read_csv
+from dataloaders import annotations
+from dataloaders.annotations import (
+    as_id,
+    columns_of,
+    is_text,
+    number,
+    parse_json,
+    read_csv,
+    read_json,
+    read_lines,
+    read_text,
+)
 from tests.dataloaders.folders import assert_one_sentence, result_or_message
+
+
+def test_a_huge_file_that_is_no_text_is_refused_by_its_beginning(tmp_path):
+    path = tmp_path / "list.csv"
+    with path.open("wb") as file:
+        file.truncate(2**40)
+    assert_one_sentence(
+        lambda: read_text(path, "--val_csv"), ValueError, f"--val_csv {path} is not a text file in UTF-8"
+    )
+
+
+def test_texts_of_several_chunks(tmp_path, monkeypatch):
+    monkeypatch.setattr(annotations, "TEXT_CHUNK", 3)
+    (tmp_path / "list").write_bytes("\ufeffcaf\u00e9,\r\n\u4e00\u53ea\u732b\r\rend".encode())
+    assert read_text(tmp_path / "list", "--val_csv") == "caf\u00e9,\n\u4e00\u53ea\u732b\n\nend"
+
+
+def test_sentences_are_cut_at_line_ends_alone(tmp_path):
+    (tmp_path / "list").write_bytes("one\u2028two\r\nthree\x85\n\nthree\x85\n".encode())
+    assert read_lines(tmp_path / "list", "--data_path") == ["one\u2028two", "three"]
 
 
 def rows_of(text: str) -> list[tuple[int, dict[str, str]]]:
     return list(read_csv(text, "--list l.csv")[1])
 
 
-# Everything but line breaks, which text files have at the end of a row alone here.
+# Everything but line breaks, which end a row in these files.
 field = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\r\n\0"), max_size=12)
 
 
@@ -68,7 +100,7 @@ def test_blank_lines_and_space_around_fields():
         ('{"a": "' + "x" * 200_000 + '"}', "line 1: this is JSON and not csv"),
     ],
 )
-def test_what_is_refused(text, message):
+def test_what_csv_is_refused(text, message):
     assert_one_sentence(lambda: rows_of(text), ValueError, "--list l.csv", message)
 
 
@@ -88,3 +120,63 @@ def test_columns_without_a_name_may_be_empty():
 )
 def test_what_there_is_instead_of_the_columns(header, shown):
     assert columns_of(header) == shown
+
+
+values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner, max_size=3),
+    max_leaves=5,
+)
+
+
+@settings(deadline=None, max_examples=50)
+@given(values)
+def test_what_json_writes_comes_back(value):
+    assert parse_json(json.dumps(value)) == value
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ('{"a": 1, "b": [{"c": 2, "c": 3}]}', "two different entries 'c' in one object"),
+        ('{"v": ["one"], "v": ["two"]}', "two different entries 'v'"),
+        ("[" * 100_000 + "]" * 100_000, "nested too deeply"),
+        ("[" + "9" * 5000 + "]", "not valid JSON"),
+        ("{", "not valid JSON (Expecting property name"),
+        ("", "not valid JSON"),
+    ],
+)
+def test_what_json_is_refused(tmp_path, text, message):
+    path = tmp_path / "a.json"
+    path.write_text(text)
+    assert_one_sentence(lambda: read_json(path, "--data_path"), ValueError, f"--data_path {path} is not valid", message)
+
+
+def test_the_same_entry_twice_loses_nothing():
+    assert parse_json('{"a": [1], "b": 2, "a": [1]}') == {"a": [1], "b": 2}
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [(3, 3.0), (2.5, 2.5), (True, None), ("3", None), (None, None), ([3], None), (10**400, None), (-1, -1.0)],
+)
+def test_numbers(value, expected):
+    assert number(value) == expected
+
+
+def test_numbers_that_are_not_finite():
+    assert number(float("nan")) is number(float("inf")) is None
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [(" a ", "a"), (7, "7"), (" ", None), (True, None), (None, None), (["a"], None), (1.0, None), ("a\0", None)],
+)
+def test_ids(value, expected):
+    assert as_id(value) == expected
+
+
+def test_texts():
+    assert is_text("caf\u00e9 \U0001f600")
+    assert not is_text("\ud83d")  # half of a surrogate pair, as the escape "\ud83d" in a JSON file gives
+    assert not is_text(3)

@@ -1,5 +1,5 @@
-"""What files tell before they are decoded: whole ones are read in one pass, with ffmpeg's frames, times and windows;
-those that are cut off are refused or named.
+"""The facts about a file before it is decoded: complete files are read in one pass, with ffmpeg's frames, times and
+windows; files that are cut off are refused or named.
 
 Shapes: T frames.
 """
@@ -11,8 +11,7 @@ import pytest
 
 from dataloaders.decode import VideoError, read_frames
 from dataloaders.frame_sampling import in_window
-from dataloaders.video_facts import survey
-from dataloaders.video_file import open_video
+from dataloaders.video_file import open_video, survey
 from preprocess.check_videos import check
 from tests.ffmpeg_files import X264, ffmpeg, ffmpeg_frames, moving, shown_times, write
 from tests.videos import cut
@@ -28,7 +27,7 @@ def facts_of(path: Path, timed: bool = True):
         return survey(path, container, stream, float(stream.average_rate or stream.guessed_rate), timed)
 
 
-# Whole files that were taken for cut ones, or read twice. Each maker gets an empty folder.
+# Complete files that were once taken for cut ones, or read twice. Each function gets an empty folder.
 
 
 def dropped(name: str, *codec: str):
@@ -36,7 +35,7 @@ def dropped(name: str, *codec: str):
 
 
 def avi_with_empty_slots(folder: Path) -> Path:
-    """Its rate is the clock of another container, and its header counts a slot for each tick."""
+    """The rate is the clock of another container, and the header counts a slot for each tick."""
     first = write(folder / "a.mp4", moving(30), *X264, "-bf", "2")
     ffmpeg("-i", first, "-c", "copy", "-bsf:v", "h264_metadata=tick_rate=200:fixed_frame_rate_flag=0", folder / "b.mp4")
     ffmpeg("-i", folder / "b.mp4", "-c", "copy", "-r", "50", folder / "a.avi")
@@ -61,7 +60,7 @@ def edit_list(folder: Path) -> Path:
 
 
 def sound_goes_on(folder: Path) -> Path:
-    """The picture has 4 s, the sound and the header 13."""
+    """The picture lasts 4 s, the sound 13 s, and the header says 13 s."""
     picture = write(folder / "a.mp4", moving(), *X264)
     ffmpeg("-i", picture, *SOUND, "aac", "-c:v", "copy", "-f", "matroska", "-live", "1", folder / "a.mkv")
     return folder / "a.mkv"
@@ -74,7 +73,7 @@ def sound_goes_on_in_flv(folder: Path) -> Path:
 
 
 def avi_as_a_stream(folder: Path) -> Path:
-    """Its size and its number of frames were not known when its header was written, which states the largest."""
+    """Size and number of frames were unknown when the header was written, so it states the largest."""
     first = write(folder / "first.avi", moving(30), *MPEG4)
     (folder / "a.avi").write_bytes(ffmpeg("-i", first, "-c", "copy", "-f", "avi", "pipe:1"))
     return folder / "a.avi"
@@ -131,7 +130,7 @@ def test_the_rate_is_that_of_the_frames(whole):
 
 
 def test_a_last_frame_that_stays_does_not_make_the_rate_wrong(tmp_path):
-    """Ten frames in two seconds and one for eight more: 1.1 a second, as the header says, with a window and without."""
+    """Ten frames in two seconds and one for eight more are 1.1 a second, as the header says, with any window."""
     path = write(tmp_path / "a.mp4", moving(11), *X264, "-bf", "0", "-video_track_timescale", "1000")
     ffmpeg("-i", path, "-c", "copy", "-bsf:v", "setts=duration=if(eq(N\\,10)\\,8000\\,200)", tmp_path / "b.mp4")
     without = read_frames(tmp_path / "b.mp4", lambda n, fps: [0])
@@ -144,7 +143,7 @@ WINDOWS = [(0.0, 1.0), (1.0, 3.0), (2.5, 2.6), (0.95, 3.05), (3.0, None), (None,
 
 
 def test_a_window_holds_what_is_on_screen_in_it(whole):
-    """Naively, from ffmpeg's times: a frame is on screen from its own until the next one's."""
+    """Return the frames in a window, from ffmpeg's times: each is on screen from its time until the next one's."""
     path, n_frames = whole
     if path.suffix == ".avi":
         pytest.skip("an AVI says in which order to decode, and FFmpeg guesses when to show")
@@ -167,8 +166,8 @@ def test_a_window_holds_what_is_on_screen_in_it(whole):
 )
 def test_windows_of_a_constant_rate_follow_the_arithmetic(tmp_path, name, codec, monkeypatch):
     path = write(tmp_path / name, moving(40), *codec)
-    counting = "dataloaders.video_facts._list_packets"
-    if name in ("a.mp4", "a.avi"):  # their headers tell
+    counting = "dataloaders.video_file._list_packets"
+    if name in ("a.mp4", "a.avi"):  # their headers say so
         monkeypatch.setattr(counting, None)
     facts = facts_of(path)
     assert (facts.n_frames, facts.rate, facts.times) == (40, 5.0, None)
@@ -178,7 +177,7 @@ def test_windows_of_a_constant_rate_follow_the_arithmetic(tmp_path, name, codec,
 
 
 def test_a_picture_that_comes_late_is_found_where_players_show_it(tmp_path):
-    """The sound starts two seconds before it."""
+    """The sound starts two seconds before the picture."""
     picture = write(tmp_path / "a.mp4", moving(40), *X264)
     ffmpeg("-itsoffset", "2", "-i", picture, *SOUND, "aac", "-c:v", "copy", "-t", "10", tmp_path / "late.mp4")
     assert shown_times(tmp_path / "late.mp4")[0] == pytest.approx(2, abs=0.05)
@@ -194,7 +193,7 @@ def test_a_picture_that_comes_late_is_found_where_players_show_it(tmp_path):
 
 @pytest.fixture(scope="module")
 def downloads(tmp_path_factory) -> dict[str, Path]:
-    """Noise, so that a part of the bytes is about that part of the frames."""
+    """Write noise, so that a share of the bytes is about the same share of the frames."""
     folder = tmp_path_factory.mktemp("downloads")
     frames = np.random.default_rng(0).integers(0, 256, (60, 48, 64, 3), dtype=np.uint8)
     codecs = {"a.mp4": (*X264, "-movflags", "faststart"), "a.webm": VP8, "a.mkv": X264, "a.flv": X264, "a.avi": MPEG4}

@@ -11,9 +11,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dataloaders.decode import read_frames
+from dataloaders.decode import read_frames, shown_width, turned
 from dataloaders.frames import FrameReader
-from dataloaders.orientation import shown_width, turned
 from dataloaders.transforms import resize_and_crop
 from tests.ffmpeg_files import X264, ffmpeg, ffmpeg_frames, moving, write
 
@@ -23,7 +22,7 @@ FLAT = [(0, 0, 0, 0), (1, 0, 0, 0), (0, 0, 0, 1)]
 
 
 def with_matrix(path: Path, a: int, b: int, c: int, d: int) -> Path:
-    """An mp4 whose header asks for this display matrix."""
+    """Write an mp4 whose header asks for this display matrix."""
     write(path, moving(3), *X264)
     content = bytearray(path.read_bytes())
     place = content.index(b"tkhd") + 44  # ISO/IEC 14496-12: after 40 bytes of a version 0 track header
@@ -46,7 +45,7 @@ def test_a_display_matrix_shows_what_ffmpeg_shows(tmp_path, matrix):
 
 @pytest.mark.parametrize("matrix", EIGHT, ids=str)
 def test_a_display_matrix_sends_each_pixel_to_its_place(matrix):
-    """By the standard's definition: column p and row q go to column a p + c q and row b p + d q, moved into view."""
+    """Turn by the standard's definition: column p, row q go to column a p + c q, row b p + d q, moved into view."""
     a, b, c, d = matrix
     pixels = np.arange(2 * 3 * 3).reshape(2, 3, 3)
     places = {(a * p + c * q, b * p + d * q): pixels[q, p] for q in range(2) for p in range(3)}
@@ -70,9 +69,9 @@ def test_an_angle_in_between_is_turned_by_the_nearest_quarter(angle):
 
 @pytest.fixture(scope="module", params=["16/15", "4/3", "8/9"])
 def stretched(request, tmp_path_factory) -> tuple[Path, int]:
-    """A file, and the width that its pictures of 64 pixels have when they are shown."""
+    """Return a file, and the width at which its pictures of 64 pixels are shown."""
     path = tmp_path_factory.mktemp("stretched") / "a.mp4"
-    # Colours at full resolution: at half, how they are placed in between differs among versions of FFmpeg.
+    # Colours at full resolution: versions of FFmpeg place colours at half resolution differently.
     write(path, moving(5), *X264[:-1], "yuv444p", "-vf", f"setsar={request.param}")
     return path, round(64 * Fraction(request.param))
 
@@ -104,7 +103,7 @@ def test_square_and_absurd_pixels_change_nothing(tmp_path, aspect):
 
 
 def test_what_rounding_to_even_sides_leaves_is_no_shape(tmp_path):
-    """As in files that `ffmpeg -vf scale=-2:48` has made: an even width for 85.33 pixels, and a note of it."""
+    """`ffmpeg -vf scale=-2:48` makes such files: an even width instead of 85.33 pixels, and a note of it."""
     path = write(tmp_path / "a.mp4", moving(5, 36, 64), *X264, "-vf", "setsar=1,scale=-2:48")
     with av.open(str(path)) as container:
         assert container.streams.video[0].sample_aspect_ratio not in (None, 1)
