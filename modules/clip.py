@@ -1,7 +1,7 @@
-"""CLIP's two towers, a vision and a text transformer, with the seams `embed`, `blocks` and `pool` left open.
+"""CLIP's two towers, a vision and a text transformer, with `embed`, `blocks` and `pool` as seams.
 
-A tower's `forward` is nothing but `pool(blocks(embed(x)))`. A method that changes what happens between the blocks runs
-that loop itself, on the same parts; this file knows no prompts and no videos (a video is N = B·T images).
+The `forward` of a tower is `pool(blocks(embed(x)))`. A method that changes what happens between the blocks runs that
+loop itself, on the same parts; this file knows no prompts and no videos (a video is N = B·T images).
 
     vision   pixels [N, 3, H, W]  --embed-->  [N, 1 + P, D]  --blocks-->  [N, 1 + P, D]  --pool-->  [N, E]
     text     token ids [N, L]     --embed-->  [N, L, D]      --blocks-->  [N, L, D]      --pool-->  [N, E]
@@ -9,156 +9,26 @@ that loop itself, on the same parts; this file knows no prompts and no videos (a
 Shapes: N rows (images or texts), P patches, L words (tokens in a row), S context tokens, D width, E joint embedding.
 
 Source: Radford et al., "Learning Transferable Visual Models From Natural Language Supervision", ICML 2021, section 2.
-Names inside a block and the draws for fresh weights follow https://github.com/openai/CLIP, where the rule for a block's
-draws is given for the text tower; here it serves both.
+Names inside a block and the draws for fresh weights follow https://github.com/openai/CLIP, which gives the rule for a
+block's draws for the text tower; here it serves both.
 """
 
 import math
 from collections.abc import Callable
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from modules.attention import Attention, KeysValues
 from modules.backbones import ACTIVATIONS, ARCHITECTURES, Backbone, CLIPArchitecture
-from modules.kernels import usable
-from modules.kernels.attention import fits, short_attention
+from modules.deltas import Deltas, Layer
 from modules.precision import FrozenWeightCache, compute_dtype, times
 
-__all__ = ["ACTIVATIONS", "ARCHITECTURES", "CLIP", "CLIPArchitecture"]
-
-NARROW = 16  # heads less wide than this are quicker on a CPU by plain products than by torch's fused kernel
-
-
-class KeysValues(NamedTuple):
-    """Of tokens that are attended to but ask nothing and have no output, each [N, S, D]."""
-
-    keys: Tensor
-    values: Tensor
-
-    def followed_by(self, others: "KeysValues") -> "KeysValues":
-        """These, then the others, which are the same for all rows where their N is 1."""
-        rows = len(self.keys)
-        return KeysValues(
-            torch.cat([self.keys, others.keys.expand(rows, -1, -1)], dim=1),
-            torch.cat([self.values, others.values.expand(rows, -1, -1)], dim=1),
-        )
-
-
-class Attention(nn.Module):
-    """Multi-head attention: queries come from x, keys and values from x followed by a context where one is given.
-
-    x may come normalised by `layer_norm` alone where `norm` is given: its gain and bias are then multiplied into the
-    projection, once where all are frozen.
-    """
-
-    def __init__(self, width: int, heads: int) -> None:
-        super().__init__()
-        self.width, self.heads = width, heads
-        self.in_proj_weight = nn.Parameter(torch.randn(3 * width, width) * width**-0.5)
-        self.in_proj_bias = nn.Parameter(torch.zeros(3 * width))
-        self.out_proj = nn.Linear(width, width)
-        nn.init.normal_(self.out_proj.weight, std=width**-0.5)
-        nn.init.zeros_(self.out_proj.bias)
-        self._in, self._out = FrozenWeightCache(), FrozenWeightCache()
-        self._normed_in, self._normed_in_bias = FrozenWeightCache(torch.mul), FrozenWeightCache(torch.addmv)
-
-    def draw_as_torch(self) -> None:
-        """Fresh weights as torch.nn.MultiheadAttention has them, for attention that is not CLIP's."""
-        nn.init.xavier_uniform_(self.in_proj_weight)
-        self.out_proj.reset_parameters()
-        nn.init.zeros_(self.out_proj.bias)
-
-    def projection(self, norm: nn.LayerNorm | None = None) -> tuple[Tensor, Tensor]:
-        """Weight [3 D, D] and bias of queries, keys and values."""
-        if norm is None:
-            return self._in(self.in_proj_weight), self.in_proj_bias
-        weight = self._normed_in(self.in_proj_weight, norm.weight)
-        return weight, self._normed_in_bias(self.in_proj_bias, self.in_proj_weight, norm.bias)
-
-    def project(self, x: Tensor, norm: nn.LayerNorm | None = None) -> tuple[Tensor, Tensor, Tensor]:
-        """[..., D] -> queries, keys and values, each [..., D]."""
-        q, k, v = F.linear(x, *self.projection(norm)).chunk(3, dim=-1)
-        return q, k, v
-
-    def query(self, x: Tensor, norm: nn.LayerNorm | None = None) -> Tensor:
-        """[..., D] -> queries alone, [..., D]."""
-        weight, bias = self.projection(norm)
-        return F.linear(x, weight[: self.width], bias[: self.width])
-
-    def keys_values(self, x: Tensor, norm: nn.LayerNorm | None = None) -> KeysValues:
-        """[..., D] -> keys and values alone."""
-        weight, bias = self.projection(norm)
-        return KeysValues(*F.linear(x, weight[self.width :], bias[self.width :]).chunk(2, dim=-1))
-
-    def find(self, q: Tensor, seen: KeysValues, mask: Tensor | None = None, causal: bool = False) -> Tensor:
-        """What queries [N, L, D] find in S keys and values, the heads side by side: [N, L, D]; `mask` broadcastable to
-        [N, heads, L, S]."""
-        q, k, v = (part.unflatten(-1, (self.heads, -1)).transpose(1, 2) for part in (q, *seen))
-        if mask is None and not causal and q.shape[-1] < NARROW and q.device.type == "cpu":
-            shares = (q * q.shape[-1] ** -0.5 @ k.transpose(-1, -2)).softmax(dim=-1)
-            return (shares @ v).transpose(1, 2).flatten(2)
-        if mask is not None and mask.is_floating_point():
-            mask = mask.to(q.dtype)  # which autocast may have changed
-        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal).transpose(1, 2).flatten(2)
-
-    def project_out(self, found: Tensor) -> Tensor:
-        """[..., D] -> [..., D]."""
-        return F.linear(found, self._out(self.out_proj.weight), self.out_proj.bias)
-
-    def forward(
-        self,
-        x: Tensor,
-        context: KeysValues | None = None,
-        mask: Tensor | None = None,
-        causal: bool = False,
-        norm: nn.LayerNorm | None = None,
-    ) -> Tensor:
-        """Each token of x attends to x and to the context: [N, L, D] -> [N, L, D].
-
-        Args:
-            context: what `keys_values` makes of S tokens for each row, or for all (N = 1). The result is that of
-                attention over x and these tokens joined, with their outputs dropped, at less cost.
-            mask: broadcastable to [N, heads, L, L + S], the context last; bool (True: may attend) or float (added).
-            causal: token i of x sees tokens 0..i of x; the whole context stays visible.
-            norm: whose gain and bias x has not had yet.
-        """
-        qkv = F.linear(x, *self.projection(norm))
-        others = 0 if context is None else context.keys.shape[1]
-        if self._in_a_tile(qkv, others, mask):
-            if causal:
-                mask = _with_causal(mask, x.shape[1], x.shape[1] + others, x.device)
-            keys, values = (None, None) if context is None else context
-            return self.project_out(short_attention(qkv, keys, values, mask, heads=self.heads))
-        q, *own = qkv.chunk(3, dim=-1)
-        seen = KeysValues(*own)
-        if context is not None:
-            seen = seen.followed_by(context)
-        if causal and (context is not None or mask is not None):
-            # torch's own causal flag neither combines with a mask nor leaves the context visible
-            mask, causal = _with_causal(mask, q.shape[1], seen.keys.shape[1], q.device), False
-        return self.project_out(self.find(q, seen, mask, causal))
-
-    def _in_a_tile(self, qkv: Tensor, others: int, mask: Tensor | None) -> bool:
-        """Whether `short_attention` can do this, with so many tokens in the context."""
-        return (
-            usable(qkv)
-            and qkv.dtype in (torch.bfloat16, torch.float16)  # in fp32 it would use no tensor cores
-            and fits(qkv.shape[1], others, self.width // self.heads)
-            and (mask is None or mask.dtype == torch.bool)
-        )
-
-
-def _with_causal(mask: Tensor | None, length: int, keys: int, device: torch.device) -> Tensor:
-    """Join a mask (or none) with the rule that query i may not see keys i+1 to length-1; the keys after are free."""
-    future = torch.ones(length, keys, dtype=torch.bool, device=device).triu(1)
-    future[:, length:] = False
-    if mask is None:
-        return ~future
-    return mask & ~future if mask.dtype == torch.bool else mask.masked_fill(future, -math.inf)
+__all__ = ["ACTIVATIONS", "ARCHITECTURES", "CLIP", "Attention", "Block", "CLIPArchitecture", "KeysValues"]
 
 
 class MLP(nn.Module):
@@ -168,15 +38,18 @@ class MLP(nn.Module):
         super().__init__()
         self.c_fc = nn.Linear(width, hidden or 4 * width)
         self.c_proj = nn.Linear(hidden or 4 * width, out or width)
-        self.activation, scale = ACTIVATIONS[activation]
-        self._in, self._in_bias, self._out = times(scale), times(scale), times(1 / scale)
+        self.activation, self.scale = ACTIVATIONS[activation]
+        self.in_deltas, self.out_deltas = Deltas(), Deltas()
+        self._in, self._in_bias, self._out = times(self.scale), times(self.scale), times(1 / self.scale)
         nn.init.normal_(self.c_fc.weight, std=(2 * width) ** -0.5)
         nn.init.normal_(self.c_proj.weight, std=width**-0.5)
 
     def forward(self, x: Tensor) -> Tensor:
         # s goes into the weights: the widest tensors of the tower are so spared two passes forward and two backward.
-        hidden = self.activation(F.linear(x, self._in(self.c_fc.weight), self._in_bias(self.c_fc.bias)))
-        return F.linear(hidden, self._out(self.c_proj.weight), self.c_proj.bias)
+        hidden = F.linear(x, self._in(self.in_deltas.merged(self.c_fc.weight)), self._in_bias(self.c_fc.bias))
+        hidden = self.activation(self.in_deltas.add_to(hidden, x, times=self.scale))
+        out = F.linear(hidden, self._out(self.out_deltas.merged(self.c_proj.weight)), self.c_proj.bias)
+        return self.out_deltas.add_to(out, hidden, read=lambda scaled: scaled / self.scale)
 
 
 class Block(nn.Module):
@@ -190,8 +63,16 @@ class Block(nn.Module):
         self.mlp = MLP(width, activation)
         self.recompute = False  # in backward, instead of keeping what is inside: less memory, a forward pass more
 
+    def layers(self) -> dict[str, Layer]:
+        """Return the linear layers by name, for deltas; qkv is q, k and v in one."""
+        width, hidden, of_qkv = self.attn.width, self.mlp.c_fc.out_features, self.attn.in_deltas
+        layers = {name: Layer(of_qkv, row * width, width, width) for row, name in enumerate("qkv")}
+        layers |= {"qkv": Layer(of_qkv, 0, 3 * width, width), "out": Layer(self.attn.out_deltas, 0, width, width)}
+        layers |= {"c_fc": Layer(self.mlp.in_deltas, 0, hidden, width)}
+        return layers | {"c_proj": Layer(self.mlp.out_deltas, 0, width, hidden)}
+
     def context(self, tokens: Tensor) -> KeysValues:
-        """What makes tokens [N, S, D], normalised as x is, a context."""
+        """Return keys and values of tokens [N, S, D], normalised as x is."""
         return self.attn.keys_values(self.ln_1(tokens))
 
     def attend(
@@ -202,10 +83,10 @@ class Block(nn.Module):
         causal: bool = False,
         normal: Tensor | None = None,
     ) -> Tensor:
-        """First half, residual included: [N, L, D] -> [N, L, D].
+        """Run the first half, residual included: [N, L, D] -> [N, L, D].
 
         Args:
-            normal: x after LayerNorm without gain and bias, where that is at hand.
+            normal: x after LayerNorm without gain and bias, if it is at hand.
 
         The other arguments are those of `Attention.forward`.
         """
@@ -218,18 +99,18 @@ class Block(nn.Module):
         return x + self.attn(normal, context, mask, causal, norm)
 
     def _normalised(self, x: Tensor, normal: Tensor | None) -> tuple[Tensor, nn.LayerNorm | None]:
-        """What goes into attention, and the norm whose gain and bias it has not had yet."""
+        """Return the input of attention, and the norm whose gain and bias it still lacks."""
         return (self.ln_1(x), None) if normal is None else (normal, self.ln_1)
 
     def feed_forward(self, x: Tensor) -> Tensor:
-        """Second half, residual included: [N, L, D] -> [N, L, D]."""
+        """Run the second half, residual included: [N, L, D] -> [N, L, D]."""
         return self.run(self._feed_forward, x)
 
     def _feed_forward(self, x: Tensor) -> Tensor:
         return x + self.mlp(self.ln_2(x))
 
     def run(self, half: Callable[..., Tensor], *arguments: Any) -> Tensor:
-        """`half(*arguments)`, a part of this block; recomputed in backward if that is asked for."""
+        """Call `half(*arguments)`, a part of this block, and compute it again in backward if `recompute` is set."""
         if self.recompute and torch.is_grad_enabled():
             return checkpoint(half, *arguments, use_reentrant=False)
         return half(*arguments)
@@ -252,7 +133,7 @@ class Block(nn.Module):
         mask: Tensor | None = None,
         normal: Tensor | None = None,
     ) -> Tensor:
-        """What `forward` makes of the first token alone: [N, L, D] -> [N, 1, D]; `mask` must not depend on the query.
+        """Return the first token of `forward` alone: [N, L, D] -> [N, 1, D]; `mask` must not depend on the query.
 
         For a last block of which only the class token is read: the others then need keys and values only, which is a
         sixth of the work.
@@ -266,18 +147,18 @@ class Block(nn.Module):
         seen = self.attn.keys_values(normal, norm)
         if context is not None:
             seen = seen.followed_by(context)
-        return x[:, :1] + self.attn.project_out(self.attn.find(self.attn.query(normal[:, :1], norm), seen, mask))
+        return x[:, :1] + self.attn.project_out(self.attn.attend(self.attn.query(normal[:, :1], norm), seen, mask))
 
     def attend_from(
         self, x: Tensor, places: Tensor, context: KeysValues | None = None, seen: Tensor | None = None
     ) -> Tensor:
-        """What `attend` makes, with `causal`, of one token of each row alone: [N, L, D] -> [N, 1, D].
+        """Return one token of each row of `attend` with `causal`: [N, L, D] -> [N, 1, D].
 
         For a last block of which only that token is read, as `first_token`.
 
         Args:
-            places: int64 [N], where it stands.
-            seen: bool [N or 1, 1, L, S], which tokens see which of the context; given where a context is.
+            places: int64 [N], the token's place in each row.
+            seen: bool [N or 1, 1, L, S], which tokens see which of the context; needed with a context.
         """
         rows = torch.arange(len(x), device=x.device)
         before = torch.arange(x.shape[1], device=x.device) < places.unsqueeze(-1)
@@ -291,7 +172,7 @@ class Block(nn.Module):
 
 
 def make_blocks(width: int, layers: int, heads: int, activation: str) -> nn.ModuleList:
-    """A fresh stack of blocks whose depth does not change the variance of what leaves it."""
+    """Return a fresh stack of blocks whose depth does not change the variance of its output."""
     blocks = nn.ModuleList()
     for _ in range(layers):
         block = Block(width, heads, activation)
@@ -321,9 +202,9 @@ class VisionTransformer(nn.Module):
         self.proj = nn.Parameter(torch.randn(width, architecture.embed_dim) * width**-0.5)
 
     def embed(self, pixels: Tensor) -> Tensor:
-        """Pixels [N, 3, H, W] -> tokens [N, 1 + P, D]: the class token, then the patches row by row.
+        """Embed pixels [N, 3, H, W] as tokens [N, 1 + P, D]: the class token, then the patches row by row.
 
-        Raises ValueError if H and W are not the image size the position embeddings were made for.
+        Raises ValueError if H and W are not the image size that the position embeddings were made for.
         """
         height, width = pixels.shape[-2:]
         if (height, width) != (self.image_size, self.image_size):
@@ -340,7 +221,7 @@ class VisionTransformer(nn.Module):
         return self.ln_pre(torch.cat([class_token, patches], dim=1) + self.positional_embedding)
 
     def pool(self, tokens: Tensor) -> Tensor:
-        """[N, any, D] with the class token first -> [N, E]."""
+        """Embed images by their class tokens: [N, any, D] with the class token first -> [N, E]."""
         return self.ln_post(tokens[:, 0]) @ self.proj
 
     def forward(self, pixels: Tensor) -> Tensor:
@@ -367,7 +248,7 @@ class TextTransformer(nn.Module):
         self.text_projection = nn.Parameter(torch.randn(width, architecture.embed_dim) * width**-0.5)
 
     def embed(self, token_ids: Tensor) -> Tensor:
-        """Integer ids [N, L] -> [N, L, D]; raises ValueError if L exceeds the context length."""
+        """Embed integer ids [N, L] as tokens [N, L, D]; ValueError if L exceeds the context length."""
         length = token_ids.shape[-1]
         if length > self.context_length:
             raise ValueError(f"This CLIP reads at most {self.context_length} tokens, not {length}: lower --max_words.")
@@ -375,11 +256,11 @@ class TextTransformer(nn.Module):
 
     @staticmethod
     def end_positions(token_ids: Tensor) -> Tensor:
-        """[N, L] -> int64 [N]: where each text ends, which is at its largest id, END being the vocabulary's last."""
+        """Return the place of END in each text, [N, L] -> int64 [N]; it is the vocabulary's last, so largest, id."""
         return token_ids.argmax(dim=-1)
 
     def pool(self, end: Tensor) -> Tensor:
-        """[N, D] -> [N, E]: the token that a text ends with stands for it, having seen all before it."""
+        """Embed texts by their END tokens, which have seen all others: [N, D] -> [N, E]."""
         return self.ln_final(end) @ self.text_projection
 
     def forward(self, token_ids: Tensor) -> Tensor:
@@ -395,8 +276,8 @@ class TextTransformer(nn.Module):
 class CLIP(nn.Module):
     """Both towers, with fresh weights, and the learned temperature: cosines are multiplied by `exp(logit_scale)`.
 
-    `backbone` says what belongs to these weights beside them; left out, it is what OpenAI's CLIP has. A backbone whose
-    similarity is "sigmoid" has a learned `logit_bias` too (`modules.losses.SigmoidLoss`); for others it is None.
+    `backbone` says what belongs to these weights beside them; the default is OpenAI's CLIP. A backbone whose similarity
+    is "sigmoid" has a learned `logit_bias` too (`modules.losses.SigmoidLoss`); for others it is None.
     """
 
     logit_bias: nn.Parameter | None

@@ -37,6 +37,7 @@ class FrozenWeightCache:
         self.make = make
         self._made: Tensor | None = None
         self._made_of: tuple[object, ...] = ()
+        self._weights: tuple[Tensor, ...] = ()  # kept, so that no other tensor can take their place in memory
 
     def __call__(self, weight: Tensor, *others: Tensor) -> Tensor:
         """`make(weight, *others)`, or the weight; fp32 weights in training stay fp32, and autocast casts them."""
@@ -50,7 +51,7 @@ class FrozenWeightCache:
         if self._made is None or self._made_of != made_of:
             with torch.no_grad():
                 made = weight if self.make is None else self.make(*weights)
-                self._made, self._made_of = made.to(dtype), made_of
+                self._made, self._made_of, self._weights = made.to(dtype), made_of, weights
         return self._made
 
 

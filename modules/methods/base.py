@@ -1,4 +1,4 @@
-"""What every method offers: CLIP inside, video and text encoders, a similarity, and what of it is trained.
+"""The base class of methods: a CLIP inside, encoders of videos and captions, a similarity, and what is trained.
 
 Shapes: B clips, T frames, N captions, L words, E joint embedding.
 
@@ -7,26 +7,26 @@ line reads its flags from there, so a setting has one name everywhere.
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from modules.clip import CLIP
 from modules.clip_weights import to_openai_key
 from modules.options import Option, options_of
 from modules.similarity import cosine_similarity
 
-MAX_LOGIT_SCALE = math.log(100.0)  # CLIP's own ceiling: similarities are never scaled by more than 100
+MAX_LOGIT_SCALE = math.log(100.0)  # as in CLIP: similarities are never scaled by more than 100
 
 
 @dataclass(frozen=True)
 class DeadParameters:
-    """Parameters that count as trainable and cannot learn."""
+    """Parameters that count as trainable but cannot learn."""
 
-    name: str  # a parameter, or a module that stands for all of its own
+    name: str  # of a parameter, or of a module for all of its parameters
     reason: str
     share: float = 1.0  # of each tensor's values
 
@@ -34,8 +34,8 @@ class DeadParameters:
 class Method(nn.Module):
     """A way to turn CLIP into a video-text model. Subclasses set `requires_grad` and own the loop over CLIP's blocks.
 
-    `clip` stays one child, `self.clip`; everything a method adds stands beside it, so that parameter groups, parameter
-    counts and checkpoints can tell pre-trained from new.
+    `clip` stays one child, `self.clip`. The parameters that it has here are pre-trained, and all others are new, even
+    those that a method adds inside `clip` later, such as a parametrization of a weight.
     """
 
     # Whether each side is one vector and `similarity` a scaled dot product, which is what a vector index can search.
@@ -44,8 +44,9 @@ class Method(nn.Module):
     def __init__(self, clip: CLIP) -> None:
         super().__init__()
         self.clip = clip
+        self._pretrained = tuple(clip.parameters())  # a tuple: not registered, and deepcopy maps it to the copy's own
 
-    def encode_video(self, video: torch.Tensor, frame_mask: torch.Tensor) -> Any:
+    def encode_video(self, video: Tensor, frame_mask: Tensor) -> Any:
         """Embed clips.
 
         Args:
@@ -58,15 +59,15 @@ class Method(nn.Module):
         """
         raise NotImplementedError
 
-    def encode_text(self, token_ids: torch.Tensor) -> Any:
+    def encode_text(self, token_ids: Tensor) -> Any:
         """Embed captions: int64 `[N,L]` from `modules.tokenizer.Tokenizer` -> rows, `[N,E]` here."""
         return self.clip.text(token_ids)
 
-    def similarity(self, text: Any, video: Any) -> torch.Tensor:
+    def similarity(self, text: Any, video: Any) -> Tensor:
         """Score every caption with every clip: rows of N captions and of B clips -> fp32 logits `[N,B]`."""
         return cosine_similarity(text, video, self.clip.logit_scale)
 
-    def forward(self, video: torch.Tensor, frame_mask: torch.Tensor, token_ids: torch.Tensor) -> tuple[Any, Any]:
+    def forward(self, video: Tensor, frame_mask: Tensor, token_ids: Tensor) -> tuple[Any, Any]:
         """Embed a batch of pairs: the rows of text and those of video."""
         return self.encode_text(token_ids), self.encode_video(video, frame_mask)
 
@@ -77,31 +78,58 @@ class Method(nn.Module):
     def parameter_groups(self, lr: float, coef_lr: float, weight_decay: float) -> list[dict[str, Any]]:
         """The trainable parameters as optimiser groups, each with `name`, `params`, `lr`, `weight_decay`.
 
-        What the method adds learns at `lr`, pre-trained CLIP tensors at `lr * coef_lr` (as in CLIP4Clip).
+        New parameters learn at `lr`, pre-trained ones at `lr * coef_lr` (as in CLIP4Clip).
         """
         groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
         for name, parameter in self.trainable_parameters():
-            groups.setdefault((name.startswith("clip."), self.decays(name, parameter)), []).append(parameter)
+            kind = self.is_pretrained(parameter), self.decays(name, parameter)
+            groups.setdefault(kind, []).append(parameter)
         return [
             {
-                "name": f"{'clip' if from_clip else 'new'}{'' if decayed else ', no decay'}",
+                "name": f"{'clip' if pretrained else 'new'}{'' if decayed else ', no decay'}",
                 "params": parameters,
-                "lr": lr * coef_lr if from_clip else lr,
+                "lr": lr * coef_lr if pretrained else lr,
                 "weight_decay": weight_decay if decayed else 0.0,
             }
-            for (from_clip, decayed), parameters in sorted(groups.items())
+            for (pretrained, decayed), parameters in sorted(groups.items())
         ]
 
+    def is_pretrained(self, parameter: nn.Parameter) -> bool:
+        """Whether this very parameter came with the CLIP that the method was built around."""
+        return any(parameter is known for known in self._pretrained)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
+        """torch's own, behind `to`, `to_empty`, `double` and so on, which may exchange parameters for others."""
+        names = self._pretrained_names()
+        super()._apply(fn, recurse)
+        self._remember(names)
+        return self
+
+    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
+        """torch's own, which exchanges parameters for others where `assign` is set."""
+        names = self._pretrained_names()
+        result = super().load_state_dict(state_dict, strict, assign)
+        self._remember(names)
+        return result
+
+    def _pretrained_names(self) -> list[str]:
+        known = {id(parameter) for parameter in self._pretrained}
+        return [name for name, parameter in self.named_parameters() if id(parameter) in known]
+
+    def _remember(self, names: list[str]) -> None:
+        parameters = dict(self.named_parameters())
+        self._pretrained = tuple(parameters[name] for name in names)
+
     def trainable_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
-        """Names and tensors that training changes."""
+        """Yield the names and tensors that training changes."""
         return ((name, parameter) for name, parameter in self.named_parameters() if parameter.requires_grad)
 
     def dead_parameters(self) -> list[DeadParameters]:
-        """Those of `trainable_parameters` that training cannot use; a method that follows a release may have some."""
+        """Return the trainable parameters that cannot learn; a method that follows a release may have some."""
         return []
 
     def released_name(self, name: str) -> str:
-        """What the checkpoints of this method's released code call the tensor `name` of `state_dict()`.
+        """Return the name that the tensor `name` of `state_dict()` has in checkpoints of this method's released code.
 
         Raises:
             ValueError: if the method follows no released code.
@@ -112,7 +140,7 @@ class Method(nn.Module):
 
     @torch.no_grad()
     def after_step(self) -> None:
-        """Called after every optimiser step; keeps the trained temperature under CLIP's ceiling."""
+        """Keep the trained temperature below CLIP's maximum; training calls this after every optimiser step."""
         if self.clip.logit_scale.requires_grad:
             self.clip.logit_scale.clamp_(max=MAX_LOGIT_SCALE)
 

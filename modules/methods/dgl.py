@@ -12,7 +12,6 @@ from functools import partial
 from typing import Annotated, Any, Literal
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from modules.clip import CLIP, Block, KeysValues
@@ -172,9 +171,7 @@ def global_local_attention(
     """
     attention, (batch, frames, length) = block.attn, size
     normed = block.ln_1(x)
-    weight, bias = attention.projection()
-    of_queries = slice(attention.width if first_only else 0, None)  # left out where few rows ask
-    rows = F.linear(normed, weight[of_queries], bias[of_queries])
+    rows = attention.project_parts(normed, first=1 if first_only else 0)  # no queries where few rows need them
     of_prompts = attention.keys_values(block.ln_1(prompts))
     by_globals, by_frames, keys, values = _ByFrame.apply(rows, *of_prompts, size)
     if first_only:
@@ -183,11 +180,11 @@ def global_local_attention(
     once = torch.ones(frames, keys.shape[2], dtype=torch.bool, device=x.device)
     once[1:, :GLOBAL_PROMPTS].zero_()
     of_clips = KeysValues(keys.flatten(1, 2), values.flatten(1, 2))
-    found = attention.find(by_globals.unflatten(0, (batch, -1)), of_clips, once.flatten()[None, None, None])
+    found = attention.attend(by_globals.unflatten(0, (batch, -1)), of_clips, once.flatten()[None, None, None])
     found = found.flatten(0, 1)
     if not first_only:
         of_frames = KeysValues(keys.flatten(0, 1), values.flatten(0, 1))
-        found_by_frames = attention.find(by_frames.unflatten(0, (batch * frames, length)), of_frames)
+        found_by_frames = attention.attend(by_frames.unflatten(0, (batch * frames, length)), of_frames)
         found = torch.cat([found, found_by_frames.flatten(0, 1)])
     return attention.project_out(found)
 
