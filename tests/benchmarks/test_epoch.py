@@ -76,7 +76,7 @@ def test_a_whole_epoch(data, tmp_path, capsys, monkeypatch, taken):
     printed = capsys.readouterr().out
     assert f"commit {written['commit']}" in printed
     assert "12 pairs in 3 steps" in printed
-    assert "so many were not run" in printed
+    assert "at this rate, extrapolated" in printed
 
 
 def test_some_steps_with_worker_processes(data, tmp_path, taken):
@@ -141,8 +141,8 @@ def test_a_whole_epoch_is_not_called_a_guess():
     epoch = EpochTime(30.0, 18, 33.0, 1406, 179_968, 180.0, 999.8, shares, None)
     table = format_times(epoch, 1000, [6.0, 5.0], compiled=False)
     assert "180.0 s, 179,968 pairs in 1,406 steps" in table
-    assert "not run" not in table
-    assert "180,000 pairs       181 s at this rate; so many were not run" in format_times(
+    assert "extrapolated" not in table
+    assert "180,000 pairs       181 s at this rate, extrapolated" in format_times(
         replace(epoch, msrvtt_epoch=181.0), 1000, [6.0, 5.0], compiled=False
     )
 

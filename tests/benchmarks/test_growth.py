@@ -6,7 +6,7 @@ import json
 import pytest
 
 from benchmarks.growth import Point, Settings, curves, leaves_the_line, main
-from benchmarks.methods import count_step
+from benchmarks.operations import count_step
 from modules.clip import ARCHITECTURES
 from tests.small_data import write_small_data
 

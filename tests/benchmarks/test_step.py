@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from benchmarks.common import random_batch
 from benchmarks.step import (
     EVALUATION,
     REST,
@@ -18,7 +19,6 @@ from benchmarks.step import (
     main,
     map_tensors,
     measure,
-    random_batch,
     record_calls,
     remainder,
     tensors_in,
@@ -128,16 +128,6 @@ def test_tensors_are_found_in_all_that_modules_give():
     assert negative.rest[0]["three"].item() == -3
 
 
-def test_batch():
-    video, frame_mask, token_ids = batch_of(3)
-    assert video.shape == (3, FRAMES, 3, TINY.image_size, TINY.image_size)
-    assert video.dtype == torch.uint8
-    assert frame_mask.all()
-    assert frame_mask.shape == (3, FRAMES)
-    assert token_ids.shape == (3, WORDS)
-    assert (token_ids.argmax(dim=-1) == WORDS - 1).all()
-
-
 def test_table():
     rows = [Row(STEP, 10.0, 30.0), Row(EVALUATION, 8.0, None), Row("pixel", 1234.5, 0.0)]
     header, step, evaluation, pixel = format_rows(rows).splitlines()
@@ -160,8 +150,8 @@ def test_command_line(small_data, capsys):
     for name in (STEP, EVALUATION, TEXT, "latent", "pixel", "inter", REST):
         assert name in names, name
     assert "visual_adapters" not in printed
-    assert "GFLOP a clip" in printed
-    assert "clips a second in training" in printed
+    assert "GFLOP per clip" in printed
+    assert "clips per second in training" in printed
 
 
 @pytest.mark.parametrize(

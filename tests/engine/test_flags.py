@@ -39,7 +39,7 @@ def test_every_command_that_writes_at_its_end(tmp_path, capsys, command):
 
 def test_a_chart_without_matplotlib(tmp_path, capsys, monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib", None)
-    monkeypatch.setattr("benchmarks.step.find_spec", lambda name: None)
+    monkeypatch.setattr("benchmarks.common.find_spec", lambda name: None)
     for main in (growth.main, methods.main):
         assert main(["--output", "", "--chart", str(tmp_path / "chart.png")]) == 2
         assert "--chart needs matplotlib: pip install matplotlib" in capsys.readouterr().err
