@@ -94,7 +94,7 @@ def all_checks() -> list[Check]:
         Check("kernels against twins", (*PYTEST, KERNEL_TESTS), 150, prints=r"\b\d+ passed"),
         Check("other tests marked gpu", (*PYTEST, *gpu_tests()), 90, prints=r"\b\d+ passed"),
         measure("step of stop", 75, summary_of_step, *methods, "stop"),
-        measure("step of stop compiled", 100, summary_of_step, *methods, "stop", "--compile", "--no-memory_search"),
+        measure("step of stop compiled", 150, summary_of_step, *methods, "stop", "--compile", "--no-memory_search"),
         measure("epoch and evaluation", 120, summary_of_epoch, "benchmarks.epoch", "--steps", "60"),
         measure("growth", 90, summary_of_growth, "benchmarks.growth", "--precision", "bf16", "--chart="),
         *(measure(f"step of {name}", 75, summary_of_step, *methods, name) for name in METHODS if name != "stop"),

@@ -210,7 +210,7 @@ def provenance(process: Process) -> dict[str, str]:
     status = git("status", "--porcelain", "--untracked-files=no", "--", *code)
     changed = "+changes" if status not in ("", "unknown") else ""
     device = torch.cuda.get_device_name(process.device) if process.device.type == "cuda" else _cpu_name()
-    spec = sys.modules["__main__"].__spec__  # of a module that was run by python -m
+    spec = getattr(sys.modules["__main__"], "__spec__", None)  # of a module that python -m ran
     program = ["-m", spec.name] if spec else [Path(sys.argv[0]).name]
     return {
         "date": time.strftime("%Y-%m-%d"),

@@ -67,7 +67,7 @@ def test_the_table_and_the_chart(tmp_path):
 
 @pytest.fixture
 def one_process(monkeypatch):
-    """What is patched holds for the measurements too."""
+    """Measure in this process, so that patches hold for the measurements too."""
 
     def run(function: Callable[..., Any], *arguments: Any) -> Any:
         return function(*arguments)
@@ -77,9 +77,9 @@ def one_process(monkeypatch):
 
 @pytest.mark.slow
 def test_the_whole_command_compiled(data, tmp_path, capsys, monkeypatch, one_process):
-    """Graphs that run on torch's own kernels; one for training and none for evaluation, which is eager."""
+    """One graph for training, on torch's own kernels, and none for evaluation, which is eager."""
     monkeypatch.setattr(nn.Module, "compile", partialmethod(nn.Module.compile, backend="aot_eager"))
-    monkeypatch.setattr(methods, "compiler_error", lambda device: None)  # which would be one graph more
+    monkeypatch.setattr(methods, "compiler_error", lambda device: None)  # it would compile one more graph
     monkeypatch.setattr(methods, "measure_ceilings", lambda *_: Ceilings({"fp32": 1.0}, {"fp32": 128}, 1.0))
     torch._dynamo.reset()
     counters.clear()

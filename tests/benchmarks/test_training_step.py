@@ -1,4 +1,4 @@
-"""The step that is timed trains every method; the floor trains nothing; the search finds the largest batch."""
+"""The timed step trains every method; the floor trains nothing; the search finds the largest batch."""
 
 from types import SimpleNamespace
 
@@ -26,7 +26,7 @@ def test_a_step_trains_in_every_method(name):
     assert all(parameter.grad is not None for parameter in step.parameters)
 
 
-def test_a_row_is_shared_out_among_its_runs(monkeypatch):
+def test_a_row_is_divided_by_its_runs(monkeypatch):
     runs = []
     monkeypatch.setattr("benchmarks.training_step.timed", lambda run, device: (run(), 100.0))
     assert time_in_a_row(lambda: runs.append(1), CPU) == 100.0 / len(runs)
