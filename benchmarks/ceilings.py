@@ -1,8 +1,7 @@
-"""What a device can do at most: matrix products and copies, measured within a time budget.
+"""Measures a device's highest rates of matrix products and copies within a time budget.
 
-How fast a processor multiplies in a precision it has no units for cannot be told beforehand: fp16 on a CPU may be a
-hundred times slower than fp32. So a measurement begins with small matrices and doubles them only as long as the next
-size is sure to fit the budget.
+The speed of a precision without hardware units is unknown beforehand: fp16 on a CPU may be a hundred times slower than
+fp32. So a measurement begins with small matrices, and doubles them only while the next size is sure to fit the budget.
 """
 
 from collections.abc import Callable, Sequence
@@ -12,19 +11,18 @@ from typing import Any
 
 import torch
 
-from benchmarks.step import timed
-from engine.train import AUTOCAST
+from benchmarks.common import timed
+from engine.precision import AUTOCAST
 
 SMALLEST = 128  # n of the first product: 4 million operations
 LARGEST = {"cuda": 8192, "cpu": 4096}  # n of products that are too large for caches
 COPIED_BYTES = {"cuda": 2**30, "cpu": 2**28}
-BUDGET = 2.0  # seconds a precision
+BUDGET = 2.0  # seconds per precision
 
 
 @dataclass(frozen=True)
 class Ceilings:
-    """10^12 operations a second of matrix products and the n of these `[n,n]`, both by precision; GB copied a
-    second."""
+    """Matrix products `[n,n]` in 10^12 operations per second and their n, by precision; copies in GB per second."""
 
     matrix: dict[str, float]
     sizes: dict[str, int]
@@ -32,10 +30,10 @@ class Ceilings:
 
 
 def measure_ceilings(device: torch.device, precisions: Sequence[str], repeats: int, budget: float = BUDGET) -> Ceilings:
-    """The best of up to `repeats` matrix products in each precision, and of as many copies.
+    """Return the best of up to `repeats` matrix products in each precision, and of as many copies.
 
-    Each precision, and the copies, take about `budget` seconds at most. Slow hardware gets smaller matrices, and where
-    even those are slow, fewer repeats; one product is always measured.
+    Each precision takes about `budget` seconds at most, and so do the copies. Slow hardware gets smaller matrices, and
+    fewer repeats if those are slow too; one product is always measured.
     """
     matrix, sizes = {}, {}
     for precision in precisions:
@@ -47,14 +45,14 @@ def measure_ceilings(device: torch.device, precisions: Sequence[str], repeats: i
 
 
 def _best_product(device: torch.device, precision: str, repeats: int, budget: float) -> tuple[float, int]:
-    """10^12 operations a second, and the n they were measured with."""
+    """Return 10^12 operations per second, and the n they were measured with."""
     n, left = SMALLEST, 1e3 * budget
     while True:
         product = _product(n, device, AUTOCAST.get(precision, torch.float32))
-        # Two runs, since the first one of a size may choose a kernel.
+        # Two runs, because the first run of a size may choose a kernel.
         trials = [timed(product, device)[1] for _ in range(2)]
         left -= sum(trials)
-        # A product of twice the size has 8 times the operations; it is run twice here, then up to 1 + repeats times.
+        # A product of twice the size has 8 times the operations. It runs twice here, then up to 1 + repeats times.
         if n == LARGEST[device.type] or 8 * min(trials) * (repeats + 3) > left:
             break
         n *= 2
@@ -68,8 +66,8 @@ def _product(n: int, device: torch.device, dtype: torch.dtype) -> Callable[[], A
 
 
 def _best_time(run: Callable[[], Any], device: torch.device, repeats: int, budget: float) -> float:
-    """The least milliseconds of one run, of 1 + `repeats` or of as many as fit `budget` milliseconds, but of one at
-    least."""
+    """Return the least milliseconds of up to 1 + `repeats` runs: at least one, then as many as fit `budget`
+    milliseconds."""
     times = [timed(run, device)[1]]
     while len(times) <= repeats and sum(times) + min(times) <= budget:
         times.append(timed(run, device)[1])

@@ -1,15 +1,15 @@
-"""How many clips a second the loader gives, from video files and from either frame cache; needs no data of yours.
+"""Measures the loader in clips per second, from video files and from both frame caches; needs no data of yours.
 
-    bash scripts/data.sh
+    bash scripts/benchmark_data.sh
     python -m benchmarks.data --videos data/msrvtt/videos --max_frames 12 --image_size 224
 
-Two sets of clips: those of --videos, and `--clips` made ones as MSR-VTT's are after preprocess/compress_video.py: 3
-frames a second, 20 seconds, 320x224 pixels, h264 in its default quality, moving waves with grain. Frames are taken as
-STOP's training does, one at random of each segment of the whole clip.
+It measures two sets of clips: those in --videos, and `--clips` made clips. The made clips resemble MSR-VTT's after
+preprocess/compress_video.py: 3 frames per second, 20 seconds, 320x224 pixels, h264 in its default quality, moving waves
+with grain. Frames are sampled as in STOP's training: one random frame from each segment of the whole clip.
 
-`storage` is one thread that reads clips, in clips a second of its processor time, with everything in the operating
-system's memory. `loader` is what training sees on the clock: worker processes, batches, the way to the device, floats.
-The sources take turns in every round, and the median round counts.
+`storage` is one thread that reads clips, in clips per second of its processor time, with all files in the operating
+system's memory. `loader` is wall-clock time as training sees it: worker processes, batches, the copy to the device and
+the conversion to floats. The sources alternate in every round; the table has the medians of the rounds.
 
 Shapes: B batch, T frames, S image side.
 """
@@ -28,7 +28,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from benchmarks.step import check_outputs, write_json
+from benchmarks.common import check_outputs, default_device, origin_of, write_json
 from dataloaders.cache import FRAME_CACHE_FORMAT, FrameCache
 from dataloaders.datasets import TrainingPairs, make_training_loader
 from dataloaders.frames import FrameReader
@@ -37,27 +37,25 @@ from dataloaders.sampler import EpochSampler
 from dataloaders.samples import Sample
 from dataloaders.transforms import normalise
 from engine.cli import parse_settings, print_report
-from engine.config import between
-from engine.distributed import Process
-from engine.logger import provenance
+from modules.options import between
 
 SOURCES = ("video files", *FRAME_CACHE_FORMAT)
 MADE = "made, 224 pixels"
-CAPTIONS = 4  # of each clip: an epoch reads it so often
+CAPTIONS = 4  # per clip, so an epoch reads each clip four times
 
 
 @dataclass(frozen=True)
 class Settings:
-    """What is measured."""
+    """The flags."""
 
-    videos: Annotated[str, "a folder with video files"] = "data/moving_shapes/videos"
-    image_size: Annotated[int, "S for these"] = 112
-    clips: Annotated[int, "clips of each set"] = 16
-    max_frames: Annotated[int, "T, frames of a clip"] = 12
-    batch_size: Annotated[int, "clips of a batch"] = 16
+    videos: Annotated[str, "folder with video files"] = "data/moving_shapes/videos"
+    image_size: Annotated[int, "S for --videos"] = 112
+    clips: Annotated[int, "clips per set"] = 16
+    max_frames: Annotated[int, "T, frames per clip"] = 12
+    batch_size: Annotated[int, "clips per batch"] = 16
     num_thread_reader: Annotated[int, "worker processes of the loader; 0: none"] = 1
-    repeats: Annotated[int, "rounds of which the median counts"] = 5
-    output: Annotated[str, "a json file for the numbers"] = ""
+    repeats: Annotated[int, "rounds to take the median of"] = 5
+    output: Annotated[str, "json file for the numbers; empty: none"] = ""
 
     def __post_init__(self) -> None:
         lowest = dict.fromkeys(("image_size", "clips", "max_frames", "batch_size", "repeats"), 1)
@@ -67,7 +65,7 @@ class Settings:
 
 @dataclass(frozen=True)
 class Row:
-    """Medians, in clips a second, and what a clip takes on the disk."""
+    """Medians in clips per second, and the megabytes of a clip on the disk."""
 
     data: str
     source: str
@@ -77,10 +75,10 @@ class Row:
 
 
 def write_made_clip(path: Path, seed: int, seconds: int = 20, height: int = 224, width: int = 320) -> Path:
-    """An h264 file of `seconds` at 3 frames a second."""
+    """Write an h264 file of `seconds` at 3 frames per second."""
     rng = np.random.default_rng(seed)
     y, x = np.mgrid[:height, :width] / height
-    waves = rng.uniform(-1, 1, (3, 4))  # a channel's direction, speed and phase
+    waves = rng.uniform(-1, 1, (3, 4))  # per channel: direction, speed and phase
     with av.open(str(path), "w") as container:
         stream = container.add_stream("libx264", rate=3)
         assert isinstance(stream, av.VideoStream)
@@ -95,15 +93,15 @@ def write_made_clip(path: Path, seed: int, seconds: int = 20, height: int = 224,
 
 
 def videos_in(folder: Path, count: int) -> list[Path]:
-    """The first `count` video files; FileNotFoundError if there is none."""
+    """Return the first `count` video files; raise FileNotFoundError if there is none."""
     found = sorted(path for path in folder.glob("*") if path.suffix.lower() in VIDEO_EXTENSIONS)[:count]
     if not found:
-        raise FileNotFoundError(f"--videos {folder} holds no video file: run preprocess/make_moving_shapes.py first.")
+        raise FileNotFoundError(f"--videos {folder} holds no video file: run preprocess/make_moving_shapes.py first")
     return found
 
 
 def clips_per_cpu_second(read: FrameReader, paths: Sequence[Path], epoch: int) -> float:
-    """Of one thread that reads every video once."""
+    """Read every video once in this thread; return clips per second of processor time."""
     begin = time.process_time()
     for number, path in enumerate(paths):
         read(path, np.random.default_rng([epoch, number]))
@@ -111,7 +109,7 @@ def clips_per_cpu_second(read: FrameReader, paths: Sequence[Path], epoch: int) -
 
 
 class Feed:
-    """A training loader over some videos, kept from epoch to epoch as training keeps its own."""
+    """A training loader over some videos, kept from epoch to epoch as in training."""
 
     def __init__(self, paths: Sequence[Path], read: FrameReader, settings: Settings, device: torch.device) -> None:
         samples = [Sample(path.name, path, ("a caption",) * CAPTIONS) for path in paths]
@@ -124,7 +122,7 @@ class Feed:
         self.device = device
 
     def clips_per_second(self, epoch: int) -> float:
-        """Of an epoch, until its last batch is floats on the device."""
+        """Load an epoch; return clips per second until its last batch is on the device as floats."""
         self.sampler.set_epoch(epoch)
         clips, begin = 0, time.perf_counter()
         for batch in self.loader:
@@ -136,8 +134,8 @@ class Feed:
 
 
 def measure(data: str, paths: Sequence[Path], image_size: int, settings: Settings, folder: Path) -> Iterator[Row]:
-    """A row for each source; the caches are made in `folder`."""
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    """Yield a row for each source; the caches are made in `folder`."""
+    device = default_device()
     caches: dict[str, FrameCache | None] = {SOURCES[0]: None}
     caches |= {name: FrameCache(folder / name, name) for name in FRAME_CACHE_FORMAT}
     readers = {
@@ -152,7 +150,7 @@ def measure(data: str, paths: Sequence[Path], image_size: int, settings: Setting
             storage[name].append(clips_per_cpu_second(readers[name], paths, epoch))
         for name in SOURCES:
             loader[name].append(feeds[name].clips_per_second(epoch))
-    # The first round fills caches and starts workers.
+    # The first round is left out: it fills the caches and starts the workers.
     for name, cache in caches.items():
         files = list(paths) if cache is None else [path for path in cache.folder.rglob("*") if path.is_file()]
         megabytes = sum(path.stat().st_size for path in files) / len(paths) / 1e6
@@ -160,8 +158,8 @@ def measure(data: str, paths: Sequence[Path], image_size: int, settings: Setting
 
 
 def format_rows(rows: Sequence[Row]) -> str:
-    """The table; ratios are over the video files of the same clips."""
-    lines = [f"{'clips':<22}{'source':<14}{'MB a clip':>10}{'storage, clips/s/core':>24}{'loader, clips/s':>20}"]
+    """Return the table. Ratios are to the video files of the same clips."""
+    lines = [f"{'clips':<22}{'source':<14}{'MB per clip':>10}{'storage, clips/s/core':>24}{'loader, clips/s':>20}"]
     for row in rows:
         base = next(other for other in rows if other.data == row.data)
         storage, loader = (
@@ -173,7 +171,7 @@ def format_rows(rows: Sequence[Row]) -> str:
 
 
 def report(settings: Settings) -> str:
-    """Measure and say how."""
+    """Measure, write the file and return the text to print."""
     check_outputs(settings.output)
     torch.set_num_threads(1)
     given = Path(settings.videos)
@@ -189,7 +187,7 @@ def report(settings: Settings) -> str:
         name = given.parent.name if given.name == "videos" else given.name
         rows += measure(name, paths, settings.image_size, settings, folder / "given")
         rows += measure(MADE, made, 224, settings, folder / "caches")
-    origin = provenance(Process(0, 1, torch.device("cuda" if torch.cuda.is_available() else "cpu")))
+    origin, where = origin_of(default_device())
     if settings.output:
         content = {"settings": asdict(settings), **origin, "rows": [asdict(row) for row in rows]}
         write_json(Path(settings.output), content)
@@ -197,7 +195,7 @@ def report(settings: Settings) -> str:
         (
             f"{settings.clips} clips of {settings.max_frames} frames, batch {settings.batch_size}, "
             f"{settings.num_thread_reader} worker processes, medians of {settings.repeats} rounds",
-            f"{origin['hardware']}, {origin['versions']}, commit {origin['commit']}",
+            where,
             "",
             format_rows(rows),
         )

@@ -1,11 +1,11 @@
-"""How STOP's training step grows with frames and with clips, for a class token in every frame and for a joint one.
+"""Times STOP's training step over numbers of frames and clips, with a class token per frame and with a joint one.
 
     python -m benchmarks.growth
     python -m benchmarks.growth --frames 4,8,16 --batches 1,2,4 --precision bf16
 
-Needs neither data nor weights. With `attention` frame all work is done frame by frame, so that both curves should be
-straight lines; with joint, every patch attends to those of all frames, and the cost of that grows with their square.
-Beside the milliseconds stand the operations counted, which know no noise.
+Needs neither data nor weights. With attention `frame` all work is done frame by frame, so both curves should be
+straight lines. With `joint` every patch attends to the patches of all frames, and the cost grows with the square of
+their number. The table also counts operations, which have no noise.
 
 Shapes: B clips, T frames.
 """
@@ -20,33 +20,42 @@ from typing import Annotated, Literal
 import torch
 from tqdm import tqdm
 
-from benchmarks.methods import TrainingStep, count_step
-from benchmarks.step import check_clip, check_outputs, origin_of, random_batch, write_json
+from benchmarks.common import (
+    check_clip,
+    check_outputs,
+    default_device,
+    origin_of,
+    random_batch,
+    save_figure,
+    write_json,
+)
+from benchmarks.operations import count_step
+from benchmarks.training_step import TrainingStep
 from dataloaders.quoting import quoted
 from engine.cli import parse_settings, print_report
-from engine.config import between
 from modules.clip import CLIP
 from modules.clip_weights import architecture_of
 from modules.methods import build_method
+from modules.options import between
 
 ATTENTION = ("frame", "joint")
-OFF_THE_LINE = 1.1  # times the cost a frame of the shortest clip
+OFF_THE_LINE = 1.1  # times the cost per frame of the shortest clip
 
 
 @dataclass(frozen=True)
 class Settings:
-    """What is measured."""
+    """The flags."""
 
     pretrained_clip_name: Annotated[str, "a CLIP by name (ViT-B/32 ...) or by its weights; only its sizes count"] = (
         "ViT-B/32"
     )
-    frames: Annotated[str, "T of the first curve, where B is 1; the second has the first of them"] = "4,8,16,32,64"
+    frames: Annotated[str, "T of the first curve, with B = 1; the second curve has the least of these"] = "4,8,16,32,64"
     batches: Annotated[str, "B of the second curve"] = "1,2,4,8,16,32,64"
-    max_words: Annotated[int, "L, tokens of a caption"] = 32
-    precision: Annotated[Literal["fp32", "bf16"], "of the encoders"] = "fp32"
-    repeats: Annotated[int, "steps of which the median counts, after one to warm up"] = 3
-    output: Annotated[str, "a json file for the numbers"] = "results/growth.json"
-    chart: Annotated[str, "a picture of the curves"] = "figs/growth.png"
+    max_words: Annotated[int, "L, tokens per caption"] = 32
+    precision: Annotated[Literal["fp32", "bf16"], "precision of the encoders"] = "fp32"
+    repeats: Annotated[int, "steps to take the median of, after one warm-up step"] = 3
+    output: Annotated[str, "json file for the numbers; empty: none"] = "results/benchmark_growth.json"
+    chart: Annotated[str, "picture of the curves; empty: none"] = "figs/benchmark_growth.png"
 
     def __post_init__(self) -> None:
         for name, least in (("frames", 2), ("batches", 1)):
@@ -60,14 +69,14 @@ class Settings:
 
     @property
     def sizes(self) -> list[tuple[int, int]]:
-        """(B, T) of all points: those of the first curve, then of the second, each once."""
+        """Return (B, T) of all points: the first curve, then the second, without repetitions."""
         frames, batches = (sorted({int(word) for word in text.split(",")}) for text in (self.frames, self.batches))
         return list(dict.fromkeys([*((1, t) for t in frames), *((b, frames[0]) for b in batches)]))
 
 
 @dataclass(frozen=True)
 class Point:
-    """A training step at one size: milliseconds, the median with the least and the largest, and operations."""
+    """A training step at one size: median milliseconds with the least and the greatest, and operations."""
 
     attention: str
     batch_size: int
@@ -78,7 +87,7 @@ class Point:
 
 
 def measure_points(settings: Settings, device: torch.device) -> list[Point]:
-    """All points, each with a model of its own."""
+    """Measure all points, each with a new model."""
     architecture = architecture_of(settings.pretrained_clip_name)
     points = []
     for attention in ATTENTION:
@@ -96,21 +105,21 @@ def measure_points(settings: Settings, device: torch.device) -> list[Point]:
 
 
 def leaves_the_line(points: Sequence[Point]) -> int | None:
-    """The least T at which a frame costs OFF_THE_LINE times the operations of one in the shortest clip."""
+    """Return the least T at which a frame costs over OFF_THE_LINE times its operations in the shortest clip."""
     by_frames = sorted(points, key=lambda point: point.frames)
     first = by_frames[0].gflop / by_frames[0].frames
     return next((point.frames for point in by_frames if point.gflop / point.frames > OFF_THE_LINE * first), None)
 
 
 def curves(points: Sequence[Point], attention: str) -> tuple[list[Point], list[Point]]:
-    """The points over T, where B is 1, and those over B, where T is the least."""
+    """Return the points over T with B = 1, and the points over B with the least T."""
     own = [point for point in points if point.attention == attention]
     least = min(point.frames for point in own)
     return [point for point in own if point.batch_size == 1], [point for point in own if point.frames == least]
 
 
 def format_points(points: Sequence[Point]) -> str:
-    """The table: milliseconds of a step, and milliseconds and operations of one frame of it."""
+    """Return the table: milliseconds per step, and milliseconds and operations per frame."""
     head = f"{'attention':<10}{'B':>4}{'T':>4}{'step, ms':>11}{'least-most':>20}"
     lines = [f"{head}{'ms a frame':>12}{'GFLOP a frame':>15}"]
     for point in points:
@@ -124,13 +133,11 @@ def format_points(points: Sequence[Point]) -> str:
 
 
 def draw_points(points: Sequence[Point], title: str, path: Path) -> None:
-    """Two charts, over T and over B, with a straight line through each curve's first point."""
-    import matplotlib
+    """Draw charts over T and over B, with a straight line through each curve's first point."""
+    from matplotlib.figure import Figure
 
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
-
-    figure, both = plt.subplots(1, 2, figsize=(10, 4.2), layout="constrained")
+    figure = Figure(figsize=(10, 4.2), layout="constrained")
+    both = figure.subplots(1, 2)
     for attention, colour in zip(ATTENTION, ("tab:blue", "tab:orange"), strict=True):
         over_frames, over_batches = curves(points, attention)
         for axes, curve, size in zip(both, (over_frames, over_batches), ("frames", "batch_size"), strict=True):
@@ -144,19 +151,17 @@ def draw_points(points: Sequence[Point], title: str, path: Path) -> None:
             axes.yaxis.set_major_formatter(lambda value, _: f"{value:.0f}")
     both[0].set_xlabel("frames of one clip, T")
     both[1].set_xlabel(f"clips of {over_batches[0].frames} frames, B")
-    both[0].set_ylabel("milliseconds of a training step; dotted: in proportion")
+    both[0].set_ylabel("milliseconds per training step; dotted: proportional")
     both[0].legend()
     figure.suptitle(title, fontsize=9)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=150)
-    plt.close(figure)
+    save_figure(figure, path)
 
 
 def report(settings: Settings) -> str:
-    """Measure, write the files, and say what was found."""
+    """Measure, write the files and return the text to print."""
     check_outputs(settings.output, settings.chart)
     check_clip(settings.pretrained_clip_name, settings.max_words)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = default_device()
     points = measure_points(settings, device)
     origin, where = origin_of(device)
     title = (

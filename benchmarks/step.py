@@ -1,66 +1,64 @@
-"""Where the time of a training step goes, part by part, for any method; needs neither data nor weights.
+"""Times a training step part by part, for any method; needs neither data nor weights.
 
     python -m benchmarks.step --method stop_released --batch_size 2
     python -m benchmarks.step --method dgl --shared_latent_space linear --repeats 10 --precision bf16
 
-Weights, pixels and words are random. The whole step is from uint8 frames to the loss and back, as in `engine.train`
-without the optimiser. Then each part runs alone, on the inputs that it got in one step: the text encoder, and every
-module that the method adds to CLIP. What stays in a cache within a step may not do so alone, and the other way round,
-so the parts' shares are good to a few percent.
+Weights, pixels and words are random. The whole step goes from uint8 frames to the loss and back, as in `engine.train`
+without the optimiser. Then each part runs alone on the inputs that it had in one step: the text encoder, and every
+module that the method adds to CLIP. Processor caches hold different data when a part runs alone, so the shares of the
+parts are accurate to a few percent.
 
-Shapes: B clips with a caption each, T frames, L words.
+Shapes: B clips with one caption each, T frames, L words.
 """
 
-import json
 import sys
-import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields, is_dataclass, replace
 from functools import partial
-from importlib.util import find_spec
-from pathlib import Path
 from statistics import median
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal
 
 import torch
 from torch import Tensor, nn
 
-from dataloaders.quoting import quoted
-from engine.cli import parse_flags, print_report
-from engine.config import between
+from benchmarks.common import (
+    Batch,
+    check_clip,
+    check_method,
+    default_device,
+    origin_of,
+    parse_with_options,
+    random_batch,
+    timed,
+)
+from benchmarks.operations import count_forward
+from engine.cli import print_report
 from engine.data import normalise_for
-from engine.describe import count_operations
-from engine.distributed import Process
-from engine.flags import PICTURES, check_file
-from engine.logger import provenance
-from engine.train import ContrastiveStep, autocast_for
-from modules.clip import CLIP, CLIPArchitecture
-from modules.clip_weights import architecture_of
-from modules.methods import METHODS, Method, build_method, method_options
-
-Batch = tuple[Tensor, Tensor, Tensor]  # video uint8 [B,T,3,H,W], frame_mask bool [B,T], token_ids int64 [B,L]
-Result = TypeVar("Result")
+from engine.precision import autocast_for
+from engine.tasks.contrastive import ContrastiveStep
+from modules.clip import CLIP
+from modules.methods import Method, build_method
+from modules.options import between
 
 STEP, EVALUATION, TEXT, REST = "whole step", "evaluation forward", "text", "towers and the rest"
 
 
 @dataclass(frozen=True)
 class Settings:
-    """What is measured."""
+    """The flags."""
 
     method: Annotated[str, "one of modules.methods.METHODS"] = "stop"
     pretrained_clip_name: Annotated[str, "a CLIP by name (ViT-B/32 ...) or by its weights; only its sizes count"] = (
         "ViT-B/32"
     )
-    batch_size: Annotated[int, "clips, and captions, of a step"] = 2
-    max_frames: Annotated[int, "T, frames of a clip"] = 12
-    max_words: Annotated[int, "tokens of a caption, START and END included"] = 32
-    repeats: Annotated[int, "runs of which the median counts, after one to warm up"] = 3
-    precision: Annotated[Literal["fp32", "bf16"], "of the encoders"] = "fp32"
+    batch_size: Annotated[int, "clips, and captions, per step"] = 2
+    max_frames: Annotated[int, "T, frames per clip"] = 12
+    max_words: Annotated[int, "tokens per caption, START and END included"] = 32
+    repeats: Annotated[int, "runs to take the median of, after one warm-up run"] = 3
+    precision: Annotated[Literal["fp32", "bf16"], "precision of the encoders"] = "fp32"
 
     def __post_init__(self) -> None:
-        if self.method not in METHODS:
-            raise ValueError(f"--method {quoted(self.method)} is not one of: {', '.join(METHODS)}")
+        check_method("--method", self.method)
         for name, low in (("batch_size", 1), ("max_frames", 1), ("max_words", 3), ("repeats", 1)):
             between(name, getattr(self, name), low)
 
@@ -71,7 +69,7 @@ class Row:
 
     name: str
     forward: float
-    backward: float | None  # None where there is no way back, in evaluation
+    backward: float | None  # None in evaluation, which has no backward pass
 
     @property
     def both(self) -> float:
@@ -80,7 +78,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Call:
-    """One call of a module in a training step, that can be made again alone."""
+    """One call of a module in a training step, which can be repeated alone."""
 
     module: nn.Module
     arguments: tuple[Any, ...]
@@ -92,12 +90,12 @@ class Call:
 
 
 def measure(method: Method, batch: Batch, repeats: int, precision: str = "fp32") -> list[Row]:
-    """Time a training step and its parts, where the batch is; `method` comes back in training mode, unchanged.
+    """Time a training step and its parts on the batch's device; leaves `method` unchanged and in training mode.
 
     Returns:
-        The whole step; the forward pass in evaluation; `encode_text` less what it calls of the parts; a row for each
-        child of the method other than `clip` that a step calls, a container's modules together; what remains of the
-        step. Those after evaluation add up to the whole step, but for remainders below zero, which become zero.
+        Rows: the whole step; the forward pass in evaluation; `encode_text` without the parts that it calls; each child
+        of the method other than `clip` that a step calls, where the modules of a container share a row; the rest of
+        the step. The rows after evaluation add up to the whole step, except that a negative rest becomes zero.
     """
     video, _, token_ids = batch
     autocast = autocast_for(precision, video.device)
@@ -129,7 +127,7 @@ def measure(method: Method, batch: Batch, repeats: int, precision: str = "fp32")
 
 
 def measure_evaluation(method: Method, batch: Batch, repeats: int, precision: str) -> Row:
-    """Time the forward pass in evaluation, of clips and captions; `method` comes back in training mode."""
+    """Time the forward pass of clips and captions in evaluation; leaves `method` in training mode."""
     video, frame_mask, token_ids = batch
     autocast = autocast_for(precision, video.device)
 
@@ -144,7 +142,7 @@ def measure_evaluation(method: Method, batch: Batch, repeats: int, precision: st
 
 
 def time_both_ways(name: str, forward: Callable[[], Any], method: Method, device: torch.device, repeats: int) -> Row:
-    """Time `forward`, and the way back from random gradients on all its results that want one; once to warm up."""
+    """Time `forward`, and the backward pass from random gradients on its results; one warm-up run."""
     times = []
     for _ in range(1 + repeats):
         results, there = timed(forward, device)
@@ -157,33 +155,21 @@ def time_both_ways(name: str, forward: Callable[[], Any], method: Method, device
     return Row(name, median(forwards), median(backwards))
 
 
-def timed(run: Callable[[], Result], device: torch.device) -> tuple[Result, float]:
-    """What `run` gives, and the milliseconds until the device has finished it."""
-
-    def now() -> float:
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-        return 1e3 * time.perf_counter()
-
-    start = now()
-    result = run()
-    return result, now() - start
-
-
 def remainder(name: str, whole: Row, parts: Sequence[Row]) -> Row:
-    """`whole` less `parts`, not below zero: what is left of a small difference may be noise alone."""
+    """Return `whole` minus `parts`, at least zero: a small difference may be noise."""
     forward = whole.forward - sum(part.forward for part in parts)
     backward = (whole.backward or 0.0) - sum(part.backward or 0.0 for part in parts)
     return Row(name, max(forward, 0.0), max(backward, 0.0))
 
 
 def record_calls(method: Method, run: Callable[[], Any]) -> dict[str, list[Call]]:
-    """The calls, while `run` runs, of what the method adds to CLIP, by direct child in the order of first calls."""
+    """Run `run` and return the calls of the modules that the method adds to CLIP, by direct child, in order of first
+    calls."""
     calls: dict[str, list[Call]] = {}
 
     def recorder(name: str) -> Callable[..., None]:
         def record(module: nn.Module, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> None:
-            # Detached now already, so that what is kept does not keep the whole step's graph.
+            # Detach now: the inputs would keep the whole step's graph alive.
             calls.setdefault(name, []).append(Call(module, *map_tensors(detached, (arguments, keywords))))
 
         return record
@@ -203,7 +189,7 @@ def record_calls(method: Method, run: Callable[[], Any]) -> dict[str, list[Call]
 
 
 def called_modules(module: nn.Module) -> Iterator[nn.Module]:
-    """The module itself, or if it is a container, which nobody calls, what is in it."""
+    """Yield the module, or the modules inside it if it is a container, which is never called itself."""
     if isinstance(module, nn.ModuleList | nn.ModuleDict):
         for child in module.children():
             yield from called_modules(child)
@@ -212,12 +198,12 @@ def called_modules(module: nn.Module) -> Iterator[nn.Module]:
 
 
 def detached(tensor: Tensor) -> Tensor:
-    """The same values in the same layout as a leaf, which wants a gradient if the tensor does."""
+    """Return a leaf with the same values and layout, which requires a gradient if the tensor does."""
     return tensor.detach().requires_grad_(tensor.requires_grad)
 
 
 def map_tensors(function: Callable[[Tensor], Any], value: Any) -> Any:
-    """`value` with `function` of each tensor in it; enters (Named)Tuples, lists, dictionaries and dataclasses."""
+    """Apply `function` to each tensor in `value`; enters (named) tuples, lists, dictionaries and dataclasses."""
     if isinstance(value, Tensor):
         return function(value)
     if is_dataclass(value) and not isinstance(value, type):
@@ -231,26 +217,14 @@ def map_tensors(function: Callable[[Tensor], Any], value: Any) -> Any:
 
 
 def tensors_in(value: Any) -> list[Tensor]:
-    """All tensors in what `map_tensors` enters."""
+    """Return all tensors in `value`, as `map_tensors` finds them."""
     found: list[Tensor] = []
     map_tensors(found.append, value)
     return found
 
 
-def random_batch(
-    architecture: CLIPArchitecture, batch_size: int, max_frames: int, max_words: int, device: torch.device
-) -> Batch:
-    """Clips of noise without padding, captions of any words that fill all places between START and END."""
-    side, vocabulary = architecture.image_size, architecture.vocab_size
-    video = torch.randint(256, (batch_size, max_frames, 3, side, side), dtype=torch.uint8, device=device)
-    frame_mask = torch.ones(batch_size, max_frames, dtype=torch.bool, device=device)
-    token_ids = torch.randint(vocabulary - 2, (batch_size, max_words), device=device)
-    token_ids[:, 0], token_ids[:, -1] = vocabulary - 2, vocabulary - 1
-    return video, frame_mask, token_ids
-
-
 def format_rows(rows: Sequence[Row]) -> str:
-    """The table; shares are of the first row, and a row without a way back has none."""
+    """Return the table. Shares are of the first row; a row without a backward pass has none."""
     lines = [f"{'ms':<28}{'forward':>11}{'backward':>11}{'both':>11}{'share':>10}"]
     for row in rows:
         line = f"{row.name:<28}{row.forward:>11.2f}"
@@ -260,44 +234,12 @@ def format_rows(rows: Sequence[Row]) -> str:
     return "\n".join(lines)
 
 
-def origin_of(device: torch.device) -> tuple[dict[str, Any], str]:
-    """Hardware, versions, threads and commit of a measurement: by name for a file, and as a line."""
-    origin: dict[str, Any] = {**provenance(Process(0, 1, device)), "threads": torch.get_num_threads()}
-    threads = "" if device.type == "cuda" else f", {origin['threads']} threads"
-    return origin, f"{origin['hardware']}{threads}, {origin['versions']}, commit {origin['commit']}"
-
-
-def check_outputs(output: str, chart: str = "") -> None:
-    """Whether the files that a benchmark writes at its end can be written, none if empty; ValueError if not."""
-    if output:
-        check_file("--output", Path(output))
-    if chart:
-        check_file("--chart", Path(chart), PICTURES)
-        if find_spec("matplotlib") is None:
-            raise ValueError("--chart needs matplotlib: pip install matplotlib, or pass --chart= for none")
-
-
-def check_clip(name: str, max_words: int) -> CLIPArchitecture:
-    """The sizes of the CLIP that is measured; OSError if there is none, ValueError if captions are too long for it."""
-    architecture = architecture_of(name)
-    between("max_words", max_words, 3, architecture.context_length)
-    return architecture
-
-
-def write_json(path: Path, content: dict[str, Any]) -> None:
-    """Write what was measured, into a new folder if need be."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(content, indent=1) + "\n")
-
-
 def report(settings: Settings, options: dict[str, Any]) -> str:
-    """Build what the settings name, measure it, and say how."""
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    """Measure the method and return the text to print."""
+    device = default_device()
     architecture = check_clip(settings.pretrained_clip_name, settings.max_words)
     frames, words = settings.max_frames, settings.max_words
-    with torch.device("meta"):
-        counted = build_method(settings.method, CLIP(architecture), **options).eval().requires_grad_(False)
-    operations = count_operations(counted, frames, words)
+    operations = count_forward(settings.method, architecture, frames, words, **options)
     torch.manual_seed(0)
     method = build_method(settings.method, CLIP(architecture), **options).to(device)
     batch = random_batch(architecture, settings.batch_size, frames, words, device)
@@ -311,17 +253,10 @@ def report(settings: Settings, options: dict[str, Any]) -> str:
             "",
             format_rows(rows),
             "",
-            f"{operations / 1e9:.3f} GFLOP a clip forward, {training:.2f} clips a second in training, "
+            f"{operations / 1e9:.3f} GFLOP per clip forward, {training:.2f} clips per second in training, "
             f"{evaluation:.2f} in evaluation",
         )
     )
-
-
-def parse_with_options(kind: type[Result], argv: Sequence[str] | None) -> tuple[Result, dict[str, Any]]:
-    """Settings, a dataclass with a `method`, and that method's own options, from the command line."""
-    values = parse_flags({"benchmark": kind}, kind.method, argv)  # type: ignore[attr-defined]
-    settings = kind(**{item.name: values[item.name] for item in fields(kind)})  # type: ignore[arg-type]
-    return settings, {option.name: values[option.name] for option in method_options(METHODS[values["method"]])}
 
 
 def main(argv: Sequence[str] | None = None) -> int:

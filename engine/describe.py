@@ -1,4 +1,4 @@
-"""What a method costs, without weights or data: trainable and total parameters, operations a clip, a line a part."""
+"""Counts a method's parameters, one row per component, and its operations per clip; needs neither weights nor data."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -25,12 +25,12 @@ def describe(
     asked: StatedFacts | None = None,
     make_loss: Callable[[Method], nn.Module] | None = None,
 ) -> dict[str, Any]:
-    """Counts for a method around a CLIP given by name (no file needed) or by path (its sizes are read).
+    """Count a method around a CLIP that is given by name (needs no file) or by path (reads its sizes).
 
     Returns:
-        A dictionary for JSON: parameters (all, trained ones by part, and those of them that cannot learn, with the
-        reason), `gflops_per_clip` of one clip and one caption
-        forward with 2 operations a multiply-add, and the settings these depend on.
+        A dictionary for JSON: all parameters; the trainable ones, by component; those of them that cannot learn, with
+        the reason; `gflops_per_clip`, the forward pass of one clip and one caption with 2 operations per multiply-add;
+        and the settings that these depend on.
     """
     backbone = backbone_of(clip_name, pretrained_dir, asked)
     with torch.device("meta"):
@@ -43,7 +43,7 @@ def describe(
         part.name: {"parameters": _count_dead(trainable, part), "reason": part.reason}
         for part in method.dead_parameters()
     }
-    method.requires_grad_(False)  # the operation counter's hooks stumble over leaves that want gradients
+    method.requires_grad_(False)  # the counter's hooks fail on leaves that require gradients
     return {
         "method": method_name,
         "pretrained_clip_name": clip_name,
@@ -53,7 +53,7 @@ def describe(
         "max_words": max_words,
         "trainable_parameters": sum(trainable.values()),
         "total_parameters": sum(parameter.numel() for parameter in method.parameters()),
-        "trainable_by_part": _by_part(trainable),
+        "trainable_by_part": _by_component(trainable),
         **({"loss_parameters": of_loss} if of_loss else {}),
         **({"dead_parameters": dead} if dead else {}),
         "gflops_per_clip": round(count_operations(method, max_frames, max_words) / 1e9, 3),
@@ -64,27 +64,31 @@ def _count_dead(trainable: Mapping[str, int], part: DeadParameters) -> int:
     return round(part.share * sum(n for name, n in trainable.items() if f"{name}.".startswith(f"{part.name}.")))
 
 
-def _by_part(trainable: Mapping[str, int]) -> dict[str, int]:
-    parts: dict[str, int] = {}
+def _by_component(trainable: Mapping[str, int]) -> dict[str, int]:
+    counts: dict[str, int] = {}
     for name, count in trainable.items():
-        path = name.split(".")
-        part = ".".join(path[: 3 if path[0] == "clip" else 1]) if len(path) > 1 else name
-        parts[part] = parts.get(part, 0) + count
-    return parts
+        counts[_component(name)] = counts.get(_component(name), 0) + count
+    return counts
+
+
+def _component(name: str) -> str:
+    """Return the component that a parameter is counted with: a child of the method, or of its CLIP two levels lower."""
+    path = name.split(".")
+    return ".".join(path[: 3 if path[0] == "clip" else 1])
 
 
 @torch.no_grad()
 def count_operations(method: Method, max_frames: int, max_words: int) -> int:
-    """Floating-point operations of `encode_video` for one clip plus `encode_text` for one caption.
+    """Return the floating-point operations of `encode_video` for one clip plus `encode_text` for one caption.
 
-    Those of matrix products and convolutions, as torch counts them; Fourier transforms are not among them.
+    Counts matrix products and convolutions, as torch does; leaves out Fourier transforms.
     """
     visual = method.clip.visual
     device = next(method.parameters()).device
     video = torch.empty(1, max_frames, 3, visual.image_size, visual.image_size, device=device)
     frame_mask = torch.ones(1, max_frames, dtype=torch.bool, device=device)
     token_ids = torch.zeros(1, max_words, dtype=torch.int64, device=device)
-    # Fused attention kernels are invisible to the counter; the plain one is two counted matrix products.
+    # The counter does not see fused attention kernels; the plain one is two matrix products, which it counts.
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         method.encode_video(video, frame_mask)
         method.encode_text(token_ids)

@@ -1,11 +1,11 @@
-"""What an error means to whoever started the run, in one sentence."""
+"""Explains errors of torch and the system to the user, in one sentence."""
 
 import re
 
 from torch import OutOfMemoryError
 from torch.distributed import DistError
 
-# torch's own words (torch/utils/data/dataloader.py, and its signal handler in C++); there is no class to tell them by.
+# torch's messages (torch/utils/data/dataloader.py, and its signal handler in C++): it has no classes for these errors.
 _WORKER_DIED = re.compile(r"DataLoader worker \(pid(?:\(s\))? ?([\d, ]+)\) (?:is killed by signal: ([\w ]+)|exited)")
 _BUS_ERROR = re.compile(r"Bus error|shared memory")
 _SHARED_MEMORY_FULL = re.compile(r"unable to (?:write to|allocate|resize|mmap) .*</torch_", re.DOTALL)
@@ -14,11 +14,14 @@ _PEER_GONE = re.compile(r"Connection (?:closed|reset) by (?:remote )?peer|Broken
 
 
 def explained(error: BaseException) -> Exception | None:
-    """The error itself if its message is a sentence of ours (ValueError, OSError), one that says what happened if it is
-    known what a RuntimeError or MemoryError means, and None if it is not."""
+    """Return an error whose message is one sentence for the user, or None if the error is a bug.
+
+    A ValueError or OSError is returned unchanged: its message is such a sentence. A RuntimeError or MemoryError whose
+    cause is known becomes an OSError that says what happened and what to do.
+    """
     if isinstance(error, ValueError | OSError):
         return error
-    message = f"{error} {error.__cause__ or ''}"  # the cause has the signal that ended a worker
+    message = f"{error} {error.__cause__ or ''}"  # the cause names the signal that killed a worker
     if isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and _NO_MEMORY.search(message)):
         return OSError(
             "the machine has no memory left: lower --batch_size, --batch_size_val or --max_frames, or pass "
@@ -43,7 +46,7 @@ def explained(error: BaseException) -> Exception | None:
             "memory: lower --num_thread_reader or --prefetch_factor, which change no result"
         )
     if isinstance(error, DistError) or _PEER_GONE.search(message):
-        return OSError("another process of this run has ended; what it says is the reason")
+        return OSError("another process of this run has ended; see its message for the reason")
     return None
 
 
@@ -55,7 +58,7 @@ def _no_shared_memory(who: str) -> OSError:
 
 
 def one_sentence(error: BaseException) -> str:
-    """The message of an error; of one that a decoding process raised, without that process's traceback."""
+    """Return the message of an error, without the traceback that an error of a worker process contains."""
     message = str(error).strip()
     if "Original Traceback" in message:
         message = message.splitlines()[-1].split(": ", 1)[-1]

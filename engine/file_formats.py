@@ -1,7 +1,6 @@
-"""Which of the files that a run is given is which, and the flag that takes it.
+"""Recognises files with weights by their content, to name the right flag if a file was given to the wrong one.
 
-Three flags take weights: `--pretrained_clip_name` a CLIP, `--init_model` what was trained from one, `--resume` a resume
-point. A file given to the wrong one is told by what is in it, and the error names the right flag.
+Three flags take weights: `--pretrained_clip_name` a CLIP, `--init_model` a trained model, `--resume` a resume point.
 """
 
 import pickletools
@@ -13,7 +12,7 @@ from safetensors import SafetensorError, safe_open
 
 FORMAT = "stop-video checkpoint 1"
 RESUME_FORMAT = "stop-video resume point 2"
-RESUME_FORMATS = ("stop-video resume point 1", RESUME_FORMAT)  # with those of earlier versions
+RESUME_FORMATS = ("stop-video resume point 1", RESUME_FORMAT)  # earlier versions included
 
 FLAG_OF = {
     "a checkpoint of this project": "--init_model",
@@ -21,34 +20,35 @@ FLAG_OF = {
     "a resume point of this project": "--resume",
     "CLIP's own weights": "--pretrained_clip_name",
 }
-# Names that only CLIP itself has: OpenAI's, open_clip's for other towers, Hugging Face's.
+# Names of tensors that only CLIP has: OpenAI's, open_clip's for other towers, Hugging Face's.
 OF_CLIP = (
     "visual.conv1.weight",
     "visual.trunk.patch_embed.proj.weight",
     "vision_model.embeddings.patch_embedding.weight",
 )
-OF_SCRIPTED_CLIP = {"visual", "conv1", "token_embedding"}  # a TorchScript archive has the parts of names one by one
-OLD_PICKLES = 4  # of a torch file that is no zip: a number, a version, the machine, and what was saved
-MOST_BYTES = 1 << 26  # of names and structure; what is larger is not looked into
+OF_SCRIPTED_CLIP = {"visual", "conv1", "token_embedding"}  # a TorchScript archive has the parts of names separately
+OLD_PICKLES = 4  # in a torch file that is no zip: a number, a version, the machine, and the saved object
+MOST_BYTES = 1 << 26  # of names and structure; larger ones are not read
 
 
 def takes_it(path: Path, given_to: str) -> str:
-    """How the error about a file given to the flag `given_to` goes on: "; it is ..., which --flag takes", or nothing
-    where the file is not told or is given to its own flag."""
+    """Return the end of an error about a file given to the flag `given_to`: "; it is ..., which --flag takes".
+
+    Empty if the kind of the file is unknown or the flag is right.
+    """
     kind = kind_of_weights(path)
     flag = FLAG_OF.get(kind or "", given_to)
     return "" if flag == given_to else f"; it is {kind}, which {flag} takes"
 
 
 def refuse_other_kind(path: Path, flag: str) -> None:
-    """Raises ValueError for a file that `flag` does not take and another flag does; a folder or an unknown file
-    passes."""
+    """Raise ValueError for a file that another flag takes; a folder or an unknown file passes."""
     if path.is_file() and (other := takes_it(path, flag)):
         raise ValueError(f"{path}: {flag} does not take this file{other}")
 
 
 def kind_of_weights(path: Path) -> str | None:
-    """One of FLAG_OF's kinds, told by the file's header and the names in it; None for anything else."""
+    """Return the kind of the file, a key of FLAG_OF, from its header and the names in it; None if it has none."""
     if path.suffix == ".safetensors":
         try:
             with safe_open(path, framework="pt") as file:
@@ -58,7 +58,7 @@ def kind_of_weights(path: Path) -> str | None:
         return "a checkpoint of this project" if metadata.get("format") == FORMAT else _kind_of_names(names)
     try:
         texts = _texts_of_torch_file(path)
-    except Exception:  # bytes that are no such file can fail in any way
+    except Exception:  # arbitrary bytes can fail in any way
         return None
     if not texts.isdisjoint(RESUME_FORMATS):
         return "a resume point of this project"
@@ -66,7 +66,7 @@ def kind_of_weights(path: Path) -> str | None:
 
 
 def _texts_of_torch_file(path: Path) -> set[str]:
-    """All texts in what torch saved, the tensors' names among them; nothing of it is executed."""
+    """Return all strings in a file that torch saved, tensor names included; executes nothing in it."""
     texts: set[str] = set()
     with open(path, "rb") as file:
         if not zipfile.is_zipfile(file):

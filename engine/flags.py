@@ -1,15 +1,15 @@
-"""Checks of what the flags of all commands have in common: numbers, and places to write to. Imports nothing heavy."""
+"""Checks that the flags of all commands share: numbers, and places to write to. Imports only the standard library."""
 
 import argparse
 import math
 import tempfile
 from pathlib import Path
 
-PICTURES = (".png", ".pdf", ".svg")  # endings that matplotlib writes
+PICTURES = (".png", ".pdf", ".svg")  # extensions that matplotlib writes
 
 
 def finite_float(text: str) -> float:
-    """A flag's number, for argparse; NaN and infinity are refused, for no setting here has a use for them."""
+    """Parse a number for argparse; refuses NaN and infinity, which no setting needs."""
     value = float(text)
     if not math.isfinite(value):
         raise argparse.ArgumentTypeError(f"{text} is not a finite number")
@@ -17,9 +17,9 @@ def finite_float(text: str) -> float:
 
 
 def check_folder(flag: str, path: Path) -> None:
-    """Whether files can be written into a folder that is there or can be made; leaves no trace.
+    """Raise ValueError if files cannot be written into a folder, which need not exist yet; leaves no trace.
 
-    Raises ValueError if not: a part of the path is a file, or the folder or its disk refuses.
+    Reasons: a part of the path is a file, or the folder or its disk refuses.
     """
     there = path
     while not there.exists() and there != there.parent:
@@ -38,9 +38,9 @@ def _any_of(names: tuple[str, ...]) -> str:
 
 
 def check_file(flag: str, path: Path, endings: tuple[str, ...] = ()) -> None:
-    """Whether a file can be written, in the place of the one that is there if there is one; leaves no trace.
+    """Raise ValueError if a file cannot be written or replaced; leaves no trace.
 
-    Raises ValueError if not: it is a folder, its name has none of the `endings`, or its folder fails `check_folder`.
+    Reasons: it is a folder, its name has none of the `endings`, or its folder fails `check_folder`.
     """
     if path.is_dir():
         raise ValueError(f"{flag} {path}: is a folder; name a file")

@@ -1,5 +1,4 @@
-"""What a run says: a log on the console and in a file, `metrics.jsonl`, TensorBoard, Weights & Biases where asked for,
-and rows in a results csv.
+"""Writes a run's log, metrics.jsonl, TensorBoard files and rows of a results csv; reports to Weights & Biases if asked.
 
 Only the main process writes.
 """
@@ -26,22 +25,22 @@ from engine.writing import write_atomically, writing
 
 log = logging.getLogger("stop")
 
-# What `selection` says in a result of weights that the run did not train itself.
+# Values of `selection` in a result of weights that the run itself did not train.
 ZERO_SHOT, UNTRAINED, AS_GIVEN = "zero-shot", "untrained", "checkpoint as given"
 
 
 class RunLogger:
-    """Everything a run writes down about its progress, in one folder.
+    """Writes the progress of a run into one folder.
 
     Args:
-        wandb_project: a Weights & Biases project that the run is reported to as well; none if empty.
-        run_name: what the run is called there; the folder's name if empty.
-        begin: begin at once. Else nothing is written before `begin` is called, so that a run may be refused and leave
-            the folder as it was; what is logged until then is on the console, and goes into the file later.
+        wandb_project: also report to this Weights & Biases project; none if empty.
+        run_name: the run's name there; the folder's name if empty.
+        begin: open the files at once. If false, nothing is written before `begin` is called, so that a refused run
+            leaves the folder unchanged. Lines logged before appear on the console at once and in the file later.
 
     Raises:
-        OSError: if the folder cannot be written to.
-        ValueError: if Weights & Biases is asked for and not installed, or does not start.
+        OSError: the folder cannot be written to.
+        ValueError: Weights & Biases is asked for and not installed, or does not start.
     """
 
     def __init__(
@@ -65,7 +64,7 @@ class RunLogger:
             self.begin()
 
     def begin(self) -> None:
-        """Open what the run writes to, once; all processes call it together, and it fails on all if it fails on one."""
+        """Open the files, once. All processes call it together; if it fails on one, it fails on all."""
         error = None
         if self.is_main and self._tensorboard is None:
             try:
@@ -76,7 +75,7 @@ class RunLogger:
 
     def _open(self) -> None:
         try:
-            from torch.utils.tensorboard import SummaryWriter  # a second to import, and only here of use
+            from torch.utils.tensorboard import SummaryWriter  # takes a second to import
         except ImportError as error:
             raise ValueError(f"TensorBoard is missing ({error}): pip install tensorboard") from error
         with writing(self.output_dir):
@@ -97,7 +96,7 @@ class RunLogger:
             self._write_settings(*self._settings)
 
     def config(self, settings: dict[str, Any], name: str = "config.json") -> None:
-        """Write all settings, by flag name, to the file `name`, once the run has begun."""
+        """Write all settings, by flag name, to the file `name`; waits for `begin`."""
         if not self.is_main:
             return
         self._settings = (name, settings)
@@ -111,7 +110,7 @@ class RunLogger:
             self._wandb.config.update(settings)
 
     def metrics(self, step: int, kind: str, values: dict[str, Any]) -> None:
-        """Add a line to `metrics.jsonl`, and its numbers to TensorBoard and Weights & Biases under `kind/...`."""
+        """Append a line to `metrics.jsonl`; add its numbers to TensorBoard and Weights & Biases as `kind/...`."""
         if not self.is_main:
             return
         assert self._tensorboard is not None
@@ -130,10 +129,9 @@ class RunLogger:
             self._wandb.log({f"{kind}/step": step} | scalars)
 
     def rewind(self, step: int, epoch: float) -> None:
-        """Take out of `metrics.jsonl` what a run that goes on after `step` steps will write again.
+        """Delete the lines of `metrics.jsonl` that a run resumed after `step` steps will write again.
 
-        Lines of evaluations count in epochs; those of --do_eval stay. A last line that was cut short by a crash goes
-        too.
+        The steps of evaluations are epochs; lines of --do_eval stay. A last line that a crash cut short is deleted too.
         """
         path = self.output_dir / "metrics.jsonl"
         if not self.is_main or not path.is_file():
@@ -150,8 +148,8 @@ class RunLogger:
         write_atomically(path, lambda partial: partial.write_text("".join(kept)))
 
     def close(self) -> None:
-        """Raises OSError if what was still to be written cannot be, unless an error is on its way already."""
-        failed = sys.exc_info()[0] is not None  # closed on an error's way out
+        """Close all files; raise OSError if that fails, unless another error is being handled."""
+        failed = sys.exc_info()[0] is not None
         try:
             if self._tensorboard is not None:
                 with writing(self.output_dir / "tensorboard"):
@@ -164,12 +162,12 @@ class RunLogger:
                 self._wandb.finish(exit_code=int(failed))
             for handler in list(log.handlers):
                 log.removeHandler(handler)
-                with suppress(OSError):  # said when the line was logged
+                with suppress(OSError):  # was raised when the line was logged
                     handler.close()
 
 
 class _LogFile(logging.FileHandler):
-    """A log file that a line cannot be missing from: not written is an error, and not a message in passing."""
+    """A log file that raises an error if a line cannot be written; logging's own prints a traceback and goes on."""
 
     def handleError(self, record: logging.LogRecord) -> None:
         error = sys.exc_info()[1]
@@ -180,7 +178,7 @@ class _LogFile(logging.FileHandler):
 
 
 def _start_wandb(project: str, name: str, folder: Path) -> Any:
-    """A run on Weights & Biases, its local files in `folder`."""
+    """Start a run on Weights & Biases, with its local files in `folder`."""
     try:
         import wandb
     except ImportError as error:
@@ -189,7 +187,7 @@ def _start_wandb(project: str, name: str, folder: Path) -> Any:
         run = wandb.init(project=project, name=name, dir=str(folder))
     except wandb.Error as error:
         raise ValueError(f"--wandb_project {project}: Weights & Biases did not start: {error}") from error
-    # Its own step may never go back, but evaluations count epochs: every kind of line gets an axis of its own.
+    # Its step must not decrease, but evaluations count epochs, so each kind of line gets its own axis.
     # https://docs.wandb.ai/guides/track/log/customize-logging-axes
     for kind in ("train", "holdout", "test"):
         run.define_metric(f"{kind}/step")
@@ -198,54 +196,52 @@ def _start_wandb(project: str, name: str, folder: Path) -> Any:
 
 
 def provenance(process: Process) -> dict[str, str]:
-    """What a measured row needs beside its numbers: date, command, commit, versions, hardware."""
+    """Return the origin of a measurement: date, command, commit, versions, hardware."""
 
     def git(*arguments: str) -> str:
+        command = ["git", "-C", str(Path(__file__).parent), *arguments]
         try:
-            root = Path(__file__).parent
-            return subprocess.run(
-                ["git", *arguments], cwd=root, capture_output=True, text=True, check=True
-            ).stdout.strip()
+            return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
         except (OSError, subprocess.CalledProcessError):
             return "unknown"
 
-    # A row that was appended to a results file a moment ago is no change of the code.
+    # A new row in a results file is not a change of the code.
     code = (":(top)", ":(top,exclude)results")
     status = git("status", "--porcelain", "--untracked-files=no", "--", *code)
     changed = "+changes" if status not in ("", "unknown") else ""
     device = torch.cuda.get_device_name(process.device) if process.device.type == "cuda" else _cpu_name()
+    spec = getattr(sys.modules["__main__"], "__spec__", None)  # of a module that python -m ran
+    program = ["-m", spec.name] if spec else [Path(sys.argv[0]).name]
     return {
         "date": time.strftime("%Y-%m-%d"),
         "commit": git("rev-parse", "--short", "HEAD") + changed,
-        "command": shlex.join(["python", Path(sys.argv[0]).name, *sys.argv[1:]]),
+        "command": shlex.join(["python", *program, *sys.argv[1:]]),
         "versions": f"python {platform.python_version()}, torch {torch.__version__}",
         "hardware": f"{process.world_size} x {device}",
     }
 
 
 def _cpu_name() -> str:
-    try:
+    with suppress(OSError):
         for line in Path("/proc/cpuinfo").read_text().splitlines():
             if line.startswith("model name"):
                 return line.split(":", 1)[1].strip()
-    except OSError:
-        pass
     return platform.processor() or platform.machine()
 
 
 def check_columns(path: Path, columns: Iterable[str]) -> None:
-    """Whether a row of these columns fits a results csv; ValueError if the file has others. A new one takes any."""
+    """Raise ValueError if a results csv has other columns than these; a new or empty file takes any."""
     if not path.is_file() or not path.stat().st_size:
         return
     try:
         with open(path, newline="", encoding="utf-8-sig") as file:
             there = next(csv.reader(file), [])
     except (csv.Error, UnicodeDecodeError) as error:
-        raise ValueError(f"{path}: is no results csv ({shorten(str(error))}); pass another --results_csv") from error
+        raise ValueError(f"{path}: is not a results csv ({shorten(str(error))}); pass another --results_csv") from error
     columns = list(columns)
     if sorted(there) != sorted(columns):
         lacks = [f"lacks {name!r}" for name in columns if name not in there]
-        more = [f"has {shorten(name, 40)!r} beside them" for name in there if name not in columns]
+        more = [f"also has {shorten(name, 40)!r}" for name in there if name not in columns]
         faults = lacks + more or ["has one twice"]
         raise ValueError(
             f"{path}: has other columns than this run's row (it {', '.join(faults[:3])}); pass another --results_csv"
@@ -253,7 +249,7 @@ def check_columns(path: Path, columns: Iterable[str]) -> None:
 
 
 def append_row(path: Path, row: Mapping[str, Any]) -> None:
-    """Add a row to a csv file, made with a header if it is not there; other columns than the file has are refused."""
+    """Append a row to a csv file; creates it with a header. Raises ValueError if the file has other columns."""
     with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
     check_columns(path, row)
@@ -261,7 +257,7 @@ def append_row(path: Path, row: Mapping[str, Any]) -> None:
     if path.is_file() and path.stat().st_size:
         content = path.read_bytes()
         columns = next(csv.reader([content.decode("utf-8-sig").splitlines()[0]]))
-        line_ends = content.endswith(b"\n")  # not if an editor has saved it so
+        line_ends = content.endswith(b"\n")  # an editor may have removed the last one
     with writing(path), open(path, "a", newline="", encoding="utf-8") as file:
         if not line_ends:
             file.write("\r\n")

@@ -1,13 +1,13 @@
-"""Rows of a results csv as a Markdown table; the metrics of runs as curves.
+"""Prints a results csv as a Markdown table; draws the metrics of runs as curves.
 
-    python -m engine.report results/quickstart.csv                one line a run
-    python -m engine.report results/ablation.csv --mean           one line a name: mean and deviation over seeds
-    python -m engine.report results/ablation.csv --has NAME SEED  exit status 0 if that run is there, else 1
-    python -m engine.report runs/*/metrics.jsonl --curves curves.png   loss, learning rate and R@1, a line a run
+    python -m engine.report results/quickstart.csv                one row per run
+    python -m engine.report results/ablation.csv --mean           one row per name: mean and deviation over seeds
+    python -m engine.report results/ablation.csv --has NAME SEED  exit status 0 if the file has that run, else 1
+    python -m engine.report runs/*/metrics.jsonl --curves curves.png   loss, learning rate and R@1, one line per run
 
-Recall is in percent, mean rank (MnR) counts from 1; T2V is text to video, V2T video to text. "Reversed pairs" is how
-often, in percent, a caption scores its own clip above the same clip played backwards; chance is 50.
-"(DSL)" and "(QB-Norm)" mark columns with post-processing, if the runs asked for it (`engine.tasks.postprocessing`).
+Recall is in percent, mean rank (MnR) counts from 1; T2V is text to video, V2T video to text. "Reversed pairs" is the
+percentage of captions that score their own clip above the same clip played backwards; chance is 50. Columns with
+"(DSL)" and "(QB-Norm)" are post-processed, in runs with --dsl or --qb_norm.
 """
 
 import argparse
@@ -36,11 +36,11 @@ LEGEND_COLUMNS = 4
 
 
 def read_rows(path: Path) -> pd.DataFrame:
-    """The rows of a results csv: its metrics as numbers, everything else as it is written.
+    """Return the rows of a results csv: metrics as numbers, all else as text.
 
     Raises:
-        FileNotFoundError: no such file.
-        ValueError: it is empty, is no csv or another program's, or a cell that must be a number is none.
+        FileNotFoundError: the file does not exist.
+        ValueError: the file is empty, is not a csv or is another program's, or a metric is not a number.
     """
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file; --results_csv of a run writes one")
@@ -48,19 +48,18 @@ def read_rows(path: Path) -> pd.DataFrame:
         with open(path, newline="", encoding="utf-8-sig") as file:
             header, *body = [cells for cells in csv.reader(file, strict=True) if cells] or [[]]
     except (csv.Error, UnicodeDecodeError) as error:
-        raise ValueError(f"{path}: is no results csv ({error}); --results_csv of a run writes one") from error
+        raise ValueError(f"{path}: is not a results csv ({error}); --results_csv of a run writes one") from error
     if not header:
         raise ValueError(f"{path}: is empty; --results_csv of a run writes it")
     metrics = [name for name in METRICS if name in header]
     lacks = [name for name in COLUMNS if name not in header] + ([] if metrics else ["t2v R@1"])
     if lacks or len(set(header)) < len(header):
         wrong = f"lacks the columns {', '.join(lacks)}" if lacks else "has two columns of one name"
-        raise ValueError(f"{path}: is no results csv, it {wrong}; --results_csv of a run writes one")
+        raise ValueError(f"{path}: is not a results csv, it {wrong}; --results_csv of a run writes one")
     for number, cells in enumerate(body, start=1):
         if len(cells) != len(header):
             raise ValueError(
-                f"{path}: row {number} has {len(cells)} cells and not the {len(header)} of the header; correct it or "
-                "take the row out"
+                f"{path}: row {number} has {len(cells)} cells, the header has {len(header)}; correct or delete the row"
             )
     rows = pd.DataFrame(body, columns=header)
     for name in ("trainable_parameters", *metrics):
@@ -69,14 +68,14 @@ def read_rows(path: Path) -> pd.DataFrame:
             row = int(numbers.isna().to_numpy().argmax())
             raise ValueError(
                 f"{path}: row {row + 1} has {rows[name].iloc[row][:40]!r} in the column {name}, which must be a "
-                "number; correct it or take the row out"
+                "number; correct or delete the row"
             )
         rows[name] = numbers
     return rows
 
 
 def table_of_runs(rows: pd.DataFrame) -> str:
-    """One line a run, in the order of the file."""
+    """Return a table with one row per run, in the order of the file."""
     metrics = [name for name in METRICS if name in rows]
     body = [
         [_name(row), row["selection"], _trained(row), *(f"{row[name]:.1f}" for name in metrics), str(row["seed"])]
@@ -86,9 +85,9 @@ def table_of_runs(rows: pd.DataFrame) -> str:
 
 
 def table_of_means(rows: pd.DataFrame) -> str:
-    """One line a name, in the order of the file: mean and, of two seeds or more, standard deviation (n - 1).
+    """Return a table with one row per name: the mean and, with two or more seeds, the standard deviation (n - 1).
 
-    Rows of one name whose weights were selected in different ways, such as trained and untrained, have a line each.
+    A name whose weights were selected in several ways, such as trained and untrained, has one row for each.
     """
     metrics = [name for name in METRICS if name in rows]
     body = []
@@ -104,7 +103,7 @@ def table_of_means(rows: pd.DataFrame) -> str:
 
 
 def _name(row: pd.Series) -> str:
-    """A row's name, with "983 of 1000 videos" behind it where some were left out."""
+    """Return a row's name, followed by "(983 of 1000 videos)" if some were left out."""
     videos = str(row.get("videos", ""))
     return f"{row['name']} ({videos} videos)" if " of " in videos else str(row["name"])
 
@@ -123,12 +122,10 @@ def _markdown(header: list[str], body: list[list[str]]) -> str:
 
 
 def read_metrics(path: Path) -> pd.DataFrame:
-    """A `metrics.jsonl` on one axis: columns kind, epoch and those of CURVES, NaN where a line does not have one.
+    """Return a `metrics.jsonl` with columns kind, epoch and those of CURVES; NaN where a line lacks a value.
 
-    A run that was started again in its folder, anew or from a checkpoint, repeats epochs; its last word counts.
-
-    Raises:
-        ValueError: if the file is empty or has a line that no run writes.
+    A run that was started again in its folder, from scratch or from a checkpoint, repeats epochs; the last line of an
+    epoch counts. Raises ValueError if the file is empty or has a line that no run writes.
     """
     lines: list[dict] = []
     trained = 0.0
@@ -153,7 +150,7 @@ def read_metrics(path: Path) -> pd.DataFrame:
 
 
 def read_runs(paths: Sequence[Path]) -> dict[str, pd.DataFrame]:
-    """What `read_metrics` gives of each file, by its folder's name, or by the whole folder where two have one name."""
+    """Return `read_metrics` of each file, by the name of its folder; by the folder's path if two names are equal."""
     names = [path.resolve().parent.name for path in paths]
     if len(set(names)) < len(names):
         names = [str(path.parent) for path in paths]
@@ -161,7 +158,7 @@ def read_runs(paths: Sequence[Path]) -> dict[str, pd.DataFrame]:
 
 
 def draw_curves(runs: Mapping[str, pd.DataFrame], output: Path) -> None:
-    """A picture of what `read_metrics` gave, by name; ValueError without matplotlib."""
+    """Draw the results of `read_metrics`, by name; raise ValueError if matplotlib is not installed."""
     try:
         from matplotlib import colormaps
         from matplotlib.figure import Figure
@@ -171,7 +168,7 @@ def draw_curves(runs: Mapping[str, pd.DataFrame], output: Path) -> None:
     figure = Figure(figsize=(13, 4 + 0.25 * math.ceil(len(runs) / LEGEND_COLUMNS)), layout="constrained")
     panels = figure.subplots(1, len(CURVES), sharex=True)
     for number, (name, rows) in enumerate(runs.items()):
-        panels[0].plot([], [], color=colour(number), label=name)  # one line of the legend, whatever the run has
+        panels[0].plot([], [], color=colour(number), label=name)  # an entry of the legend, whatever the run has
         for panel, metric in zip(panels, CURVES, strict=True):
             for kind, line in rows.dropna(subset=metric).groupby("kind"):
                 panel.plot(line["epoch"], line[metric], LINES[kind], color=colour(number))
@@ -186,37 +183,31 @@ def draw_curves(runs: Mapping[str, pd.DataFrame], output: Path) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("files", type=Path, nargs="+", help="a results csv; for --curves metrics.jsonl of runs")
+    parser.add_argument("files", type=Path, nargs="+", help="a results csv; with --curves, metrics.jsonl of runs")
     what = parser.add_mutually_exclusive_group()
-    what.add_argument("--mean", action="store_true", help="one line a name: mean and deviation over seeds")
-    what.add_argument("--has", nargs=2, metavar=("NAME", "SEED"), help="is that run there?")
+    what.add_argument("--mean", action="store_true", help="one row per name: mean and deviation over seeds")
+    what.add_argument("--has", nargs=2, metavar=("NAME", "SEED"), help="exit status 0 if the file has that run, else 1")
     what.add_argument("--curves", type=Path, metavar="PICTURE", help="draw runs' metrics.jsonl into this file")
     arguments = parser.parse_args(argv)
-    if arguments.curves:
-        try:
+    try:
+        if arguments.curves:
             check_file("--curves", arguments.curves, PICTURES)
             draw_curves(read_runs(arguments.files), arguments.curves)
-        except (ValueError, OSError) as error:
-            print_error(error)
-            return 2
-        print(arguments.curves)
-        return 0
-    results_csv, *others = arguments.files
-    if others:
-        print_error(f"{others[0]}: a table is of one results csv; several files are for --curves")
-        return 2
-    try:
+            print(arguments.curves)
+            return 0
+        results_csv, *others = arguments.files
+        if others:
+            raise ValueError(f"{others[0]}: a table is of one results csv; only --curves takes several files")
         rows = read_rows(results_csv)
+        if arguments.has:
+            name, seed = arguments.has
+            return 0 if ((rows["name"] == name) & (rows["seed"] == seed)).any() else 1
+        if rows.empty:
+            raise ValueError(f"{results_csv}: has no row yet")
+        print(table_of_means(rows) if arguments.mean else table_of_runs(rows))
     except (ValueError, OSError) as error:
         print_error(error)
         return 2
-    if arguments.has:
-        name, seed = arguments.has
-        return 0 if ((rows["name"] == name) & (rows["seed"] == seed)).any() else 1
-    if rows.empty:
-        print_error(f"{results_csv}: has no row yet")
-        return 2
-    print(table_of_means(rows) if arguments.mean else table_of_runs(rows))
     return 0
 
 

@@ -1,9 +1,9 @@
-"""One run at a time in a folder: two would write over each other's checkpoints and resume points.
+"""Allows one run at a time in a folder: two would overwrite each other's checkpoints and resume points.
 
-The lock is the system's own on a file in the folder (fcntl). It ends with the process, however that ends, so that
-nobody has to clear up after a crash; and the loader's worker processes, which may outlive it by seconds, do not inherit
-it. It holds between machines where the file system has such locks, as NFS does; there, that of a machine that went down
-may stay.
+The lock is a file lock of the operating system (fcntl) on a file in the folder. It ends with the process, also after a
+crash, so nobody has to clean up. The loader's worker processes may outlive the run by seconds; they do not inherit the
+lock. It works between machines if the file system has such locks, as NFS does; the lock of a machine that went down may
+remain there.
 """
 
 import fcntl
@@ -23,13 +23,13 @@ LOCK = "run.lock"
 
 @contextmanager
 def one_run_at_a_time(folder: Path, process: Process) -> Iterator[None]:
-    """Keep other runs out of `folder` as long as the context lasts. The main process holds the lock for all.
+    """Keep other runs out of `folder` while the context lasts. The main process holds the lock for all.
 
-    What was made for the lock goes with it: the lock's file, and folders that are still empty.
+    The lock's file is deleted at the end, and so are folders that were created for it and are still empty.
 
     Raises, on all processes:
         OSError: the folder cannot be written to.
-        ValueError: another run holds it; its host and process id are named, and nothing in the folder is touched.
+        ValueError: another run holds the lock; the message names its host and process id. The folder is unchanged.
     """
     held, error = None, None
     if process.is_main:
@@ -46,13 +46,12 @@ def one_run_at_a_time(folder: Path, process: Process) -> Iterator[None]:
 
 
 def settings_file(folder: Path, training: bool) -> str:
-    """Where a run writes its settings. `config.json` is the training's: an evaluation has a file of its own if there
-    already is one."""
+    """Return the name of the file for a run's settings: an evaluation does not overwrite a training's config.json."""
     return "eval_config.json" if not training and (folder / "config.json").exists() else "config.json"
 
 
 class _Lock:
-    """The lock of a folder, held from its construction on."""
+    """The lock of a folder, held from construction to `release`."""
 
     def __init__(self, folder: Path) -> None:
         self.path = folder / LOCK
@@ -68,17 +67,17 @@ class _Lock:
                 holder = os.pread(self.descriptor, 1000, 0).decode(errors="replace").strip()
                 os.close(self.descriptor)
                 raise ValueError(
-                    f"--output_dir {folder} is in use by another run ({holder or 'which has just begun'}): wait for it "
+                    f"--output_dir {folder} is in use by another run ({holder or 'just started'}): wait for it "
                     f"to end, or name another folder; only if its machine is down, delete {LOCK}"
                 ) from error
             except OSError as error:
                 log.warning(
-                    "the file system of %s has no locks (%s): nothing keeps a second run out of it", folder,
+                    "the file system of %s has no locks (%s): a second run is not kept out", folder,
                     error.strerror,
                 )  # fmt: skip
             if self._is_the_file():
                 break
-            os.close(self.descriptor)  # of a run that ended, and took its file away, in between
+            os.close(self.descriptor)  # of a run that ended and deleted its file meanwhile
         holder = f"process {os.getpid()} on {platform.node()}, since {time.strftime('%Y-%m-%d %H:%M:%S')}\n"
         try:
             with writing(self.path):

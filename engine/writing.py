@@ -1,4 +1,4 @@
-"""Writing files: whole or not at all, and a full disk is called one, whichever library met it."""
+"""Writes files completely or not at all, and names the reason if that fails, such as a full disk."""
 
 import errno
 import os
@@ -11,9 +11,9 @@ PROBE = bytes(1 << 20)
 
 
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
-    """Have `write` make the file: whoever reads `path` sees the old one or the whole new one, also after a crash.
+    """Write a file by `write`. A reader of `path` sees the old file or the complete new one, even after a crash.
 
-    Raises OSError if it cannot be written; what was there before is then still there.
+    Raises OSError if it cannot be written; the old file is then unharmed.
     """
     partial = path.with_name(path.name + ".partial")
     try:
@@ -31,7 +31,7 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
 
 @contextmanager
 def writing(path: Path) -> Iterator[None]:
-    """Name the file in an OSError that comes while it is written to."""
+    """Add the file's name and a fix to an OSError that is raised while it is written."""
     try:
         yield
     except OSError as error:
@@ -41,12 +41,12 @@ def writing(path: Path) -> Iterator[None]:
 
 
 def _reason(error: Exception, partial: Path) -> str:
-    """Why a file could not be written, in the system's words."""
+    """Return why a file could not be written, in the system's words."""
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
     if number := re.search(r"\(os error (\d+)\)", str(error)):  # safetensors
         return os.strerror(int(number[1]))
-    # torch says that a write failed, but not why: the system says why to whoever writes next.
+    # torch says that a write failed but not why. The next write gets the reason from the system.
     try:
         with open(partial, "ab") as file:
             file.write(PROBE)

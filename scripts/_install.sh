@@ -1,12 +1,14 @@
-# Sourced by quickstart.sh and test.sh. Makes .venv in the project and installs a requirements file into it, once.
-#   PYTHON  an interpreter of your own, with everything installed: then nothing is made and nothing is installed
+# shellcheck shell=bash
+# Sourced by quickstart.sh and test.sh: creates .venv in the project and installs a requirements file into it.
+# Installs again only if a requirements file has changed. The script that sources it sets `repository`.
+#   PYTHON  your own interpreter with everything installed: nothing is created or installed
 
 # install REQUIREMENTS
 install() {
     if [ -n "${PYTHON:-}" ]; then
         return
     fi
-    local environment="$repository/.venv" stamp
+    local environment="${repository:?}/.venv" stamp
     PYTHON="$environment/bin/python"
     stamp="$environment/$1.installed"
     if [ -x "$PYTHON" ] && cmp -s <(cat "$repository"/requirements*.txt) "$stamp"; then

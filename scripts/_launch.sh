@@ -1,9 +1,11 @@
-# Sourced by the launch scripts. Finds the Python to use and the number of GPUs, and starts one process for each GPU.
-#   PYTHON  the interpreter (default: the project's .venv if it is there, else python3)
-#   NGPU    processes to start (default: the GPUs that torch sees; on a machine without GPU 1, by gloo if more)
+# shellcheck shell=bash
+# Sourced by the launch scripts: finds Python and the number of GPUs, and starts one process per GPU.
+# Stops with one sentence if Python lacks a package that the project needs.
+#   PYTHON    the interpreter (default: the project's .venv if it exists, else python3)
+#   NGPU      processes to start (default: one per GPU; one on a machine without GPU, where more use gloo)
 #   TORCHRUN  flags of torchrun instead of --standalone, for several machines (see slurm.sh)
-#   PROGRAM  a file to run with the same flags instead, such as preprocess/cache_frames.py
-#   EXEC    "exec": the run takes the place of the script, so that a signal to the script reaches it
+#   PROGRAM   another file to run with the same flags, such as preprocess/cache_frames.py
+#   EXEC      "exec": the run replaces the script, so that a signal to the script reaches it
 
 repository=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 
@@ -12,7 +14,7 @@ if [ -z "${PYTHON:-}" ]; then
     [ -x "$repository/.venv/bin/python" ] && PYTHON="$repository/.venv/bin/python"
 fi
 
-# One sentence in the place of a traceback where the project is not installed.
+# One sentence instead of a traceback if the project is not installed.
 if ! absent=$("$PYTHON" -c '
 import importlib.util, sys
 absent = [name for name in sys.argv[1:] if importlib.util.find_spec(name) is None]
@@ -30,7 +32,7 @@ fi
 NGPU=${NGPU:-$("$PYTHON" -c 'import torch; print(max(1, torch.cuda.device_count()))')}
 
 if ! command -v nvidia-smi >/dev/null; then
-    # Without them glibc gives large tensors back to the system and takes them anew in every step, a tenth of STOP's.
+    # Otherwise glibc returns large tensors to the system and allocates them again in every step: a tenth of STOP's time.
     export MALLOC_MMAP_MAX_=${MALLOC_MMAP_MAX_:-0} MALLOC_TRIM_THRESHOLD_=${MALLOC_TRIM_THRESHOLD_:-1099511627776}
 fi
 
@@ -38,6 +40,8 @@ fi
 launch() {
     local file=${PROGRAM:-$1}
     shift
+    # EXEC and TORCHRUN are split into words.
+    # shellcheck disable=SC2086
     if [ "$NGPU" -gt 1 ] || [ -n "${TORCHRUN:-}" ]; then
         ${EXEC:-} "$PYTHON" -m torch.distributed.run ${TORCHRUN:---standalone} --nproc_per_node="$NGPU" \
             "$repository/$file" "$@"
@@ -46,18 +50,18 @@ launch() {
     fi
 }
 
-# train_retrieval FLAGS...: trains and evaluates with the values that the data sets' scripts share, each of which can be
-# set from outside; method, epochs, batch_size and lr are the script's own, and so is what its flags say otherwise.
+# train_retrieval FLAGS...: trains and evaluates with the values that the data sets' scripts share. Each can be set from
+# outside. The script itself sets method, epochs, batch_size and lr; its flags take precedence over the values here.
 train_retrieval() {
     # The published samplings: full fine-tuning at 1 frame a second, prompts on videos re-encoded to 3.
-    case $method in
+    case ${method:?} in
         clip4clip) frame_sampling=${frame_sampling:-uniform} feature_framerate=${feature_framerate:-1} ;;
         *) frame_sampling=${frame_sampling:-segment} feature_framerate=${feature_framerate:-0} ;;
     esac
-    EXEC=exec launch main_task_retrieval.py --do_train --method "$method" \
+    EXEC="exec" launch main_task_retrieval.py --do_train --method "$method" \
         --pretrained_clip_name "${pretrained_clip_name:-ViT-B/32}" --pretrained_dir "${pretrained_dir:-pretrained}" \
-        --epochs "$epochs" --batch_size "$batch_size" --batch_size_val "${batch_size_val:-16}" \
-        --lr "$lr" --coef_lr "${coef_lr:-1e-3}" \
+        --epochs "${epochs:?}" --batch_size "${batch_size:?}" --batch_size_val "${batch_size_val:-16}" \
+        --lr "${lr:?}" --coef_lr "${coef_lr:-1e-3}" \
         --max_words "${max_words:-32}" --max_frames "${max_frames:-12}" \
         --frame_sampling "$frame_sampling" --feature_framerate "$feature_framerate" \
         --num_thread_reader "${num_thread_reader:--1}" --select_on "${select_on:-last}" --seed "${seed:-42}" "$@"

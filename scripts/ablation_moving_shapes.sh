@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# STOP, its parts taken away one by one, and what it is compared with, on the embedded world: every row with the same
-# data, steps, batch and frames, three seeds each. Resumable: a row that stands in the results file is not run again.
+# Trains STOP, STOP without each of its parts, and its baselines on the embedded world, and prints a table.
+# All rows have the same data, steps, batch and frames, and three seeds. A row in the results file is not run again.
 #   bash scripts/ablation_moving_shapes.sh
 #   JOBS=2 seeds="0 1" only="STOP|VPT" bash scripts/ablation_moving_shapes.sh
 #   epochs=8 results=results/longer.csv bash scripts/ablation_moving_shapes.sh
@@ -19,7 +19,7 @@ batch_size=${batch_size:-32}
 max_frames=${max_frames:-8}
 num_thread_reader=${num_thread_reader:-1}
 JOBS=${JOBS:-1}        # runs at the same time
-only=${only:-.}        # a regular expression on the rows' names
+only=${only:-.}        # a regular expression; rows whose names match are run
 
 clip4clip="--method clip4clip --lr 1e-3 --coef_lr 1"
 stop="--method stop --lr 4e-3 --intra_width 32 --inter_width 32"
@@ -72,7 +72,7 @@ for seed in $seeds; do
         name=${row%%|*}
         flags=${row#*|}
         [[ $name =~ $only ]] || continue
-        # Each seed of zero-shot is the same model on the same clips: once is enough.
+        # Zero-shot is the same for every seed.
         [ "$name" = zero-shot ] && [ "$seed" != "${seeds%% *}" ] && continue
         if [ -f "$results" ] && "$PYTHON" -m engine.report "$results" --has "$name" "$seed"; then
             continue

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# How long an epoch of MSR-VTT's size and an evaluation take on this machine, from a raw frame cache of made clips.
-# Needs no data and no weights; on a GPU if there is one.
+# Times an epoch of MSR-VTT's size and an evaluation on this machine, from a raw frame cache of made clips.
+# Needs no data and no weights; uses a GPU if there is one.
 #   bash scripts/benchmark_epoch.sh
 #   bash scripts/benchmark_epoch.sh --method stop --steps 200 --compile
 set -euo pipefail

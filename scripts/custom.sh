@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Text-video retrieval on your own videos, listed in a csv or jsonl file: dataloaders/custom.py says how. Values change
-# as in msrvtt.sh. One list with a column `split` serves as train_csv and val_csv.
+# Text-video retrieval on your own videos, listed in a csv or jsonl file; dataloaders/custom.py describes it.
+# Values change as in msrvtt.sh. One list with a column `split` can be both train_csv and val_csv.
 set -euo pipefail
 source "$(dirname "$0")/_launch.sh"
 

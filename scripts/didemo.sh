@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Paragraph-to-video retrieval on DiDeMo. Values change as in msrvtt.sh; dataloaders/didemo.py says which files
-# DATA_PATH must hold.
+# Paragraph-to-video retrieval on DiDeMo.
+# Values change as in msrvtt.sh; dataloaders/didemo.py lists the files that DATA_PATH must hold.
 set -euo pipefail
 source "$(dirname "$0")/_launch.sh"
 
@@ -10,7 +10,7 @@ features_path=${features_path:-$DATA_PATH/videos}
 
 method=${method:-stop}
 
-# CLIP4Clip's values, and for prompts, for which none are published on DiDeMo, STOP's of ActivityNet.
+# CLIP4Clip's values. None are published for prompts on DiDeMo; these are STOP's for ActivityNet.
 case $method in
     clip4clip) epochs=${epochs:-5} batch_size=${batch_size:-128} lr=${lr:-1e-4} ;;
     *) epochs=${epochs:-10} batch_size=${batch_size:-128} lr=${lr:-1e-3} ;;

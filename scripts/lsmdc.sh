@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Text-video retrieval on LSMDC. Values change as in msrvtt.sh; dataloaders/lsmdc.py says which files DATA_PATH
-# must hold.
+# Text-video retrieval on LSMDC.
+# Values change as in msrvtt.sh; dataloaders/lsmdc.py lists the files that DATA_PATH must hold.
 set -euo pipefail
 source "$(dirname "$0")/_launch.sh"
 
@@ -10,7 +10,7 @@ features_path=${features_path:-$DATA_PATH/videos}
 
 method=${method:-stop}
 
-# CLIP4Clip's values, and for prompts DGL's, 64 pairs on each of 8 GPUs: none are published for STOP.
+# CLIP4Clip's values. None are published for STOP; prompts have DGL's, 64 pairs on each of 8 GPUs.
 case $method in
     clip4clip) epochs=${epochs:-5} batch_size=${batch_size:-128} lr=${lr:-1e-4} ;;
     *) epochs=${epochs:-10} batch_size=${batch_size:-512} lr=${lr:-1e-2} ;;

@@ -1,7 +1,9 @@
 #!/usr/bin/env bash
-# Text-video retrieval on MSR-VTT: train on the 9k split, evaluate on the 1k-A test split. Edit the values below, or
-# set them from outside (lr=1e-5 bash scripts/msrvtt.sh), or add flags (bash scripts/msrvtt.sh --max_frames 8).
-# NGPU is found by itself; README.md says which files DATA_PATH must hold.
+# Text-video retrieval on MSR-VTT: trains on the 9k split and evaluates on the 1k-A test split.
+# preprocess/download_msrvtt.sh fetches the files that DATA_PATH must hold.
+# Edit the values below, set them from outside, or add flags:
+#   bash scripts/msrvtt.sh
+#   lr=1e-5 method=vpt bash scripts/msrvtt.sh --max_frames 8
 set -euo pipefail
 source "$(dirname "$0")/_launch.sh"
 
@@ -21,7 +23,7 @@ batch_size_val=${batch_size_val:-16}
 coef_lr=${coef_lr:-1e-3}
 max_words=${max_words:-32}
 max_frames=${max_frames:-12}
-# The published learning rates and samplings: full fine-tuning at 1 frame a second, prompts on videos re-encoded to 3.
+# Published learning rates and samplings: full fine-tuning at 1 frame per second, prompts on videos re-encoded to 3.
 case $method in
     clip4clip) lr=${lr:-1e-4} frame_sampling=${frame_sampling:-uniform} feature_framerate=${feature_framerate:-1} ;;
     *) lr=${lr:-1e-3} frame_sampling=${frame_sampling:-segment} feature_framerate=${feature_framerate:-0} ;;
@@ -31,7 +33,7 @@ select_on=${select_on:-last}
 seed=${seed:-42}
 output_dir=${output_dir:-runs/msrvtt_$method}
 
-EXEC=exec launch main_task_retrieval.py --do_train \
+EXEC="exec" launch main_task_retrieval.py --do_train \
     --datatype msrvtt --expand_msrvtt_sentences \
     --train_csv "$train_csv" --val_csv "$val_csv" --data_path "$data_path" --features_path "$features_path" \
     --method "$method" --pretrained_clip_name "$pretrained_clip_name" --pretrained_dir "$pretrained_dir" \

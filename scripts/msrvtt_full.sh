@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Text-video retrieval on MSR-VTT's own split, 20 captions a video, each of them a training pair and a query. Values
-# change as in msrvtt.sh; dataloaders/msrvtt_full.py says which files DATA_PATH must hold.
+# Text-video retrieval on MSR-VTT's full split: each of a video's 20 captions is a training pair or a query.
+# Values change as in msrvtt.sh; dataloaders/msrvtt_full.py lists the files that DATA_PATH must hold.
 set -euo pipefail
 source "$(dirname "$0")/_launch.sh"
 
@@ -10,7 +10,7 @@ features_path=${features_path:-$DATA_PATH/videos}
 
 method=${method:-stop}
 
-# The values of the 1k-A split: no published code has its own for this one.
+# The values of the 1k-A split: no published code has values for this split.
 case $method in
     clip4clip) epochs=${epochs:-5} batch_size=${batch_size:-128} lr=${lr:-1e-4} ;;
     *) epochs=${epochs:-5} batch_size=${batch_size:-128} lr=${lr:-1e-3} ;;

@@ -1,12 +1,12 @@
 #!/usr/bin/env bash
-# STOP as its authors released it (https://github.com/zhoujiahuan1991/CVPR2025-STOP), trained on MSR-VTT by the protocol
-# of their code. Values change as in msrvtt.sh, method=dgl included. What to know:
-#   - Videos are re-encoded to 3 frames a second and a short side of 224 pixels beforehand, and only cropped here:
+# STOP as its authors released it (https://github.com/zhoujiahuan1991/CVPR2025-STOP), on MSR-VTT by their protocol.
+# Values change as in msrvtt.sh; method=dgl works too. Before you run it:
+#   - Re-encode the videos to 3 frames per second and a short side of 224 pixels; this script only crops them:
 #       python preprocess/compress_video.py --input_root $DATA_PATH/videos --output_root $DATA_PATH/videos_3fps_224
-#   - Theirs is a batch of 32 on each of 4 GPUs. The model normalises frame weights over the batch of a GPU, so 128 on
-#     another number of GPUs is another model: NGPU=4 follows them.
+#   - The authors use a batch of 32 on each of 4 GPUs. The model normalises frame weights over the batch of a GPU, so a
+#     batch of 128 on another number of GPUs is another model. NGPU=4 follows the authors.
 #   - Without a GPU set precision=fp32: the backward pass of fp16 convolutions takes 40 times as long on a CPU.
-#   - The epoch reported is the best ON THE TEST SPLIT, as in their code; select_on=last selects nothing.
+#   - The reported epoch is the best ON THE TEST SPLIT, as in their code; select_on=last selects nothing.
 set -euo pipefail
 source "$(dirname "$0")/_launch.sh"
 
@@ -22,6 +22,7 @@ case $method in
     stop_released | dgl) method_flags=${method_flags:---shared_latent_space $shared_latent_space} ;;
     *) method_flags=${method_flags:-} ;;
 esac
+read -ra words <<<"$method_flags"
 pretrained_clip_name=${pretrained_clip_name:-ViT-B/32}
 pretrained_dir=${pretrained_dir:-pretrained}
 
@@ -47,10 +48,10 @@ select_on=${select_on:-test}
 seed=${seed:-42}
 output_dir=${output_dir:-runs/msrvtt_released_$method}
 
-EXEC=exec launch main_task_retrieval.py --do_train \
+EXEC="exec" launch main_task_retrieval.py --do_train \
     --datatype msrvtt --expand_msrvtt_sentences \
     --train_csv "$train_csv" --val_csv "$val_csv" --data_path "$data_path" --features_path "$features_path" \
-    --method "$method" $method_flags \
+    --method "$method" "${words[@]}" \
     --pretrained_clip_name "$pretrained_clip_name" --pretrained_dir "$pretrained_dir" \
     --epochs "$epochs" --batch_size "$batch_size" --batch_size_val "$batch_size_val" \
     --lr "$lr" --coef_lr "$coef_lr" --weight_decay "$weight_decay" \

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Text-video retrieval on MSVD, about 40 captions a video, each of them a training pair and a query. Values change as in
-# msrvtt.sh; dataloaders/msvd.py says which files DATA_PATH must hold.
+# Text-video retrieval on MSVD: each of a video's about 40 captions is a training pair or a query.
+# Values change as in msrvtt.sh; dataloaders/msvd.py lists the files that DATA_PATH must hold.
 set -euo pipefail
 source "$(dirname "$0")/_launch.sh"
 
@@ -10,7 +10,7 @@ features_path=${features_path:-$DATA_PATH/videos}
 
 method=${method:-stop}
 
-# CLIP4Clip's values, and for prompts, for which none are published on MSVD, those of MSR-VTT.
+# CLIP4Clip's values. None are published for prompts on MSVD; these are MSR-VTT's.
 case $method in
     clip4clip) epochs=${epochs:-5} batch_size=${batch_size:-128} lr=${lr:-1e-4} ;;
     *) epochs=${epochs:-5} batch_size=${batch_size:-128} lr=${lr:-1e-3} ;;

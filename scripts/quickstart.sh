@@ -1,7 +1,6 @@
 #!/usr/bin/env bash
-# From nothing to a table: installs into .venv, makes the embedded world (real mp4 files in MSR-VTT's formats), measures
-# zero-shot CLIP on it, trains CLIP4Clip and STOP on it, and prints recall. Needs Python 3.10 or newer; a GPU is used if
-# there is one.
+# From nothing to a table: installs into .venv, makes small videos, trains CLIP4Clip and STOP, and prints recall.
+# The videos are real mp4 files in MSR-VTT's formats; uses a GPU if there is one. Needs Python 3.10 or newer.
 #   bash scripts/quickstart.sh
 set -euo pipefail
 repository=$(cd "$(dirname "$0")/.." && pwd)
@@ -10,7 +9,7 @@ source scripts/_install.sh
 install requirements.txt
 source scripts/_launch.sh
 export PYTHON NGPU
-# Two threads of one program wait for each other actively; asleep they cost nothing when a core is busy elsewhere.
+# By default OpenMP's threads wait in a busy loop, which costs time where the cores are shared.
 export OMP_WAIT_POLICY=${OMP_WAIT_POLICY:-PASSIVE}
 
 export DATA_PATH=${DATA_PATH:-data/moving_shapes}
@@ -26,18 +25,18 @@ rm -f "$results"
 
 "$PYTHON" preprocess/make_moving_shapes.py --output_dir "$DATA_PATH"
 
-echo "== zero-shot: the small CLIP as it is =="
+echo "== zero-shot: the small CLIP without training =="
 launch main_task_retrieval.py --do_eval --method clip4clip --row_name "zero-shot CLIP" \
     --val_csv "$DATA_PATH/MSRVTT_JSFUSION_test.csv" --features_path "$DATA_PATH/videos" \
     --pretrained_clip_name "$pretrained_clip_name" --max_frames "$max_frames" \
     --frame_sampling "$frame_sampling" --feature_framerate "$feature_framerate" \
     --num_thread_reader "$num_thread_reader" --output_dir "$runs/zero_shot" "${common[@]}"
 
-echo "== CLIP4Clip: the same CLIP, fine-tuned whole =="
+echo "== CLIP4Clip: all weights of the same CLIP fine-tuned =="
 method=clip4clip lr=1e-3 coef_lr=1 output_dir=$runs/clip4clip bash scripts/msrvtt.sh \
     --row_name "CLIP4Clip (meanP)" "${common[@]}"
 
-echo "== STOP: the same CLIP frozen, with prompts =="
+echo "== STOP: the same CLIP frozen, with trained prompts =="
 method=stop lr=4e-3 output_dir=$runs/stop bash scripts/msrvtt.sh \
     --row_name "STOP" --intra_width 32 --inter_width 32 "${common[@]}"
 
@@ -47,11 +46,11 @@ method=stop lr=4e-3 output_dir=$runs/stop bash scripts/msrvtt.sh \
 echo
 "$PYTHON" -m engine.report "$results"
 echo
-echo "T2V: text to video, V2T: video to text, recall in percent; MnR: mean rank. reversed pairs: how often a caption"
-echo "scores its clip above the same clip played backwards (chance: 50)."
+echo "T2V: text to video, V2T: video to text, recall in percent; MnR: mean rank; reversed pairs: percent of captions"
+echo "that score their clip above the same clip played backwards (chance: 50)."
 echo
-echo "logs, settings, metrics, TensorBoard:  in $runs/, a folder a run"
+echo "logs, settings, metrics, TensorBoard:  in $runs/, one folder per run"
 echo "weights:                               $runs/stop/last.safetensors"
-echo "picture of some searches:              $runs/stop/retrieval.png"
+echo "picture of some results:               $runs/stop/retrieval.png"
 echo "picture of what STOP prompts:          $runs/stop/maps.png"
 echo "every run with its command:            $results"

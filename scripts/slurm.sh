@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
-# An example for Slurm: scripts/msrvtt.sh on 2 machines of 8 GPUs. Written from the documentation of Slurm and torchrun;
-# put in your partition and account.
+# An example for Slurm: scripts/msrvtt.sh on 2 machines with 8 GPUs each. Add your partition and account.
+# Written from the documentation of Slurm and torchrun.
 #   sbatch scripts/slurm.sh --method stop
-# Before the time limit and before preemption Slurm sends SIGTERM: the run writes a resume point and ends. Submit the same
-# line again (Slurm does so itself after preemption) and it goes on. A process that dies is started again.
+# Slurm sends SIGTERM before the time limit and before preemption: the run writes a resume point and ends. Submit the
+# same line again to continue; after preemption Slurm does so itself. torchrun restarts a process that dies.
 #SBATCH --job-name=stop
 #SBATCH --nodes=2
 #SBATCH --ntasks-per-node=1

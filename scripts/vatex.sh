@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Text-video retrieval on VATEX, 10 captions a video, each of them a training pair and a query. Values change as in
-# msrvtt.sh; dataloaders/vatex.py says which files DATA_PATH must hold.
+# Text-video retrieval on VATEX: each of a video's 10 captions is a training pair or a query.
+# Values change as in msrvtt.sh; dataloaders/vatex.py lists the files that DATA_PATH must hold.
 set -euo pipefail
 source "$(dirname "$0")/_launch.sh"
 
@@ -10,7 +10,7 @@ features_path=${features_path:-$DATA_PATH/videos}
 
 method=${method:-stop}
 
-# STOP's values, 64 pairs on each of 8 GPUs; CLIP4Clip, which has no VATEX, with its own for MSR-VTT.
+# STOP's values, 64 pairs on each of 8 GPUs. CLIP4Clip does not report VATEX; its values are those for MSR-VTT.
 case $method in
     clip4clip) epochs=${epochs:-5} batch_size=${batch_size:-128} lr=${lr:-1e-4} ;;
     *) epochs=${epochs:-10} batch_size=${batch_size:-512} lr=${lr:-5e-3} ;;

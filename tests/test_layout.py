@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-COMMANDS = {"benchmarks", "preprocess"}
+COMMANDS = {"benchmarks", "preprocess", "main_task_retrieval"}
 FORBIDDEN = {
     "modules": {"dataloaders", "engine", *COMMANDS},
     "dataloaders": {"modules", "engine", *COMMANDS},

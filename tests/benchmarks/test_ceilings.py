@@ -1,4 +1,4 @@
-"""What a device can do at most, on devices of any speed."""
+"""The highest rates of devices of any speed, within the time budget."""
 
 import pytest
 import torch
@@ -10,7 +10,7 @@ CPU = torch.device("cpu")
 
 
 class MadeDevice:
-    """Stands in for the clock: products take the time that `rate` operations a second give, copies `copy` ms."""
+    """Replaces the clock: products run at `rate` operations per second, copies take `copy` ms."""
 
     def __init__(self, monkeypatch, rate: float, copy: float = 10.0) -> None:
         self.rate, self.copy = rate, copy
@@ -31,7 +31,7 @@ class MadeDevice:
 
 @pytest.mark.parametrize("repeats", [1, 5, 50])
 @pytest.mark.parametrize("rate", [2e8, 2.7e9, 33e9, 218e9, 8e14])
-def test_a_precision_takes_its_budget_at_most_on_hardware_of_any_speed(rate, repeats, monkeypatch):
+def test_a_precision_stays_within_its_budget_on_hardware_of_any_speed(rate, repeats, monkeypatch):
     device = MadeDevice(monkeypatch, rate)
     found = measure_ceilings(CPU, ("fp16",), repeats, budget=2.0)
     assert found.matrix["fp16"] == pytest.approx(rate / 1e12)
@@ -39,7 +39,7 @@ def test_a_precision_takes_its_budget_at_most_on_hardware_of_any_speed(rate, rep
     assert found.sizes["fp16"] == device.products[-1]
 
 
-def test_fast_hardware_multiplies_matrices_too_large_for_caches_and_slow_hardware_small_ones(monkeypatch):
+def test_fast_hardware_gets_matrices_too_large_for_caches_and_slow_hardware_small_ones(monkeypatch):
     MadeDevice(monkeypatch, 8e14)
     assert measure_ceilings(CPU, ("bf16",), 5).sizes == {"bf16": LARGEST["cpu"]}
     device = MadeDevice(monkeypatch, 2.7e9)
@@ -49,7 +49,7 @@ def test_fast_hardware_multiplies_matrices_too_large_for_caches_and_slow_hardwar
     assert measure_ceilings(CPU, ("bf16",), 5).sizes == {"bf16": SMALLEST}
 
 
-def test_copies_keep_to_the_budget_too(monkeypatch):
+def test_copies_stay_within_the_budget_too(monkeypatch):
     device = MadeDevice(monkeypatch, 8e14, copy=700.0)
     assert measure_ceilings(CPU, (), 5, budget=2.0).copy == pytest.approx(2**28 / 0.7 / 1e9)
     assert device.spent["copy"] == 1400

@@ -1,4 +1,4 @@
-"""The benchmark of the loader: it measures all sources on the same clips and says what it found."""
+"""The benchmark of the loader measures all sources on the same clips."""
 
 import json
 import re
@@ -18,7 +18,7 @@ def same_threads():
     torch.set_num_threads(before)
 
 
-def test_made_clips_are_like_re_encoded_ones(tmp_path):
+def test_made_clips_resemble_re_encoded_ones(tmp_path):
     frames, n_frames, fps = read_frames(write_made_clip(tmp_path / "a.mp4", 0, seconds=4), lambda n, fps: range(n))
     assert (n_frames, fps) == (12, 3.0)
     assert frames.shape == (12, 224, 320, 3)
@@ -47,7 +47,7 @@ def test_a_small_run(tmp_path, capsys, monkeypatch):
     assert len(re.findall(r"\(1\.0x\)", printed)) >= 4
 
 
-def test_ratios_are_over_the_video_files_of_the_same_clips():
+def test_ratios_are_to_the_video_files_of_the_same_clips():
     rows = [Row("a", "video files", 1, 10, 20), Row("a", "raw", 9, 1000, 50), Row("b", "video files", 1, 4, 5)]
     _, first, second, third = format_rows(rows).splitlines()
     assert first.split()[-4:] == ["10", "(1.0x)", "20", "(1.0x)"]

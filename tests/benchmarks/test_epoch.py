@@ -1,4 +1,4 @@
-"""The benchmark of a whole epoch: it runs the real training and evaluation, from a cache that a run would find."""
+"""The benchmark of an epoch runs the real training and evaluation, from a cache that a run would find too."""
 
 import json
 from dataclasses import replace
@@ -9,12 +9,13 @@ import pytest
 import torch
 from torch import nn
 
-from benchmarks import epoch
 from benchmarks.epoch import EpochTime, MadeClips, Settings, fill_cache, format_times, main, make_samples
 from dataloaders.cache import FrameCache
 from dataloaders.decode import VideoError
 from dataloaders.frames import FrameReader
-from engine.train import PHASES, Training
+from engine.clock import PHASES
+from engine.tasks.retrieval import Retrieval
+from engine.train import Training
 from tests.small_data import SmallData, write_small_data
 
 
@@ -24,7 +25,7 @@ def data(tmp_path_factory) -> SmallData:
 
 
 def small(data: SmallData, output: Path) -> list[str]:
-    """Flags: 12 pairs, three steps of 4, on a tiny CLIP."""
+    """Return flags for three steps of 4 pairs on a tiny CLIP."""
     return [
         "--pretrained_clip_name", str(data.clip), "--clips", "3", "--pairs", "13", "--batch_size", "4",
         "--batch_size_val", "2", "--max_frames", "3", "--max_words", "12", "--num_thread_reader", "0",
@@ -48,14 +49,14 @@ def taken(monkeypatch) -> list[tuple[torch.Size, torch.Size]]:
 
 def test_a_whole_epoch(data, tmp_path, capsys, monkeypatch, taken):
     evaluated = []
-    evaluate = epoch.evaluate
+    evaluate = Retrieval.evaluate
 
-    def recording(method, videos, captions, *arguments):
-        metrics = evaluate(method, videos, captions, *arguments)
-        evaluated.append((len(videos), len(captions), metrics["text_to_video"]["R@10"]))
+    def recording(self, split):
+        metrics = evaluate(self, split)
+        evaluated.append((len(split.videos), len(split.captions), metrics["text_to_video"]["R@10"]))
         return metrics
 
-    monkeypatch.setattr(epoch, "evaluate", recording)
+    monkeypatch.setattr(Retrieval, "evaluate", recording)
     assert main([*small(data, tmp_path / "a" / "b.json"), "--prompt_depth", "1"]) == 0
     assert taken == [((4, 3, 3, 32, 32), (4, 12))] * (2 + 3)
     assert evaluated == [(3, 3, 100.0)] * 2
@@ -76,7 +77,7 @@ def test_a_whole_epoch(data, tmp_path, capsys, monkeypatch, taken):
     printed = capsys.readouterr().out
     assert f"commit {written['commit']}" in printed
     assert "12 pairs in 3 steps" in printed
-    assert "so many were not run" in printed
+    assert "at this rate, extrapolated" in printed
 
 
 def test_some_steps_with_worker_processes(data, tmp_path, taken):
@@ -88,7 +89,7 @@ def test_some_steps_with_worker_processes(data, tmp_path, taken):
 
 
 def test_compiled(data, tmp_path, capsys, monkeypatch, taken):
-    """Graphs that run on torch's own kernels."""
+    """The graphs run on torch's own kernels."""
     compiled = []
 
     def compile_(method, **arguments):
@@ -124,7 +125,7 @@ def test_a_reader_finds_the_made_clips_in_the_cache(tmp_path, training):
         replace(reader, image_size=8)(samples[0].path, np.random.default_rng(0))
 
 
-def test_no_two_captions_are_alike(tmp_path):
+def test_captions_are_unique(tmp_path):
     captions = [caption for sample in make_samples(tmp_path / "videos", 3, 50) for caption in sample.captions]
     assert len(set(captions)) == 150
 
@@ -136,13 +137,13 @@ def test_the_clips_have_captions_for_all_steps(workers, steps, captions):
     assert 1000 * captions >= 128 * (settings.warm_up_steps + settings.counted_steps) > 1000 * (captions - 1)
 
 
-def test_a_whole_epoch_is_not_called_a_guess():
+def test_a_whole_epoch_is_not_called_extrapolated():
     shares = dict.fromkeys(PHASES, 0.25)
     epoch = EpochTime(30.0, 18, 33.0, 1406, 179_968, 180.0, 999.8, shares, None)
     table = format_times(epoch, 1000, [6.0, 5.0], compiled=False)
     assert "180.0 s, 179,968 pairs in 1,406 steps" in table
-    assert "not run" not in table
-    assert "180,000 pairs       181 s at this rate; so many were not run" in format_times(
+    assert "extrapolated" not in table
+    assert "180,000 pairs       181 s at this rate, extrapolated" in format_times(
         replace(epoch, msrvtt_epoch=181.0), 1000, [6.0, 5.0], compiled=False
     )
 

@@ -1,4 +1,4 @@
-"""The curves over frames and clips: their sizes, where one leaves the line, and the command's files."""
+"""The curves over frames and clips: their sizes, where a curve leaves the line, and the command's files."""
 
 import dataclasses
 import json
@@ -6,7 +6,7 @@ import json
 import pytest
 
 from benchmarks.growth import Point, Settings, curves, leaves_the_line, main
-from benchmarks.methods import count_step
+from benchmarks.operations import count_step
 from modules.clip import ARCHITECTURES
 from tests.small_data import write_small_data
 
@@ -15,7 +15,7 @@ def point(attention: str, batch_size: int, frames: int, gflop: float) -> Point:
     return Point(attention, batch_size, frames, 1.0, (1.0, 1.0), gflop)
 
 
-def test_sizes_are_two_curves_from_one_corner():
+def test_two_curves_start_at_the_same_size():
     assert Settings(frames="4,2", batches="1,3,3").sizes == [(1, 2), (1, 4), (3, 2)]
 
 
@@ -30,7 +30,7 @@ def test_where_a_curve_leaves_the_line():
     )
 
 
-def test_operations_grow_in_proportion_to_frames_with_attention_frame_alone():
+def test_only_with_attention_frame_do_operations_grow_in_proportion_to_frames():
     architecture = dataclasses.replace(ARCHITECTURES["ViT-B/32"], vision_layers=2, text_layers=2)
     frame, joint = (
         [count_step("stop", architecture, frames, 3, attention=attention) for frames in (8, 16, 32)]

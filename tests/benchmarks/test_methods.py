@@ -1,4 +1,4 @@
-"""The comparison of the methods: what it counts, what its figures are made of, and its files."""
+"""The comparison of the methods: its figures, its table, its files and its mistakes."""
 
 import json
 from collections.abc import Callable
@@ -11,110 +11,18 @@ import torch
 import torch._dynamo
 from torch import nn
 from torch._dynamo.utils import counters
-from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks import methods
 from benchmarks.ceilings import Ceilings
-from benchmarks.methods import (
-    COMPILED_PHASES,
-    PHASES,
-    Cost,
-    TrainingStep,
-    _convolution_backward,
-    count_step,
-    draw_costs,
-    format_costs,
-    main,
-    make_floor,
-    time_in_a_row,
-)
-from benchmarks.step import random_batch
-from modules.clip import ARCHITECTURES, CLIP
+from benchmarks.methods import COMPILED_PHASES, PHASES, Cost, draw_costs, format_costs, main
+from benchmarks.operations import count_step
 from modules.clip_weights import architecture_of
-from modules.methods import METHODS, build_method
 from tests.small_data import SmallData, write_small_data
-from tests.tiny import TINY, tiny_clip
-
-CPU = torch.device("cpu")
 
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory) -> SmallData:
     return write_small_data(tmp_path_factory.mktemp("benchmark"), 1, 1)
-
-
-@pytest.mark.parametrize("groups", [1, 4])
-@pytest.mark.parametrize("input_wants", [True, False])
-def test_the_way_back_through_a_convolution_is_as_many_operations_as_there_for_each_gradient(groups, input_wants):
-    volume = torch.randn(2, 4, 3, 5, 5, requires_grad=input_wants)
-    conv = torch.nn.Conv3d(4, 4, 3, padding=1, groups=groups, bias=False)
-    counter = FlopCounterMode(
-        display=False, custom_mapping={torch.ops.aten.convolution_backward: _convolution_backward}
-    )
-    with counter:
-        out = conv(volume)
-    forward = counter.get_total_flops()
-    assert forward == 2 * out.numel() * (4 // groups) * 27
-    with counter:
-        out.sum().backward()
-    assert counter.get_total_flops() == forward * (1 + input_wants)
-
-
-def test_counts_of_bare_clip_are_those_of_its_sizes():
-    """CLIP4Clip: weights and activations want a gradient, but for what makes tokens of pixels and words."""
-    frames, words = 3, 8
-
-    def tower(tokens: int, width: int) -> int:  # one layer forward
-        return 2 * tokens * 12 * width * width + 2 * 2 * tokens * tokens * width
-
-    patches, width = TINY.grid**2, TINY.vision_width
-    tokens = 1 + patches
-    pixels = 2 * patches * width * 3 * TINY.patch_size**2
-    last = 2 * (2 * tokens * width * width + 10 * width * width) + 2 * 2 * tokens * width  # for one token of the last
-    visual = tower(tokens, width) + last + 2 * width * TINY.embed_dim
-    width = TINY.text_width  # END once as the one that asks, and once more among those it sees
-    last = 2 * (2 * words * width * width + 12 * width * width) + 2 * 2 * (words + 1) * width
-    text = tower(words, width) + last + 2 * width * TINY.embed_dim
-    assert count_step("clip4clip", TINY, frames, words) == 3 * (frames * visual + text) + frames * pixels
-
-
-def test_frozen_weights_cost_nothing_on_the_way_back():
-    architecture = ARCHITECTURES["ViT-B/32"]
-    assert count_step("stop", architecture, 2, 8) < 0.8 * count_step("clip4clip", architecture, 2, 8)
-
-
-def test_products_added_in_place_count(monkeypatch):
-    found = count_step("stop", TINY, 3, 8)
-    monkeypatch.setattr(torch.Tensor, "addmm_", lambda self, a, b: self.add_(a @ b))
-    assert count_step("stop", TINY, 3, 8) == found
-
-
-@pytest.mark.parametrize("name", METHODS)
-def test_a_step_trains_in_every_method(name):
-    method = build_method(name, CLIP(TINY), **({"max_frames": 3} if name in ("dgl", "stop_released") else {})).train()
-    step = TrainingStep(method, random_batch(TINY, 2, 3, 8, CPU), "fp32")
-    step.take()
-    parts = step.phases()
-    assert len(parts) == 3
-    assert min(parts) > 0
-    assert all(parameter.grad is not None for parameter in step.parameters)
-
-
-def test_a_row_is_shared_out_among_its_runs(monkeypatch):
-    runs = []
-    monkeypatch.setattr("benchmarks.methods.timed", lambda run, device: (run(), 100.0))
-    assert time_in_a_row(lambda: runs.append(1), CPU) == 100.0 / len(runs)
-
-
-def test_the_floor_goes_back_to_the_tokens_and_trains_nothing(monkeypatch):
-    clip = tiny_clip()
-    monkeypatch.setattr("benchmarks.methods.CLIP", lambda architecture: clip)
-    video = random_batch(TINY, 2, 3, 8, CPU)[0]
-    reached = []
-    clip.visual.blocks[0].register_full_backward_hook(lambda module, into, out: reached.append(into[0].shape))
-    make_floor(TINY, video, "fp32")()
-    assert reached == [(6, 1 + TINY.grid**2, TINY.vision_width)]
-    assert all(parameter.grad is None for parameter in clip.visual.parameters())
 
 
 def test_the_whole_command(data, tmp_path, capsys):
@@ -159,7 +67,7 @@ def test_the_table_and_the_chart(tmp_path):
 
 @pytest.fixture
 def one_process(monkeypatch):
-    """What is patched holds for the measurements too."""
+    """Measure in this process, so that patches hold for the measurements too."""
 
     def run(function: Callable[..., Any], *arguments: Any) -> Any:
         return function(*arguments)
@@ -169,9 +77,9 @@ def one_process(monkeypatch):
 
 @pytest.mark.slow
 def test_the_whole_command_compiled(data, tmp_path, capsys, monkeypatch, one_process):
-    """Graphs that run on torch's own kernels; one for training and none for evaluation, which is eager."""
+    """One graph for training, on torch's own kernels, and none for evaluation, which is eager."""
     monkeypatch.setattr(nn.Module, "compile", partialmethod(nn.Module.compile, backend="aot_eager"))
-    monkeypatch.setattr(methods, "compiler_error", lambda device: None)  # which would be one graph more
+    monkeypatch.setattr(methods, "compiler_error", lambda device: None)  # it would compile one more graph
     monkeypatch.setattr(methods, "measure_ceilings", lambda *_: Ceilings({"fp32": 1.0}, {"fp32": 128}, 1.0))
     torch._dynamo.reset()
     counters.clear()

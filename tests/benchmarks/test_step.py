@@ -1,4 +1,4 @@
-"""The benchmark's rows: every part of every method is there and runs as in a step; of times only that they are sane."""
+"""The benchmark's rows have every part of every method, which runs as in a step; times are only checked to be sane."""
 
 import math
 from dataclasses import dataclass
@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from benchmarks.common import random_batch
 from benchmarks.step import (
     EVALUATION,
     REST,
@@ -18,12 +19,12 @@ from benchmarks.step import (
     main,
     map_tensors,
     measure,
-    random_batch,
     record_calls,
     remainder,
     tensors_in,
 )
-from engine.train import ContrastiveStep, autocast_for
+from engine.precision import autocast_for
+from engine.tasks.contrastive import ContrastiveStep
 from modules.methods import METHODS, build_method, method_options
 from tests.tiny import TINY, tiny_clip
 
@@ -42,7 +43,7 @@ def batch_of(count: int):
 
 
 def parts_of(method) -> set[str]:
-    """The children beside CLIP that have parameters in them; every method today calls all of these in a step."""
+    """Return the children beside CLIP that have parameters; every method calls all of them in a step."""
     return {name for name, child in method.named_children() if name != "clip" and any(True for _ in child.parameters())}
 
 
@@ -62,13 +63,13 @@ def test_rows_of_every_method(name, precision):
             assert milliseconds >= 0, row
         assert (row.backward is None) == (row.name == EVALUATION)
     for row in [rows[0], *rows[3:-1]]:
-        assert row.backward, f"{row.name} never went backward"
+        assert row.backward, f"{row.name} has no backward pass"
     assert all(torch.equal(tensor, before[key]) for key, tensor in method.state_dict().items())
     assert all(parameter.grad is None for parameter in method.parameters())
     assert not any(module._forward_pre_hooks for module in method.modules())
 
 
-def test_a_call_made_again_is_the_same_call():
+def test_a_repeated_call_gives_the_same_result():
     method = tiny_method("stop").eval()  # without dropout
     kept = []
     for prompter in method.intra:
@@ -84,7 +85,7 @@ def test_a_call_made_again_is_the_same_call():
             assert torch.equal(one, other)
             assert one.requires_grad == other.requires_grad
     tokens = [call.arguments[1] for call in calls["intra"]]
-    assert [one.requires_grad for one in tokens] == [False, True], "only prompted tokens want a gradient"
+    assert [one.requires_grad for one in tokens] == [False, True], "only prompted tokens require a gradient"
     assert all(one.is_leaf for one in tokens)
 
 
@@ -97,7 +98,7 @@ def test_shared_modules_count_once_for_text_and_video():
     assert rest == Row(TEXT, 7.0, 0.0)
 
 
-def test_nested_containers_and_modules_that_are_not_called():
+def test_nested_containers_and_unused_modules():
     method = tiny_method("vpt")
     method.nested = nn.ModuleDict(
         {"used": nn.ModuleList([nn.Linear(2, 3)]), "unused": nn.ModuleList([nn.Linear(2, 3)])}
@@ -110,7 +111,7 @@ def test_nested_containers_and_modules_that_are_not_called():
     assert calls["nested"][0]().shape == (1, 3)
 
 
-def test_tensors_are_found_in_all_that_modules_give():
+def test_tensors_are_found_in_all_results_of_modules():
     class Pair(NamedTuple):
         one: Tensor
         other: Tensor
@@ -126,16 +127,6 @@ def test_tensors_are_found_in_all_that_modules_give():
     negative = map_tensors(torch.neg, value)
     assert isinstance(negative.pair, Pair)
     assert negative.rest[0]["three"].item() == -3
-
-
-def test_batch():
-    video, frame_mask, token_ids = batch_of(3)
-    assert video.shape == (3, FRAMES, 3, TINY.image_size, TINY.image_size)
-    assert video.dtype == torch.uint8
-    assert frame_mask.all()
-    assert frame_mask.shape == (3, FRAMES)
-    assert token_ids.shape == (3, WORDS)
-    assert (token_ids.argmax(dim=-1) == WORDS - 1).all()
 
 
 def test_table():
@@ -160,8 +151,8 @@ def test_command_line(small_data, capsys):
     for name in (STEP, EVALUATION, TEXT, "latent", "pixel", "inter", REST):
         assert name in names, name
     assert "visual_adapters" not in printed
-    assert "GFLOP a clip" in printed
-    assert "clips a second in training" in printed
+    assert "GFLOP per clip" in printed
+    assert "clips per second in training" in printed
 
 
 @pytest.mark.parametrize(

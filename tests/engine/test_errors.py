@@ -1,4 +1,4 @@
-"""Errors that are not of our making become one sentence; a worker process is really killed."""
+"""Errors of torch and the system become one sentence; the tests really kill a worker process."""
 
 import os
 import re
@@ -24,7 +24,7 @@ read_frames = dataloaders.frames.read_frames
 
 
 def die_in_a_worker(*arguments, **more):
-    """What reads a video, but kills the worker process that it runs in, as the kernel does when memory runs out."""
+    """Read a video, or kill the worker process that runs this, as the kernel does when memory runs out."""
     if torch.utils.data.get_worker_info() is not None and os.environ.get("RANK", "0") == os.environ[WHO_DIES]:
         os.kill(os.getpid(), signal.SIGKILL)
     return read_frames(*arguments, **more)
@@ -47,7 +47,7 @@ def test_a_worker_that_is_killed(small_data, tmp_path, monkeypatch, capsys, what
 
 @pytest.mark.slow
 @pytest.mark.parametrize("what", [["--do_eval"], ["--do_train", "--epochs", "1", "--batch_size", "4"]])
-def test_all_processes_end_with_it(small_data, tmp_path, what):
+def test_all_processes_end_when_a_worker_is_killed(small_data, tmp_path, what):
     program = tmp_path / "program.py"
     program.write_text(
         f"import sys; sys.path.insert(0, {str(ROOT)!r})\n"
@@ -97,7 +97,7 @@ def test_all_processes_end_with_it(small_data, tmp_path, what):
         (RuntimeError("[../pair.cc:534] Connection closed by peer [127.0.0.1]:1"), "^another process of this run has"),
     ],
 )
-def test_what_is_known(error, message, capsys):
+def test_known_errors_become_one_sentence(error, message, capsys):
     known = explained(error)
     assert known is not None
     assert re.search(message, str(known))
@@ -110,12 +110,11 @@ def test_what_is_known(error, message, capsys):
 
 
 @pytest.mark.parametrize("error", [RuntimeError("shapes do not fit"), AssertionError("never"), KeyError("name")])
-def test_what_is_not_known_stays_an_error_of_ours(error):
+def test_unknown_errors_are_bugs(error):
     assert explained(error) is None
 
 
-def test_the_sentence_of_a_worker(tmp_path):
-    """Without the traceback that it brings along."""
+def test_the_message_of_a_worker_has_no_traceback(tmp_path):
     (tmp_path / "broken.mp4").write_bytes(b"this is no video")
     samples = [Sample("broken", tmp_path / "broken.mp4", ("a caption",))] * 2
     pairs = TrainingPairs(samples, lambda _: torch.zeros(1, 1, dtype=torch.int64), FrameReader(2, 8), True, 0)

@@ -18,7 +18,7 @@ CHECKPOINT, RELEASED, POINT, CLIP = FLAG_OF
 
 @pytest.fixture(scope="module")
 def files(tmp_path_factory) -> dict[str, tuple[Path, str]]:
-    """Files of all kinds, by name."""
+    """Files of all kinds and their kind, by name."""
     folder = tmp_path_factory.mktemp("files")
     clip = tiny_clip()
     method = build_method("clip4clip", clip)
@@ -52,7 +52,7 @@ class _Tower(torch.nn.Module):
 
 
 class _Archive(torch.nn.Module):
-    """Parts of OpenAI's, with its names."""
+    """Parts of OpenAI's archive, with its names."""
 
     def __init__(self):
         super().__init__()
@@ -63,7 +63,7 @@ class _Archive(torch.nn.Module):
 
 
 @pytest.mark.filterwarnings("ignore::FutureWarning")
-def test_every_file_is_told_and_others_are_not(files, tmp_path):
+def test_every_kind_is_recognised(files, tmp_path):
     assert len(files) == 13
     for path, kind in files.values():
         assert (kind_of_weights(path) or "") == kind, path.name
@@ -86,7 +86,7 @@ def test_a_file_given_to_the_wrong_flag(small_data, files, tmp_path, capsys, fla
 
 
 @pytest.mark.parametrize("flag", ["--init_model", "--resume", "--pretrained_clip_name"])
-def test_a_file_that_nothing_takes_is_named(small_data, files, tmp_path, capsys, flag):
+def test_a_file_that_no_flag_takes_is_named(small_data, files, tmp_path, capsys, flag):
     task = ["--do_train"] if flag == "--resume" else ["--do_eval"]
     for path, kind in files.values():
         if not kind:

@@ -1,4 +1,4 @@
-"""Places to write to are tried before the work, by every command that writes at its end."""
+"""Commands that write at their end check the place before the work."""
 
 import sys
 
@@ -28,7 +28,7 @@ WRITERS = {
 
 
 @pytest.mark.parametrize("command", WRITERS)
-def test_every_command_that_writes_at_its_end(tmp_path, capsys, command):
+def test_every_such_command_checks_it_first(tmp_path, capsys, command):
     main, flags, flag = WRITERS[command]
     (tmp_path / "file").touch()
     path = tmp_path / "file" / ("x.safetensors" if command == "train_small_clip" else "x.png")
@@ -39,7 +39,7 @@ def test_every_command_that_writes_at_its_end(tmp_path, capsys, command):
 
 def test_a_chart_without_matplotlib(tmp_path, capsys, monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib", None)
-    monkeypatch.setattr("benchmarks.step.find_spec", lambda name: None)
+    monkeypatch.setattr("benchmarks.common.find_spec", lambda name: None)
     for main in (growth.main, methods.main):
         assert main(["--output", "", "--chart", str(tmp_path / "chart.png")]) == 2
         assert "--chart needs matplotlib: pip install matplotlib" in capsys.readouterr().err
@@ -65,8 +65,8 @@ def test_a_chart_without_matplotlib(tmp_path, capsys, monkeypatch):
         (data.main, ["--videos", "none"], "--videos none holds no video file"),
     ],
 )
-def test_benchmarks_look_at_their_inputs_first(capsys, monkeypatch, main, flags, message):
-    """Before the machine's ceilings are measured and clips are made, which takes minutes."""
+def test_benchmarks_check_their_inputs_first(capsys, monkeypatch, main, flags, message):
+    """Before they measure ceilings and make clips, which takes minutes."""
     monkeypatch.setattr("benchmarks.methods.in_own_process", None)
     monkeypatch.setattr("benchmarks.data.write_made_clip", None)
     monkeypatch.setattr("benchmarks.step.measure", None)
@@ -76,7 +76,7 @@ def test_benchmarks_look_at_their_inputs_first(capsys, monkeypatch, main, flags,
     assert printed.count("\n") == 1
 
 
-def test_good_places_stay_as_they_are(tmp_path):
+def test_good_places_stay_unchanged(tmp_path):
     check_folder("--output_dir", tmp_path / "a" / "b")
     check_file("--output", tmp_path / "a" / "b.csv")
     there = tmp_path / "c.csv"
@@ -86,8 +86,8 @@ def test_good_places_stay_as_they_are(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["c.csv"]
 
 
-def test_a_folder_that_refuses(tmp_path):
-    """A relative path too; /proc refuses even root."""
+def test_a_folder_that_refuses_files(tmp_path):
+    """/proc refuses even root."""
     for place in ("/proc", "/proc/run"):
         with pytest.raises(ValueError, match=r"--output_dir /proc.*: cannot be written to \(.*\); name another place"):
             check_folder("--output_dir", type(tmp_path)(place))

@@ -1,4 +1,4 @@
-"""What a run writes, Weights & Biases (a stand-in) included, and the commit that provenance names."""
+"""The files of a run, its reports to Weights & Biases (a stand-in), and the origin of a measurement."""
 
 import csv
 import json
@@ -20,7 +20,7 @@ MAIN, OTHER = (Process(rank, 2, torch.device("cpu")) for rank in (0, 1))
 
 
 class FakeWandb:
-    """The part of the module `wandb` that a run uses; writes down what it is told."""
+    """The part of the module `wandb` that a run uses; records the calls."""
 
     class Error(Exception):
         pass
@@ -52,14 +52,14 @@ def wandb(monkeypatch):
 
 @pytest.fixture
 def tensorboard(monkeypatch):
-    """What is added to TensorBoard: (tag, value, step)."""
+    """The scalars added to TensorBoard: (tag, value, step)."""
     added = []
     writer = SimpleNamespace(add_scalar=lambda *scalar: added.append(scalar), close=lambda: None)
     monkeypatch.setattr("torch.utils.tensorboard.SummaryWriter", lambda folder: writer)
     return added
 
 
-def test_weights_and_biases_hears_what_tensorboard_hears(tmp_path, wandb, tensorboard):
+def test_weights_and_biases_gets_what_tensorboard_gets(tmp_path, wandb, tensorboard):
     run = RunLogger(tmp_path / "mine", MAIN, "videos")
     run.config({"lr": 0.1})
     run.metrics(50, "train", {"epoch": 0.5, "loss": 2.0})
@@ -72,11 +72,11 @@ def test_weights_and_biases_hears_what_tensorboard_hears(tmp_path, wandb, tensor
         {"test/step": 1, "test/t2v_R1": 40.0},
     ]
     assert tensorboard == [("train/epoch", 0.5, 50), ("train/loss", 2.0, 50), ("test/t2v_R1", 40.0, 1)]
-    assert wandb.axes["test/*"] == "test/step"  # epochs, which must not fall behind the training steps
+    assert wandb.axes["test/*"] == "test/step"  # counts epochs, so it cannot share an axis with training steps
     assert wandb.exit_codes == [0]
 
 
-def test_a_run_that_breaks_off_is_there_with_name_and_settings_and_marked_as_failed(tmp_path, wandb):
+def test_a_run_that_fails_is_reported_with_name_and_settings_and_marked_as_failed(tmp_path, wandb):
     data = write_small_data(tmp_path / "data", n_train=1, n_test=2)
     (data.videos / "video2.mp4").write_bytes(b"this is no video")
     flags = ["--do_eval", *data.flags(), "--output_dir", str(tmp_path / "run")]
@@ -86,7 +86,7 @@ def test_a_run_that_breaks_off_is_there_with_name_and_settings_and_marked_as_fai
     assert wandb.exit_codes == [1]
 
 
-def test_a_run_that_is_refused_before_it_begins_is_not_reported_and_leaves_no_file(tmp_path, wandb):
+def test_a_refused_run_is_not_reported_and_leaves_no_file(tmp_path, wandb):
     flags = ["--do_eval", "--val_csv", "v.csv", "--features_path", "videos", "--output_dir", str(tmp_path / "run")]
     flags += ["--pretrained_clip_name", str(tmp_path / "none.pt"), "--wandb_project", "videos"]
     assert main(flags) == 2
@@ -95,7 +95,7 @@ def test_a_run_that_is_refused_before_it_begins_is_not_reported_and_leaves_no_fi
 
 
 @pytest.mark.parametrize(("process", "project"), [(OTHER, "videos"), (MAIN, "")])
-def test_only_the_main_process_starts_it_and_only_when_asked(tmp_path, wandb, process, project):
+def test_only_the_main_process_reports_and_only_if_asked(tmp_path, wandb, process, project):
     run = RunLogger(tmp_path, process, project)
     run.metrics(1, "train", {"loss": 1.0})
     run.close()
@@ -103,7 +103,7 @@ def test_only_the_main_process_starts_it_and_only_when_asked(tmp_path, wandb, pr
     assert (tmp_path / "metrics.jsonl").exists() == process.is_main
 
 
-def test_nothing_imports_it_unasked(tmp_path, monkeypatch):
+def test_it_is_imported_only_if_asked(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "wandb", None)  # an import raises ImportError
     RunLogger(tmp_path, MAIN).close()
 
@@ -125,7 +125,7 @@ def test_does_not_start(tmp_path, wandb, monkeypatch):
 
 @pytest.fixture
 def repository(tmp_path, monkeypatch):
-    """A git repository with one commit, and `provenance` in it."""
+    """A git repository with one commit, where `provenance` looks."""
     for name in ("engine/logger.py", "results/runs.csv"):
         (tmp_path / name).parent.mkdir()
         (tmp_path / name).write_text("1\n")
@@ -155,7 +155,20 @@ def test_changed_code_is_marked_and_changed_results_are_not(repository, changed,
     assert provenance(MAIN)["commit"] == head.stdout.strip() + mark
 
 
-def test_a_row_names_the_code_that_ran_and_not_what_it_was_changed_to_meanwhile(small_data, tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    ("spec", "command"),
+    [
+        (None, "python program.py --lr 1"),
+        (SimpleNamespace(name="benchmarks.methods"), "python -m benchmarks.methods --lr 1"),
+    ],
+)
+def test_the_command_can_be_typed_again(monkeypatch, spec, command):
+    monkeypatch.setattr(sys.modules["__main__"], "__spec__", spec)
+    monkeypatch.setattr(sys, "argv", ["/somewhere/program.py", "--lr", "1"])
+    assert provenance(MAIN)["command"] == command
+
+
+def test_a_row_names_the_commit_at_the_start_of_the_run(small_data, tmp_path, monkeypatch):
     state, evaluate = {"commit": "begun"}, Retrieval.evaluate
 
     def evaluate_for_hours(*arguments, **more):
@@ -170,7 +183,7 @@ def test_a_row_names_the_code_that_ran_and_not_what_it_was_changed_to_meanwhile(
     assert [row["commit"] for row in csv.DictReader(results.open())] == ["begun"]
 
 
-def test_going_on_takes_back_what_is_written_again_and_no_evaluation(tmp_path):
+def test_resuming_deletes_the_lines_that_are_written_again_and_keeps_evaluations(tmp_path):
     kept = [
         {"step": 4, "kind": "train"},
         {"step": 1, "kind": "holdout"},

@@ -64,7 +64,7 @@ def unread(monkeypatch):
         ("--results_csv", "file/r.csv", "{0}/file is a file and not a folder"),
         ("--results_csv", "/proc/r.csv", "/proc: cannot be written to"),
         ("--results_csv", "other.csv", "{0}/other.csv: has other columns than this run's row (it lacks 'name', "),
-        ("--results_csv", "binary.csv", "{0}/binary.csv: is no results csv"),
+        ("--results_csv", "binary.csv", "{0}/binary.csv: is not a results csv"),
     ],
 )
 def test_places_to_write_to(small_data, tmp_path, capsys, flag, place, message):

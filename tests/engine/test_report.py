@@ -1,4 +1,4 @@
-"""Tables from result rows, and curves from what runs write while they train."""
+"""Tables of result rows, and curves of the metrics that runs write during training."""
 
 import json
 import sys
@@ -22,7 +22,7 @@ ROWS = pd.DataFrame(
 )
 
 
-def test_a_line_a_run():
+def test_one_row_per_run():
     header, _, *lines = table_of_runs(ROWS).splitlines()
     assert [cell.strip() for cell in header.split("|")[1:-1]] == ["", "weights", "trained", "T2V R@1", "MnR", "seed"]
     cells = [[cell.strip() for cell in line.split("|")[1:-1]] for line in lines]
@@ -43,7 +43,7 @@ def test_untrained_is_not_averaged_with_trained():
     assert cells == [["STOP, untrained", "0", "40.0", "3.0", "1"], ["STOP, last epoch", "7.48 M", "44.0", "5.0", "1"]]
 
 
-def test_rows_say_how_many_videos_were_left_out():
+def test_names_tell_how_many_videos_were_left_out():
     rows = ROWS.assign(videos=["1000", "1000", "983 of 1000"])
     names = [line.split("|")[1].strip() for line in table_of_runs(rows).splitlines()[2:]]
     assert names == ["zero-shot", "STOP", "STOP (983 of 1000 videos)"]
@@ -51,7 +51,7 @@ def test_rows_say_how_many_videos_were_left_out():
     assert table_of_means(few).splitlines()[2].startswith("| STOP (983 of 1000 videos) ")
 
 
-def test_columns_with_post_processing_stand_behind_the_plain_ones():
+def test_post_processed_columns_follow_the_plain_ones():
     rows = ROWS.assign(**{"t2v R@1 (DSL)": [11.0, 41.0, 45.0], "t2v R@1 (QB-Norm)": [12.0, 42.0, 46.0]})
     header, _, line, *_ = table_of_runs(rows).splitlines()
     names = [cell.strip() for cell in header.split("|")[1:-1]]
@@ -60,7 +60,7 @@ def test_columns_with_post_processing_stand_behind_the_plain_ones():
 
 
 @pytest.mark.parametrize(("name", "seed", "status"), [("STOP", "1", 0), ("STOP", "2", 1), ("ST", "1", 1)])
-def test_is_a_run_there(tmp_path, name, seed, status):
+def test_whether_the_file_has_a_run(tmp_path, name, seed, status):
     path = tmp_path / "results.csv"
     ROWS.to_csv(path, index=False)
     assert main([str(path), "--has", name, seed]) == status
@@ -81,16 +81,16 @@ ROW = "name,selection,trainable_parameters,seed,t2v R@1\n"
         (ROW.encode(), "has no row yet"),
         (
             b"path,status,frames\na.mp4,ok,3\n",
-            "is no results csv, it lacks the columns name, selection, train",
+            "is not a results csv, it lacks the columns name, selection, train",
         ),
-        (b"name,selection,trainable_parameters,seed\na,b,1,2\n", "is no results csv, it lacks the columns t2v R@1"),
+        (b"name,selection,trainable_parameters,seed\na,b,1,2\n", "is not a results csv, it lacks the columns t2v R@1"),
         (b"\n\n", "is empty; --results_csv of a run writes it"),
-        (b"# A title\n\nsome words, and more\n", "is no results csv, it lacks the columns name, selection"),
-        ((ROW + "a,b,1,2\n").encode(), "row 1 has 4 cells and not the 5 of the header"),
-        ((ROW + "a,b,1,2,3,4\n").encode(), "row 1 has 6 cells and not the 5 of the header"),
-        ((ROW.strip() + ",seed\na,b,1,2,3,4\n").encode(), "is no results csv, it has two columns of one name"),
-        (b'"a\n', "is no results csv ("),
-        (b"\x89PNG\xff\n", "is no results csv ("),
+        (b"# A title\n\nsome words, and more\n", "is not a results csv, it lacks the columns name, selection"),
+        ((ROW + "a,b,1,2\n").encode(), "row 1 has 4 cells, the header has 5"),
+        ((ROW + "a,b,1,2,3,4\n").encode(), "row 1 has 6 cells, the header has 5"),
+        ((ROW.strip() + ",seed\na,b,1,2,3,4\n").encode(), "is not a results csv, it has two columns of one name"),
+        (b'"a\n', "is not a results csv ("),
+        (b"\x89PNG\xff\n", "is not a results csv ("),
         (
             (ROW + "a,b,1,2,9.5\na,b,1,2,high\n").encode(),
             "row 2 has 'high' in the column t2v R@1, which",
@@ -101,7 +101,7 @@ ROW = "name,selection,trainable_parameters,seed,t2v R@1\n"
     ],
 )
 @pytest.mark.parametrize("table", [[], ["--mean"]])
-def test_files_that_are_no_results(tmp_path, capsys, content, message, table):
+def test_files_that_are_not_results(tmp_path, capsys, content, message, table):
     path = tmp_path / "results.csv"
     path.write_bytes(content)
     assert main([str(path), *table]) == 2
@@ -110,8 +110,8 @@ def test_files_that_are_no_results(tmp_path, capsys, content, message, table):
     assert error.count("\n") == 1
 
 
-def test_names_are_read_as_they_are_written(tmp_path, capsys):
-    """Also where they look like numbers or like nothing, and after a byte order mark."""
+def test_names_are_read_unchanged(tmp_path, capsys):
+    """Even if they look like numbers or missing values, and after a byte order mark."""
     path = tmp_path / "results.csv"
     path.write_bytes(b"\xef\xbb\xbf" + (ROW + "12,last epoch,2000000,07,50\nNA,untrained,2000000,1,1\n").encode())
     assert main([str(path), "--has", "12", "07"]) == 0
@@ -121,7 +121,7 @@ def test_names_are_read_as_they_are_written(tmp_path, capsys):
     assert lines == [["12", "last epoch", "2.00 M", "50.0", "07"], ["NA", "untrained", "0", "1.0", "1"]]
 
 
-def test_a_table_is_of_one_file(capsys):
+def test_a_table_takes_one_file(capsys):
     assert main(["a/metrics.jsonl", "b/metrics.jsonl"]) == 2
     assert "b/metrics.jsonl: a table is of one results csv" in capsys.readouterr().err
 
@@ -135,7 +135,7 @@ def evaluation(epoch, recall, kind="test"):
 
 
 def written(folder, *lines):
-    """A `metrics.jsonl` with these lines."""
+    """Write a `metrics.jsonl` with these lines."""
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / "metrics.jsonl"
     path.write_text("".join(json.dumps(line) + "\n" for line in lines))
@@ -147,7 +147,7 @@ def curve(rows, metric, kind):
     return list(zip(rows["epoch"], rows[metric], strict=True))
 
 
-def test_training_and_evaluation_lie_on_one_axis_of_epochs(tmp_path):
+def test_training_and_evaluation_share_an_axis_of_epochs(tmp_path):
     epochs = [
         training(0.5, 3),
         training(1, 2),
@@ -165,25 +165,25 @@ def test_training_and_evaluation_lie_on_one_axis_of_epochs(tmp_path):
 @pytest.mark.parametrize(
     ("again", "losses", "recalls"),
     [
-        ([training(0.5, 9)], [(0.5, 9)], []),  # anew
+        ([training(0.5, 9)], [(0.5, 9)], []),  # from scratch
         ([training(1.5, 9), evaluation(2, 60)], [(0.5, 3), (1, 2), (1.5, 9)], [(1, 40), (2, 60)]),  # from epoch 1
-        ([evaluation(1, 70)], [(0.5, 3), (1, 2), (2, 1)], [(1, 70), (2, 50)]),  # the best epoch, once more
+        ([evaluation(1, 70)], [(0.5, 3), (1, 2), (2, 1)], [(1, 70), (2, 50)]),  # the best epoch again
     ],
 )
-def test_a_run_that_was_started_again_says_its_last_word(tmp_path, again, losses, recalls):
+def test_the_last_lines_of_a_restarted_run_count(tmp_path, again, losses, recalls):
     before = [training(0.5, 3), training(1, 2), evaluation(1, 40), training(2, 1), evaluation(2, 50)]
     rows = read_metrics(written(tmp_path, *before, *again))
     assert curve(rows, "loss", "train") == losses
     assert curve(rows, "t2v R@1", "test") == recalls
 
 
-def test_runs_have_their_folders_names(tmp_path):
+def test_runs_have_the_names_of_their_folders(tmp_path):
     one, two, other_one = (written(tmp_path / name, training(1, 1)) for name in ("a/one", "a/two", "b/one"))
     assert list(read_runs([one, two])) == ["one", "two"]
     assert list(read_runs([one, other_one])) == [str(tmp_path / "a/one"), str(tmp_path / "b/one")]
 
 
-def test_picture_of_curves(tmp_path):
+def test_a_picture_of_curves(tmp_path):
     pytest.importorskip("matplotlib")
     runs = [written(tmp_path / f"run_{n}", training(1, 2), evaluation(1, 40 + n), training(2, 1)) for n in range(11)]
     picture = tmp_path / "figs" / "curves.png"
@@ -206,7 +206,7 @@ def test_picture_of_curves(tmp_path):
         (None, "No such file"),
     ],
 )
-def test_files_that_are_no_metrics(tmp_path, capsys, content, message):
+def test_files_that_are_not_metrics(tmp_path, capsys, content, message):
     path = tmp_path / "metrics.jsonl"
     if content is not None:
         path.write_bytes(content)

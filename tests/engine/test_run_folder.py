@@ -32,7 +32,7 @@ def _hold(folder: Path, with_a_worker: bool, answer) -> None:
 
 @contextmanager
 def another_run(folder: Path, with_a_worker: bool = False) -> Iterator[tuple[int, int]]:
-    """A run that holds the folder: its process and that of its worker."""
+    """Start a run that holds the folder; yield the ids of its process and of its worker."""
     here, there = FORK.Pipe()
     process = FORK.Process(target=_hold, args=(folder, with_a_worker, there))
     process.start()
@@ -50,7 +50,7 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
-def test_the_second_is_refused_and_the_first_named(small_data, tmp_path, capsys):
+def test_the_second_run_is_refused_and_the_first_is_named(small_data, tmp_path, capsys):
     folder = tmp_path / "run"
     with another_run(folder) as (process, _):
         before = contents(folder)
@@ -63,11 +63,11 @@ def test_the_second_is_refused_and_the_first_named(small_data, tmp_path, capsys)
         assert list(before) == [LOCK]
 
 
-def test_a_process_that_was_killed_holds_nothing(tmp_path):
-    """Nor do the worker processes that it leaves behind."""
+def test_a_killed_process_releases_the_lock(tmp_path):
+    """Its worker processes, which outlive it, do not hold the lock."""
     with another_run(tmp_path, with_a_worker=True) as (process, worker):
         os.kill(process, signal.SIGKILL)
-        while f"process {process} on" in (tmp_path / LOCK).read_text():  # it may take the system a moment
+        while f"process {process} on" in (tmp_path / LOCK).read_text():  # the system may take a moment
             os.kill(worker, 0)  # raises if it is gone
             with suppress(ValueError), one_run_at_a_time(tmp_path, ALONE):
                 assert f"process {os.getpid()} on" in (tmp_path / LOCK).read_text()
@@ -76,7 +76,7 @@ def test_a_process_that_was_killed_holds_nothing(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-def test_what_was_made_for_it_goes_with_it_and_nothing_else(tmp_path):
+def test_only_what_was_created_for_the_lock_is_deleted(tmp_path):
     folder = tmp_path / "new" / "run"
     with pytest.raises(RuntimeError), one_run_at_a_time(folder, ALONE):
         raise RuntimeError
@@ -86,8 +86,8 @@ def test_what_was_made_for_it_goes_with_it_and_nothing_else(tmp_path):
     assert [path.name for path in folder.iterdir()] == ["log.txt"]
 
 
-def test_a_lock_that_was_deleted_holds_no_more_and_its_holder_takes_no_other_away(tmp_path):
-    """What a user may do about a machine that went down."""
+def test_a_deleted_lock_is_void_and_its_holder_deletes_no_other(tmp_path):
+    """A user may delete the lock of a machine that went down."""
     with another_run(tmp_path):
         (tmp_path / LOCK).unlink()
         with one_run_at_a_time(tmp_path, ALONE):
@@ -118,7 +118,7 @@ def _count_inside(folder: Path, entered, most) -> None:
 
 
 def test_never_two_at_once_while_others_come_and_go(tmp_path):
-    """The lock's file is taken away at each end: whoever opened it just before must not believe to hold the next."""
+    """Each run deletes the lock's file at its end; a run that opened the file just before must not hold a lock."""
     entered, most = FORK.Value("i", 0), FORK.Value("i", 0)
     runs = [FORK.Process(target=_count_inside, args=(tmp_path, entered, most)) for _ in range(4)]
     for run in runs:
@@ -129,7 +129,7 @@ def test_never_two_at_once_while_others_come_and_go(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-def test_a_folder_that_cannot_be(tmp_path, small_data, capsys):
+def test_a_folder_below_a_file(tmp_path, small_data, capsys):
     (tmp_path / "file").touch()
     assert main(["--do_eval", *small_data.flags(), "--output_dir", str(tmp_path / "file" / "run")]) == 2
     assert "file is a file and not a folder; name another place" in capsys.readouterr().err

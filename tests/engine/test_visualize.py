@@ -1,10 +1,10 @@
-"""The picture of a trained STOP: it is written, has a row for each map and shows the counts; mistakes are sentences."""
+"""The picture of a trained STOP has a row per map and shows the counts; mistakes are one sentence."""
 
 import cv2
-import numpy as np
 import pytest
 
-from engine.visualize import GAP, LABEL, SIDE, boxes, main
+from engine.tasks.pictures import GAP, LABEL, SIDE
+from engine.visualize import main
 from main_task_retrieval import main as train
 
 
@@ -43,15 +43,6 @@ def test_retrieval(checkpoints, tmp_path, method):
     picture = cv2.imread(str(path))[..., ::-1]
     assert picture.shape == (30 + 3 * (SIDE + 8) + 10, max(640, LABEL + 3 * (SIDE + 4)), 3)
     assert (picture[30 : 30 + SIDE, LABEL : LABEL + SIDE] != 255).any()
-
-
-def test_exactly_the_chosen_patches_are_framed():
-    region = np.zeros((4, 4))
-    region[1, 2] = 1
-    picture = boxes(region, np.full((SIDE, SIDE, 3), 90, np.uint8))
-    edge = SIDE // 4
-    assert (picture[edge + 1 : 2 * edge - 1, 2 * edge + 1 : 3 * edge - 1] == 90).all()
-    assert (picture[:edge] == 130).all()
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""A write that fails: the reason is named, and what was there before stays."""
+"""A failed write names the reason and leaves the old file unharmed."""
 
 import multiprocessing
 import os
@@ -36,7 +36,7 @@ def small_disk(tmp_path):
 
 
 @pytest.mark.parametrize("writer", WRITERS)
-def test_a_full_disk_is_called_one(small_disk, writer):
+def test_the_error_names_a_full_disk(small_disk, writer):
     path = small_disk / "file"
     path.write_text("before")
     with pytest.raises(OSError, match=r"^\S*/file: could not be saved \(No space left on device\); what was"):
@@ -54,8 +54,8 @@ def _write_up_to_a_megabyte(path: Path, writer: str, answer) -> None:
 
 
 @pytest.mark.parametrize("writer", WRITERS)
-def test_so_is_another_limit(tmp_path, writer):
-    """The largest file that a process may write: set in a process of its own."""
+def test_the_error_names_another_limit(tmp_path, writer):
+    """The size limit for files; it is set in a separate process."""
     context = multiprocessing.get_context("fork")
     here, there = context.Pipe()
     process = context.Process(target=_write_up_to_a_megabyte, args=(tmp_path / "file", writer, there))
@@ -65,7 +65,7 @@ def test_so_is_another_limit(tmp_path, writer):
     assert not list(tmp_path.iterdir())
 
 
-def test_a_fault_that_is_none_of_the_disk_keeps_its_words(tmp_path):
+def test_another_error_keeps_its_message(tmp_path):
     def fails(partial):
         partial.write_text("half")
         raise RuntimeError("no such dtype\nand a long explanation")
@@ -80,13 +80,13 @@ def write_to_a_full_disk(path: Path) -> None:
         file.write("x")
 
 
-def test_the_file_is_named():
+def test_the_error_names_the_file():
     with pytest.raises(OSError, match=r"^runs/log\.txt: could not be written \(No space left on device\); make room"):
         write_to_a_full_disk(Path("runs/log.txt"))
 
 
 @pytest.mark.parametrize("name", ["log.txt", "metrics.jsonl"])
-def test_what_a_run_says_is_not_lost_in_silence(tmp_path, name):
+def test_a_lost_line_of_a_log_is_an_error(tmp_path, name):
     os.symlink("/dev/full", tmp_path / name)
     run = RunLogger(tmp_path, Process(0, 1, torch.device("cpu")))
     say = {"log.txt": lambda: log.info("a line"), "metrics.jsonl": lambda: run.metrics(1, "train", {"loss": 1.0})}
@@ -95,7 +95,7 @@ def test_what_a_run_says_is_not_lost_in_silence(tmp_path, name):
     run.close()
 
 
-def test_nor_is_a_row_of_results(tmp_path):
+def test_a_lost_row_of_results_is_an_error(tmp_path):
     os.symlink("/dev/full", tmp_path / "results.csv")
     with pytest.raises(OSError, match=r"/results\.csv: could not be written \(No space left on device\); make room"):
         append_row(tmp_path / "results.csv", {"name": "stop"})
