@@ -3,11 +3,23 @@
 import os
 from pathlib import Path
 
+import hypothesis
 import pytest
 
 from tests.small_data import SmallData, write_small_data
 
 SLOW_TIMEOUT = 1800  # seconds; other tests have the `timeout` of pyproject.toml
+
+# Every property test runs under this profile; a test sets its own `max_examples` at most. The same examples in every
+# run, and no limit that depends on how busy the machine is.
+hypothesis.settings.register_profile(
+    "reproducible",
+    derandomize=True,
+    deadline=None,
+    print_blob=True,
+    suppress_health_check=[hypothesis.HealthCheck.too_slow],
+)
+hypothesis.settings.load_profile("reproducible")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

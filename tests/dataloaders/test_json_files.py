@@ -17,7 +17,7 @@ values = st.recursive(
 )
 
 
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 @given(values)
 def test_what_json_writes_comes_back(value):
     assert parse_json(json.dumps(value)) == value
