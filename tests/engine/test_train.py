@@ -36,7 +36,7 @@ from main_task_retrieval import EXIT_INTERRUPTED, main
 from modules.clip import Block
 from modules.methods import METHODS as ALL_METHODS
 from modules.methods import build_method, method_options
-from tests.engine.test_distributed import free_port
+from tests.processes import free_port
 from tests.tiny import TINY, tiny_batch, tiny_clip
 
 ROOT = Path(__file__).parent.parent.parent
