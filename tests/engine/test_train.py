@@ -36,7 +36,7 @@ from main_task_retrieval import EXIT_INTERRUPTED, main
 from modules.clip import Block
 from modules.methods import METHODS as ALL_METHODS
 from modules.methods import build_method, method_options
-from tests.processes import free_port
+from tests.processes import free_port, run_as_group
 from tests.tiny import TINY, tiny_batch, tiny_clip
 
 ROOT = Path(__file__).parent.parent.parent
@@ -51,6 +51,10 @@ def training(small_data, output: Path, *flags: str) -> list[str]:
     """20 pairs, 5 steps an epoch."""
     few = ["--epochs", "2", "--batch_size", "4", "--n_display", "1", "--output_dir", str(output)]
     return ["--do_train", *small_data.flags(), *few, *flags]
+
+
+def run(flags: list[str], exit_code: int = 0) -> None:
+    assert main(flags) == exit_code
 
 
 def launch(processes: int, flags: list[str], *torchrun: str) -> list[str]:
@@ -105,11 +109,7 @@ def test_processes_and_parts_change_nothing(small_data, tmp_path, method, more, 
         if processes == 1:
             assert main(flags) == 0
         else:
-            environment = os.environ | {"OMP_NUM_THREADS": "1"}
-            done = subprocess.run(
-                launch(processes, flags), capture_output=True, text=True, env=environment, timeout=300, check=False
-            )
-            assert done.returncode == 0, done.stderr[-2000:]
+            run_as_group(processes, run, flags)
     curve = [line["loss"] for line in lines_of(tmp_path / "1 x 1", "train")]
     assert len(set(curve)) == 10
     for name in runs:
@@ -250,8 +250,17 @@ def interrupt_after(monkeypatch, step: int, number: signal.Signals = signal.SIGT
     monkeypatch.setattr(Training, "take_step", and_then)
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
-@pytest.mark.parametrize("step", [3, 5, 7])  # an epoch has 5
+@pytest.mark.parametrize(
+    ("step", "number"),  # an epoch has 5 steps
+    [
+        (3, signal.SIGTERM),
+        (5, signal.SIGUSR1),
+        (7, signal.SIGUSR1),
+        pytest.param(3, signal.SIGUSR1, marks=pytest.mark.slow),
+        pytest.param(5, signal.SIGTERM, marks=pytest.mark.slow),
+        pytest.param(7, signal.SIGTERM, marks=pytest.mark.slow),
+    ],
+)
 def test_interrupted_and_resumed_is_never_interrupted(small_data, tmp_path, monkeypatch, step, number, capsys):
     """Bit for bit, with dropout, frames drawn at random, a schedule and a selection under way."""
     flags = ["--method", "stop", "--lr", "1e-3", "--frame_sampling", "segment", "--select_on", "test"]
@@ -659,24 +668,21 @@ def test_compiled_processes_change_nothing(small_data, tmp_path):
         assert_same_weights(folder, tmp_path / "one", atol=1e-5, rtol=0)
 
 
-def test_without_a_compiler_one_sentence_says_so(small_data, tmp_path):
-    command = [sys.executable, str(ROOT / "main_task_retrieval.py")]
-    command += training(small_data, tmp_path / "run", *METHODS["clip4clip"], "--compile")
-    environment = os.environ | {"CXX": "no_such_compiler", "TORCHINDUCTOR_CACHE_DIR": str(tmp_path / "cache")}
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=200, check=False)
-    assert done.returncode == 2
-    assert "Traceback" not in done.stderr
-    last = done.stderr.strip().splitlines()[-1]
+def test_without_a_compiler_one_sentence_says_so(small_data, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("torch._inductor.config.cpp.cxx", ("no_such_compiler",))
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "cache"))
+    torch._dynamo.reset()
+    assert main(training(small_data, tmp_path / "run", *METHODS["clip4clip"], "--compile")) == 2
+    written = capsys.readouterr().err
+    assert "Traceback" not in written
+    last = written.strip().splitlines()[-1]
     assert last.startswith("error: --compile needs a working C++ compiler (g++)")
     assert "no_such_compiler" in last
 
 
-@pytest.mark.parametrize(
-    ("what", "video"),
-    [("--do_train", "video3.mp4"), pytest.param("--do_eval", "video12.mp4", marks=pytest.mark.slow)],
-)
-def test_a_broken_video_on_one_process_stops_all(small_data, tmp_path, what, video):
-    """The other process does not wait for it, and the file is named."""
+@pytest.mark.parametrize(("what", "video"), [("--do_train", "video3.mp4"), ("--do_eval", "video12.mp4")])
+def test_a_broken_video_on_one_process_stops_all(small_data, tmp_path, capfd, what, video):
+    """The other process does not wait for it, and both name the file."""
     videos = tmp_path / "videos"
     videos.mkdir()
     for path in small_data.videos.iterdir():
@@ -684,11 +690,8 @@ def test_a_broken_video_on_one_process_stops_all(small_data, tmp_path, what, vid
             (videos / path.name).symlink_to(path)
     (videos / video).write_bytes(b"this is no video")
     flags = training(small_data, tmp_path / "run", *METHODS["clip4clip"], "--features_path", str(videos))
-    command = launch(2, [what, *flags[1:]])
-    done = subprocess.run(command, capture_output=True, text=True, timeout=200, check=False)
-    assert done.returncode != 0
-    # Both processes say it, but torchrun may end one before it comes to that.
-    assert re.search(rf"error: .*{re.escape(video)}", done.stderr), done.stderr[-3000:]
+    run_as_group(2, run, [what, *flags[1:]], 2)
+    assert len(re.findall(rf"error: .*{re.escape(video)}", capfd.readouterr().err)) == 2
 
 
 def children_of(pid: int) -> list[int]:
