@@ -4,7 +4,6 @@ import json
 import os
 import re
 import subprocess
-import sys
 import venv
 from importlib.metadata import packages_distributions
 from pathlib import Path
@@ -13,6 +12,7 @@ import pytest
 
 from benchmarks import data, epoch, methods
 from engine.cli import parse_config, parse_flags
+from main_task_retrieval import main
 
 ROOT = Path(__file__).parent.parent
 SCRIPTS = sorted([*(ROOT / "scripts").glob("*.sh"), *(ROOT / "preprocess").glob("*.sh"), ROOT / ".ci" / "run"])
@@ -93,17 +93,23 @@ def test_the_flags_of_the_epoch_benchmark(recorder):
     assert (values["method"], values["steps"]) == ("dgl", 9)
 
 
+@pytest.fixture(scope="module")
+def bare_python(tmp_path_factory) -> Path:
+    """A Python without anything in it, as the system's is."""
+    folder = tmp_path_factory.mktemp("bare")
+    venv.create(folder, with_pip=False)
+    return folder / "bin" / "python"
+
+
 @pytest.mark.parametrize("script", [path for path in LAUNCH_SCRIPTS if path.name != "_launch.sh"], ids=lambda p: p.name)
-def test_before_the_install(tmp_path, script):
-    """A Python without anything in it, as the system's is; what installs by itself is not run."""
-    venv.create(tmp_path / "bare", with_pip=False)
-    python = tmp_path / "bare" / "bin" / "python"
+def test_before_the_install(bare_python, tmp_path, script):
+    """What installs by itself is not run."""
     done = subprocess.run(
         ["bash", str(script)], capture_output=True, text=True, check=False, cwd=tmp_path, timeout=120,
-        env={"PATH": os.environ["PATH"], "PYTHON": str(python)},
+        env={"PATH": os.environ["PATH"], "PYTHON": str(bare_python)},
     )  # fmt: skip
     assert done.returncode == 2
-    assert done.stderr.startswith(f"error: {python} has no torch, torchvision, numpy, cv2, av, open_clip, ")
+    assert done.stderr.startswith(f"error: {bare_python} has no torch, torchvision, numpy, cv2, av, open_clip, ")
     assert "requirements.txt', or set PYTHON to an interpreter that has it\n" in done.stderr
     assert done.stderr.count("\n") == 1
     assert "Traceback" not in done.stderr
@@ -190,18 +196,14 @@ def test_the_released_protocol(recorder, method):
     assert {name: settings[name] for name in expected} == expected
 
 
-def test_the_released_protocol_trains(small_data, tmp_path):
+def test_the_released_protocol_trains(recorder, small_data, tmp_path):
     small = {"epochs": "1", "batch_size": "4", "max_words": "12", "max_frames": "3", "num_thread_reader": "0"}
     small["precision"] = "fp32"  # fp16 convolutions are very slow on a CPU
-    places = {"DATA_PATH": small_data.folder, "features_path": small_data.videos, "output_dir": tmp_path}
+    places = {"DATA_PATH": small_data.folder, "features_path": small_data.videos, "output_dir": tmp_path / "run"}
     small |= {name: str(place) for name, place in places.items()} | {"pretrained_clip_name": str(small_data.clip)}
-    done = subprocess.run(
-        ["bash", str(ROOT / "scripts/msrvtt_released.sh"), "--n_display", "10"],
-        env=os.environ | {"PYTHON": sys.executable, "NGPU": "1", "OMP_NUM_THREADS": "1"} | small,
-        capture_output=True, text=True, timeout=240, check=False,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr[-2000:]
-    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    (command,) = commands_of(ROOT / "scripts/msrvtt_released.sh", recorder, "--n_display", "10", **small)
+    assert main(command[1:]) == 0
+    lines = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
     assert [line["kind"] for line in lines] == ["train", "test", "test"]
     assert lines[-1]["selection"] == "best epoch ON THE TEST SPLIT"
 
