@@ -11,7 +11,7 @@ import torch.multiprocessing as mp
 
 
 def heed_interrupts() -> None:
-    """As `preexec_fn`: what a shell starts in the background ignores SIGINT, and so do all its descendants."""
+    """Let a process react to SIGINT; pass it as `preexec_fn`. Processes that a shell starts in the background ignore it."""
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
@@ -25,9 +25,8 @@ def free_port() -> int:
 def run_as_group(world_size: int, function: Callable[..., None], *arguments: Any) -> None:
     """Call `function(*arguments)` in each of `world_size` processes, in the environment that torchrun would give them.
 
-    The processes are forks, so they start in milliseconds, where a fresh Python imports torch for seconds. They compute
-    on the CPU even where there is a GPU, which a fork cannot use. If one fails, the others are ended and its traceback
-    is raised here.
+    The processes are forks, which start in milliseconds; a fresh Python takes seconds to import torch. They compute on
+    the CPU, because a fork cannot use a GPU. If one fails, the others are ended and its traceback is raised here.
     """
     mp.start_processes(_join, (world_size, free_port(), function, arguments), nprocs=world_size, start_method="fork")
 
