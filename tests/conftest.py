@@ -43,5 +43,5 @@ def reference() -> Path:
 
 @pytest.fixture(scope="session")
 def small_data(tmp_path_factory) -> SmallData:
-    """Write seventeen small mp4 files in MSR-VTT's formats and a tiny CLIP. All tests share them: do not change them."""
+    """Write seventeen small mp4 files in MSR-VTT's formats and a tiny CLIP. All tests share them, so change none."""
     return write_small_data(tmp_path_factory.mktemp("small_data"))

@@ -11,7 +11,7 @@ import torch.multiprocessing as mp
 
 
 def heed_interrupts() -> None:
-    """Let a process react to SIGINT; pass it as `preexec_fn`. Processes that a shell starts in the background ignore it."""
+    """Let a process react to SIGINT, which a shell's background processes ignore; pass this as `preexec_fn`."""
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 

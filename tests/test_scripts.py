@@ -11,8 +11,9 @@ from pathlib import Path
 import pytest
 
 from benchmarks import data, epoch, methods
-from engine.cli import parse_config, parse_flags
+from engine.cli import parse_flags
 from main_task_retrieval import main
+from tests.launch_scripts import commands_of, settings_of, write_recorder
 
 ROOT = Path(__file__).parent.parent
 SCRIPTS = sorted([*(ROOT / "scripts").glob("*.sh"), *(ROOT / "preprocess").glob("*.sh"), ROOT / ".ci" / "run"])
@@ -26,35 +27,9 @@ def test_parses(script):
     assert b"\r" not in script.read_bytes()
 
 
-def write_recorder(folder: Path) -> tuple[Path, Path]:
-    """(a stand-in for Python that writes its arguments down, one command after another; the file it writes)."""
-    record = folder / "commands"
-    python = folder / "python"
-    python.write_text(f'#!/usr/bin/env bash\nprintf "%s\\n" "$@" "--end-of-command--" >>{record}\n')
-    python.chmod(0o755)
-    return python, record
-
-
 @pytest.fixture
 def recorder(tmp_path) -> tuple[Path, Path]:
     return write_recorder(tmp_path)
-
-
-def commands_of(script: Path, recorder: tuple[Path, Path], *arguments: str, **environment: str) -> list[list[str]]:
-    python, record = recorder
-    subprocess.run(
-        ["bash", str(script), *arguments],
-        env=os.environ | {"PYTHON": str(python), "NGPU": "1"} | environment,
-        cwd=python.parent,
-        check=True,
-        capture_output=True,
-    )
-    commands = [command.split("\n")[:-1] for command in record.read_text().split("--end-of-command--\n") if command]
-    return [command for command in commands if command[0] != "-c"]  # which asks what is installed
-
-
-def settings_of(command: list[str]) -> dict:
-    return parse_config(command[1:]).flat()
 
 
 @pytest.mark.parametrize(

@@ -11,9 +11,9 @@ import pytest
 
 from main_task_retrieval import main as train
 from preprocess.cache_frames import main
+from tests.launch_scripts import commands_of, write_recorder
 from tests.processes import heed_interrupts, run_as_group
 from tests.small_data import SmallData, write_small_data
-from tests.test_scripts import commands_of, write_recorder
 from tests.videos import write_video
 
 ROOT = Path(__file__).parents[2]

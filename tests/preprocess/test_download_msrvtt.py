@@ -21,8 +21,8 @@ import pytest
 
 from dataloaders.msrvtt import read_split
 from modules.clip_weights import RELEASES, find_weights
+from tests.launch_scripts import commands_of, settings_of, write_recorder
 from tests.small_data import SmallData
-from tests.test_scripts import commands_of, settings_of, write_recorder
 
 SCRIPT = Path(__file__).parents[2] / "preprocess" / "download_msrvtt.sh"
 WEIGHTS = np.random.default_rng(0).bytes(300_000)
