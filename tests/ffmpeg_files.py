@@ -1,4 +1,4 @@
-"""Video files made by the ffmpeg program, and what it decodes of any file: for tests that compare with it.
+"""Video files made by the ffmpeg program, and the frames it decodes from any file, to compare with.
 
 Shapes: T frames, H x W pixels.
 """
@@ -15,19 +15,19 @@ X264 = ("-c:v", "libx264", "-preset", "veryfast", "-crf", "12", "-pix_fmt", "yuv
 
 
 def ffmpeg(*arguments: str | bytes | Path, data: bytes | None = None) -> bytes:
-    """What ffmpeg writes to its output `pipe:1`, reading `data` as `pipe:0`."""
+    """Run ffmpeg with `data` as its input `pipe:0` and return its output `pipe:1`."""
     return subprocess.run([FFMPEG, "-v", "error", *arguments], input=data, capture_output=True, check=True).stdout
 
 
 def moving(n_frames: int = 20, height: int = 48, width: int = 64) -> np.ndarray:
-    """Frames uint8 [T, H, W, 3] of coloured waves that run at different speeds, so that no two frames are alike."""
+    """Return frames uint8 [T, H, W, 3] of coloured waves that move at different speeds, so that no two are alike."""
     y, x = np.mgrid[:height, :width]
     t = np.arange(n_frames)[:, None, None]
     waves = (x + 4 * t) / 7, (y + 6 * t) / 6 + 1, (x + y - 2 * t) / 9 + 2
     return np.stack([128 + 100 * np.sin(wave) for wave in waves], axis=-1).astype(np.uint8)
 
 
-ENCODED: dict[tuple, bytes] = {}  # many of the files below are made from the same one
+ENCODED: dict[tuple, bytes] = {}  # many files are made from the same one
 
 
 def write(path: Path, frames: np.ndarray, *flags: str | bytes) -> Path:
@@ -43,13 +43,13 @@ def write(path: Path, frames: np.ndarray, *flags: str | bytes) -> Path:
 
 
 def ffmpeg_frames(path: Path, height: int, width: int) -> np.ndarray:
-    """Every frame as ffmpeg decodes it, uint8 [T, H, W, 3]."""
+    """Return every frame that ffmpeg decodes, uint8 [T, H, W, 3]."""
     raw = ffmpeg("-i", path, "-fps_mode", "passthrough", "-f", "rawvideo", "-pix_fmt", "rgb24", "pipe:1")
     return np.frombuffer(raw, np.uint8).reshape(-1, height, width, 3).copy()
 
 
 def replace(path: Path, old: bytes, new: bytes) -> Path:
-    """Overwrite the one place in a file that reads `old`."""
+    """Replace the only occurrence of `old` in a file by `new`, of the same length."""
     content = path.read_bytes()
     assert content.count(old) == 1
     assert len(old) == len(new)
@@ -58,7 +58,7 @@ def replace(path: Path, old: bytes, new: bytes) -> Path:
 
 
 def shown_times(path: Path) -> np.ndarray:
-    """When ffmpeg shows each frame of a file's picture, in seconds from the file's start, float64 [T]."""
+    """Return when ffmpeg shows each frame, in seconds from the start of the file, float64 [T]."""
     told = ffmpeg(
         "-i", path, "-map", "0:V:0", "-fps_mode", "passthrough", "-enc_time_base", "demux", "-f", "framemd5", "-"
     )

@@ -1,4 +1,4 @@
-"""Reads the reference numbers in `STOP_REFERENCE/oracles`: weights and inputs made again by its own recipe."""
+"""Reads the reference numbers in `STOP_REFERENCE/oracles`. The recipe there makes the weights and inputs again."""
 
 import importlib.util
 import json
@@ -13,7 +13,7 @@ import torch
 
 @dataclass
 class Oracle:
-    """One reference run: its setting, its weights by name, its inputs and what came out."""
+    """One reference run: its setting, its weights by name, its inputs and its outputs."""
 
     setting: dict[str, Any]
     weights: dict[str, torch.Tensor]
@@ -32,7 +32,7 @@ def _recipe(folder: Path) -> ModuleType:
 
 
 def load_oracle(reference: Path, name: str) -> Oracle:
-    """The reference run `name`."""
+    """Load the reference run `name`."""
     folder = reference / "oracles"
     recipe = _recipe(folder)
     setting = json.loads((folder / f"{name}.json").read_text())
@@ -45,7 +45,7 @@ def load_oracle(reference: Path, name: str) -> Oracle:
 
 
 def largest_relative_difference(got: torch.Tensor, expected: np.ndarray) -> float:
-    """Largest absolute difference over the largest absolute value of the expected array."""
+    """Return the largest absolute difference, divided by the largest absolute value of the expected array."""
     expected = torch.from_numpy(expected)
     assert got.shape == expected.shape
     return float((got.detach() - expected).abs().max() / expected.abs().max())

@@ -1,4 +1,4 @@
-"""A data set of a few small mp4 files in MSR-VTT's own file formats, with the weights of a tiny CLIP."""
+"""A data set of a few small mp4 files in MSR-VTT's file formats, with the weights of a tiny CLIP."""
 
 import csv
 import json
@@ -18,7 +18,7 @@ SIDES = ("left", "right")
 
 @dataclass(frozen=True)
 class SmallData:
-    """Where everything is."""
+    """The folder of the data set and the file of the CLIP."""
 
     folder: Path
     clip: Path
@@ -28,7 +28,7 @@ class SmallData:
         return self.folder / "videos"
 
     def flags(self) -> list[str]:
-        """The flags that say so, and settings that suit the size."""
+        """Return the flags that name the files, and settings for clips this small."""
         return [
             "--train_csv", str(self.folder / "MSRVTT_train.9k.csv"),
             "--val_csv", str(self.folder / "MSRVTT_JSFUSION_test.csv"),
@@ -41,7 +41,7 @@ class SmallData:
 
 
 def write_small_data(folder: Path, n_train: int = 10, n_test: int = 7) -> SmallData:
-    """Clips of a coloured half frame; a training video has two captions, a test video one."""
+    """Write clips in which half of the frame is coloured. Training videos have two captions, test videos one."""
     data = SmallData(folder, folder / "clip.safetensors")
     data.videos.mkdir(parents=True)
     rng = np.random.default_rng(0)

@@ -20,6 +20,7 @@ from engine.report import main as report
 from main_task_retrieval import draw_captions, main
 from modules.clip_weights import backbone_sha256, load_clip
 from modules.methods import build_method
+from tests.processes import run_as_group
 from tests.small_data import SmallData, write_small_data
 
 ROOT = Path(__file__).parent.parent
@@ -247,6 +248,10 @@ def test_steps_that_overflow_in_fp16_are_left_out_and_counted(small_data, tmp_pa
     assert torch.equal(weights["clip.visual.proj"], start["visual.proj"])
 
 
+def run(arguments: list[str]) -> None:
+    assert main(arguments) == 0
+
+
 def run_in_processes(n: int, arguments: list[str]) -> subprocess.CompletedProcess:
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={n}"]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
@@ -256,7 +261,6 @@ def run_in_processes(n: int, arguments: list[str]) -> subprocess.CompletedProces
     )  # fmt: skip
 
 
-@pytest.mark.slow
 def test_three_processes_evaluate_as_one(tmp_path):
     """Seven videos do not divide by three; none is counted twice. An eighth is broken and left out by all."""
     data = write_small_data(tmp_path / "data", n_train=2, n_test=8)
@@ -264,8 +268,7 @@ def test_three_processes_evaluate_as_one(tmp_path):
     evaluation = ["--do_eval", *data.flags(), "--allow_missing", "1"]
     assert main([*evaluation, "--output_dir", str(tmp_path / "one")]) == 0
     more = ["--frame_cache", str(tmp_path / "cache"), "--output_dir", str(tmp_path / "three")]
-    done = run_in_processes(3, [*evaluation, *more])
-    assert done.returncode == 0, done.stderr[-2000:]
+    run_as_group(3, run, [*evaluation, *more])
     one, three = (lines_of(tmp_path / name / "metrics.jsonl")[-1] for name in ("one", "three"))
     assert scores(one) == scores(three)
     assert one["videos"] == three["videos"] == "7 of 8"
@@ -291,8 +294,7 @@ def test_two_processes_give_the_numbers_of_one(small_data, tmp_path):
         "9",
     ]
     assert main([*training, "--output_dir", str(tmp_path / "one")]) == 0
-    done = run_in_processes(2, [*training, "--output_dir", str(tmp_path / "two")])
-    assert done.returncode == 0, done.stderr[-2000:]
+    run_as_group(2, run, [*training, "--output_dir", str(tmp_path / "two")])
     one, two = (lines_of(tmp_path / name / "metrics.jsonl") for name in ("one", "two"))
     assert len(one) == len(two)
     for ours, theirs in zip(one, two, strict=True):

@@ -4,7 +4,6 @@ import json
 import os
 import re
 import subprocess
-import sys
 import venv
 from importlib.metadata import packages_distributions
 from pathlib import Path
@@ -13,8 +12,9 @@ import pytest
 import yaml
 
 from benchmarks import data, epoch, gpu_check, methods
-from engine.cli import parse_config, parse_flags
-from engine.tasks.retrieval import RetrievalSettings
+from engine.cli import parse_flags
+from main_task_retrieval import main
+from tests.launch_scripts import commands_of, settings_of, write_recorder
 
 ROOT = Path(__file__).parent.parent
 SCRIPTS = sorted([*(ROOT / "scripts").glob("*.sh"), *(ROOT / "preprocess").glob("*.sh"), ROOT / ".ci" / "run"])
@@ -29,35 +29,9 @@ def test_parses(script):
     assert b"\r" not in script.read_bytes()
 
 
-def write_recorder(folder: Path) -> tuple[Path, Path]:
-    """Return a stand-in for Python that records its arguments, one command after another, and the file it writes."""
-    record = folder / "commands"
-    python = folder / "python"
-    python.write_text(f'#!/usr/bin/env bash\nprintf "%s\\n" "$@" "--end-of-command--" >>{record}\n')
-    python.chmod(0o755)
-    return python, record
-
-
 @pytest.fixture
 def recorder(tmp_path) -> tuple[Path, Path]:
     return write_recorder(tmp_path)
-
-
-def commands_of(script: Path, recorder: tuple[Path, Path], *arguments: str, **environment: str) -> list[list[str]]:
-    python, record = recorder
-    subprocess.run(
-        ["bash", str(script), *arguments],
-        env=os.environ | {"PYTHON": str(python), "NGPU": "1"} | environment,
-        cwd=python.parent,
-        check=True,
-        capture_output=True,
-    )
-    commands = [command.split("\n")[:-1] for command in record.read_text().split("--end-of-command--\n") if command]
-    return [command for command in commands if command[0] != "-c"]  # -c asks which packages are installed
-
-
-def settings_of(command: list[str]) -> dict:
-    return parse_config(command[1:], RetrievalSettings).flat()
 
 
 @pytest.mark.parametrize(
@@ -126,17 +100,23 @@ def test_ci_checks_every_shell_script():
     assert {script for folder in folders for script in folder.rglob("*.sh")} <= set(SCRIPTS)
 
 
+@pytest.fixture(scope="module")
+def bare_python(tmp_path_factory) -> Path:
+    """A Python without anything in it, as the system's is."""
+    folder = tmp_path_factory.mktemp("bare")
+    venv.create(folder, with_pip=False)
+    return folder / "bin" / "python"
+
+
 @pytest.mark.parametrize("script", [path for path in LAUNCH_SCRIPTS if path.name != "_launch.sh"], ids=lambda p: p.name)
-def test_before_the_install(tmp_path, script):
-    """A Python without packages, such as the system's; scripts that install packages themselves are not run."""
-    venv.create(tmp_path / "bare", with_pip=False)
-    python = tmp_path / "bare" / "bin" / "python"
+def test_before_the_install(bare_python, tmp_path, script):
+    """What installs by itself is not run."""
     done = subprocess.run(
         ["bash", str(script)], capture_output=True, text=True, check=False, cwd=tmp_path, timeout=120,
-        env={"PATH": os.environ["PATH"], "PYTHON": str(python)},
+        env={"PATH": os.environ["PATH"], "PYTHON": str(bare_python)},
     )  # fmt: skip
     assert done.returncode == 2
-    assert done.stderr.startswith(f"error: {python} has no torch, torchvision, numpy, cv2, av, open_clip, ")
+    assert done.stderr.startswith(f"error: {bare_python} has no torch, torchvision, numpy, cv2, av, open_clip, ")
     assert "requirements.txt', or set PYTHON to an interpreter that has it\n" in done.stderr
     assert done.stderr.count("\n") == 1
     assert "Traceback" not in done.stderr
@@ -223,18 +203,14 @@ def test_the_released_protocol(recorder, method):
     assert {name: settings[name] for name in expected} == expected
 
 
-def test_the_released_protocol_trains(small_data, tmp_path):
+def test_the_released_protocol_trains(recorder, small_data, tmp_path):
     small = {"epochs": "1", "batch_size": "4", "max_words": "12", "max_frames": "3", "num_thread_reader": "0"}
     small["precision"] = "fp32"  # fp16 convolutions are very slow on a CPU
-    places = {"DATA_PATH": small_data.folder, "features_path": small_data.videos, "output_dir": tmp_path}
+    places = {"DATA_PATH": small_data.folder, "features_path": small_data.videos, "output_dir": tmp_path / "run"}
     small |= {name: str(place) for name, place in places.items()} | {"pretrained_clip_name": str(small_data.clip)}
-    done = subprocess.run(
-        ["bash", str(ROOT / "scripts/msrvtt_released.sh"), "--n_display", "10"],
-        env=os.environ | {"PYTHON": sys.executable, "NGPU": "1", "OMP_NUM_THREADS": "1"} | small,
-        capture_output=True, text=True, timeout=240, check=False,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr[-2000:]
-    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    (command,) = commands_of(ROOT / "scripts/msrvtt_released.sh", recorder, "--n_display", "10", **small)
+    assert main(command[1:]) == 0
+    lines = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
     assert [line["kind"] for line in lines] == ["train", "test", "test"]
     assert lines[-1]["selection"] == "best epoch ON THE TEST SPLIT"
 

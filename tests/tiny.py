@@ -20,7 +20,7 @@ TINY = CLIPArchitecture(
 
 
 def tiny_clip(seed: int = 0, architecture: CLIPArchitecture = TINY) -> CLIP:
-    """A CLIP with random weights, far from symmetric: biases and norms differ from their initial values too."""
+    """Return a CLIP with random weights. Biases and norms are random too, not at their initial values."""
     torch.manual_seed(seed)
     clip = CLIP(architecture)
     with torch.no_grad():
@@ -33,7 +33,7 @@ def tiny_clip(seed: int = 0, architecture: CLIPArchitecture = TINY) -> CLIP:
 def tiny_batch(
     seed: int = 0, batch: int = 3, frames: int = 4, words: int = 8, architecture: CLIPArchitecture = TINY
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """(video `[B,T,3,H,W]`, frame_mask `[B,T]` with a padded clip where B > 1, token_ids `[B,L]`)."""
+    """Return video `[B,T,3,H,W]`, frame_mask `[B,T]` and token_ids `[B,L]`. Where B > 1, the second clip is padded."""
     generator = torch.Generator().manual_seed(seed)
     side = architecture.image_size
     video = torch.randn(batch, frames, 3, side, side, generator=generator)

@@ -12,6 +12,7 @@ import torch._dynamo
 from safetensors.torch import load_file
 
 from engine.train import Training
+from main_task_retrieval import main
 
 ROOT = Path(__file__).parent.parent
 
@@ -26,6 +27,10 @@ def training(small_data, output: Path, *flags: str) -> list[str]:
     """20 pairs, 5 steps an epoch."""
     few = ["--epochs", "2", "--batch_size", "4", "--n_display", "1", "--output_dir", str(output)]
     return ["--do_train", *small_data.flags(), *few, *flags]
+
+
+def run(flags: list[str], exit_code: int = 0) -> None:
+    assert main(flags) == exit_code
 
 
 def launch(processes: int, flags: list[str], *torchrun: str) -> list[str]:

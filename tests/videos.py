@@ -1,4 +1,4 @@
-"""Real video files for tests, small and exact enough that a decoded frame tells which one it is.
+"""Real video files for tests. They are small, and each decoded frame can be identified.
 
 Shapes: T frames, H x W pixels.
 """
@@ -22,8 +22,8 @@ def write_video(
 ) -> Path:
     """Encode frames uint8 [T, H, W, 3] RGB into `path` and return it; the suffix chooses the container.
 
-    With the default pixel format height and width must be even; "yuv444p" takes any size. An mp4 has its index in
-    front, as downloaded ones do, so that a cut file still opens. `sound_seconds` of silence go with it.
+    With the default pixel format height and width must be even; "yuv444p" takes any size. An mp4 has its index at the
+    front, as downloaded ones do, so that a truncated file still opens. It gets `sound_seconds` of silence.
     """
     options = {"movflags": "faststart"} if path.suffix == ".mp4" else {}
     with av.open(str(path), "w", options=options) as container:
@@ -47,7 +47,7 @@ def write_video(
 
 
 def flag_rotation(path: Path) -> Path:
-    """Make an mp4 file ask players to turn its picture by a quarter, as phones do; its frames stay as they are."""
+    """Mark an mp4 file as rotated by a quarter turn, as phones do. Its frames stay as they are."""
     content = bytearray(path.read_bytes())
     matrix = content.index(b"tkhd") + 44  # ISO/IEC 14496-12: after 40 bytes of a version 0 track header
     content[matrix : matrix + 36] = struct.pack(">9i", 0, 1 << 16, 0, -1 << 16, 0, 0, 0, 0, 1 << 30)
@@ -56,7 +56,7 @@ def flag_rotation(path: Path) -> Path:
 
 
 def cut(source: Path, part: float) -> Path:
-    """A file beside `source` with only the first part of its bytes."""
+    """Write a file beside `source` with only the first part of its bytes, and return its path."""
     path = source.with_name(f"cut_{source.name}")
     content = source.read_bytes()
     path.write_bytes(content[: int(len(content) * part)])
@@ -64,19 +64,19 @@ def cut(source: Path, part: float) -> Path:
 
 
 def noise(n_frames: int) -> np.ndarray:
-    """Frames uint8 [T, 64, 64, 3] that do not compress, so that a part of the bytes is that part of the frames."""
+    """Return frames uint8 [T, 64, 64, 3] that do not compress: half of the bytes hold half of the frames."""
     return np.random.default_rng(0).integers(0, 256, (n_frames, 64, 64, 3), dtype=np.uint8)
 
 
 def grey_ramp(n_frames: int, height: int = 32, width: int = 48, step: int = 4) -> np.ndarray:
-    """Frames uint8 [T, H, W, 3] of one grey each: 16 + step * f for frame f, which `frame_numbers` reads back."""
+    """Return uniformly grey frames uint8 [T, H, W, 3]. Frame f has 16 + step * f, which `frame_numbers` reads back."""
     levels = 16 + step * np.arange(n_frames)
     assert levels[-1] <= 240, "too many frames for the 8 bits of a grey level"
     return np.broadcast_to(levels.astype(np.uint8)[:, None, None, None], (n_frames, height, width, 3)).copy()
 
 
 def frame_numbers(frames: np.ndarray, step: int = 4) -> list[int]:
-    """The frame numbers of decoded `grey_ramp` frames [K, H, W, 3] (any order of the last three axes)."""
+    """Return the frame numbers of decoded `grey_ramp` frames [K, H, W, 3], the last three axes in any order."""
     levels = frames.reshape(len(frames), -1).mean(axis=1)
     return np.rint((levels - 16) / step).astype(int).tolist()
 

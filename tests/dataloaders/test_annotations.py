@@ -52,7 +52,7 @@ def rows_of(text: str) -> list[tuple[int, dict[str, str]]]:
 field = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\r\n\0"), max_size=12)
 
 
-@settings(deadline=None, max_examples=100)
+@settings(max_examples=100)
 @given(st.lists(st.tuples(field, field), max_size=5), st.sampled_from([csv.QUOTE_MINIMAL, csv.QUOTE_ALL]))
 def test_what_a_csv_writer_writes_comes_back(rows, quoting):
     text = io.StringIO(newline="")
@@ -61,7 +61,7 @@ def test_what_a_csv_writer_writes_comes_back(rows, quoting):
     assert found == [(one.strip(), two.strip()) for one, two in rows]
 
 
-@settings(deadline=None, max_examples=200)
+@settings(max_examples=200)
 @given(st.text(st.sampled_from('ab",; \n\t{'), max_size=60))
 def test_any_text_gives_rows_of_all_columns_or_one_sentence(text):
     def columns_and_rows():
@@ -129,7 +129,7 @@ values = st.recursive(
 )
 
 
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 @given(values)
 def test_what_json_writes_comes_back(value):
     assert parse_json(json.dumps(value)) == value

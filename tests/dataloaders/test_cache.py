@@ -210,7 +210,7 @@ def exchange(place: Path, part: float) -> None:
     save_file({"promised": torch.tensor(6), "pixels": torch.zeros(6, 3, 32, 32, dtype=torch.uint8)}, place)
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     encoding=st.sampled_from(["raw", "jpeg"]),
     damage=st.sampled_from([flip, shorten, zero_the_end, exchange]),

@@ -178,7 +178,7 @@ def good_bytes(tmp_path_factory) -> bytes:
     return write_video(tmp_path_factory.mktemp("good") / "a.mp4", noise(8)).read_bytes()
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(damage=st.lists(st.tuples(st.floats(0, 1), st.integers(0, 255)), max_size=30), part=st.floats(0, 1))
 def test_damage_of_any_kind_ends_in_frames_or_a_video_error(tmp_path, good_bytes, damage, part):
     content = bytearray(good_bytes)

@@ -104,7 +104,7 @@ def test_the_valid_files_are_valid(tmp_path, name):
 
 
 @pytest.mark.parametrize(("name", "file"), FILES)
-@settings(deadline=None, max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_any_value_at_any_place(tmp_path, name, file, data):
     folder, valid = Folder(tmp_path, name), VALID[name][file]

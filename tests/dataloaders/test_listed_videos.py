@@ -119,7 +119,7 @@ def test_names_never_leave_the_folder(tmp_path, find, name, reason):
 parts = st.sampled_from(["..", ".", "a", "sub", "", "\\", "secret.mp4", "a.mp4", "link"])
 
 
-@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=200, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.lists(parts, min_size=1, max_size=6).map("/".join))
 def test_whatever_a_list_says_the_path_lies_within_the_folder(tmp_path_factory, name):
     root = tmp_path_factory.getbasetemp() / "within"

@@ -21,7 +21,7 @@ content = st.recursive(
 )
 
 
-@settings(deadline=None, max_examples=100)
+@settings(max_examples=100)
 @given(content, st.integers(0, pickle.HIGHEST_PROTOCOL))
 def test_what_pickle_writes_comes_back(value, protocol):
     assert load_plain(pickle.dumps(value, protocol)) == value
@@ -94,7 +94,7 @@ def test_a_key_that_comes_twice():
 VALID = pickle.dumps({"video1": [["a", "dog"], ["a", "cat"]], "video2": [["it", "rains"]]}, 2)
 
 
-@settings(deadline=None, max_examples=300)
+@settings(max_examples=300)
 @given(st.lists(st.tuples(st.integers(0, len(VALID) - 1), st.binary(max_size=3)), min_size=1, max_size=4))
 def test_damaged_pickles_give_captions_or_one_sentence(tmp_path_factory, changes):
     damaged = bytearray(VALID)

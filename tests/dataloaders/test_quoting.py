@@ -1,7 +1,7 @@
 """Quotations in messages are one line, in both layers that have them."""
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 import dataloaders.quoting
@@ -22,7 +22,6 @@ def test_long_texts_say_how_long_they_are(layer):
 
 
 @BOTH
-@settings(deadline=None)
 @given(text=st.text())
 def test_one_line_that_can_be_printed(layer, text):
     shown = layer.shorten(text, 20)

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from dataloaders.annotations import read_csv
@@ -37,7 +37,6 @@ times = st.none() | st.integers(0, 9)
 windows = st.tuples(st.sampled_from("ab"), times, times).filter(lambda w: w[2] is None or (w[1] or 0) < w[2])
 
 
-@settings(deadline=None)
 @given(st.lists(windows, max_size=8), st.lists(windows, max_size=8))
 def test_as_from_the_definition(training, test):
     def meet(one, other):

@@ -36,14 +36,14 @@ def test_video_sizes_as_met(height, width):
     assert_like_torchvision(height, width, 224)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.integers(1, 90), st.integers(1, 90), st.integers(1, 40))
 def test_any_size(height, width, size):
     assert_like_torchvision(height, width, size)
 
 
 @pytest.mark.parametrize("interpolation", INTERPOLATIONS)
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(st.integers(1, 90), st.integers(1, 90), st.integers(1, 40))
 def test_any_size_in_every_way(interpolation, height, width, size):
     frames = noise(2, height, width)
@@ -62,7 +62,7 @@ def test_a_fitting_short_side_is_not_resampled():
     assert (video.permute(0, 2, 3, 1).numpy() == frames[:, :, 10:42]).all()
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(st.integers(0, 60), st.integers(0, 60), st.integers(1, 40))
 def test_centre_crop_cuts_and_nothing_else(more_rows, more_columns, size):
     frames = noise(2, size + more_rows, size + more_columns)

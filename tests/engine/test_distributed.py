@@ -1,12 +1,10 @@
 """The gathers, in two real gloo processes, against one process."""
 
 import os
-import socket
 from pathlib import Path
 
 import pytest
 import torch
-import torch.multiprocessing as mp
 from torch.nn.parallel import DistributedDataParallel
 
 from engine.distributed import gather, gather_by_id, gather_with_gradient, process_group
@@ -14,15 +12,10 @@ from engine.precision import autocast_for
 from engine.tasks.contrastive import ContrastiveStep
 from modules.losses import symmetric_info_nce
 from modules.methods import build_method
+from tests.processes import run_as_group
 from tests.tiny import tiny_clip
 
 VIDEO_INDEX = torch.tensor([3, 5, 3, 7])  # one of the videos is on both processes
-
-
-def free_port() -> int:
-    with socket.socket() as server:
-        server.bind(("127.0.0.1", 0))
-        return server.getsockname()[1]
 
 
 def global_pairs() -> tuple[torch.Tensor, torch.Tensor]:
@@ -46,12 +39,11 @@ def step_gradient(rank: int, world_size: int, gather_gradient: str, positives: b
     return torch.cat([parameter.grad.flatten() for _, parameter in method.trainable_parameters()])
 
 
-def worker(rank: int, world_size: int, port: int, folder: Path) -> None:
-    os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(world_size), "LOCAL_RANK": str(rank)}
-    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    torch.set_num_threads(1)
+def worker(folder: Path) -> None:
     with process_group() as process:
-        assert (process.rank, process.world_size, process.is_main) == (rank, world_size, rank == 0)
+        rank, world_size = process.rank, process.world_size
+        assert (rank, world_size) == (int(os.environ["RANK"]), 2)
+        assert process.is_main == (rank == 0)
         text, video = (rows.chunk(world_size)[rank].clone().requires_grad_() for rows in global_pairs())
         loss = symmetric_info_nce(gather_with_gradient(text) @ gather_with_gradient(video).T)
         loss.backward()
@@ -73,7 +65,7 @@ def worker(rank: int, world_size: int, port: int, folder: Path) -> None:
 
 
 def test_two_processes_equal_one(tmp_path):
-    mp.spawn(worker, (2, free_port(), tmp_path), nprocs=2)
+    run_as_group(2, worker, tmp_path)
     text, video = (rows.requires_grad_() for rows in global_pairs())
     loss = symmetric_info_nce(text @ video.T)
     loss.backward()

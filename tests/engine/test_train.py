@@ -22,9 +22,9 @@ from engine.train import Training
 from main_task_retrieval import main
 from modules.clip import Block
 from modules.methods import build_method
-from tests.engine.test_distributed import free_port
+from tests.processes import free_port, run_as_group
 from tests.tiny import tiny_batch, tiny_clip
-from tests.training_runs import METHODS, ROOT, assert_same_weights, interrupt_after, launch, lines_of, training
+from tests.training_runs import METHODS, ROOT, assert_same_weights, interrupt_after, lines_of, run, training
 
 ALL_RUNS = {"1 x 1": (1, 1), "1 x 2": (1, 2), "1 x 4": (1, 4), "2 x 2": (2, 2), "4 x 1": (4, 1)}  # processes, parts
 
@@ -52,11 +52,7 @@ def test_processes_and_parts_change_nothing(small_data, tmp_path, method, more, 
         if processes == 1:
             assert main(flags) == 0
         else:
-            environment = os.environ | {"OMP_NUM_THREADS": "1"}
-            done = subprocess.run(
-                launch(processes, flags), capture_output=True, text=True, env=environment, timeout=300, check=False
-            )
-            assert done.returncode == 0, done.stderr[-2000:]
+            run_as_group(processes, run, flags)
     curve = [line["loss"] for line in lines_of(tmp_path / "1 x 1", "train")]
     assert len(set(curve)) == 10
     for name in runs:
@@ -184,8 +180,17 @@ def test_activation_checkpointing_changes_no_gradient(name):
         torch.testing.assert_close(gradients[1][n], gradient, atol=1e-6, rtol=1e-5)
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
-@pytest.mark.parametrize("step", [3, 5, 7])  # an epoch has 5
+@pytest.mark.parametrize(
+    ("step", "number"),  # an epoch has 5 steps
+    [
+        (3, signal.SIGTERM),
+        (5, signal.SIGUSR1),
+        (7, signal.SIGUSR1),
+        pytest.param(3, signal.SIGUSR1, marks=pytest.mark.slow),
+        pytest.param(5, signal.SIGTERM, marks=pytest.mark.slow),
+        pytest.param(7, signal.SIGTERM, marks=pytest.mark.slow),
+    ],
+)
 def test_interrupted_and_resumed_is_never_interrupted(small_data, tmp_path, monkeypatch, step, number, capsys):
     """Bit for bit, with dropout, frames drawn at random, a schedule and a selection under way."""
     flags = ["--method", "stop", "--lr", "1e-3", "--frame_sampling", "segment", "--select_on", "test"]

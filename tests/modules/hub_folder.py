@@ -1,5 +1,5 @@
-"""Folders in open_clip's layout on the Hugging Face Hub, with random weights, written by open_clip itself; and what
-parity is measured with."""
+"""Folders in open_clip's layout on the Hugging Face Hub, written by open_clip itself with random weights, and the
+measure of how closely this project follows it."""
 
 import json
 from pathlib import Path

@@ -25,7 +25,7 @@ def naive(captions: list[str], max_words: int) -> tuple[int, int, int]:
     return sum(len(row) > kept for row in whole), max(map(len, whole), default=0) + 2, confused
 
 
-@settings(deadline=None, max_examples=300)
+@settings(max_examples=300)
 @given(st.lists(caption, max_size=6), st.integers(3, 8))
 @example(["a dog runs far", "a dog runs away", "a dog runs", "A  dog\truns"], 5)
 @example(["caf\u00e9 au lait", "cafÃ© au lait", "&eacute; &quot;x", "a\x1b[31mb c"], 4)

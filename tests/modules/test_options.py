@@ -5,7 +5,7 @@ import math
 from typing import Annotated, Literal
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from modules.methods import METHODS, build_method, method_options
@@ -112,7 +112,6 @@ def test_good_values_defaults_and_unknown_names_pass():
     check()
 
 
-@settings(deadline=None)
 @given(
     st.floats(allow_nan=False, allow_infinity=False),
     st.floats(allow_nan=False) | st.just(math.inf),

@@ -52,7 +52,7 @@ def test_a_control_token_spelled_out_ends_nothing(marker: str) -> None:
     assert row.index(END_TOKEN) == row.index(runs) + 1
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(text=st.text(max_size=60), max_words=st.integers(3, 77))
 def test_any_text_gives_one_start_then_words_then_one_end(text: str, max_words: int) -> None:
     row = Tokenizer(max_words)(text)[0]

@@ -1,6 +1,5 @@
 """Filling the frame cache before training, with the flags of training."""
 
-import os
 import signal
 import subprocess
 import sys
@@ -12,7 +11,8 @@ import pytest
 
 from main_task_retrieval import main as train
 from preprocess.cache_frames import main
-from tests.processes import heed_interrupts
+from tests.launch_scripts import commands_of, write_recorder
+from tests.processes import heed_interrupts, run_as_group
 from tests.small_data import SmallData, write_small_data
 from tests.videos import write_video
 
@@ -92,21 +92,27 @@ def test_shards_make_the_same_files_as_one(data, tmp_path, capsys):
     assert entries(tmp_path / "parts") == entries(tmp_path / "whole")
 
 
-def test_a_launch_script_runs_it_with_its_own_flags(data, tmp_path):
-    environment = os.environ | {
+def fill(flags: list[str]) -> None:
+    assert main(flags) == 0
+
+
+def test_a_launch_script_runs_it_with_its_own_flags(data, tmp_path, capfd):
+    environment = {
         "PROGRAM": "preprocess/cache_frames.py",
-        "PYTHON": sys.executable,
         "DATA_PATH": str(data.folder),
         "features_path": str(data.videos),
         "pretrained_clip_name": str(data.clip),
         "max_words": "12",
         "NGPU": "2",
     }
-    script = ["bash", str(ROOT / "scripts" / "msrvtt.sh"), "--frame_cache", str(tmp_path / "cache")]
-    done = subprocess.run(script, env=environment, capture_output=True, text=True, timeout=240, check=False)
-    assert done.returncode == 0, done.stderr[-2000:]
-    assert "train split (shard 0/2): 3 of 3 videos are in the cache." in done.stdout
-    assert "train split (shard 1/2): 3 of 3 videos are in the cache." in done.stdout
+    script, flags = ROOT / "scripts" / "msrvtt.sh", ["--frame_cache", str(tmp_path / "cache")]
+    (command,) = commands_of(script, write_recorder(tmp_path), *flags, **environment)
+    assert command[:4] == ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    assert command[4] == str(ROOT / "preprocess/cache_frames.py")
+    run_as_group(2, fill, command[5:])
+    printed = capfd.readouterr().out
+    assert "train split (shard 0/2): 3 of 3 videos are in the cache." in printed
+    assert "train split (shard 1/2): 3 of 3 videos are in the cache." in printed
     assert len(entries(tmp_path / "cache")) == 9
 
 

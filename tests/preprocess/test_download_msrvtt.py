@@ -21,8 +21,8 @@ import pytest
 
 from dataloaders.msrvtt import read_split
 from modules.clip_weights import RELEASES, find_weights
+from tests.launch_scripts import commands_of, settings_of, write_recorder
 from tests.small_data import SmallData
-from tests.test_scripts import commands_of, settings_of, write_recorder
 
 SCRIPT = Path(__file__).parents[2] / "preprocess" / "download_msrvtt.sh"
 WEIGHTS = np.random.default_rng(0).bytes(300_000)
@@ -192,7 +192,7 @@ def test_what_is_there_is_not_fetched_again(place, server):
     assert (place.weights / "ViT-B-32.pt").read_bytes() == b"damaged since"
 
 
-@pytest.mark.parametrize("name", ["ViT-B/32", "ViT-L/14"])
+@pytest.mark.parametrize("name", ["ViT-B/32", pytest.param("ViT-L/14", marks=pytest.mark.slow)])
 def test_it_says_what_it_would_do_and_does_nothing_without_a_terminal(tmp_path, name):
     release = RELEASES[name]
     public = dict.fromkeys(["clip_url", "clip_sha256", "captions_url", "videos_url", "captions_mb"], "")

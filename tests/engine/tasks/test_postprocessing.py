@@ -49,7 +49,7 @@ def many_captions(n_videos: int, seed: int) -> tuple[np.ndarray, np.ndarray, np.
 
 
 @given(st.integers(1, 7), st.integers(0, 10_000), st.integers(1, 9), st.sampled_from([0.5, 1.0, 20.0]))
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 def test_dual_softmax_against_loops(n_videos, seed, block, temperature):
     scores, owner, _ = many_captions(n_videos, seed)
     everything = np.arange(len(owner)), np.arange(n_videos)
@@ -67,7 +67,7 @@ def test_dual_softmax_against_loops(n_videos, seed, block, temperature):
 
 
 @given(st.integers(1, 7), st.integers(1, 8), st.integers(0, 10_000), st.integers(1, 9))
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 def test_qb_norm_against_loops(n_videos, n_bank, seed, block):
     scores, owner, generator = many_captions(n_videos, seed)
     bank = generator.integers(-2, 4, (n_bank, n_videos)).astype(np.float64)

@@ -32,7 +32,7 @@ def naive_summary(scores: np.ndarray, right: list[int]) -> dict[str, float]:
 
 
 @given(st.integers(1, 5), st.integers(1, 5), st.integers(0, 10_000))
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 def test_ties_are_averaged_over_all_orders(n, candidates, seed):
     generator = np.random.default_rng(seed)
     scores = generator.integers(0, 3, (n, candidates)).astype(np.float32)  # few values, many ties
@@ -48,7 +48,7 @@ def test_a_model_that_scores_everything_alike_is_at_chance():
 
 
 @given(st.integers(1, 7), st.integers(0, 10_000), st.integers(1, 9))
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 def test_many_captions_a_video_in_any_block_size(n_videos, seed, block):
     generator = np.random.default_rng(seed)
     video_of_caption = np.concatenate([np.arange(n_videos), generator.integers(0, n_videos, 6)])

@@ -1,13 +1,15 @@
 """What must hold for every method; a new line in METHODS is tested by being there."""
 
 import copy
+import io
+from typing import Literal, get_args, get_origin
 
 import pytest
 import torch
 
 from engine.optim import build_optimizer
 from modules.losses import symmetric_info_nce
-from modules.methods import METHODS, build_method
+from modules.methods import METHODS, build_method, method_options
 from tests.tiny import TINY, tiny_batch, tiny_clip
 
 METHOD_NAMES = list(METHODS)
@@ -112,6 +114,74 @@ def test_training_on_one_batch_learns_it(name):
         optimizer.step()
         last = loss.item()
     assert last < 0.7 * first
+
+
+@pytest.mark.parametrize("name", METHOD_NAMES)
+def test_every_option_has_help_and_a_default_of_its_type(name):
+    for option in method_options(METHODS[name]):
+        assert option.help.strip() == option.help != "", option.name
+        if get_origin(option.type) is Literal:
+            assert option.default in get_args(option.type), option.name
+        else:
+            assert type(option.default) is option.type, option.name
+
+
+@pytest.mark.parametrize("name", METHOD_NAMES)
+def test_default_options_are_options(name):
+    """Named one by one, they build the same network as none, also on a CLIP of fewer blocks than they are meant for."""
+    defaults = {option.name: option.default for option in method_options(METHODS[name])}
+    networks = []
+    for options in ({}, defaults):
+        torch.manual_seed(1)
+        networks.append(build_method(name, tiny_clip(), **options).state_dict())
+    assert networks[0].keys() == networks[1].keys()
+    assert all(torch.equal(tensor, networks[1][key]) for key, tensor in networks[0].items())
+
+
+def test_saved_and_loaded_it_embeds_the_same(method):
+    """By its `state_dict` alone: nothing else of a trained method counts."""
+    with torch.no_grad():
+        for _, parameter in method.trainable_parameters():
+            parameter.add_(0.05 * torch.randn_like(parameter))
+    buffer = io.BytesIO()
+    torch.save(method.state_dict(), buffer)
+    buffer.seek(0)
+    (name,) = (name for name, cls in METHODS.items() if type(method) is cls)
+    torch.manual_seed(2)
+    other = build(name)
+    assert not same_embeddings(method, other)
+    other.load_state_dict(torch.load(buffer))
+    assert same_embeddings(method, other)
+
+
+def test_a_copy_is_independent(method):
+    twin = copy.deepcopy(method)
+    assert same_embeddings(method, twin)
+    before = embeddings(method)
+    with torch.no_grad():
+        for _, parameter in twin.trainable_parameters():
+            parameter.add_(0.05 * torch.randn_like(parameter))
+    assert not same_embeddings(method, twin)
+    assert all(torch.equal(ours, theirs) for ours, theirs in zip(embeddings(method), before, strict=True))
+
+
+def test_under_bf16_autocast_it_embeds_nearly_the_same(method):
+    full = embeddings(method)
+    with torch.autocast("cpu", torch.bfloat16):
+        half = embeddings(method)
+    for ours, theirs in zip(half, full, strict=True):
+        assert ours.isfinite().all()
+        assert (torch.nn.functional.cosine_similarity(ours.float(), theirs, dim=-1) > 0.98).all()
+
+
+def embeddings(method):
+    method.eval()
+    with torch.no_grad():
+        return method(*tiny_batch())
+
+
+def same_embeddings(first, second):
+    return all(torch.equal(ours, theirs) for ours, theirs in zip(embeddings(first), embeddings(second), strict=True))
 
 
 def test_unknown_method_and_option():

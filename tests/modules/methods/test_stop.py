@@ -60,7 +60,7 @@ def trained_names(method: STOP) -> set[str]:
 
 
 @LAYOUTS
-@settings(derandomize=True, deadline=None, max_examples=5)
+@settings(max_examples=5)
 @given(
     seed=st.integers(0, 10**6),
     frames_of_clip=st.permutations([1, 2, 3]).map(lambda frames: frames[:2]),

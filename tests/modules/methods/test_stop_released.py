@@ -23,7 +23,7 @@ def released(**options):
     return build_method("stop_released", tiny_clip(), **{"max_frames": 4, **options})
 
 
-@pytest.fixture(scope="module", params=["linear", "transformer"])
+@pytest.fixture(scope="module", params=[pytest.param("linear", marks=pytest.mark.slow), "transformer"])
 def original(reference, request):
     """(reference run, our method with its weights, its frame mask)."""
     oracle = load_oracle(reference, f"stop_released_{request.param}")

@@ -39,7 +39,7 @@ def changes(normal: Tensor, frame_mask: Tensor) -> Tensor:
     return look(normal, timeline_of(frame_mask), of_changes=eye).changes
 
 
-@settings(derandomize=True, deadline=None, max_examples=25)
+@settings(max_examples=25)
 @given(
     seed=st.integers(0, 10**6),
     grid=st.integers(2, 4),
@@ -62,7 +62,7 @@ def test_equals_loops_over_frames_and_patches(seed, grid, frames_of_clip, width,
             torch.testing.assert_close(found[clip, : len(expected)], expected, atol=1e-9, rtol=1e-9)
 
 
-@settings(derandomize=True, deadline=None, max_examples=25)
+@settings(max_examples=25)
 @given(seed=st.integers(0, 10**6), frames_of_clip=st.lists(st.integers(1, 5), min_size=1, max_size=4))
 @pytest.mark.parametrize("by_frame", [False, True])
 def test_changes_are_between_real_neighbours_and_else_zero(seed, frames_of_clip, by_frame):

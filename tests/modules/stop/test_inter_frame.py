@@ -51,7 +51,7 @@ def random_regions(seed: int, tokens: Tensor, frame_mask: Tensor) -> Tensor:
     return (torch.rand(tokens.shape[:3], generator=generator) < 0.4).to(tokens) * frame_mask.unsqueeze(-1)
 
 
-@settings(derandomize=True, deadline=None, max_examples=25)
+@settings(max_examples=25)
 @given(
     seed=st.integers(0, 10**6),
     grid=st.integers(2, 3),
@@ -82,7 +82,7 @@ def test_equals_the_equations(seed, grid, frames_of_clip, eta, beta, noise_floor
         assert torch.equal(found.valid, slot < found.prompts_per_gap.unsqueeze(-1))
 
 
-@settings(derandomize=True, deadline=None, max_examples=25)
+@settings(max_examples=25)
 @given(seed=st.integers(0, 10**6), beta=st.floats(0, 20), gaps=st.integers(1, 4))
 def test_frame_variation_equals_the_equation(seed, beta, gaps):
     generator = torch.Generator().manual_seed(seed)
@@ -94,7 +94,7 @@ def test_frame_variation_equals_the_equation(seed, beta, gaps):
 
 
 class TestCounts:
-    @settings(derandomize=True, deadline=None, max_examples=100)
+    @settings(max_examples=100)
     @given(
         variation=st.lists(st.floats(0, 1e6, width=32), min_size=1, max_size=8),
         noise_floor=st.floats(1e-6, 1.0),
@@ -277,7 +277,7 @@ class TestInsertion:
         valid = torch.arange(eta) < counts.unsqueeze(-1)
         return TemporalPrompting(prompts, valid, torch.zeros_like(counts, dtype=torch.float32), counts)
 
-    @settings(derandomize=True, deadline=None, max_examples=12)
+    @settings(max_examples=12)
     @given(
         seed=st.integers(0, 10**6),
         grid=st.integers(1, 3),

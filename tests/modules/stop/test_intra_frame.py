@@ -70,7 +70,7 @@ def of_every_patch(prompts: FactoredPrompts) -> Tensor:
     return prompts.at(torch.arange(prompts.hidden.shape[2]).expand(prompts.hidden.shape[:3]))
 
 
-@settings(derandomize=True, deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(
     seed=st.integers(0, 10**6),
     grid=st.integers(2, 4),
@@ -101,7 +101,7 @@ def test_equals_the_equations(seed, grid, frames_of_clip, alpha, share, class_to
             assert torch.equal(prompted[clip, frames:], tokens[clip, frames:])
 
 
-@settings(derandomize=True, deadline=None, max_examples=20)
+@settings(max_examples=20)
 @given(seed=st.integers(0, 10**6), grid=st.integers(2, 4), frames=st.integers(1, 4), by_frame=st.booleans())
 def test_spatial_prompts_equal_the_equation(seed, grid, frames, by_frame):
     tokens, _ = slow.padded_clips(seed, [frames], grid * grid, WIDTH)
@@ -184,7 +184,7 @@ class TestMaps:
 
 
 class TestRegions:
-    @settings(derandomize=True, deadline=None, max_examples=60)
+    @settings(max_examples=60)
     @given(saliency=st.lists(st.sampled_from([0.0, 0.1, 0.2, 0.5]), min_size=1, max_size=40), share=st.floats(0, 1))
     def test_exactly_n_and_ties_to_the_lower_index(self, saliency, share):
         n_regions = 1 + round(share * (len(saliency) - 1))

@@ -24,7 +24,7 @@ HEART, STAR = Thing("red", "heart"), Thing("blue", "star")
 
 
 class TestCaptions:
-    @settings(max_examples=60, deadline=None)
+    @settings(max_examples=60)
     @given(seed=st.integers(0, 2**32 - 1))
     def test_twins_differ_in_the_direction_alone(self, seed: int) -> None:
         story = draw_story(np.random.default_rng(seed), held_out=False)

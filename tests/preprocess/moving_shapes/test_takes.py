@@ -117,7 +117,7 @@ def test_a_resting_thing_does_not_move() -> None:
         assert looks[0][0] != looks[2][0]
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(seed=st.integers(0, 2**32 - 1), held_out=st.booleans(), n_frames=st.integers(1, 16))
 def test_backwards_play_is_the_reversed_story(seed: int, held_out: bool, n_frames: int) -> None:
     story = draw_story(np.random.default_rng(seed), held_out)

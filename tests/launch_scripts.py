@@ -1,0 +1,36 @@
+"""Run a launch script with a Python that only records its arguments, and read the settings from its commands."""
+
+import os
+import subprocess
+from pathlib import Path
+
+from engine.cli import parse_config
+from engine.tasks.retrieval import RetrievalSettings
+
+
+def write_recorder(folder: Path) -> tuple[Path, Path]:
+    """Write a stand-in for Python that appends its arguments to a file. Return the paths of both."""
+    record = folder / "commands"
+    python = folder / "python"
+    python.write_text(f'#!/usr/bin/env bash\nprintf "%s\\n" "$@" "--end-of-command--" >>{record}\n')
+    python.chmod(0o755)
+    return python, record
+
+
+def commands_of(script: Path, recorder: tuple[Path, Path], *arguments: str, **environment: str) -> list[list[str]]:
+    """Return the arguments of every Python command that the script runs."""
+    python, record = recorder
+    subprocess.run(
+        ["bash", str(script), *arguments],
+        env=os.environ | {"PYTHON": str(python), "NGPU": "1"} | environment,
+        cwd=python.parent,
+        check=True,
+        capture_output=True,
+    )
+    commands = [command.split("\n")[:-1] for command in record.read_text().split("--end-of-command--\n") if command]
+    return [command for command in commands if command[0] != "-c"]  # which asks what is installed
+
+
+def settings_of(command: list[str]) -> dict:
+    """Return the settings of a command that trains or evaluates, by flag name."""
+    return parse_config(command[1:], RetrievalSettings).flat()
