@@ -76,10 +76,11 @@ def test_the_tables_of_results_are_those_of_the_files(capsys):
 
 def test_the_methods_and_what_they_train():
     rows = table(section(README, "Methods"), "| `--method` |")
-    assert [quoted(name)[0] for name, *_ in rows] == sorted(METHODS, key=[quoted(row[0])[0] for row in rows].index)
+    printed = {quoted(name)[0]: count for name, _, count, _ in rows}
+    assert printed.keys() == METHODS.keys()
     measured = json.loads((ROOT / "results/benchmark.json").read_text())["methods"]
     trained = {line["method"]: f"{line['trainable_parameters'] / 1e6:.2f} M" for line in measured}
-    assert {quoted(name)[0]: count for name, _, count, _ in rows} == trained
+    assert trained.items() <= printed.items()
 
 
 def test_the_layout_names_what_is_there():
