@@ -71,8 +71,8 @@ def outcomes(tmp_path_factory) -> dict[str, list[tuple[int, str]]]:
     shutil.copytree(ROOT, project, ignore=NOT_COPIED)
     runs = {title: [arguments_of(line) for line in follow(section(TEXT, title), project)] for title in RECIPES}
     done = subprocess.run(
-        [sys.executable, "-c", RUN, json.dumps(runs)],
-        cwd=project, capture_output=True, text=True, check=False, timeout=280, env=os.environ | {"OMP_NUM_THREADS": "1"},
+        [sys.executable, "-c", RUN, json.dumps(runs)], env=os.environ | {"OMP_NUM_THREADS": "1"},
+        cwd=project, capture_output=True, text=True, check=False, timeout=280,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-4000:]
     return json.loads(done.stdout)
