@@ -1,4 +1,4 @@
-"""What README.md names is there: classes, functions, files and scripts; and its Python lines run."""
+"""The README is short and true: commands, tables, Python lines. The tables that map the paper to the code are true."""
 
 import importlib
 import json
@@ -6,64 +6,58 @@ import os
 import re
 import subprocess
 import sys
-from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
-from modules.clip import CLIP
-from tests.tiny import TINY, tiny_batch
+from engine.report import main as report
+from modules.methods import METHODS
+from tests.markdown import ROOT, code_blocks, quoted, section, table
+from tests.videos import write_video
 
-ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
+PAPER_TO_CODE = (ROOT / "docs/paper_to_code.md").read_text()
+PAPER_VS_RELEASE = (ROOT / "docs/paper_vs_release.md").read_text()
+MADE_WORLD = (ROOT / "docs/made_world.md").read_text()
 
 
-def section(title: str) -> str:
-    """From a heading to the next of its rank."""
-    found = re.search(rf"^## {title}\n(.*?)(?=^## |\Z)", README, re.MULTILINE | re.DOTALL)
-    assert found, title
-    return found[1]
+def test_it_is_short():
+    assert len(README.encode()) <= 8192
+    (picture,) = re.findall(r"!\[.*\]\((\S+)\)", README)
+    assert (ROOT / picture).stat().st_size < 100_000
 
 
-def rows(text: str, header: str) -> list[list[str]]:
-    """The cells of the table that begins with this line."""
-    lines = text[text.index(header) :].split("\n\n")[0].splitlines()[2:]
-    return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
+def test_the_command_for_all_tests_is_that_of_ci():
+    (line,) = re.findall(r"^bash scripts/test\.sh", README, re.MULTILINE)
+    assert f"{line} " in (ROOT / ".ci/run").read_text()
 
 
-def quoted(cell: str) -> list[str]:
-    return re.findall(r"`([^`]+)`", cell)
-
-
-def paths(cell: str) -> list[Path]:
-    """Files of a cell: those behind the first lie in its folder."""
-    first, *others = quoted(cell)
-    folder = Path(first).parts[0] if "/" in first else ""
-    return [ROOT / first, *(ROOT / folder / other for other in others)]
-
-
-@pytest.mark.parametrize(
-    "cells",
-    rows(section("From the paper to the code"), "| the paper | what it says |"),
-    ids=lambda cells: cells[0],
-)
-def test_what_the_paper_has_is_where_the_table_says(cells):
-    files = paths(cells[3])
-    modules = [importlib.import_module(".".join(file.relative_to(ROOT).with_suffix("").parts)) for file in files]
-    for name in quoted(cells[2]):
-        assert any(getattr(vars(module).get(name), "__module__", None) == module.__name__ for module in modules), name
+def test_the_python_lines_score_a_clip(tmp_path, monkeypatch, capsys):
+    ((language, code),) = code_blocks(section(README, "From Python"))
+    assert language == "python"
+    assert len([line for line in code.splitlines() if line]) <= 10
+    (tmp_path / "pretrained").symlink_to(ROOT / "pretrained")
+    write_video(tmp_path / "clip.mp4", np.random.default_rng(0).integers(0, 255, (12, 64, 80, 3), dtype=np.uint8))
+    monkeypatch.chdir(tmp_path)
+    names: dict = {}
+    with torch.no_grad():
+        exec(code, names)
+    assert capsys.readouterr().out.startswith("tensor([[")
+    assert names["video"].shape == (1, 128)
 
 
 def test_the_command_for_own_videos(small_data, tmp_path):
     """As it stands, but for the place of the videos and the number of epochs and frames."""
-    (command,) = re.findall(r"^(DATA_PATH=/data/mine .*)$", README, re.MULTILINE)
+    (shown,) = re.findall(r"^(DATA_PATH=/data/mine .*)$", README, re.MULTILINE)
+    assert shown in (ROOT / "docs/datasets.md").read_text()
     (tmp_path / "videos").symlink_to(small_data.videos)
     lines = [f"video{n}.mp4,a film of number {n}\n" for n in range(17)]
     (tmp_path / "train.csv").write_text("path,caption\n" + "".join(lines[:16]))
     (tmp_path / "test.csv").write_text("path,caption\n" + lines[16])
     places = {"PYTHON": sys.executable, "NGPU": "1", "output_dir": str(tmp_path / "run"), "OMP_NUM_THREADS": "1"}
     done = subprocess.run(
-        ["bash", "-c", command.replace("/data/mine", str(tmp_path))], cwd=ROOT, capture_output=True, text=True,
+        ["bash", "-c", shown.replace("/data/mine", str(tmp_path))], cwd=ROOT, capture_output=True, text=True,
         env=os.environ | places | {"epochs": "1", "max_frames": "3"}, timeout=240, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-2000:]
@@ -71,28 +65,65 @@ def test_the_command_for_own_videos(small_data, tmp_path):
     assert (settings["datatype"], settings["method"], settings["batch_size"]) == ("custom", "stop", 16)
 
 
-def test_the_layout_names_files_that_are_there():
-    table = rows(section("Layout"), "| | |")
-    assert len(table) > 8
-    for name, _ in table:
-        for path in paths(name):
-            assert path.exists(), path
+def test_the_tables_of_results_are_those_of_the_files(capsys):
+    assert report([str(ROOT / "results/quickstart.csv")]) == 0
+    quickstart = capsys.readouterr().out.strip()
+    assert quickstart in README
+    assert quickstart in MADE_WORLD
+    assert report([str(ROOT / "results/ablation_moving_shapes.csv"), "--mean"]) == 0
+    assert capsys.readouterr().out.strip() in MADE_WORLD
 
 
-def test_every_script_that_is_named_is_there():
-    named = set(re.findall(r"\bscripts/\w+\.sh\b|\bpreprocess/\w+\.py\b", README))
-    assert len(named) > 10
-    for script in named:
-        assert (ROOT / script).exists(), script
-    for module in set(re.findall(r"python -m (engine\.\w+)", README)):
-        assert (ROOT / (module.replace(".", "/") + ".py")).exists(), module
+def test_the_methods_and_what_they_train():
+    rows = table(section(README, "Methods"), "| `--method` |")
+    printed = {quoted(name)[0]: count for name, _, count, _ in rows}
+    assert printed.keys() == METHODS.keys()
+    measured = json.loads((ROOT / "results/benchmark.json").read_text())["methods"]
+    trained = {line["method"]: f"{line['trainable_parameters'] / 1e6:.2f} M" for line in measured}
+    assert trained.items() <= printed.items()
 
 
-def test_the_lines_of_from_python_run(monkeypatch):
-    code = re.search(r"```python\n(.*?)```", section("From Python"), re.DOTALL)[1]
-    monkeypatch.setattr("modules.clip_weights.load_clip", lambda path: CLIP(TINY))
-    video, frame_mask, token_ids = tiny_batch()
-    names = {"video": video, "frame_mask": frame_mask, "token_ids": token_ids}
-    with torch.no_grad():
-        exec(code, names)
-    assert names["logits"].shape == (len(token_ids), len(video))
+def test_the_layout_names_what_is_there():
+    rows = table(section(README, "Layout"), "| | |")
+    assert len(rows) > 6
+    for name, _ in rows:
+        assert (ROOT / quoted(name)[0]).exists(), name
+    named = {quoted(name)[0].strip("/") for name, _ in rows}
+    assert {path.parent.name for path in ROOT.glob("*/__init__.py")} <= named
+
+
+def test_every_page_of_the_docs_is_linked():
+    for path in (ROOT / "docs").glob("*.md"):
+        assert f"(docs/{path.name})" in README, path.name
+
+
+def module_of(path: str):
+    return importlib.import_module(path.removesuffix(".py").replace("/", "."))
+
+
+@pytest.mark.parametrize("cells", table(PAPER_TO_CODE, "| the paper | what it says |"), ids=lambda cells: cells[0])
+def test_what_the_paper_has_is_where_the_table_says(cells):
+    modules = [module_of(file) for file in quoted(cells[3])]
+    for name in quoted(cells[2]):
+        assert any(getattr(vars(module).get(name), "__module__", None) == module.__name__ for module in modules), name
+
+
+def test_names_of_choices_exist():
+    files = [path.read_text() for folder in ("stop", "methods") for path in (ROOT / "modules" / folder).glob("*.py")]
+    chosen = PAPER_TO_CODE[PAPER_TO_CODE.index("## What the paper leaves open") :]
+    for name in quoted(chosen):
+        if re.fullmatch(r"\w{4,}", name) and name not in ("frame", "joint"):
+            assert any(re.search(rf"\b{name}\b", text) for text in files), name
+
+
+def test_names_of_the_release_exist():
+    places = [module_of("modules/released/prompts.py"), module_of("modules/methods/dgl.py")]
+    places.append(module_of("modules/methods/stop_released.py"))
+    named = [name for cells in table(PAPER_VS_RELEASE, "| | the paper") for name in quoted(cells[3])]
+    assert len(named) > 8
+    for name in named:
+        if re.fullmatch(r"[\w.]+", name):
+            owner, _, attribute = name.partition(".")
+            found = [getattr(place, owner) for place in places if hasattr(place, owner)]
+            assert found, name
+            assert not attribute or hasattr(found[0], attribute), name
