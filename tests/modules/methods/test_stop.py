@@ -19,7 +19,7 @@ from modules.losses import symmetric_info_nce
 from modules.methods import build_method
 from modules.methods.stop import STOP
 from modules.stop.dynamics import FrameTiming, layer_norm, patches_of
-from tests.modules import stop_reference as slow
+from tests.modules.stop import stop_reference as slow
 from tests.tiny import TINY, tiny_batch, tiny_clip
 
 SMALL = dataclasses.replace(TINY, image_size=12, patch_size=4, vision_width=16)  # grid 3
