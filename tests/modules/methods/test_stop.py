@@ -18,7 +18,8 @@ from modules.clip import ARCHITECTURES, CLIP, CLIPArchitecture
 from modules.losses import symmetric_info_nce
 from modules.methods import build_method
 from modules.methods.stop import STOP
-from modules.stop.dynamics import FrameTiming, layer_norm, patches_of
+from modules.stop.timing import FrameTiming
+from modules.stop.tokens import layer_norm, patches_of
 from tests.modules.stop import stop_reference as slow
 from tests.tiny import TINY, tiny_batch, tiny_clip
 
@@ -394,8 +395,8 @@ class TestOptions:
         found = first_layer(without, moving)
         assert found.spatial is None
         x = without.clip.visual.embed(moving[0].flatten(0, 1)).unflatten(0, moving[0].shape[:2])
-        timeline = FrameTiming.of(moving[1], torch.float32)
-        expected = method.inter[0](layer_norm(x), torch.zeros_like(x[:, :, 1:, 0]), timeline)
+        timing = FrameTiming.of(moving[1], torch.float32)
+        expected = method.inter[0](layer_norm(x), torch.zeros_like(x[:, :, 1:, 0]), timing)
         assert_same(found.temporal, expected)
 
     def test_use_inter(self, moving):
@@ -461,8 +462,8 @@ class TestOptions:
         assert not torch.allclose(found.temporal.frame_variation, default.temporal.frame_variation)
         ignorant = like(method, beta=0.0).inter[0]
         normal, ones = layer_norm(found.spatial.x), torch.ones_like(found.spatial.region_mask)
-        timeline = FrameTiming.of(moving[1], torch.float32)
-        assert_same(ignorant(normal, ones, timeline), ignorant(normal, 0 * ones, timeline))
+        timing = FrameTiming.of(moving[1], torch.float32)
+        assert_same(ignorant(normal, ones, timing), ignorant(normal, 0 * ones, timing))
 
     @pytest.mark.parametrize("eta", [1, 2, 9])
     def test_eta(self, moving, eta):
