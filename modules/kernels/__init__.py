@@ -1,4 +1,4 @@
-"""Triton kernels for what torch is slow at on a GPU; nothing here is needed to run on a CPU."""
+"""Triton kernels for operations that torch runs slowly on a GPU. Nothing here is needed on a CPU."""
 
 import torch
 from torch import Tensor
@@ -7,16 +7,18 @@ try:
     import triton
 
     HAS_TRITON = bool(triton)
-except ImportError:  # it comes with torch for GPUs alone
+except ImportError:  # only torch for GPUs brings it
     HAS_TRITON = False
 
-OLDEST = (8, 0)  # compute capability, an A100's; what came before has too little shared memory
-_new_enough: dict[int, bool] = {}  # GPUs that were asked
+OLDEST = (8, 0)  # compute capability of an A100; older GPUs have too little shared memory
+_new_enough: dict[int, bool] = {}  # by device index
 
 
 def usable(x: Tensor) -> bool:
-    """Whether the kernels can run where x is. A graph in tracing cannot ask a GPU for its age, and goes by what an
-    eager call has learned."""
+    """Return whether the kernels can run on the device of x.
+
+    A graph being traced cannot query a GPU; it uses the answer that an earlier eager call has stored.
+    """
     if not HAS_TRITON or not x.is_cuda:
         return False
     device = x.device.index

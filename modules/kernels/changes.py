@@ -1,27 +1,29 @@
-"""The dynamics nets on a GPU: depth-wise convolutions of what frames differ by, their energy, and the way back.
+"""Changes between frames and their depth-wise convolutions, the dynamics nets' work, as Triton kernels for a GPU.
 
-What `modules.stop.frame_changes` needs of N_s and N_t, and `modules.stop.changes` does by torch's operators. torch's
-and cuDNN's
-depth-wise 3-D convolutions take most of a training step of STOP on a GPU, and kernels that multiply and add tap by tap
-a fifth (docs/performance.md). Here tensor cores do it: for one channel, one tap in time is a matrix between the patches
-of a frame and those of another, zero but for neighbours (a Toeplitz matrix of 3x3 taps), so that a channel of many
-frames is a product of two tiles. For a grid of 7 that takes seven times the operations, and less time. Of fp32 each
-product is three of tf32, which together are nearly as exact (`tf32x3`).
+Two operators: `frame_changes` and `change_energy`; `modules.stop.frame_changes` calls them, and does the same by
+torch's operators on a CPU. torch's and cuDNN's depth-wise 3-D convolutions would take most of a training step of STOP
+on a GPU, and kernels that multiply and add tap by tap would take a fifth (docs/performance.md). Here tensor cores do
+it. For one channel, one tap in time is a matrix from the patches of one frame to those of another, zero except between
+neighbours (a Toeplitz matrix of 3x3 taps). The convolution of one channel over many frames is then a product of two
+tiles. For a grid of 7 that takes seven times the operations, and less time. In fp32 each product is three products of
+tf32, which together are nearly exact (`tf32x3`).
 
-For it the changes lie channel by channel, `[D,B,T+1,Q]`: a frame's patches side by side, filled up with zeros from P to
-Q, a multiple of eight values, which is how much is loaded at once. To turn the tokens costs nothing beyond the pass
-over memory in which differences are taken anyhow.
+For this, changes lie channel by channel, `[D,B,T+1,Q]`: a frame's patches side by side, padded with zeros from P to Q,
+a multiple of eight, because loads are eight values wide. Transposing costs nothing: it happens in the pass over memory
+that takes the differences.
 
 Shapes: B clips, T frames, P = G*G patches, D width, K taps in time (2 or 3), N = T+2-K places of features, R = B*(T+1)
-frames' changes one after another. Features lie as changes do; the feature at place i of a clip sees its changes i to
-i+K-1. A chunk is as many patches as a tile holds; where a frame has several, a tap leads from a chunk to itself or to
-those beside it.
+rows, the changes of one frame each. Features lie as changes do; the feature at place i of a clip sees its changes i to
+i+K-1. A chunk is as many patches as a tile holds. Where a frame has several chunks, a tap leads from a chunk to itself
+and to its neighbours.
+
+With TRITON_INTERPRET=1, set before the first import of triton, the kernels run on CPU tensors, slowly: for tests.
 """
 
 import math
+from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from modules.kernels import HAS_TRITON
@@ -31,27 +33,28 @@ if HAS_TRITON:
     import triton.language as tl
 
 SPACE = 9  # taps of a kernel in space, 3 by 3
-CHUNK = 64  # patches, or channels, of a tile, at most; of patches half as many in fp32
-LEAST = 16  # of what tensor cores take along any axis
-VALUES = 2048  # that a program takes where each stands for itself
-GROUP = 16  # channels that a program takes one after another
-ROWS = 64  # frames' changes of a tile, at most
+CHUNK = 64  # most patches or channels in a tile; half as many patches in fp32
+LEAST = 16  # the shortest side of a tile that tensor cores take
+VALUES = 2048  # values a program handles in an element-wise kernel
+GROUP = 16  # channels a program handles one after another
+ROWS = 64  # most rows in a tile
 LARGE = ((9, 0), (10, 0), (10, 3))  # compute capabilities of GPUs with 228 kB of shared memory
-PARTS = 1  # programs that share the frames of a channel
+PARTS = 1  # programs that share the rows of a channel
 
 
 if HAS_TRITON:
 
     @triton.jit
     def _frame_start(frame, frames_a_sequence, per_sequence, patches, width):
-        """Where a frame's first patch lies in its clip; each sequence begins with a class token."""
+        """The offset of a frame's first patch in its clip; each sequence begins with a class token."""
         return (frame // frames_a_sequence) * per_sequence + (1 + frame % frames_a_sequence * patches) * width
 
     @triton.jit
-    def _take_changes(
+    def _subtract(
         tokens, gaps, changes, clips, frames, frames_a_sequence, per_clip, per_sequence, patches, width,
         MASKED: tl.constexpr, Q: tl.constexpr, PATCHES: tl.constexpr, CHANNELS: tl.constexpr,
     ):  # fmt: skip
+        """Tokens -> changes."""
         row = tl.program_id(0).to(tl.int64)
         clip, j = row // (frames + 1), row % (frames + 1)
         channel = tl.program_id(1) * CHANNELS + tl.arange(0, CHANNELS)
@@ -70,10 +73,11 @@ if HAS_TRITON:
         tl.store(into, tl.trans(change), mask=(channel < width)[:, None] & (patch < Q)[None, :])
 
     @triton.jit
-    def _take_changes_back(
-        of_changes, gaps, others, of_tokens, clips, frames, frames_a_sequence, per_clip, per_sequence, patches, width,
-        MASKED: tl.constexpr, ADDED: tl.constexpr, Q: tl.constexpr, PATCHES: tl.constexpr, CHANNELS: tl.constexpr,
+    def _subtract_back(
+        of_changes, gaps, of_tokens, clips, frames, frames_a_sequence, per_clip, per_sequence, patches, width,
+        MASKED: tl.constexpr, Q: tl.constexpr, PATCHES: tl.constexpr, CHANNELS: tl.constexpr,
     ):  # fmt: skip
+        """The gradient of changes -> that of tokens."""
         clip, frame = tl.program_id(0).to(tl.int64) // frames, tl.program_id(0) % frames
         channel = tl.program_id(1) * CHANNELS + tl.arange(0, CHANNELS)
         patch = tl.program_id(2) * PATCHES + tl.arange(0, PATCHES)
@@ -90,21 +94,18 @@ if HAS_TRITON:
         into = clip * per_clip + _frame_start(frame, frames_a_sequence, per_sequence, patches, width)
         into += patch[:, None] * width + channel[None, :]
         there = (patch < patches)[:, None] & (channel < width)[None, :]
-        of_token = tl.trans(of_token)
-        if ADDED:
-            of_token += tl.load(others + into, mask=there, other=0.0).to(tl.float32)
-        tl.store(of_tokens + into, of_token.to(of_tokens.dtype.element_ty), mask=there)
+        tl.store(of_tokens + into, tl.trans(of_token).to(of_tokens.dtype.element_ty), mask=there)
 
     @triton.jit
     def _tap(to, of, patches, grid):
-        """Which tap of nine the feature at patch `of` has for the change at patch `to`; nine, if none."""
+        """The tap, 0 to 8, by which the feature at patch `of` sees the change at patch `to`; 9 if it does not."""
         dy, dx = to // grid - of // grid + 1, to % grid - of % grid + 1
         near = (dy >= 0) & (dy < 3) & (dx >= 0) & (dx < 3) & (to < patches) & (of < patches) & (to >= 0) & (of >= 0)
         return tl.where(near, 3 * dy + dx, 9)
 
     @triton.jit
     def _matrix(taps, seen, out, patches, grid, BACK: tl.constexpr):
-        """A tap in time as a matrix from the patches seen to those given out."""
+        """One tap in time as a matrix from the patches seen to the patches written."""
         if BACK:
             which = _tap(out[None, :], seen[:, None], patches, grid)
         else:
@@ -113,19 +114,19 @@ if HAS_TRITON:
 
     @triton.jit
     def _frames(source, row, seen, rows, AWAY: tl.constexpr, Q: tl.constexpr):
-        """The patches seen of the rows of a channel that lie so many away from some, zero where there are none."""
+        """Load patches of a channel from the rows AWAY rows later; zeros where there are none."""
         real = row + AWAY < rows
         if AWAY < 0:
             real = real & (row + AWAY >= 0)
-        at = source + AWAY * Q + row.to(tl.int64)[:, None] * Q + seen[None, :]  # rows' places are the same for all
+        at = source + AWAY * Q + row.to(tl.int64)[:, None] * Q + seen[None, :]  # the same row offsets for each AWAY
         return tl.load(at, mask=real[:, None] & ((seen >= 0) & (seen < Q))[None, :], other=0.0)
 
     @triton.jit
     def _products(
         done, source, row, seen, rows, first, second, third, BACK: tl.constexpr, TAPS: tl.constexpr, Q: tl.constexpr
     ):
-        """Add what the taps in time give of some patches."""
-        # A feature sees the rows from its own on; what has seen a change lies in its own row and in those before.
+        """Add the products of all taps in time with some patches."""
+        # A feature sees its own row and later ones; a change is seen from its own row and earlier ones.
         NEXT: tl.constexpr = -1 if BACK else 1
         done = tl.dot(_frames(source, row, seen, rows, 0, Q), first, done, input_precision="tf32x3")
         done = tl.dot(_frames(source, row, seen, rows, NEXT, Q), second, done, input_precision="tf32x3")
@@ -135,16 +136,15 @@ if HAS_TRITON:
 
     @triton.jit
     def _convolve(
-        source, taps, others, result, rows, per_clip, places, patches, grid,
-        BACK: tl.constexpr, ADDED: tl.constexpr, TAPS: tl.constexpr, ROWS: tl.constexpr,
+        source, taps, result, rows, per_clip, places, patches, grid,
+        BACK: tl.constexpr, TAPS: tl.constexpr, ROWS: tl.constexpr,
         Q: tl.constexpr, CHUNK: tl.constexpr, HALO: tl.constexpr,
     ):  # fmt: skip
-        """Changes -> features; or, with BACK, the gradient of features -> that of changes, added to others'."""
+        """Changes -> features; with BACK, the gradient of features -> that of changes."""
         channel = tl.program_id(0).to(tl.int64)
         out = tl.program_id(2) * CHUNK + tl.arange(0, CHUNK)
         seen = out - HALO
         source += channel * rows * Q
-        others += channel * rows * Q
         result += channel * rows * Q
         taps += channel * (TAPS * 9)
         first = _matrix(taps, seen, out, patches, grid, BACK)
@@ -152,7 +152,7 @@ if HAS_TRITON:
         third = second
         if TAPS == 3:
             third = _matrix(taps + 18, seen, out, patches, grid, BACK)
-        if HALO > 0:  # the rest of what the chunk's patches see
+        if HALO > 0:  # the other patches that the chunk's patches see
             more = tl.program_id(2) * CHUNK + CHUNK - HALO + tl.arange(0, 2 * HALO)
             more_first = _matrix(taps, more, out, patches, grid, BACK)
             more_second = _matrix(taps + 9, more, out, patches, grid, BACK)
@@ -163,15 +163,10 @@ if HAS_TRITON:
             row = begin + tl.arange(0, ROWS)
             at = row.to(tl.int64)[:, None] * Q + out[None, :]
             inside = (row < rows)[:, None] & (out < Q)[None, :]
-            added = tl.zeros((ROWS, CHUNK), result.dtype.element_ty)
-            if ADDED:
-                added = tl.load(others + at, mask=inside, other=0.0)  # here, as it takes a while to come
             done = tl.zeros((ROWS, CHUNK), tl.float32)
             done = _products(done, source, row, seen, rows, first, second, third, BACK, TAPS, Q)
             if HALO > 0:
                 done = _products(done, source, row, more, rows, more_first, more_second, more_third, BACK, TAPS, Q)
-            if ADDED:
-                done += added.to(tl.float32)
             if not BACK:
                 done = tl.where((row % per_clip < places)[:, None], done, 0.0)
             tl.store(result + at, done.to(result.dtype.element_ty), mask=inside)
@@ -206,7 +201,7 @@ if HAS_TRITON:
 
     @triton.jit
     def _store_taps(into, products, which):
-        """Sum a tap's products over all patches that have it."""
+        """Sum the products that belong to each tap in space."""
         for tap in tl.static_range(9):
             tl.store(into + tap, tl.sum(tl.sum(tl.where(which == tap, products, 0.0), axis=1), axis=0))
 
@@ -216,8 +211,8 @@ if HAS_TRITON:
         TAPS: tl.constexpr, ROWS: tl.constexpr, Q: tl.constexpr,
         CHUNK: tl.constexpr, FIRST: tl.constexpr, SEEN: tl.constexpr,
     ):  # fmt: skip
-        """Changes and the gradient of features -> the gradient of a channel's kernel, from the features of a chunk and
-        the patches that they see from the FIRST on."""
+        """Changes and the gradient of features -> a channel's kernel's gradient, from the features of one chunk and the
+        SEEN patches from FIRST on that they see."""
         part, channel, chunk = tl.program_id(0), tl.program_id(1), tl.program_id(2)
         of = chunk * CHUNK + tl.arange(0, CHUNK)
         to = chunk * CHUNK + FIRST + tl.arange(0, SEEN)
@@ -241,41 +236,18 @@ if HAS_TRITON:
             _store_taps(into + 18, third, which)
 
 
-def padded(patches: int) -> int:
-    """Q for P."""
-    return -(-patches // 8) * 8
+@torch.library.custom_op("stop::frame_changes", mutates_args=())
+def frame_changes(tokens: Tensor, gap_mask: Tensor | None, frames: int) -> Tensor:
+    """Take the changes `[D,B,T+1,Q]` of sequences `[B,C,L,D]` of T frames; differentiable once.
 
-
-def _chunks(patches: int, x: Tensor) -> tuple[int, int, int]:
-    """Patches of a chunk, chunks of a frame, and of how many patches before and behind it a chunk sees any."""
-    most = CHUNK if x.element_size() == 2 else CHUNK // 2
-    size = min(most, max(LEAST, triton.next_power_of_2(patches)))
-    count = triton.cdiv(patches, size)
-    halo = max(LEAST, triton.next_power_of_2(math.isqrt(patches) + 1))
-    return size, count, halo if count > 1 else 0
-
-
-def _rows_of_a_tile(rows: int) -> int:
-    return min(ROWS, max(LEAST, triton.next_power_of_2(rows)))
-
-
-def _stages(x: Tensor, halo: int) -> int:
-    """How many tiles ahead a kernel loads, as many as shared memory holds: on many GPUs it has 100 kB."""
-    if x.element_size() > 2 or not x.is_cuda:
-        return 1
-    return (3 if torch.cuda.get_device_capability(x.device) in LARGE else 2) - (halo > 0)
-
-
-@torch.library.custom_op("stop::take_changes", mutates_args=())
-def take_changes(tokens: Tensor, gap_mask: Tensor | None, frames: int) -> Tensor:
-    """The changes `[D,B,T+1,Q]` of sequences `[B,C,L,D]` of T frames; those of gaps that bool `[B,T-1]` leaves out are
-    zero. Without gradient."""
+    Changes in gaps that bool `[B,T-1]` marks false are zero.
+    """
     batch, count, length, width = tokens.shape
-    tokens, patches = tokens.contiguous(), (length - 1) * count // frames
+    tokens, patches = tokens.contiguous(), _patches(count, length, frames)
     changes = tokens.new_empty(width, batch, frames + 1, padded(patches))
     size, chunks, _ = _chunks(patches, tokens)
     with torch.cuda.device_of(tokens):
-        _take_changes[(batch * (frames + 1), triton.cdiv(width, CHUNK), chunks)](
+        _subtract[(batch * (frames + 1), triton.cdiv(width, CHUNK), chunks)](
             tokens, tokens if gap_mask is None else gap_mask.contiguous(), changes,
             batch, frames, frames // count, tokens.stride(0), tokens.stride(1), patches, width,
             MASKED=gap_mask is not None, Q=padded(patches), PATCHES=size, CHANNELS=CHUNK,
@@ -283,121 +255,94 @@ def take_changes(tokens: Tensor, gap_mask: Tensor | None, frames: int) -> Tensor
     return changes
 
 
-@take_changes.register_fake
+@frame_changes.register_fake
 def _(tokens: Tensor, gap_mask: Tensor | None, frames: int) -> Tensor:
     batch, count, length, width = tokens.shape
-    return tokens.new_empty(width, batch, frames + 1, padded((length - 1) * count // frames))
+    return tokens.new_empty(width, batch, frames + 1, padded(_patches(count, length, frames)))
 
 
-@torch.library.custom_op(
-    "stop::take_changes_backward",
-    mutates_args=(),
-    schema="(Tensor of_changes, Tensor? gap_mask, int[] shape, Tensor? others) -> Tensor",
-)
-def take_changes_backward(
-    of_changes: Tensor, gap_mask: Tensor | None, shape: list[int], others: Tensor | None
-) -> Tensor:
-    """From the gradient of the changes that of the sequences of this shape, added to others, which have it too."""
-    batch, count, length, width = shape
-    frames = of_changes.shape[2] - 1
-    of_tokens = of_changes.new_empty(shape)
-    if others is None:
-        of_tokens[:, :, 0].zero_()
-    else:
-        others = others.contiguous()
-        of_tokens[:, :, 0] = others[:, :, 0]
-    patches = (length - 1) * count // frames
+@torch.library.custom_op("stop::frame_changes_backward", mutates_args=())
+def frame_changes_backward(of_changes: Tensor, gap_mask: Tensor | None, count: int, length: int) -> Tensor:
+    """Turn the gradient of the changes into that of C sequences of L tokens."""
+    width, batch, per_clip, _ = of_changes.shape
+    frames = per_clip - 1
+    patches = _patches(count, length, frames)
+    of_tokens = of_changes.new_empty(batch, count, length, width)
+    of_tokens[:, :, 0].zero_()
     size, chunks, _ = _chunks(patches, of_changes)
     with torch.cuda.device_of(of_changes):
-        _take_changes_back[(batch * frames, triton.cdiv(width, CHUNK), chunks)](
-            of_changes.contiguous(), of_changes if gap_mask is None else gap_mask.contiguous(),
-            of_tokens if others is None else others, of_tokens,
+        _subtract_back[(batch * frames, triton.cdiv(width, CHUNK), chunks)](
+            of_changes.contiguous(), of_changes if gap_mask is None else gap_mask.contiguous(), of_tokens,
             batch, frames, frames // count, of_tokens.stride(0), of_tokens.stride(1), patches, width,
-            MASKED=gap_mask is not None, ADDED=others is not None, Q=padded(patches), PATCHES=size, CHANNELS=CHUNK,
+            MASKED=gap_mask is not None, Q=padded(patches), PATCHES=size, CHANNELS=CHUNK,
         )  # fmt: skip
     return of_tokens
 
 
-@take_changes_backward.register_fake
-def _(of_changes: Tensor, gap_mask: Tensor | None, shape: list[int], others: Tensor | None) -> Tensor:
-    return of_changes.new_empty(shape)
+@frame_changes_backward.register_fake
+def _(of_changes: Tensor, gap_mask: Tensor | None, count: int, length: int) -> Tensor:
+    return of_changes.new_empty(of_changes.shape[1], count, length, of_changes.shape[0])
+
+
+def _keep_gaps(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    tokens, gap_mask, _ = inputs
+    ctx.count, ctx.length = tokens.shape[1:3]
+    ctx.save_for_backward(gap_mask)
+
+
+def _differentiate_changes(ctx: Any, of_changes: Tensor) -> tuple[Tensor, None, None]:
+    return frame_changes_backward(of_changes, *ctx.saved_tensors, ctx.count, ctx.length), None, None
+
+
+frame_changes.register_autograd(_differentiate_changes, setup_context=_keep_gaps)
 
 
 def linear_of_changes(changes: Tensor, weight: Tensor, patches: int) -> Tensor:
-    """A Linear without bias, `[c,D]`, of changes `[D,B,T+1,Q]`: `[B,T+1,P,c]`."""
+    """Apply a Linear without bias, `[c,D]`, to changes `[D,B,T+1,Q]`: `[B,T+1,P,c]`."""
     return (changes.flatten(1).t() @ weight.t()).unflatten(0, changes.shape[1:])[:, :, :patches]
 
 
-def linear_of_changes_backward(
-    gradient: Tensor, changes: Tensor, weight: Tensor, wanted: bool
-) -> tuple[Tensor | None, Tensor]:
-    """Of the changes, if wanted, and of the weight."""
-    flat = F.pad(gradient, (0, 0, 0, changes.shape[3] - gradient.shape[2])).flatten(0, 2)
-    of_weight = (changes.flatten(1) @ flat).t()
-    return (weight.t() @ flat.t()).view_as(changes) if wanted else None, of_weight
-
-
-@torch.library.custom_op(
-    "stop::change_energy", mutates_args=(), schema="(Tensor changes, Tensor kernel, int patches) -> Tensor[]"
-)
-def change_energy(changes: Tensor, kernel: Tensor, patches: int) -> list[Tensor]:
-    """Convolve changes `[D,B,T+1,Q]` with depth-wise kernels `[D,1,K,3,3]`.
+@torch.library.custom_op("stop::change_energy", mutates_args=())
+def change_energy(changes: Tensor, kernel: Tensor, patches: int) -> tuple[Tensor, Tensor]:
+    """Convolve changes `[D,B,T+1,Q]` with depth-wise kernels `[D,1,K,3,3]`; differentiable once.
 
     Returns:
-        The energy fp32 `[B,N,P]`, the mean square over channels of the features; and these, like the changes, zero
-        behind the N places.
+        The energy fp32 `[B,N,P]`, the mean square over channels of the features; and the features themselves, kept for
+        the gradient, which lie as the changes do and are zero behind the N places.
     """
     width, batch, per_clip, q = changes.shape
     places, size = per_clip + 1 - kernel.shape[2], batch * per_clip * q
-    features = _convolved(changes, kernel, None, patches)
+    features = _convolved(changes, kernel, patches)
     partial_energy = changes.new_empty(triton.cdiv(width, GROUP), batch, per_clip, q, dtype=torch.float32)
     with torch.cuda.device_of(changes):
         _sum_squares[(triton.cdiv(size, VALUES), len(partial_energy))](
             features, partial_energy, size, width, GROUP=GROUP, VALUES=VALUES
         )
-    return [partial_energy[:, :, :places, :patches].sum(dim=0), features]
+    return partial_energy[:, :, :places, :patches].sum(dim=0), features
 
 
 @change_energy.register_fake
-def _(changes: Tensor, kernel: Tensor, patches: int) -> list[Tensor]:
+def _(changes: Tensor, kernel: Tensor, patches: int) -> tuple[Tensor, Tensor]:
     _, batch, per_clip, _ = changes.shape
     energy = changes.new_empty(batch, per_clip + 1 - kernel.shape[2], patches, dtype=torch.float32)
-    return [energy, torch.empty_like(changes)]
+    return energy, torch.empty_like(changes, memory_format=torch.contiguous_format)
 
 
-def _convolved(source: Tensor, kernel: Tensor, others: Tensor | None, patches: int, *, back: bool = False) -> Tensor:
-    source, others = source.contiguous(), None if others is None else others.contiguous()
-    width, batch, per_clip, q = source.shape
-    rows, taps = batch * per_clip, kernel.shape[2]
-    size, chunks, halo = _chunks(patches, source)
-    result = torch.empty_like(source)
-    with torch.cuda.device_of(source):
-        _convolve[(width, PARTS, chunks)](
-            source, kernel.contiguous(), source if others is None else others, result,
-            rows, per_clip, per_clip + 1 - taps, patches, math.isqrt(patches),
-            BACK=back, ADDED=others is not None, TAPS=taps, ROWS=_rows_of_a_tile(rows), Q=q, CHUNK=size, HALO=halo,
-            num_warps=4, num_stages=_stages(source, halo),
-        )  # fmt: skip
-    return result
-
-
-@torch.library.custom_op(
-    "stop::change_energy_backward",
-    mutates_args=(),
-    schema="(Tensor of_energy, Tensor features, Tensor changes, Tensor kernel, bool wanted, Tensor? others)"
-    " -> Tensor[]",
-)
+@torch.library.custom_op("stop::change_energy_backward", mutates_args=())
 def change_energy_backward(
-    of_energy: Tensor, features: Tensor, changes: Tensor, kernel: Tensor, wanted: bool, others: Tensor | None
-) -> list[Tensor]:
-    """From the gradient of the energy, fp32 `[B,N,P]`, that of the kernels, fp32 `[D,1,K,3,3]`, and that of the
-    changes, `[D,B,T+1,Q]` like them and added to others, which have it too, or an empty one if it is not wanted."""
+    of_energy: Tensor, features: Tensor, changes: Tensor, kernel: Tensor, changes_wanted: bool
+) -> tuple[Tensor, Tensor]:
+    """Turn the gradient of the energy, fp32 `[B,N,P]`, into those of the changes and of the kernels.
+
+    Returns:
+        `[D,B,T+1,Q]` in the dtype of the changes, empty unless wanted, and fp32 `[D,1,K,3,3]`.
+    """
     features, changes = features.contiguous(), changes.contiguous()
     width, batch, per_clip, q = changes.shape
     rows, taps, (_, places, patches) = batch * per_clip, kernel.shape[2], of_energy.shape
     of_features = torch.empty_like(features)
     size, chunks, halo = _chunks(patches, changes)
-    windows = [(-halo, size), (size - halo, 2 * halo)] if halo else [(0, size)]  # which together are all it sees
+    windows = [(-halo, size), (size - halo, 2 * halo)] if halo else [(0, size)]  # together all patches that it sees
     partial_taps = features.new_empty(len(windows), PARTS * chunks, width, taps, SPACE, dtype=torch.float32)
     with torch.cuda.device_of(changes):
         _scale[(triton.cdiv(rows * q, VALUES), triton.cdiv(width, GROUP))](
@@ -412,14 +357,78 @@ def change_energy_backward(
             )  # fmt: skip
     sums = partial_taps.flatten(0, 1)
     of_kernel = (sums[0] if len(sums) == 1 else sums.sum(dim=0)).view(width, 1, taps, 3, 3)
-    if not wanted:
-        return [of_kernel, changes.new_empty(0)]
-    return [of_kernel, _convolved(of_features, kernel, others, patches, back=True)]
+    if not changes_wanted:
+        return changes.new_empty(0), of_kernel
+    return _convolved(of_features, kernel, patches, back=True), of_kernel
 
 
 @change_energy_backward.register_fake
 def _(
-    of_energy: Tensor, features: Tensor, changes: Tensor, kernel: Tensor, wanted: bool, others: Tensor | None
-) -> list[Tensor]:
-    of_kernel = kernel.new_empty(kernel.shape, dtype=torch.float32)
-    return [of_kernel, changes.new_empty(changes.shape if wanted else 0)]
+    of_energy: Tensor, features: Tensor, changes: Tensor, kernel: Tensor, changes_wanted: bool
+) -> tuple[Tensor, Tensor]:
+    of_changes = changes.new_empty(changes.shape if changes_wanted else 0)
+    return of_changes, kernel.new_empty(kernel.shape, dtype=torch.float32)
+
+
+def _keep_features(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    changes, kernel, _ = inputs
+    ctx.set_materialize_grads(False)  # the features get no gradient, and zeros would be as large as they are
+    ctx.save_for_backward(output[1], changes, kernel)
+
+
+def _differentiate_energy(
+    ctx: Any, of_energy: Tensor | None, of_features: None
+) -> tuple[Tensor | None, Tensor | None, None]:
+    if of_energy is None:
+        return None, None, None
+    changes_wanted, kernel_wanted, _ = ctx.needs_input_grad
+    of_changes, of_kernel = change_energy_backward(of_energy, *ctx.saved_tensors, changes_wanted)
+    return of_changes if changes_wanted else None, of_kernel if kernel_wanted else None, None
+
+
+change_energy.register_autograd(_differentiate_energy, setup_context=_keep_features)
+
+
+def _convolved(source: Tensor, kernel: Tensor, patches: int, *, back: bool = False) -> Tensor:
+    source, kernel = source.contiguous(), kernel.to(source.dtype).contiguous()
+    width, batch, per_clip, q = source.shape
+    rows, taps = batch * per_clip, kernel.shape[2]
+    size, chunks, halo = _chunks(patches, source)
+    result = torch.empty_like(source)
+    with torch.cuda.device_of(source):
+        _convolve[(width, PARTS, chunks)](
+            source, kernel, result, rows, per_clip, per_clip + 1 - taps, patches, math.isqrt(patches),
+            BACK=back, TAPS=taps, ROWS=_rows_of_a_tile(rows), Q=q, CHUNK=size, HALO=halo,
+            num_warps=4, num_stages=_stages(source, halo),
+        )  # fmt: skip
+    return result
+
+
+def padded(patches: int) -> int:
+    """Return Q for P."""
+    return -(-patches // 8) * 8
+
+
+def _patches(count: int, length: int, frames: int) -> int:
+    """P of T frames in C sequences of L tokens."""
+    return (length - 1) * count // frames
+
+
+def _chunks(patches: int, x: Tensor) -> tuple[int, int, int]:
+    """Return the patches in a chunk, the chunks in a frame, and how far a chunk sees before and behind itself."""
+    most = CHUNK if x.element_size() == 2 else CHUNK // 2
+    size = min(most, max(LEAST, triton.next_power_of_2(patches)))
+    count = triton.cdiv(patches, size)
+    halo = max(LEAST, triton.next_power_of_2(math.isqrt(patches) + 1))
+    return size, count, halo if count > 1 else 0
+
+
+def _rows_of_a_tile(rows: int) -> int:
+    return min(ROWS, max(LEAST, triton.next_power_of_2(rows)))
+
+
+def _stages(x: Tensor, halo: int) -> int:
+    """Return how many tiles ahead a kernel loads. Shared memory sets the limit: many GPUs have 100 kB."""
+    if x.element_size() > 2 or not x.is_cuda:
+        return 1
+    return (3 if torch.cuda.get_device_capability(x.device) in LARGE else 2) - (halo > 0)

@@ -24,7 +24,7 @@ from modules.released.shared_latent import (
     round_to_half,
     uniform_prompts,
 )
-from modules.stop.dynamics import hold_last_frame
+from modules.stop.tokens import hold_last_frame
 from modules.text_prompts import encode_with_context, seen_after_start, seen_from_end
 
 GLOBAL_PROMPTS = 4  # G; the first of them becomes the clip's embedding

@@ -1,11 +1,14 @@
 """STOP: Integrated Spatial-Temporal Dynamic Prompting for Video Understanding (CVPR 2025, arXiv 2503.15973).
 
-CLIP stays frozen. Before each of its first `prompt_depth` visual blocks, patches that matter and move get a prompt
-(`IntraFramePrompter`), and prompts are inserted between frames, more where more changes (`InterFramePrompter`), as in
-Figure 2. What the paper leaves open is marked [D] where it is decided. The authors' released code is another model.
+CLIP stays frozen. Before each of the first `prompt_depth` visual blocks, as in Figure 2,
+
+1. intra-frame spatial prompting (`IntraFramePrompter`): patches that matter and move get a prompt, h^s = h + r * p^s;
+2. inter-frame temporal prompting (`InterFramePrompter`): prompts p^t stand between frames, more where more changes.
+
+[D] marks a decision of ours where the paper is silent. The authors' released code is another model (`stop_released`).
 
 Shapes: B clips, T frames, P patches, D width, N captions, L tokens of a sequence or a caption, E joint embedding, C
-sequences of a clip (`modules.stop.dynamics`).
+sequences of a clip (`modules.stop.tokens`).
 """
 
 from dataclasses import dataclass
@@ -18,22 +21,23 @@ from modules.clip import CLIP, Block
 from modules.methods.base import Method
 from modules.quoting import shorten
 from modules.similarity import masked_mean
-from modules.stop.dynamics import FrameTiming, at_least_fp32, layer_norm, patches_of, sequences
 from modules.stop.inter_frame import InterFramePrompter, TemporalPrompting, insert_by_frame, insert_joint
 from modules.stop.intra_frame import IntraFramePrompter, SpatialPrompting
+from modules.stop.timing import FrameTiming
+from modules.stop.tokens import at_least_fp32, layer_norm, patches_of, sequences
 from modules.text_prompts import encode_with_prefix, text_prompts
 
 
 @dataclass(frozen=True)
 class PromptMaps:
-    """What the two stages before one block found, for pictures and tests; None where a stage is off."""
+    """The results of both stages before one block, for pictures and tests; None where a stage is off."""
 
     spatial: SpatialPrompting | None
     temporal: TemporalPrompting | None
 
 
 class STOP(Method):
-    """Section 3 of the paper: intra-frame spatial and inter-frame temporal prompting around a frozen CLIP.
+    """STOP, section 3 of the paper: intra-frame spatial and inter-frame temporal prompting around a frozen CLIP.
 
     Raises:
         ValueError: for an option outside its range.
@@ -89,7 +93,7 @@ class STOP(Method):
         clip.requires_grad_(False)
         self.attention = attention
         layers = range(prompt_depth or depth)
-        # [D] Each layer has networks of its own, as Figure 2 draws both stages inside the box marked "x L".
+        # [D] Each layer has its own networks: Figure 2 draws both stages inside the box marked "x L".
         self.intra = nn.ModuleList(
             IntraFramePrompter(
                 visual.width,
@@ -124,55 +128,49 @@ class STOP(Method):
         self.text_prompts = text_prompts(clip.text, text_prompt_length)
 
     def encode_video(self, video: Tensor, frame_mask: Tensor) -> Tensor:
-        return self._encode(video, frame_mask, None)
+        return self._encode(video, frame_mask)
 
     @torch.no_grad()
     def prompt_maps(self, video: Tensor, frame_mask: Tensor) -> list[PromptMaps]:
-        """What every prompted layer attends to, chooses and inserts, for the clips of a batch."""
+        """Return what every prompted layer attends to, chooses and inserts, for the clips of a batch."""
         maps: list[PromptMaps] = []
         self._encode(video, frame_mask, maps)
         return maps
 
-    def _encode(self, video: Tensor, frame_mask: Tensor, maps: list[PromptMaps] | None) -> Tensor:
+    def _encode(self, video: Tensor, frame_mask: Tensor, maps: list[PromptMaps] | None = None) -> Tensor:
         frame_mask = frame_mask.bool()
         visual = self.clip.visual
-        x = visual.embed(video.flatten(0, 1)).unflatten(0, video.shape[:2])  # [B,T,1+P,D]: a sequence a frame
+        x = visual.embed(video.flatten(0, 1)).unflatten(0, video.shape[:2])  # [B,T,1+P,D]: one sequence a frame
         if self.attention == "joint":
             x = sequences(x[:, :1, 0], x[:, :, 1:])  # before the first block all frames have the same class token
-        timeline = FrameTiming.of(frame_mask, at_least_fp32(x).dtype)
+        timing = FrameTiming.of(frame_mask, at_least_fp32(x).dtype)
         for layer, block in enumerate(visual.blocks):
             assert isinstance(block, Block)
-            x, normal, found = self._prompt(layer, block, x, timeline)
-            if maps is not None and (found.spatial or found.temporal):
-                maps.append(found)
-            x = self._run(block, x, normal, timeline, found.temporal)
+            spatial = temporal = normal = None
+            if layer < len(self.intra):
+                spatial = self.intra[layer](block, x, timing)
+                x = spatial.x  # h^s
+            if layer < len(self.inter) and timing.frames > 1:
+                normal = layer_norm(x)  # for the second stage and for the block
+                region_mask = spatial.region_mask if spatial else torch.zeros_like(patches_of(x, timing.frames)[..., 0])
+                temporal = self.inter[layer](normal, region_mask, timing)
+            if maps is not None and (spatial or temporal):
+                maps.append(PromptMaps(spatial, temporal))
+            x = self._run(block, x, normal, timing, temporal)
         embedding = visual.pool(x.flatten(0, 1)).unflatten(0, x.shape[:2])
         return embedding[:, 0] if self.attention == "joint" else masked_mean(embedding, frame_mask)
 
-    def _prompt(
-        self, layer: int, block: Block, x: Tensor, timeline: FrameTiming
-    ) -> tuple[Tensor, Tensor | None, PromptMaps]:
-        """The two stages before one block: h in `[B,C,L,D]` -> h^s in the same, LayerNormed h^s if the second stage is
-        there and needs it, and the rest."""
-        spatial = temporal = normal = None
-        if layer < len(self.intra):
-            spatial = self.intra[layer](block, x, timeline)
-            x = spatial.x
-        if layer < len(self.inter) and timeline.frames > 1:
-            normal = layer_norm(x)  # for this stage and the block
-            region_mask = spatial.region_mask if spatial else torch.zeros_like(patches_of(x, timeline.frames)[..., 0])
-            temporal = self.inter[layer](normal, region_mask, timeline)
-        return x, normal, PromptMaps(spatial, temporal)
-
     def _run(
-        self, block: Block, x: Tensor, normal: Tensor | None, timeline: FrameTiming, temporal: TemporalPrompting | None
+        self, block: Block, x: Tensor, normal: Tensor | None, timing: FrameTiming, temporal: TemporalPrompting | None
     ) -> Tensor:
-        """The frozen block on the prompted sequences, `[B,C,L,D]` in and out; behind the last block only the class
-        tokens are read, `[B,C,1,D]`."""
+        """Run the frozen block on the prompted sequences, `[B,C,L,D]` in and out.
+
+        Only the class tokens are read behind the last block, which therefore returns `[B,C,1,D]`.
+        """
         patches = self.clip.visual.grid**2
         mask: Tensor | None
         if self.attention == "joint":
-            context, mask = insert_joint(block, timeline.frame_mask, patches, temporal)
+            context, mask = insert_joint(block, timing.frame_mask, patches, temporal)
         else:
             context, mask = insert_by_frame(block, patches, temporal)
         run = block.first_token if block is self.clip.visual.blocks[-1] else block
@@ -180,7 +178,7 @@ class STOP(Method):
         return rows.unflatten(0, x.shape[:2])
 
     def encode_text(self, token_ids: Tensor) -> Tensor:
-        """CLIP's frozen text tower with learned tokens after START in every block; `[N,L]` -> `[N,E]`.
+        """Encode captions `[N,L]` to `[N,E]`: CLIP's frozen text tower with learned tokens after START in every block.
 
         [D] The lineage trains such tokens too.
         """

@@ -20,7 +20,7 @@ from modules.options import Range, between
 from modules.released.prompts import InterFramePrompt, ParallelAdapter, PixelPrompter
 from modules.released.shared_latent import LatentPrompts, round_to_half
 from modules.released_weights import load_released_state_dict
-from modules.stop.dynamics import hold_last_frame
+from modules.stop.tokens import hold_last_frame
 
 __all__ = ["STOPReleased", "load_released_state_dict"]
 

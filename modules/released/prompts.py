@@ -14,8 +14,8 @@ from torch import Tensor, nn
 
 from modules.precision import compute_dtype
 from modules.released.shared_latent import FRAME_PROMPTS
-from modules.stop.dynamics import at_least_fp32
 from modules.stop.intra_frame import rescaled
+from modules.stop.tokens import at_least_fp32
 
 SCALE = 0.05  # of both kinds of prompts
 

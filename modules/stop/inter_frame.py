@@ -1,10 +1,17 @@
 """Inter-frame temporal prompting, the second prompting stage of STOP (arXiv 2503.15973, Figure 2c).
 
-Shapes: B clips, T frames, P = G*G patches, D width, T-1 gaps between neighbouring frames, eta slots in a gap. Gap i
-lies between frames i and i+1 (0-based). Tokens stand in C sequences a clip of L tokens (`modules.stop.dynamics`),
-with S
-in the context of a sequence. The equation numbers are those of this stage. [D]
-marks a decision of ours where the paper is silent, with its reason.
+    dh_i   = h^s_i - h^s_{i-1},  i = 2, ..., T                                 eq. 1
+    h~^s   = N_t(dh_2, ..., dh_T)                                              eq. 2
+    W_t,i  = 1/(P D) sum_j (1 + beta r_ij) sum_k (h~^s_ijk)^2                  eq. 3
+    N_t,i  = ceil(eta W_t,i)                                                   eq. 4
+    p^t    = P_t(dh_2, ..., dh_T), of which gap i uses the first N_t,i         eq. 5
+
+    the prompted sequence: [h_cls, h^s_1, p^t_1, h^s_2, p^t_2, ..., h^s_T]     Figure 2
+
+Shapes: B clips, T frames, T-1 gaps between neighbouring frames, P = G*G patches, D width, eta slots in a gap, c_t
+channels inside P_t. Tokens stand in C sequences of L (`modules.stop.tokens`), with S tokens in the context of a
+sequence. In code frames and gaps count from 0: gap i lies between frames i and i+1. [D] marks a decision of ours where
+the paper is silent, with its reason.
 """
 
 from dataclasses import dataclass
@@ -16,51 +23,25 @@ from torch import Tensor, nn
 from modules.clip import Attention, Block, KeysValues
 from modules.dropout import PromptDropout
 from modules.precision import pad_for_tensor_cores
-from modules.stop.dynamics import DynamicsNet, FrameTiming, PlaceGain
-from modules.stop.frame_changes import look
-from modules.stop.intra_frame import convolve_frames
+from modules.stop.dynamics import DynamicsNet
+from modules.stop.frame_changes import FrameChanges, frame_changes
+from modules.stop.timing import FrameTiming, PlaceGain
+from modules.stop.tokens import convolve_frames
 
-# [D] A change up to this share of the clip's largest (or of the noise floor) is rounding and gets no prompt, N_t = 0,
-# where eq. 4 read to the letter gives one to any W_t above 0: two equal frames would get it for the last bit of a sum.
+# [D] A change of at most this share of the clip's largest (or of the noise floor) is rounding noise and gets no prompt,
+# N_t = 0. Eq. 4 to the letter gives a prompt to any W_t above 0: two equal frames would get one for the last bit of a
+# sum.
 NEGLIGIBLE = 1e-3
 
 
 @dataclass(frozen=True)
 class TemporalPrompting:
-    """What the stage found and made."""
+    """The results of the stage."""
 
     prompts: Tensor  # p^t, [B,T-1,eta,D]
     valid: Tensor  # bool [B,T-1,eta]: the first N_t slots of each gap
     frame_variation: Tensor  # W_t, [B,T-1], in 0..1 after normalising
     prompts_per_gap: Tensor  # N_t, int64 [B,T-1], in 0..eta
-
-
-def frame_variation(energy: Tensor, region_mask: Tensor, beta: float) -> Tensor:
-    """Eq. 3: W_t,i = 1/(P D) sum_j (1 + beta r_ij) sum_k h~_ijk^2, a change counted more where it is salient.
-
-    Args:
-        energy: 1/D sum_k h~^s_ijk^2, `[B,T-1,P]`.
-        region_mask: r of the later frame of each gap, `[B,T-1,P]`.
-
-    Returns:
-        `[B,T-1]`.
-    """
-    return ((1 + beta * region_mask) * energy).mean(dim=-1)
-
-
-def normalised_variation(variation: Tensor, noise_floor: float) -> Tensor:
-    """W_t as a share of the clip's largest, `[B,T-1]` -> `[B,T-1]` in 0..1.
-
-    [D] Then the count of eq. 4 does not depend on the scale of features, nor on other clips. Where the largest is below
-    the noise floor the floor takes its place: else a still clip with camera noise would count as full of change.
-    """
-    return variation / variation.amax(dim=1, keepdim=True).clamp_min(noise_floor)
-
-
-def prompts_per_gap(variation: Tensor, eta: int) -> Tensor:
-    """Eq. 4: N_t,i = ceil(eta W_t,i), `[B,T-1]` in 0..1 -> int64 `[B,T-1]` in 0..eta; 0 where W_t is `NEGLIGIBLE`."""
-    count = (eta * variation).ceil()
-    return torch.where(variation > NEGLIGIBLE, count, torch.zeros_like(count)).long()
 
 
 class InterFramePrompter(nn.Module):
@@ -95,55 +76,82 @@ class InterFramePrompter(nn.Module):
     ) -> None:
         super().__init__()
         self.eta, self.beta, self.noise_floor, self.uniform = eta, beta, noise_floor, uniform
-        # N_t learns through the prompts that its variation scales; where nothing is scaled it would be dead weight.
-        self.dynamics = DynamicsNet(width, sees="changes")
-        self.prompter = None if static_prompts else TemporalPromptNet(width, grid, eta, bottleneck, heads)
+        self.dynamics = DynamicsNet(width, sees="changes")  # N_t
+        self.prompter = None if static_prompts else TemporalPromptNet(width, grid, eta, bottleneck, heads)  # P_t
         if static_prompts:
+            # N_t learns only through the prompts that its variation scales.
             self.dynamics.requires_grad_(False)
         # [D] The slots start as N(0, 0.2^2): small beside a token, so that what P_t adds soon turns them.
         self.slots = nn.Parameter(0.2 * torch.randn(eta, width))
         self.dropout = PromptDropout(dropout)
 
-    def forward(self, normal: Tensor, region_mask: Tensor, timeline: FrameTiming) -> TemporalPrompting:
-        """Make the prompts of every gap.
+    def forward(self, normal: Tensor, region_mask: Tensor, timing: FrameTiming) -> TemporalPrompting:
+        """Make the prompts of every gap. A gap before a padding frame gets none.
 
         Args:
             normal: h^s and class tokens after `layer_norm`, `[B,C,L,D]` of T >= 2 frames.
             region_mask: r, `[B,T,P]`.
-            timeline: a gap before a padding frame holds nothing.
         """
-        real_gap = timeline.gap_mask
-        # Eq. 1, dh_i = h^s_i - h^s_{i-1}, and eq. 2.
-        of_changes = None if self.prompter is None else self.prompter.down.weight
-        seen = look(normal, timeline, dynamics=self.dynamics, of_changes=of_changes)
-        assert seen.energy is not None
-        energy = seen.energy * real_gap.unsqueeze(-1) if timeline.padded else seen.energy
-        variation = normalised_variation(frame_variation(energy, region_mask[:, 1:], self.beta), self.noise_floor)
+        changes = frame_changes(normal, timing)  # eq. 1
+        energy = self.dynamics(changes)  # eq. 2
+        if timing.padded:
+            energy = energy * timing.gap_mask.unsqueeze(-1)
+        variation = normalised_variation(
+            frame_variation(energy, region_mask[:, 1:], self.beta), self.noise_floor
+        )  # eq. 3
         if self.uniform:
-            count = self.eta * real_gap.long()
+            count = self.eta * timing.gap_mask.long()
         else:
             count = prompts_per_gap(variation.detach(), self.eta)  # eq. 4
-        prompts: Tensor = self.slots.expand(*real_gap.shape, -1, -1)
+        prompts: Tensor = self.slots.expand(*timing.gap_mask.shape, -1, -1)
         if self.prompter is not None:
-            assert seen.changes is not None
-            prompts = prompts + self.dropout(self.prompter(seen.changes, 1 + variation, timeline))  # eq. 5
-        # In floats, as torch 2.14 compiles a mask made of integers for CPUs to code that is none.
+            prompts = prompts + self.dropout(self.prompter(changes, 1 + variation, timing))  # eq. 5
+        # A comparison of floats: for one of integers torch 2.14's compiler makes wrong code on CPUs.
         valid = torch.arange(self.eta, device=count.device, dtype=variation.dtype) < count.unsqueeze(-1)
         return TemporalPrompting(prompts, valid, variation, count)
 
 
-class TemporalPromptNet(nn.Module):
-    """P_t, Figure 2c: Attention -> Conv3d -> ReLU -> Conv3d -> Linear, the frame variation entering the Linear.
+def frame_variation(energy: Tensor, region_mask: Tensor, beta: float) -> Tensor:
+    """Eq. 3: W_t,i = 1/(P D) sum_j (1 + beta r_ij) sum_k (h~^s_ijk)^2. A change counts more where it is salient.
 
-    [D] All inside a bottleneck of c_t channels: self-attention over the P patches of a gap, a 3x1x1 and a 1x3x3
-    convolution, a Linear over the token axis from P to eta, times (1 + W_t), which is how N_t gets its gradient.
-    [D] The gap's place in the clip enters before the ReLU, see `PlaceGain`.
-    [D] The attention has a residual connection, and the kernels start at He's scale without biases: at first attention
-    is a plain mean over the patches, after which 1 % of the differences between clips was left (measured behind the
+    Args:
+        energy: 1/D sum_k (h~^s_ijk)^2, `[B,T-1,P]`.
+        region_mask: r of the later frame of each gap, `[B,T-1,P]`.
+
+    Returns:
+        `[B,T-1]`.
+    """
+    return ((1 + beta * region_mask) * energy).mean(dim=-1)
+
+
+def normalised_variation(variation: Tensor, noise_floor: float) -> Tensor:
+    """Return W_t as a share of the clip's largest, `[B,T-1]` -> `[B,T-1]` in 0..1.
+
+    [D] The counts of eq. 4 then depend neither on the scale of features nor on other clips. If the largest is below the
+    noise floor, the floor takes its place: otherwise a still clip with camera noise would count as full of change.
+    """
+    return variation / variation.amax(dim=1, keepdim=True).clamp_min(noise_floor)
+
+
+def prompts_per_gap(variation: Tensor, eta: int) -> Tensor:
+    """Eq. 4: N_t,i = ceil(eta W_t,i), `[B,T-1]` in 0..1 -> int64 `[B,T-1]` in 0..eta; 0 where W_t is `NEGLIGIBLE`."""
+    count = (eta * variation).ceil()
+    return torch.where(variation > NEGLIGIBLE, count, torch.zeros_like(count)).long()
+
+
+class TemporalPromptNet(nn.Module):
+    """P_t, Figure 2c: Attention -> Conv3d -> ReLU -> Conv3d -> Linear; the frame variation enters the Linear.
+
+    [D] All of it works inside a bottleneck of c_t channels: self-attention over the P patches of a gap, a 3x1x1 and a
+    1x3x3 convolution, a Linear over the token axis from P to eta. The result is scaled by 1 + W_t, which is how N_t
+    gets its gradient. The gap's place in the clip enters before the ReLU, see `PlaceGain`.
+
+    [D] The attention has a residual connection, and the weights start at He's scale without biases. A fresh attention
+    is a plain mean over the patches: behind it, 1 % of the differences between clips was left (measured behind the
     Linear over tokens, as deviation over root mean square). The Linear over tokens starts as random weights around a
-    mean over the patches: around zero, what has changed would get its sign from where it has. The last Linear starts at
-    zero: the prompts begin as the slot tokens alone, since random ones that change with the clip disturb the frozen
-    blocks before they can be of use.
+    mean over the patches; around zero, the sign of what changed would depend on where it changed. The last Linear
+    starts at zero, so the prompts begin as the slot tokens alone: random prompts that change with the clip would
+    disturb the frozen blocks before they are of use.
     """
 
     def __init__(self, width: int, grid: int, eta: int, bottleneck: int, heads: int) -> None:
@@ -167,16 +175,15 @@ class TemporalPromptNet(nn.Module):
         nn.init.normal_(self.to_slots.weight, mean=scale, std=scale)
         nn.init.zeros_(self.up.weight)
 
-    def forward(self, down: Tensor, gain: Tensor, timeline: FrameTiming) -> Tensor:
-        """The changes after the weight of `down`, `[B,T+1,P,c_t]` with an empty gap at either end, and 1 + W_t
-        `[B,T-1]` -> `[B,T-1,eta,D]`."""
-        x = (down[:, 1:-1] + self.down.bias).flatten(0, 1)
+    def forward(self, changes: FrameChanges, gain: Tensor, timing: FrameTiming) -> Tensor:
+        """Make the prompts `[B,T-1,eta,D]` from dh and the gain 1 + W_t, `[B,T-1]`."""
+        x = (changes.linear(self.down.weight) + self.down.bias).flatten(0, 1)
         x = (x + self.attention(x)).unflatten(0, gain.shape)
-        if timeline.padded:
-            x = x * timeline.gap_mask[:, :, None, None]  # biases have filled the gaps of padding frames
+        if timing.padded:
+            x = x * timing.gap_mask[:, :, None, None]  # biases have filled the gaps before padding frames
         x = F.pad(x, (0, 0, 0, 0, 1, 1))
         x = self.temporal(torch.cat([x[:, :-2], x[:, 1:-1], x[:, 2:]], dim=-1))
-        x = self.place(x, timeline.gap_place).relu()
+        x = self.place(x, timing.gap_place).relu()
         x = convolve_frames(self.spatial, x, self.grid)
         slots = pad_for_tensor_cores(self.to_slots.weight, -1) @ pad_for_tensor_cores(x, -2)  # [B,T-1,eta,c_t]
         x = slots + self.to_slots.bias[:, None]
@@ -186,10 +193,10 @@ class TemporalPromptNet(nn.Module):
 def insert_joint(
     block: Block, frame_mask: Tensor, patches: int, prompting: TemporalPrompting | None
 ) -> tuple[KeysValues | None, Tensor]:
-    """One sequence a clip, Figure 2: `[h_cls, h^s_1, p^t_1, h^s_2, ..., h^s_T]` under the block's self-attention.
+    """Insert the prompts in one sequence a clip, Figure 2: `[h_cls, h^s_1, p^t_1, h^s_2, ..., h^s_T]`.
 
-    Attention does not depend on the order of its keys, and a prompt's own output is thrown away after the block; so the
-    prompts stand behind the tokens as a context that is attended to and asks nothing: no queries and no MLP for them.
+    Attention does not depend on the order of its keys, and a prompt's own output is thrown away after the block. So the
+    prompts stand behind the tokens as a context: keys and values only, no queries and no MLP.
 
     Args:
         frame_mask: bool `[B,T]`.
@@ -200,19 +207,19 @@ def insert_joint(
         For a block on `[B,L,D]`: the context, S = (T-1)*eta, or None; the mask, bool `[B,1,1,L+S]`.
     """
     class_token = torch.ones_like(frame_mask[:, :1])
-    seen = [class_token, frame_mask.repeat_interleave(patches, dim=1)]
+    visible = [class_token, frame_mask.repeat_interleave(patches, dim=1)]
     if prompting is None:
-        return None, torch.cat(seen, dim=1)[:, None, None]
-    seen.append(prompting.valid.flatten(1))
-    return block.context(prompting.prompts.flatten(1, 2)), torch.cat(seen, dim=1)[:, None, None]
+        return None, torch.cat(visible, dim=1)[:, None, None]
+    visible.append(prompting.valid.flatten(1))
+    return block.context(prompting.prompts.flatten(1, 2)), torch.cat(visible, dim=1)[:, None, None]
 
 
 def insert_by_frame(
     block: Block, patches: int, prompting: TemporalPrompting | None
 ) -> tuple[KeysValues | None, Tensor | None]:
-    """One sequence a frame: its class token, its patches, and the prompts of the two gaps beside it as context.
+    """Insert the prompts in one sequence a frame: class token, patches, and the prompts of the two gaps beside it.
 
-    A gap's prompts are projected once for both frames.
+    The prompts are a context, as in `insert_joint`. A gap's prompts are projected once for both frames.
 
     Args:
         patches: P.
@@ -225,13 +232,13 @@ def insert_by_frame(
         return None, None
     gaps = prompting.valid.shape[1]
 
-    def beside(of_gaps: Tensor) -> Tensor:  # [B,T-1,eta,any] -> [B*T,2*eta,any]
+    def beside(by_gap: Tensor) -> Tensor:  # [B,T-1,eta,any] -> [B*T,2*eta,any]
         # An empty gap before the first frame and after the last one.
-        padded = F.pad(of_gaps, (0, 0, 0, 0, 1, 1))
+        padded = F.pad(by_gap, (0, 0, 0, 0, 1, 1))
         return torch.cat([padded[:, :-1], padded[:, 1:]], dim=2).flatten(0, 1)
 
     projected = block.context(prompting.prompts.flatten(1, 2))
     context = KeysValues(*(beside(part.unflatten(1, (gaps, -1))) for part in projected))
-    seen = beside(prompting.valid.unsqueeze(-1)).squeeze(-1)
-    own = torch.ones(len(seen), 1 + patches, dtype=torch.bool, device=seen.device)
-    return context, torch.cat([own, seen], dim=1)[:, None, None]
+    visible = beside(prompting.valid.unsqueeze(-1)).squeeze(-1)
+    own = torch.ones(len(visible), 1 + patches, dtype=torch.bool, device=visible.device)
+    return context, torch.cat([own, visible], dim=1)[:, None, None]

@@ -8,11 +8,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from engine.config import SECTIONS, Config
+from engine.config import Config, sections_with
+from engine.tasks.retrieval import RetrievalSettings
 from modules.methods import METHODS, method_options
 
 # What a run needs beside the defaults: something to do, and the files of the default data set.
 NEEDED = {"do_train": True, "train_csv": "a", "val_csv": "b", "data_path": "c", "features_path": "d"}
+SECTIONS = sections_with(RetrievalSettings)
 FIELDS = [(name, item.name) for name, section in SECTIONS.items() for item in fields(section) if item.name != "options"]
 
 
@@ -29,7 +31,10 @@ def default_of(section: str, name: str) -> Any:
 
 
 def config_of(**changed: Any) -> Config:
-    return Config.from_flat(NEEDED | changed)
+    return Config.from_flat(NEEDED | changed, RetrievalSettings)
+
+
+OTHERS = {"loss": ["sigmoid"], "output_dir": ["runs/other"]}
 
 
 def accepted(name: str, value: Any) -> bool:
@@ -48,7 +53,7 @@ def values_of(section: str, name: str) -> st.SearchStrategy[Any]:
     if get_origin(kind) is Literal:
         return st.sampled_from([choice for choice in get_args(kind) if accepted(name, choice)])
     if kind is str:
-        words = [default, "one", "a b", "ü"] if default == "" else [default]
+        words = [default, "one", "a b", "ü"] if default == "" else [default, *OTHERS.get(name, [])]
         return st.sampled_from([word for word in words if accepted(name, word)])
     numbers = st.integers(0, 10**6) if kind is int else st.floats(0, 1e6, allow_nan=False)
     return st.just(default) | numbers.filter(lambda value: accepted(name, value))
@@ -77,10 +82,10 @@ def settings_of_a_run(draw: st.DrawFn) -> dict[str, Any]:
 
 @given(settings_of_a_run())
 def test_flat_and_back_is_the_same(settings):
-    flat = Config.from_flat(settings).flat()
-    again = Config.from_flat(flat)
+    flat = Config.from_flat(settings, RetrievalSettings).flat()
+    again = Config.from_flat(flat, RetrievalSettings)
     assert again.flat() == flat
-    assert Config.from_flat(again.flat()) == again
+    assert Config.from_flat(again.flat(), RetrievalSettings) == again
     assert {name: flat[name] for name in settings} == settings
     assert all(flat[name] == default_of(section, name) for section, name in FIELDS if name not in settings)
 
@@ -118,9 +123,9 @@ def test_every_default_passes_its_own_check(section):
 
 def test_a_run_must_have_something_to_do():
     with pytest.raises(ValueError, match="nothing to do"):
-        Config.from_flat({})
+        Config.from_flat({}, RetrievalSettings)
     for what in ("do_train", "do_eval", "describe"):
-        assert getattr(Config.from_flat(NEEDED | {"do_train": False, what: True}).run, what)
+        assert getattr(config_of(do_train=False, **{what: True}).run, what)
 
 
 NUMBERS = [(section, name) for section, name in FIELDS if kind_of(section, name)[0] in (int, float)]
@@ -136,7 +141,7 @@ def test_a_number_out_of_range_is_refused_in_one_sentence(section, name):
             config_of(**{name: value})
 
 
-@pytest.mark.parametrize(("section", "name"), [*CHOICES, ("model", "method"), ("data", "datatype")])
+@pytest.mark.parametrize(("section", "name"), [*CHOICES, ("model", "method"), ("task", "datatype"), ("task", "loss")])
 def test_a_word_that_is_no_choice_is_refused_in_one_sentence(section, name):
     with pytest.raises(ValueError, match=rf"^--{name} 'neither' is not one of: [^\n]*$") as caught:
         config_of(**{name: "neither"})

@@ -9,9 +9,9 @@ import torch
 from dataloaders.datasets import GalleryVideos, QueryCaptions
 from dataloaders.frames import FrameReader
 from dataloaders.samples import Sample
+from engine.config import Config
 from engine.distributed import Process, process_group
-from engine.evaluate import evaluate
-from engine.train import autocast_for
+from engine.tasks.retrieval import Retrieval, RetrievalSettings, RetrievalSplit
 from modules.methods import Method, build_method
 from modules.tokenizer import Tokenizer
 from tests.processes import run_as_group
@@ -45,13 +45,12 @@ def metrics_of(
     samples: list[Sample], process: Process = ALONE, method: Method | None = None, batch_size: int = 2, workers: int = 0
 ) -> Metrics:
     """Return the metrics of a split, with dual softmax and a query bank of its own captions."""
-    videos = GalleryVideos(samples, FrameReader(3, TINY.image_size))
+    settings = {"describe": True, "precision": "fp32", "batch_size_val": batch_size, "num_thread_reader": workers}
+    config = Config.from_flat(settings | {"dsl": True, "qb_norm": True, "max_words": 12}, RetrievalSettings)
+    task = Retrieval(config, method or a_method(), process)
     captions = QueryCaptions(samples, tokenizer())
-    autocast = autocast_for("fp32", process.device)
-    return evaluate(
-        method or a_method(), videos, captions, process, autocast, batch_size, workers, 2,
-        dsl_temperature=1.0, querybank=captions,
-    )  # fmt: skip
+    task.querybank = captions
+    return task.evaluate(RetrievalSplit(GalleryVideos(samples, FrameReader(3, TINY.image_size)), captions), final=True)
 
 
 def save_metrics(samples: list[Sample], folder: Path) -> None:

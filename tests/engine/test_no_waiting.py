@@ -43,7 +43,7 @@ def no_waiting(monkeypatch) -> Iterator[None]:
     with monkeypatch.context() as patched, NoWaiting():
         for name in ("tolist", "numpy", "__array__"):
             patched.setattr(torch.Tensor, name, refused)
-        patched.setattr("modules.stop.dynamics.surely_whole", lambda frame_mask: False)  # as on a GPU
+        patched.setattr("modules.stop.timing.surely_whole", lambda frame_mask: False)  # as on a GPU
         yield
 
 

@@ -5,7 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from modules.stop.dynamics import hold_last_frame, layer_norm, patches_of, sequences
+from modules.stop.tokens import hold_last_frame, layer_norm, patches_of, sequences
 from tests.modules.stop import stop_reference as slow
 
 

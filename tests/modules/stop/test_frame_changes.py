@@ -1,4 +1,4 @@
-"""What the dynamics nets see: against loops over frames and patches, starts, gradients, and exact stillness."""
+"""Changes between frames and the dynamics nets on them: loops over frames and patches, starts, gradients, stillness."""
 
 import dataclasses
 
@@ -8,8 +8,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from modules.stop.dynamics import DynamicsNet, FrameTiming, layer_norm
-from modules.stop.frame_changes import look
+from modules.stop.dynamics import DynamicsNet
+from modules.stop.frame_changes import frame_changes
+from modules.stop.timing import FrameTiming
+from modules.stop.tokens import layer_norm
 from tests.modules.stop import stop_reference as slow
 
 
@@ -24,19 +26,17 @@ def everywhere(tokens: Tensor) -> Tensor:
     return torch.ones(tokens.shape[:2], dtype=torch.bool)
 
 
-def timeline_of(frame_mask: Tensor) -> FrameTiming:
+def timing_of(frame_mask: Tensor) -> FrameTiming:
     return FrameTiming.of(frame_mask, torch.float64)
 
 
 def energy(net: DynamicsNet, tokens: Tensor, frame_mask: Tensor | None = None) -> Tensor:
-    timeline = timeline_of(everywhere(tokens) if frame_mask is None else frame_mask)
-    return look(slow.in_sequences(tokens), timeline, dynamics=net).energy
+    timing = timing_of(everywhere(tokens) if frame_mask is None else frame_mask)
+    return net(frame_changes(slow.in_sequences(tokens), timing))
 
 
 def changes(normal: Tensor, frame_mask: Tensor) -> Tensor:
-    """The changes themselves, seen through the identity."""
-    eye = torch.eye(normal.shape[-1], dtype=normal.dtype)
-    return look(normal, timeline_of(frame_mask), of_changes=eye).changes
+    return frame_changes(normal, timing_of(frame_mask)).values
 
 
 @settings(max_examples=25)
@@ -116,60 +116,61 @@ def test_a_still_clip_gives_exactly_zero_whatever_was_learned(sees):
 
 @pytest.mark.parametrize("by_frame", [False, True])
 @pytest.mark.parametrize("sees", ["tokens", "changes"])
-@pytest.mark.parametrize(
-    "maps", ["dynamics", "of_changes", "of_tokens", "dynamics of_changes", "dynamics of_changes of_tokens"]
-)
-def test_gradients_of_every_set_of_maps(maps, sees, by_frame):
+@pytest.mark.parametrize("which", ["energy", "linear", "both"])
+def test_gradients_of_the_energy_and_of_linears(which, sees, by_frame):
     """Of the kernels of N_s and N_t too, and with padding."""
     torch.manual_seed(0)
     net = net_of(3, sees=sees, seed=4)
     tokens = torch.randn(2, 4 if by_frame else 1, 5 if by_frame else 17, 3, dtype=torch.float64, requires_grad=True)
-    timeline = timeline_of(torch.tensor([[True] * 4, [True] * 2 + [False] * 2]))
-    given = {
-        name: net.conv.weight if name == "dynamics" else torch.randn(2, 3, dtype=torch.float64, requires_grad=True)
-        for name in maps.split()
-    }
+    timing = timing_of(torch.tensor([[True] * 4, [True] * 2 + [False] * 2]))
+    linear = torch.randn(2, 3, dtype=torch.float64, requires_grad=True)
 
-    def seen(tokens, *weights):
-        found = dict(zip(given, weights, strict=True))
-        if "dynamics" in found:  # gradcheck changes its weight in its place
-            found["dynamics"] = net
-        return tuple(part for part in look(tokens, timeline, **found) if part is not None)
+    def measured(tokens, _, linear):  # gradcheck changes the net's weight in its place
+        found = frame_changes(tokens, timing)
+        energy, projected = net(found), found.linear(linear)
+        return {"energy": energy, "linear": projected, "both": (energy, projected)}[which]
 
-    assert torch.autograd.gradcheck(seen, (tokens, *given.values()))
+    assert torch.autograd.gradcheck(measured, (tokens, net.conv.weight, linear))
 
 
-def test_tokens_alone_get_their_gradient_where_nothing_is_asked_of_changes():
-    tokens = torch.randn(1, 2, 5, 3, requires_grad=True)
-    weight = torch.randn(2, 3)
-    look(tokens, timeline_of(torch.ones(1, 2, dtype=torch.bool)), of_tokens=weight).tokens.sum().backward()
-    torch.testing.assert_close(tokens.grad, weight.sum(dim=0).expand_as(tokens))
+def test_a_linear_sees_the_changes_in_the_gaps():
+    tokens, frame_mask = slow.padded_clips(1, [4, 2], 4, 3)
+    weight = torch.randn(2, 3, dtype=torch.float64)
+    found = frame_changes(slow.in_sequences(tokens), timing_of(frame_mask)).linear(weight)
+    assert found.shape == (2, 3, 4, 2)
+    torch.testing.assert_close(found[0], tokens[0].diff(dim=0) @ weight.t(), atol=1e-12, rtol=1e-9)
+    torch.testing.assert_close(found[1, :1], tokens[1, :2].diff(dim=0) @ weight.t(), atol=1e-12, rtol=1e-9)
+    assert not found[1, 1:].any()
 
 
 def test_without_padding_nothing_is_masked_and_nothing_differs():
     tokens, frame_mask = slow.padded_clips(1, [4, 4], 4, 3)
-    whole = timeline_of(frame_mask)
+    whole = timing_of(frame_mask)
     assert not whole.padded
-    assert timeline_of(torch.tensor([[True, False]])).padded
+    assert timing_of(torch.tensor([[True, False]])).padded
     masked = dataclasses.replace(whole, padded=True)
     net = net_of(3, seed=1)
-    found = [look(slow.in_sequences(tokens), each, dynamics=net).energy for each in (whole, masked)]
+    found = [net(frame_changes(slow.in_sequences(tokens), timing)) for timing in (whole, masked)]
     assert torch.equal(*found)
 
 
-def test_in_half_precision_the_energy_is_fp32_and_the_rest_comes_in_what_products_use():
+def test_in_half_precision_the_energy_is_fp32_and_the_rest_comes_in_the_precision_of_products():
     tokens, frame_mask = slow.padded_clips(5, [4, 3], 9, 8)
-    tokens, net = layer_norm(tokens).float().requires_grad_(), DynamicsNet(8, sees="tokens")
+    tokens, net = tokens.float().requires_grad_(), DynamicsNet(8, sees="tokens")
     weight = torch.randn(3, 8, requires_grad=True)
-    maps = {"of_changes": weight, "of_tokens": weight}
+
+    def measured() -> tuple[Tensor, Tensor]:
+        found = frame_changes(layer_norm(slow.in_sequences(tokens)), timing_of(frame_mask))
+        return net(found), found.linear(weight)
+
     with torch.autocast("cpu", torch.bfloat16):
-        found = look(slow.in_sequences(tokens), timeline_of(frame_mask), dynamics=net, **maps)
-    exact = look(slow.in_sequences(tokens), timeline_of(frame_mask), dynamics=net, **maps)
-    assert [part.dtype for part in found] == [torch.float32, torch.bfloat16, torch.bfloat16]
-    for half, full in zip(found, exact, strict=True):
-        torch.testing.assert_close(half[:, :1].float(), full[:, :1], atol=5e-2, rtol=5e-2)
+        half = measured()
+    whole = measured()
+    assert [part.dtype for part in half] == [torch.float32, torch.bfloat16]
+    for ours, exact in zip(half, whole, strict=True):
+        torch.testing.assert_close(ours[:, :1].float(), exact[:, :1], atol=5e-2, rtol=5e-2)
     leaves = (tokens, weight, net.conv.weight)
-    gradients = [torch.autograd.grad(sum(part.float().sum() for part in parts), leaves) for parts in (found, exact)]
-    for half, full in zip(*gradients, strict=True):
-        assert half.dtype == torch.float32
-        torch.testing.assert_close(half, full, atol=5e-2 * full.abs().max().item(), rtol=0)
+    gradients = [torch.autograd.grad(sum(part.float().sum() for part in parts), leaves) for parts in (half, whole)]
+    for ours, exact in zip(*gradients, strict=True):
+        assert ours.dtype == torch.float32
+        torch.testing.assert_close(ours, exact, atol=5e-2 * exact.abs().max().item(), rtol=0)

@@ -11,8 +11,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from modules.clip import Block
-from modules.stop.dynamics import FrameTiming, layer_norm, patches_of, sequences
-from modules.stop.frame_changes import look
+from modules.stop.frame_changes import frame_changes
 from modules.stop.inter_frame import (
     InterFramePrompter,
     TemporalPrompting,
@@ -23,6 +22,8 @@ from modules.stop.inter_frame import (
     normalised_variation,
     prompts_per_gap,
 )
+from modules.stop.timing import FrameTiming
+from modules.stop.tokens import layer_norm, patches_of, sequences
 from tests.modules.stop import stop_reference as slow
 
 WIDTH, HEADS = 8, 2
@@ -224,12 +225,11 @@ class TestGradient:
         names = [name for name, _ in net.named_parameters()]
         tokens = torch.randn(1, 3, 5, 3, dtype=torch.float64, requires_grad=True)
         gain = torch.tensor([[1.2, 1.9]], dtype=torch.float64, requires_grad=True)
-        timeline = FrameTiming.of(torch.ones(1, 3, dtype=torch.bool), torch.float64)
+        timing = FrameTiming.of(torch.ones(1, 3, dtype=torch.bool), torch.float64)
 
         def prompts(tokens, gain, *parameters):
             tensors = dict(zip(names, parameters, strict=True))
-            down = look(tokens, timeline, of_changes=tensors["down.weight"]).changes
-            return torch.func.functional_call(net, tensors, (down, gain, timeline))
+            return torch.func.functional_call(net, tensors, (frame_changes(tokens, timing), gain, timing))
 
         assert torch.autograd.gradcheck(prompts, (tokens, gain, *net.parameters()))
 

@@ -9,8 +9,6 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from modules.clip import Block
-from modules.stop.dynamics import FrameTiming, layer_norm, patches_of, sequences
-from modules.stop.frame_changes import look
 from modules.stop.intra_frame import (
     FactoredPrompts,
     IntraFramePrompter,
@@ -18,11 +16,13 @@ from modules.stop.intra_frame import (
     SpatialPromptNet,
     StaticSpatialPrompt,
     attention_map,
-    distribution,
+    dynamics_map,
     region_mask,
     rescaled,
     salient_patches,
 )
+from modules.stop.timing import FrameTiming
+from modules.stop.tokens import layer_norm, patches_of, sequences
 from tests.modules.stop import stop_reference as slow
 
 WIDTH, HEADS = 8, 2
@@ -49,7 +49,7 @@ def moving_clip(grid: int = 3, frames: int = 4, seed: int = 0) -> tuple[Tensor, 
     return class_token, tokens, torch.ones(1, frames, dtype=torch.bool)
 
 
-def timeline_of(frame_mask: Tensor) -> FrameTiming:
+def timing_of(frame_mask: Tensor) -> FrameTiming:
     return FrameTiming.of(frame_mask, torch.float64)
 
 
@@ -61,8 +61,7 @@ def most_salient(saliency: Tensor, n_regions: int) -> Tensor:
 
 def prompts_of(net: SpatialPromptNet | StaticSpatialPrompt, normal: Tensor, frame_mask: Tensor) -> Tensor:
     """p^s of every patch of LayerNormed sequences, `[B,T,P,D]`."""
-    timeline = timeline_of(frame_mask)
-    return of_every_patch(net(look(normal, timeline, **net.looks()), timeline))
+    return of_every_patch(net(normal, timing_of(frame_mask)))
 
 
 def of_every_patch(prompts: FactoredPrompts) -> Tensor:
@@ -87,7 +86,7 @@ def test_equals_the_equations(seed, grid, frames_of_clip, alpha, share, class_to
     asking = tokens.shape[1] if class_token_a_frame else 1
     class_token = torch.randn(len(tokens), asking, WIDTH, generator=generator, dtype=torch.float64)
     with torch.no_grad():
-        found = prompter(block, sequences(class_token, tokens), timeline_of(frame_mask))
+        found = prompter(block, sequences(class_token, tokens), timing_of(frame_mask))
         prompted = patches_of(found.x, tokens.shape[1])
         assert torch.equal(found.x[:, :, 0], class_token)
         for clip, frames in enumerate(frames_of_clip):
@@ -146,7 +145,7 @@ def test_starts_without_any_prompt():
     prompter = IntraFramePrompter(WIDTH, 3, n_regions=3, alpha=0.5, bottleneck=5, dropout=0.0).double()
     class_token, tokens, frame_mask = moving_clip()
     assert torch.equal(
-        prompter(make_block(0), sequences(class_token, tokens), timeline_of(frame_mask)).x,
+        prompter(make_block(0), sequences(class_token, tokens), timing_of(frame_mask)).x,
         sequences(class_token, tokens),
     )
 
@@ -154,7 +153,7 @@ def test_starts_without_any_prompt():
 class TestMaps:
     def test_both_are_distributions(self):
         class_token, tokens, frame_mask = moving_clip()
-        found = make_prompter(0, 3)(make_block(0), sequences(class_token, tokens), timeline_of(frame_mask))
+        found = make_prompter(0, 3)(make_block(0), sequences(class_token, tokens), timing_of(frame_mask))
         for name in ("attention_map", "dynamics_map", "saliency"):
             rows = getattr(found, name).double().sum(dim=-1)
             torch.testing.assert_close(rows, torch.ones_like(rows), atol=1e-5, rtol=0)
@@ -168,7 +167,7 @@ class TestMaps:
         tokens[:] = tokens[:, :1].clone()
         tokens[:, 2:, 5] += torch.arange(WIDTH)
         prompter = IntraFramePrompter(WIDTH, 3, n_regions=1, alpha=0.0, bottleneck=5, dropout=0.0).double()
-        found = prompter(make_block(0), sequences(class_token, tokens), timeline_of(frame_mask))
+        found = prompter(make_block(0), sequences(class_token, tokens), timing_of(frame_mask))
         # A central difference sees the jump from frame 1 to frame 2 in both; frames 0 and 3 see nothing.
         assert found.dynamics_map[0, [1, 2], 5].tolist() == [1.0, 1.0]
         assert found.dynamics_map[0, [0, 3]].abs().max() == 0
@@ -178,7 +177,7 @@ class TestMaps:
         class_token, tokens, frame_mask = moving_clip()
         tokens = tokens[:, :1].expand_as(tokens)
         prompter = IntraFramePrompter(WIDTH, 3, n_regions=2, alpha=0.5, bottleneck=5, dropout=0.0).double()
-        found = prompter(make_block(0), sequences(class_token, tokens), timeline_of(frame_mask))
+        found = prompter(make_block(0), sequences(class_token, tokens), timing_of(frame_mask))
         assert found.dynamics_map.abs().max() == 0
         assert torch.equal(found.region_mask, most_salient(found.attention_map, 2).to(found.region_mask))
 
@@ -202,7 +201,7 @@ class TestRegions:
         tokens, frame_mask = slow.padded_clips(5, [4, 2, 1], 16, WIDTH)
         prompter = make_prompter(1, 4, n_regions=5, **options).train(training)
         region = prompter(
-            make_block(1), sequences(tokens[:, :1, 0], tokens), timeline_of(frame_mask)
+            make_block(1), sequences(tokens[:, :1, 0], tokens), timing_of(frame_mask)
         ).region_mask.detach()
         torch.testing.assert_close(region, region.round(), atol=1e-6, rtol=0)
         assert torch.equal(region.round().sum(dim=-1), 5.0 * frame_mask)
@@ -216,9 +215,7 @@ class TestRegions:
             drawn = []
             for seed in range(6):
                 class_token, tokens, frame_mask = moving_clip(seed=seed)
-                drawn.append(
-                    prompter(make_block(0), sequences(class_token, tokens), timeline_of(frame_mask)).region_mask
-                )
+                drawn.append(prompter(make_block(0), sequences(class_token, tokens), timing_of(frame_mask)).region_mask)
             regions[training] = [torch.equal(drawn[0], other) for other in drawn[1:]]
         assert all(regions[False])
         assert not all(regions[True])
@@ -230,7 +227,7 @@ class TestGradient:
     @staticmethod
     def of_the_mask(prompter: IntraFramePrompter) -> tuple[SpatialPrompting, Tensor, tuple[Tensor, Tensor, Tensor]]:
         inputs = moving_clip()
-        found = prompter(make_block(0), sequences(*inputs[:2]), timeline_of(inputs[2]))
+        found = prompter(make_block(0), sequences(*inputs[:2]), timing_of(inputs[2]))
         direction = torch.randn(found.region_mask.shape, dtype=found.region_mask.dtype)
         return found, direction, inputs
 
@@ -251,7 +248,7 @@ class TestGradient:
     def test_hard_and_straight_through_are_equal_forward(self):
         inputs = moving_clip()
         found = [
-            make_prompter(2, 3, hard_region_mask=hard)(make_block(0), sequences(*inputs[:2]), timeline_of(inputs[2]))
+            make_prompter(2, 3, hard_region_mask=hard)(make_block(0), sequences(*inputs[:2]), timing_of(inputs[2]))
             for hard in (False, True)
         ]
         for name in (field.name for field in dataclasses.fields(SpatialPrompting)):
@@ -271,7 +268,7 @@ class TestGradient:
         class_token, tokens, frame_mask = moving_clip()
         direction = torch.randn(tokens.shape, dtype=tokens.dtype)
         parameters = list(prompter.prompter.parameters())
-        ours = prompter(make_block(0), sequences(class_token, tokens), timeline_of(frame_mask)).x
+        ours = prompter(make_block(0), sequences(class_token, tokens), timing_of(frame_mask)).x
         theirs = slow.prompt_frames(prompter, make_block(0), class_token[0], tokens[0]).tokens
         for mine, reference in zip(
             torch.autograd.grad((patches_of(ours, 4) * direction).sum(), parameters),
@@ -299,7 +296,7 @@ class TestGradient:
         prompter = make_prompter(2, 3, static_prompts=static_prompts)
         class_token, tokens, frame_mask = moving_clip()
         direction = torch.randn(tokens.shape, dtype=tokens.dtype)
-        found = prompter(make_block(0), sequences(class_token, tokens), timeline_of(frame_mask))
+        found = prompter(make_block(0), sequences(class_token, tokens), timing_of(frame_mask))
         parameters = list(prompter.dynamics.parameters())
         ours = torch.autograd.grad((patches_of(found.x, 4) * direction).sum(), parameters, retain_graph=True)
         prompts = prompts_of(prompter.prompter, slow.in_sequences(layer_norm(tokens)), frame_mask).detach()
@@ -315,7 +312,7 @@ class TestGradient:
     def test_of_the_dynamics_map_is_right(self):
         torch.manual_seed(0)
         energy = torch.rand(1, 2, 4, dtype=torch.float64, requires_grad=True)
-        assert torch.autograd.gradcheck(distribution, energy)
+        assert torch.autograd.gradcheck(dynamics_map, energy)
 
     def test_of_a_still_clip_is_finite(self):
         prompter = IntraFramePrompter(WIDTH, 3, n_regions=3, alpha=0.5, bottleneck=5, dropout=0.0)
@@ -330,14 +327,14 @@ class TestGradient:
 def test_static_prompts_are_those_of_the_place():
     prompter = make_prompter(4, 3, static_prompts=True)
     class_token, tokens, frame_mask = moving_clip()
-    found = prompter(make_block(0), sequences(class_token, tokens), timeline_of(frame_mask))
+    found = prompter(make_block(0), sequences(class_token, tokens), timing_of(frame_mask))
     expected = tokens + found.region_mask.unsqueeze(-1) * prompter.prompter.prompt
     torch.testing.assert_close(patches_of(found.x, 4), expected, atol=1e-12, rtol=0)
     dynamic = make_prompter(4, 3)
     with torch.no_grad():
         dynamic.dynamics.load_state_dict(prompter.dynamics.state_dict())
     assert torch.equal(
-        dynamic(make_block(0), sequences(class_token, tokens), timeline_of(frame_mask)).saliency, found.saliency
+        dynamic(make_block(0), sequences(class_token, tokens), timing_of(frame_mask)).saliency, found.saliency
     )
 
 
@@ -345,8 +342,8 @@ def test_dropout_acts_in_training_only():
     class_token, tokens, frame_mask = moving_clip()
     prompter = make_prompter(0, 3, dropout=0.5)
     torch.manual_seed(0)
-    runs = [prompter(make_block(0), sequences(class_token, tokens), timeline_of(frame_mask)).x for _ in range(2)]
+    runs = [prompter(make_block(0), sequences(class_token, tokens), timing_of(frame_mask)).x for _ in range(2)]
     assert not torch.equal(*runs)
     prompter.eval()
-    without = make_prompter(0, 3)(make_block(0), sequences(class_token, tokens), timeline_of(frame_mask))
-    assert torch.equal(prompter(make_block(0), sequences(class_token, tokens), timeline_of(frame_mask)).x, without.x)
+    without = make_prompter(0, 3)(make_block(0), sequences(class_token, tokens), timing_of(frame_mask))
+    assert torch.equal(prompter(make_block(0), sequences(class_token, tokens), timing_of(frame_mask)).x, without.x)
