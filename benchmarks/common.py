@@ -17,8 +17,10 @@ from torch import Tensor
 from dataloaders.quoting import quoted
 from engine.cli import parse_flags
 from engine.distributed import Process
+from engine.errors import explained, one_sentence
 from engine.flags import PICTURES, check_file
 from engine.logger import provenance
+from engine.messages import print_error
 from modules.clip import CLIPArchitecture
 from modules.clip_weights import architecture_of
 from modules.methods import METHODS, method_options
@@ -44,6 +46,25 @@ def parse_with_options(settings: type[Result], argv: Sequence[str] | None) -> tu
     values = parse_flags({"benchmark": settings}, settings.method, argv)  # type: ignore[attr-defined]
     parsed = settings(**{item.name: values[item.name] for item in fields(settings)})  # type: ignore[arg-type]
     return parsed, {option.name: values[option.name] for option in method_options(METHODS[values["method"]])}
+
+
+def parse_settings(settings: type[Result], argv: Sequence[str] | None = None) -> Result:
+    """Build a dataclass of `Annotated` fields from the command line of a benchmark; raises ValueError as `parse_flags`
+    does, and what `settings` itself raises."""
+    return settings(**parse_flags({"benchmark": settings}, "", argv))
+
+
+def print_report(report: Callable[[], str]) -> int:
+    """Print the text that `report` returns, or one sentence about a mistake; return the exit code 0 or 2."""
+    try:
+        print(report())
+    except (ValueError, OSError, RuntimeError, MemoryError) as error:
+        known = explained(error)
+        if known is None:
+            raise
+        print_error(one_sentence(known))
+        return 2
+    return 0
 
 
 def check_method(flag: str, name: str) -> None:

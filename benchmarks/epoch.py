@@ -40,6 +40,7 @@ from benchmarks.common import (
     default_device,
     origin_of,
     parse_with_options,
+    print_report,
     write_json,
 )
 from dataloaders.cache import FrameCache
@@ -47,7 +48,6 @@ from dataloaders.datasets import GalleryVideos, QueryCaptions, TrainingPairs
 from dataloaders.frames import FrameReader
 from dataloaders.preparation import in_threads
 from dataloaders.samples import Sample
-from engine.cli import print_report
 from engine.clock import PHASES
 from engine.config import Config, DataConfig, ModelConfig, OptimConfig, RunConfig
 from engine.distributed import Process

@@ -4,7 +4,7 @@
     bash scripts/gpu_check.sh --only "epoch and evaluation,growth"
 
 Prints one line per check and writes results/gpu_check.json, with each check's command and measurements. Every check is
-a process of its own with a time limit; one that fails or hangs does not stop the others. Needs no network, data,
+a separate process with a time limit; one that fails or hangs does not stop the others. Needs no network, data,
 weights or ffmpeg. Exit status: 0 if all checks passed, 1 if some did not, 2 if there is no GPU or a flag is wrong.
 """
 
@@ -24,9 +24,8 @@ from typing import Annotated, Any
 
 import torch
 
-from benchmarks.common import check_outputs, default_device, origin_of, write_json
+from benchmarks.common import check_outputs, default_device, origin_of, parse_settings, print_report, write_json
 from dataloaders.quoting import quoted
-from engine.cli import parse_settings, print_report
 from modules.methods import METHODS
 from modules.options import between
 

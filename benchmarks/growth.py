@@ -25,6 +25,8 @@ from benchmarks.common import (
     check_outputs,
     default_device,
     origin_of,
+    parse_settings,
+    print_report,
     random_batch,
     save_figure,
     write_json,
@@ -32,7 +34,6 @@ from benchmarks.common import (
 from benchmarks.operations import count_step
 from benchmarks.training_step import TrainingStep
 from dataloaders.quoting import quoted
-from engine.cli import parse_settings, print_report
 from modules.clip import CLIP
 from modules.clip_weights import architecture_of
 from modules.methods import build_method
@@ -121,13 +122,13 @@ def curves(points: Sequence[Point], attention: str) -> tuple[list[Point], list[P
 def format_points(points: Sequence[Point]) -> str:
     """Return the table: milliseconds per step, and milliseconds and operations per frame."""
     head = f"{'attention':<10}{'B':>4}{'T':>4}{'step, ms':>11}{'least-most':>20}"
-    lines = [f"{head}{'ms a frame':>12}{'GFLOP a frame':>15}"]
+    lines = [f"{head}{'ms per frame':>14}{'GFLOP per frame':>17}"]
     for point in points:
         images = point.batch_size * point.frames
         low, high = point.step_range
         lines.append(
             f"{point.attention:<10}{point.batch_size:>4}{point.frames:>4}{point.step:>11.1f}{f'{low:.1f}-{high:.1f}':>20}"
-            f"{point.step / images:>12.2f}{point.gflop / images:>15.2f}"
+            f"{point.step / images:>14.2f}{point.gflop / images:>17.2f}"
         )
     return "\n".join(lines)
 
@@ -176,8 +177,9 @@ def report(settings: Settings) -> str:
     found = []
     for attention in ATTENTION:
         frames = leaves_the_line(curves(points, attention)[0])
-        where = f"from T = {frames} on" if frames else "nowhere here"
-        found.append(f"attention {attention}: a frame takes over {OFF_THE_LINE:g} times the operations {where}")
+        where = f"from T = {frames} on" if frames else "at no T here"
+        over = f"a frame costs over {OFF_THE_LINE:g} times its operations in the shortest clip"
+        found.append(f"attention {attention}: {over} {where}")
     return "\n".join((title, "", format_points(points), "", *found))
 
 

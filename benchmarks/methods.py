@@ -45,6 +45,8 @@ from benchmarks.common import (
     check_outputs,
     default_device,
     origin_of,
+    parse_settings,
+    print_report,
     random_batch,
     save_figure,
     timed,
@@ -53,7 +55,6 @@ from benchmarks.common import (
 from benchmarks.operations import count_forward, count_step
 from benchmarks.step import EVALUATION, REST, STEP, TEXT, measure, measure_evaluation
 from benchmarks.training_step import TrainingStep, largest_batch, make_floor, time_in_a_row
-from engine.cli import parse_settings, print_report
 from engine.compiling import compile_forward, compiler_error
 from engine.precision import AUTOCAST, auto_precision
 from modules.clip import CLIP

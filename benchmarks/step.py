@@ -28,11 +28,11 @@ from benchmarks.common import (
     default_device,
     origin_of,
     parse_with_options,
+    print_report,
     random_batch,
     timed,
 )
 from benchmarks.operations import count_forward
-from engine.cli import print_report
 from engine.data import normalise_for
 from engine.precision import autocast_for
 from engine.tasks.contrastive import ContrastiveStep

@@ -2,20 +2,16 @@
 
 import argparse
 import difflib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, NoReturn, TypeVar, get_origin, get_type_hints
+from typing import Any, Literal, NoReturn, get_origin, get_type_hints
 
 from dataloaders.quoting import quoted, shorten
 from engine.checkpoint import read_header
 from engine.config import Config, ModelConfig, TaskSettings, sections_with
-from engine.errors import explained, one_sentence
 from engine.flags import finite_float
-from engine.messages import print_error
 from modules.methods import METHODS, method_options
 from modules.options import Option, help_of, options_of
-
-Settings = TypeVar("Settings")
 
 
 class _Parser(argparse.ArgumentParser):
@@ -95,25 +91,6 @@ def _check_kinds(path: str, settings: Mapping[str, Any], sections: Mapping[str, 
                 f"{path}: is no whole checkpoint of this project (its setting {name} is {quoted(value)} and no "
                 f"{kind.__name__}); pass one as training wrote it"
             )
-
-
-def parse_settings(settings: type[Settings], argv: Sequence[str] | None = None) -> Settings:
-    """Build a dataclass of `Annotated` fields from the command line of a benchmark; raises ValueError as `parse_flags`
-    does, and what `settings` itself raises."""
-    return settings(**parse_flags({"benchmark": settings}, "", argv))
-
-
-def print_report(report: Callable[[], str]) -> int:
-    """Print the text that `report` returns, or one sentence about a mistake; return the exit code 0 or 2."""
-    try:
-        print(report())
-    except (ValueError, OSError, RuntimeError, MemoryError) as error:
-        known = explained(error)
-        if known is None:
-            raise
-        print_error(one_sentence(known))
-        return 2
-    return 0
 
 
 def parse_flags(

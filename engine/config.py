@@ -55,15 +55,9 @@ class ModelConfig(Checked):
     def asked_of_clip(self) -> StatedFacts:
         """Return what the clip_ flags say of the weights, for `modules.clip_weights.load_clip`."""
         mean, std = STATISTICS.get(self.clip_statistics, (None, None))
-        return StatedFacts(
-            self.clip_activation or None,
-            self.clip_vision_heads or None,
-            self.clip_text_heads or None,
-            mean,
-            std,
-            self.clip_resize or None,
-            self.clip_interpolation or None,
-        )
+        heads = self.clip_vision_heads or None, self.clip_text_heads or None
+        pixels = mean, std, self.clip_resize or None, self.clip_interpolation or None
+        return StatedFacts(self.clip_activation or None, *heads, *pixels)
 
 
 @dataclass(frozen=True)

@@ -1,15 +1,12 @@
-"""From settings to the reader of frames, its cache and its worker processes, and draws of samples by the seed."""
+"""From settings to the reader of frames, its cache and its worker processes."""
 
 import os
-from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import torch
 
 from dataloaders.cache import FrameCache
 from dataloaders.frames import FrameReader
-from dataloaders.samples import Sample
 from dataloaders.transforms import normalise
 from engine.config import DataConfig, RunConfig
 from modules.backbones import Backbone
@@ -54,20 +51,3 @@ def reader_processes(num_thread_reader: int) -> int:
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     own = cores // int(os.environ.get("LOCAL_WORLD_SIZE", 1))  # torchrun's: the processes of this machine
     return min(MOST_READERS, max(1, own - 1))
-
-
-def hold_out(samples: list[Sample], count: int, seed: int) -> tuple[list[Sample], list[Sample]]:
-    """Divide training samples into those to train on and `count` others, drawn by the seed."""
-    if count >= len(samples):
-        raise ValueError(f"--holdout_videos {count} leaves none of the {len(samples)} training videos to train on")
-    held = set(np.random.default_rng(seed).permutation(len(samples))[:count].tolist())
-    return (
-        [sample for row, sample in enumerate(samples) if row not in held],
-        [sample for row, sample in enumerate(samples) if row in held],
-    )
-
-
-def draw_captions(samples: list[Sample], count: int, seed: int) -> list[Sample]:
-    """Draw at most `count` captions of all samples without repetition; each becomes a sample."""
-    pairs = [replace(s, captions=(caption,)) for s in samples for caption in s.captions]
-    return [pairs[item] for item in np.random.default_rng(seed).permutation(len(pairs))[:count]]

@@ -74,7 +74,7 @@ for seed in $seeds; do
         [[ $name =~ $only ]] || continue
         # Zero-shot is the same for every seed.
         [ "$name" = zero-shot ] && [ "$seed" != "${seeds%% *}" ] && continue
-        if [ -f "$results" ] && "$PYTHON" -m engine.report "$results" --has "$name" "$seed"; then
+        if [ -f "$results" ] && "$PYTHON" -m tools.report "$results" --has "$name" "$seed"; then
             continue
         fi
         while [ "$(jobs -rp | wc -l)" -ge "$JOBS" ]; do
@@ -85,4 +85,4 @@ for seed in $seeds; do
     done
 done
 wait
-"$PYTHON" -m engine.report "$results" --mean
+"$PYTHON" -m tools.report "$results" --mean

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Text-video retrieval on MSR-VTT: trains on the 9k split and evaluates on the 1k-A test split.
-# preprocess/download_msrvtt.sh fetches the files that DATA_PATH must hold.
+# The files that DATA_PATH must hold come from preprocess/download_msrvtt.sh.
 # Edit the values below, set them from outside, or add flags:
 #   bash scripts/msrvtt.sh
 #   lr=1e-5 method=vpt bash scripts/msrvtt.sh --max_frames 8

@@ -22,7 +22,7 @@ case $method in
     stop_released | dgl) method_flags=${method_flags:---shared_latent_space $shared_latent_space} ;;
     *) method_flags=${method_flags:-} ;;
 esac
-read -ra words <<<"$method_flags"
+read -ra own_flags <<<"$method_flags"
 pretrained_clip_name=${pretrained_clip_name:-ViT-B/32}
 pretrained_dir=${pretrained_dir:-pretrained}
 
@@ -51,7 +51,7 @@ output_dir=${output_dir:-runs/msrvtt_released_$method}
 EXEC="exec" launch main_task_retrieval.py --do_train \
     --datatype msrvtt --expand_msrvtt_sentences \
     --train_csv "$train_csv" --val_csv "$val_csv" --data_path "$data_path" --features_path "$features_path" \
-    --method "$method" "${words[@]}" \
+    --method "$method" "${own_flags[@]}" \
     --pretrained_clip_name "$pretrained_clip_name" --pretrained_dir "$pretrained_dir" \
     --epochs "$epochs" --batch_size "$batch_size" --batch_size_val "$batch_size_val" \
     --lr "$lr" --coef_lr "$coef_lr" --weight_decay "$weight_decay" \

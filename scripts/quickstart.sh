@@ -40,11 +40,11 @@ echo "== STOP: the same CLIP frozen, with trained prompts =="
 method=stop lr=4e-3 output_dir=$runs/stop bash scripts/msrvtt.sh \
     --row_name "STOP" --intra_width 32 --inter_width 32 "${common[@]}"
 
-"$PYTHON" -m engine.visualize retrieval "$runs/stop/last.safetensors" --output "$runs/stop/retrieval.png"
-"$PYTHON" -m engine.visualize maps "$runs/stop/last.safetensors" --layer 0 --output "$runs/stop/maps.png"
+"$PYTHON" -m tools.visualize retrieval "$runs/stop/last.safetensors" --output "$runs/stop/retrieval.png"
+"$PYTHON" -m tools.visualize maps "$runs/stop/last.safetensors" --layer 0 --output "$runs/stop/maps.png"
 
 echo
-"$PYTHON" -m engine.report "$results"
+"$PYTHON" -m tools.report "$results"
 echo
 echo "T2V: text to video, V2T: video to text, recall in percent; MnR: mean rank; reversed pairs: percent of captions"
 echo "that score their clip above the same clip played backwards (chance: 50)."

@@ -158,7 +158,7 @@ def test_python_blocks_import_what_is_there(path):
 
 
 def test_the_programs_that_take_flags():
-    some = {"main_task_retrieval.py", "preprocess/compress_video.py", "benchmarks/methods.py", "engine/report.py"}
+    some = {"main_task_retrieval.py", "preprocess/compress_video.py", "benchmarks/methods.py", "tools/report.py"}
     assert some <= set(PROGRAMS)
     assert "--select_on" in flags_of("scripts/msrvtt.sh")
     assert "--no-memory_search" in flags_of("scripts/benchmark.sh")

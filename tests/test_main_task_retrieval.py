@@ -16,12 +16,13 @@ from torch.utils.data import DataLoader
 from dataloaders.samples import Sample
 from engine.checkpoint import CheckpointHeader, load_checkpoint, read_header, save_checkpoint
 from engine.optim import warmup_cosine
-from engine.report import main as report
-from main_task_retrieval import draw_captions, main
+from engine.tasks.splits import draw_captions
+from main_task_retrieval import main
 from modules.clip_weights import backbone_sha256, load_clip
 from modules.methods import build_method
 from tests.processes import run_as_group
 from tests.small_data import SmallData, write_small_data
+from tools.report import main as report
 
 ROOT = Path(__file__).parent.parent
 

@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 import torch
 
-from engine.report import main as report
 from modules.methods import METHODS
 from tests.markdown import ROOT, code_blocks, quoted, section, table
 from tests.videos import write_video
+from tools.report import main as report
 
 README = (ROOT / "README.md").read_text()
 PAPER_TO_CODE = (ROOT / "docs/paper_to_code.md").read_text()

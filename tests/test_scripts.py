@@ -29,6 +29,13 @@ def test_parses(script):
     assert b"\r" not in script.read_bytes()
 
 
+@pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.name)
+def test_begins_with_two_lines_that_say_what_it_does(script):
+    lines = [line for line in script.read_text().splitlines() if not line.startswith(("#!", "# shellcheck"))]
+    for line in lines[:2]:
+        assert re.match(r"# [A-Z].{20,}|#   \w", line), line
+
+
 @pytest.fixture
 def recorder(tmp_path) -> tuple[Path, Path]:
     return write_recorder(tmp_path)

@@ -23,11 +23,11 @@ from dataloaders.frames import FrameReader
 from dataloaders.sampler import EpochSampler
 from dataloaders.samples import Sample
 from engine.config import Config, TaskSettings
-from engine.data import hold_out, normalise_for
+from engine.data import normalise_for
 from engine.distributed import Process
 from engine.evaluate import Encoder, evaluating
 from engine.precision import autocast_for
-from engine.splits import Splits
+from engine.tasks.splits import Splits, hold_out
 from modules.methods import Method
 from modules.rows import Rows
 

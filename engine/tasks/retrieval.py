@@ -19,7 +19,6 @@ from dataloaders.sampler import EpochSampler
 from dataloaders.samples import Sample
 from dataloaders.twins import read_twins
 from engine.config import Config, TaskSettings
-from engine.data import draw_captions
 from engine.identity import digest
 from engine.logger import log
 from engine.tasks.base import Metrics, Task, TrainingItems
@@ -33,6 +32,7 @@ from engine.tasks.retrieval_metrics import (
     twin_accuracy,
     video_to_text_metrics,
 )
+from engine.tasks.splits import draw_captions
 from modules.losses import LOSSES, Loss, build_loss
 from modules.methods import Method
 from modules.options import Choices, Range
@@ -193,7 +193,7 @@ class Retrieval(Task):
 
         bank = None
         if final and self.querybank is not None:
-            beta = QB_NORM_BETA / float(self.method.clip.logit_scale.exp())
+            beta = QB_NORM_BETA / self.method.clip.logit_scale.exp().item()
             bank_rows = self.encode_texts(self.querybank, "query bank")
             bank = QueryBank(similarity_of(bank_rows), len(self.querybank), beta)
         dsl_temperature = self.options.dsl_temperature if final and self.options.dsl else None

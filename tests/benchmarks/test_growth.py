@@ -50,7 +50,7 @@ def test_the_whole_command(tmp_path, capsys):
     sizes = [(found["attention"], found["batch_size"], found["frames"]) for found in written["points"]]
     assert sizes == [(attention, *size) for attention in ("frame", "joint") for size in ((1, 2), (1, 4), (2, 2))]
     assert min(found["step"] for found in written["points"]) > 0
-    assert "attention joint: a frame takes over 1.1 times the operations from T = 4 on" in printed
+    assert "attention joint: a frame costs over 1.1 times its operations in the shortest clip from T = 4 on" in printed
     assert (tmp_path / "c/d.png").read_bytes().startswith(b"\x89PNG")
 
 

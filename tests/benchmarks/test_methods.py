@@ -1,6 +1,7 @@
 """The comparison of the methods: its figures, its table, its files and its mistakes."""
 
 import json
+import os
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partialmethod
@@ -25,7 +26,17 @@ def data(tmp_path_factory) -> SmallData:
     return write_small_data(tmp_path_factory.mktemp("benchmark"), 1, 1)
 
 
-def test_the_whole_command(data, tmp_path, capsys):
+@pytest.fixture
+def one_process(monkeypatch):
+    """Measure in this process, so that patches hold for the measurements too."""
+
+    def run(function: Callable[..., Any], *arguments: Any) -> Any:
+        return function(*arguments)
+
+    monkeypatch.setattr(methods, "in_own_process", run)
+
+
+def test_the_whole_command(data, tmp_path, capsys, one_process):
     flags = ["--only", "stop,vpt", "--pretrained_clip_name", str(data.clip), "--frames", "2", "--max_words", "8"]
     files = ["--output", str(tmp_path / "a/b.json"), "--chart", str(tmp_path / "c/d.png")]
     assert main([*flags, "--repeats", "2", "--ceiling_seconds", "0.05", *files]) == 0
@@ -50,6 +61,10 @@ def test_the_whole_command(data, tmp_path, capsys):
     assert (tmp_path / "c/d.png").read_bytes().startswith(b"\x89PNG")
 
 
+def test_a_measurement_has_its_own_process():
+    assert methods.in_own_process(os.getpid) != os.getpid()
+
+
 COST = Cost("stop", 7_500_000, 112.0, 229.0, dict.fromkeys(PHASES, 10.0), 50.0, (49.0, 52.0), 40.0, 1.25, (1.2, 1.3),
             40.0, 0.5, 90.0, 3.0, 512)  # fmt: skip
 
@@ -63,16 +78,6 @@ def test_the_table_and_the_chart(tmp_path):
     assert second.split()[-1] == "-"
     draw_costs([COST], 2, "title", tmp_path / "chart.png")
     assert (tmp_path / "chart.png").stat().st_size > 1000
-
-
-@pytest.fixture
-def one_process(monkeypatch):
-    """Measure in this process, so that patches hold for the measurements too."""
-
-    def run(function: Callable[..., Any], *arguments: Any) -> Any:
-        return function(*arguments)
-
-    monkeypatch.setattr(methods, "in_own_process", run)
 
 
 @pytest.mark.slow

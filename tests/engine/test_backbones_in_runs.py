@@ -15,13 +15,13 @@ from engine.checkpoint import read_header
 from engine.cli import parse_config
 from engine.data import frame_reader, normalise_for
 from engine.tasks.retrieval import RetrievalSettings
-from engine.visualize import main as visualize
 from main_task_retrieval import main
 from modules.clip_weights import load_clip
 from modules.methods.clip4clip import CLIP4Clip
 from preprocess.cache_frames import main as fill_cache
 from tests.modules.hub_folder import changed, write_hub_folder
 from tests.small_data import SmallData
+from tools.visualize import main as visualize
 
 PIXELS = {"mean": [0.5, 0.5, 0.5], "std": [0.25, 0.5, 0.5], "resize_mode": "squash", "interpolation": "bilinear"}
 TRAINING = ["--do_train", "--epochs", "1", "--batch_size", "10"]

@@ -41,8 +41,8 @@ def steps_of(name: str, folder: Path, **settings: Any) -> tuple[list[dict[str, f
 def assert_compiled_is_eager(monkeypatch, name: str, folder: Path, settings: dict[str, Any], graphs: int) -> None:
     """Without dropout; also that it is so many graphs from first to last, without a break."""
     monkeypatch.setattr("engine.train.compiler_error", lambda device: None)  # which would be one graph more
-    options = ({"prompt_dropout": 0.0} if "stop" in name else {}) | settings.get("options", {})
-    settings = {"precision": "fp32"} | {key: value for key, value in settings.items() if key != "options"}
+    options = {"prompt_dropout": 0.0} if "stop" in name else {}
+    settings = {"precision": "fp32", **settings}
     values, gradients = steps_of(name, folder, **settings, options=dict(options))
     torch._dynamo.reset()
     counters.clear()
@@ -60,8 +60,7 @@ def assert_compiled_is_eager(monkeypatch, name: str, folder: Path, settings: dic
 
 
 COMPILED: list[Any] = [
-    ("stop", {"options": {"prompt_depth": 1}}, 1),
-    *(pytest.param(name, {}, 1, marks=[pytest.mark.slow] * (name not in ("clip4clip", "vpt"))) for name in ALL_METHODS),
+    *(pytest.param(name, {}, 1, marks=[pytest.mark.slow] * (name != "stop")) for name in ALL_METHODS),
     pytest.param(
         "stop", {"gradient_accumulation_steps": 2, "activation_checkpointing": True}, 2, marks=pytest.mark.slow
     ),

@@ -125,7 +125,7 @@ def test_a_run_must_have_something_to_do():
     with pytest.raises(ValueError, match="nothing to do"):
         Config.from_flat({}, RetrievalSettings)
     for what in ("do_train", "do_eval", "describe"):
-        assert getattr(config_of(do_train=False, **{what: True}).run, what)
+        assert getattr(config_of(**{"do_train": False, what: True}).run, what)
 
 
 NUMBERS = [(section, name) for section, name in FIELDS if kind_of(section, name)[0] in (int, float)]

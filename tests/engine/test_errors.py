@@ -11,10 +11,10 @@ import pytest
 import torch
 
 import dataloaders.frames
+from benchmarks.common import print_report
 from dataloaders.datasets import TrainingPairs
 from dataloaders.frames import FrameReader
 from dataloaders.samples import Sample
-from engine.cli import print_report
 from engine.errors import explained, one_sentence
 from main_task_retrieval import main
 

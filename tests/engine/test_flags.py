@@ -5,9 +5,9 @@ import sys
 import pytest
 
 from benchmarks import data, epoch, growth, methods, step
-from engine import report, visualize
 from engine.flags import check_file, check_folder
 from preprocess import check_videos, train_small_clip
+from tools import report, visualize
 
 WRITERS = {
     "benchmark_data": (data.main, [], "--output"),

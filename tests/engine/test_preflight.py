@@ -14,9 +14,9 @@ from safetensors.torch import load_file, save_file
 
 from dataloaders.samples import Sample
 from engine.checkpoint import CheckpointHeader, save_checkpoint
-from engine.data import hold_out
 from engine.gradients import idle
 from engine.preflight import ZeroShotProbe
+from engine.tasks.splits import hold_out
 from main_task_retrieval import main
 from modules.clip_weights import backbone_sha256, load_clip, to_openai_keys
 from modules.losses import symmetric_info_nce

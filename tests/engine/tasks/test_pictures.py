@@ -5,9 +5,9 @@ import pytest
 
 from dataloaders.frames import FrameReader
 from dataloaders.samples import Sample
-from engine.tasks.pictures import LABEL, SIDE, Restored, boxes, heat, paste
 from modules.methods import build_method
 from tests.tiny import tiny_clip
+from tools.pictures import LABEL, SIDE, Restored, boxes, heat, paste
 
 
 def test_exactly_the_chosen_patches_are_framed():

@@ -1,7 +1,7 @@
 """Draws pictures of what a trained method does.
 
-    python -m engine.visualize retrieval runs/mine/last.safetensors --output retrieval.png
-    python -m engine.visualize maps runs/mine/last.safetensors --output maps.png
+    python -m tools.visualize retrieval runs/mine/last.safetensors --output retrieval.png
+    python -m tools.visualize maps runs/mine/last.safetensors --output maps.png
 
 Both need only the checkpoint, whose settings name the data, the CLIP and the method.
 
@@ -23,10 +23,10 @@ from engine.flags import check_file
 from engine.messages import print_error
 from engine.preflight import check_finite
 from engine.tasks import TASKS
-from engine.tasks.pictures import Restored, draw_maps, draw_retrieval, save
 from modules.clip_weights import backbone_sha256, load_clip
 from modules.methods import build_method
 from modules.tokenizer import check_vocabulary
+from tools.pictures import Restored, draw_maps, draw_retrieval, save
 
 
 def restore(checkpoint: Path, clip_activation: str = "") -> Restored:

@@ -3,9 +3,9 @@
 import cv2
 import pytest
 
-from engine.tasks.pictures import GAP, LABEL, SIDE
-from engine.visualize import main
 from main_task_retrieval import main as train
+from tools.pictures import GAP, LABEL, SIDE
+from tools.visualize import main
 
 
 @pytest.fixture(scope="module")

@@ -7,7 +7,7 @@ import cv2
 import pandas as pd
 import pytest
 
-from engine.report import main, read_metrics, read_runs, table_of_means, table_of_runs
+from tools.report import main, read_metrics, read_runs, table_of_means, table_of_runs
 
 ROWS = pd.DataFrame(
     {

@@ -1,7 +1,9 @@
 """The splits of a run: what their lists say, which of their videos can be used, and the datasets made of them."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 
+import numpy as np
 from tqdm import tqdm
 
 from dataloaders.frames import FrameReader
@@ -116,3 +118,20 @@ class Splits:
 
     def frame_reader(self, training: bool) -> FrameReader:
         return frame_reader(self.config.data, self.backbone, training, self.frame_cache)
+
+
+def hold_out(samples: list[Sample], count: int, seed: int) -> tuple[list[Sample], list[Sample]]:
+    """Divide training samples into those to train on and `count` others, drawn by the seed."""
+    if count >= len(samples):
+        raise ValueError(f"--holdout_videos {count} leaves none of the {len(samples)} training videos to train on")
+    held = set(np.random.default_rng(seed).permutation(len(samples))[:count].tolist())
+    return (
+        [sample for row, sample in enumerate(samples) if row not in held],
+        [sample for row, sample in enumerate(samples) if row in held],
+    )
+
+
+def draw_captions(samples: list[Sample], count: int, seed: int) -> list[Sample]:
+    """Draw at most `count` captions of all samples without repetition; each becomes a sample."""
+    pairs = [replace(s, captions=(caption,)) for s in samples for caption in s.captions]
+    return [pairs[item] for item in np.random.default_rng(seed).permutation(len(pairs))[:count]]

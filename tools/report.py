@@ -1,9 +1,9 @@
 """Prints a results csv as a Markdown table; draws the metrics of runs as curves.
 
-    python -m engine.report results/quickstart.csv                one row per run
-    python -m engine.report results/ablation.csv --mean           one row per name: mean and deviation over seeds
-    python -m engine.report results/ablation.csv --has NAME SEED  exit status 0 if the file has that run, else 1
-    python -m engine.report runs/*/metrics.jsonl --curves curves.png   loss, learning rate and R@1, one line per run
+    python -m tools.report results/quickstart.csv                one row per run
+    python -m tools.report results/ablation.csv --mean           one row per name: mean and deviation over seeds
+    python -m tools.report results/ablation.csv --has NAME SEED  exit status 0 if the file has that run, else 1
+    python -m tools.report runs/*/metrics.jsonl --curves curves.png   loss, learning rate and R@1, one line per run
 
 Recall is in percent, mean rank (MnR) counts from 1; T2V is text to video, V2T video to text. "Reversed pairs" is the
 percentage of captions that score their own clip above the same clip played backwards; chance is 50. Columns with

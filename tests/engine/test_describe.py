@@ -1,0 +1,47 @@
+"""Counts of parameters and operations without weights: one row per component, and the parts that cannot learn."""
+
+import pytest
+
+from benchmarks.operations import count_forward
+from engine.describe import describe
+from modules.clip_weights import architecture_of
+from modules.methods import METHODS, build_method, method_options
+from tests.tiny import tiny_clip
+
+
+def options_of(name: str) -> dict:
+    return {"max_frames": 3} if any(option.name == "max_frames" for option in method_options(METHODS[name])) else {}
+
+
+def described(small_data, name: str, **options) -> dict:
+    return describe(name, str(small_data.clip), "", options_of(name) | options, max_frames=3, max_words=8)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_counts_are_those_of_a_real_method(small_data, name):
+    counts = described(small_data, name)
+    method = build_method(name, tiny_clip(), **options_of(name))
+    trainable = sum(parameter.numel() for _, parameter in method.trainable_parameters())
+    assert counts["trainable_parameters"] == sum(counts["trainable_by_part"].values()) == trainable
+    assert counts["total_parameters"] == sum(parameter.numel() for parameter in method.parameters())
+
+
+def test_one_row_per_component(small_data):
+    """A child of the method is one row; CLIP, where it is trained, has a row for each part of a tower."""
+    assert set(described(small_data, "stop")["trainable_by_part"]) == {"intra", "inter", "text_prompts"}
+    parts = described(small_data, "clip4clip")["trainable_by_part"]
+    assert {"clip.visual.blocks", "clip.text.blocks"} <= parts.keys()
+    assert all(part.count(".") <= 2 for part in parts)
+
+
+def test_operations_are_those_of_one_clip_and_one_caption(small_data):
+    counts = described(small_data, "vpt")
+    assert counts["gflops_per_clip"] == round(
+        count_forward("vpt", architecture_of(str(small_data.clip)), 3, 8) / 1e9, 3
+    )
+
+
+def test_a_part_that_cannot_learn_has_its_reason(small_data):
+    dead = described(small_data, "stop_released", hard_region_mask=True)["dead_parameters"]["pixel.scorer"]
+    assert dead["parameters"] > 0
+    assert dead["reason"]
