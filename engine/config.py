@@ -55,9 +55,10 @@ class ModelConfig(Checked):
     def asked_of_clip(self) -> StatedFacts:
         """Return what the clip_ flags say of the weights, for `modules.clip_weights.load_clip`."""
         mean, std = STATISTICS.get(self.clip_statistics, (None, None))
-        heads = self.clip_vision_heads or None, self.clip_text_heads or None
-        pixels = mean, std, self.clip_resize or None, self.clip_interpolation or None
-        return StatedFacts(self.clip_activation or None, *heads, *pixels)
+        return StatedFacts(
+            self.clip_activation or None, self.clip_vision_heads or None, self.clip_text_heads or None, mean, std,
+            self.clip_resize or None, self.clip_interpolation or None,
+        )  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -221,13 +222,8 @@ class TaskSettings(Checked):
 
     def list_split(self, data: DataConfig, split: str) -> list[Sample]:
         """Return the samples of a split as its files list them, whether or not their videos are there."""
-        return self.readers[self.datatype](
-            split,
-            data_path=Path(data.data_path),
-            features_path=Path(data.features_path),
-            train_csv=Path(data.train_csv),
-            val_csv=Path(data.val_csv),
-        )
+        names = ("data_path", "features_path", "train_csv", "val_csv")
+        return self.readers[self.datatype](split, **{name: Path(getattr(data, name)) for name in names})
 
 
 @dataclass(frozen=True)

@@ -17,18 +17,11 @@ MOST_READERS = 8  # of each process: every one holds --prefetch_factor batches i
 
 def frame_reader(data: DataConfig, backbone: Backbone, training: bool, cache: FrameCache | None = None) -> FrameReader:
     """Return the reader of videos that gives frames as the CLIP with this `backbone` was trained to see them."""
+    pixels = backbone.preprocessing
     return FrameReader(
-        data.max_frames,
-        backbone.architecture.image_size,
-        data.frame_sampling,
-        data.feature_framerate,
-        data.slice_framepos,
-        training,
-        data.frame_transform,
-        cache,
-        backbone.preprocessing.resize_mode,
-        backbone.preprocessing.interpolation,
-    )
+        data.max_frames, backbone.architecture.image_size, data.frame_sampling, data.feature_framerate,
+        data.slice_framepos, training, data.frame_transform, cache, pixels.resize_mode, pixels.interpolation,
+    )  # fmt: skip
 
 
 def normalise_for(clip: CLIP, video: torch.Tensor) -> torch.Tensor:
