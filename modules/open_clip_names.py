@@ -1,7 +1,6 @@
-"""Weights by open_clip's names, `open_clip:NAME/TAG`: its registry says what the network is and where the file lies.
+"""Weights by open_clip's names, `open_clip:NAME/TAG`: its registry has the facts of the network and the file's place.
 
-The file is looked for in a folder of ours, then in the cache of the Hugging Face Hub, and is downloaded last, by
-open_clip itself.
+The file is looked up in a folder of ours, then in the cache of the Hugging Face Hub. Last, open_clip downloads it.
 """
 
 import difflib
@@ -26,23 +25,23 @@ def is_open_clip_name(path_or_name: str | Path) -> bool:
 
 
 def registered_facts(name: str) -> StatedFacts:
-    """What open_clip's registry says of `open_clip:NAME/TAG`; needs no file.
+    """Return what open_clip's registry states of `open_clip:NAME/TAG`; needs no file.
 
     Raises ValueError for a name or tag that is not registered, and for a model that `modules.clip` cannot run.
     """
     model, tag = _registered(name)
-    # The name says GELU for most tags of both kinds; what a tag was trained with stands in the tag.
+    # Most models say GELU whatever their weights were trained with; the tag has the activation of its weights.
     return facts_of_open_clip(model | {"quick_gelu": bool(model.get("quick_gelu") or tag.get("quick_gelu"))}, tag, name)
 
 
 def registered_file(name: str, folder: Path | None) -> Path:
-    """The weights of `open_clip:NAME/TAG`: a file or folder in `folder`, else from the Hub, else from the tag's URL.
+    """Return the weights of `open_clip:NAME/TAG`: in `folder`, else from the Hub, else from the tag's URL.
 
     Raises:
         ValueError: as `registered_facts`.
-        FileNotFoundError: if it is not here and cannot be downloaded; says what to fetch and where to put it.
+        FileNotFoundError: if it is not here and cannot be downloaded; names the file to fetch and its place.
     """
-    registered_facts(name)  # refuses what cannot be run, before gigabytes are fetched
+    registered_facts(name)  # refuses what cannot be run, before gigabytes are downloaded
     _, tag = _registered(name)
     candidates = _candidates(name, tag)
     if folder is not None:
@@ -69,7 +68,7 @@ def _parts(name: str) -> tuple[str, str]:
 
 
 def _registered(name: str) -> tuple[dict[str, Any], Mapping[str, Any]]:
-    """The two entries of open_clip's registry: the model's and the tag's."""
+    """Return the two entries of open_clip's registry: the model's and the tag's."""
     import open_clip  # takes seconds, and only these names need it
 
     model, tag = _parts(name)
@@ -92,13 +91,13 @@ def _registered(name: str) -> tuple[dict[str, Any], Mapping[str, Any]]:
 
 
 def _hub_place(tag: Mapping[str, Any]) -> tuple[str, str]:
-    """Repository and file on the Hub; the registry joins them with a slash and may leave the file out."""
+    """Return repository and file on the Hub; the registry joins them with a slash and may leave the file out."""
     repository, _, file = str(tag.get("hf_hub") or "").rpartition("/")
     return repository, file or OPEN_CLIP_FILES[0]
 
 
 def _candidates(name: str, tag: Mapping[str, Any]) -> list[str]:
-    """Where the weights may lie in a folder, the place that messages recommend first."""
+    """Return the places in a folder where the weights may be; messages recommend the first."""
     model, own = _parts(name)
     repository, file = _hub_place(tag)
     folder = repository.rpartition("/")[2]

@@ -1,8 +1,8 @@
-"""The tensors of a TorchScript archive, the format OpenAI published CLIP in, read without running what is in it.
+"""Reading the tensors of a TorchScript archive, OpenAI's format for CLIP, without running the code in it.
 
-An archive is a zip of code, of a pickle of the modules' attributes and of one file for each storage. `torch.jit.load`
-runs the code of every `__setstate__` in it, which can write files. Here the code stays text: the pickle is read by an
-unpickler that knows storages, tensors and plain containers and takes every scripted class for a bag of attributes.
+An archive is a zip of code, a pickle of the modules' attributes, and one file per storage. `torch.jit.load` runs the
+code of every `__setstate__` in it, which can write files. Here the code is never run: the unpickler knows storages,
+tensors and plain containers only, and turns every scripted class into an object with attributes.
 
 Layout: https://github.com/pytorch/pytorch/blob/main/torch/csrc/jit/docs/serialization.md
 """
@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-# The storages that may be in an archive, by the name that stands in its pickle.
+# The types of storages in an archive, by their names in its pickle.
 DTYPES = {
     "DoubleStorage": torch.float64,
     "FloatStorage": torch.float32,
@@ -42,7 +42,7 @@ FIX = "save its state_dict() with torch.save or as .safetensors and pass that fi
 
 
 def is_archive(path: Path) -> bool:
-    """Whether a file is a TorchScript archive whose table of contents can be read."""
+    """Return whether a file is a TorchScript archive whose table of contents can be read."""
     try:
         if not path.is_file() or not zipfile.is_zipfile(path):
             return False
@@ -53,16 +53,16 @@ def is_archive(path: Path) -> bool:
 
 
 def calls_gelu(path: Path) -> bool:
-    """Whether the code in an archive calls torch's GELU, as an open_clip model does that was scripted."""
+    """Return whether the code in an archive calls torch's GELU, as scripted models of open_clip do."""
     with zipfile.ZipFile(path) as archive:
         return any("torch.gelu(" in code for _, code in _code(archive))
 
 
 def read_archive(path: Path) -> dict[str, Tensor]:
-    """The parameters and buffers of a TorchScript archive by name, as its `state_dict()` has them, on the CPU.
+    """Return the parameters and buffers of a TorchScript archive by their names in its `state_dict()`, on the CPU.
 
     Raises:
-        ValueError: for anything in it that is more than modules with tensors, says what; nothing of it has been run.
+        ValueError: if it holds anything besides modules with tensors; the message names it, and nothing is run.
         Exception: of any kind if it is damaged.
     """
     with zipfile.ZipFile(path) as archive:
@@ -75,7 +75,7 @@ def read_archive(path: Path) -> dict[str, Tensor]:
 
 
 def _code(archive: zipfile.ZipFile) -> Iterator[tuple[str, str]]:
-    """Each module's name and text; ValueError if it is more than can be meant, as zeros that compress well are."""
+    """Yield each module's name and text; ValueError if it is implausibly long, such as zeros that compress well."""
     entries = [entry for entry in archive.infolist() if entry.filename.endswith(".py") and "/code/" in entry.filename]
     if (size := sum(entry.file_size for entry in entries)) > LARGEST_CODE:
         raise ValueError(f"its code has {size:,} bytes, far more than any CLIP's: {FIX}.")
@@ -85,7 +85,7 @@ def _code(archive: zipfile.ZipFile) -> Iterator[tuple[str, str]]:
 
 
 def _declared_names(archive: zipfile.ZipFile) -> dict[str, set[str]]:
-    """By a class's full name, which of its attributes are parameters and buffers; the code says it in two lists."""
+    """Return the names of parameters and buffers by a class's full name; the code has them in two lists."""
     names = {}
     for module, code in _code(archive):
         for found in re.finditer(
@@ -97,7 +97,7 @@ def _declared_names(archive: zipfile.ZipFile) -> dict[str, set[str]]:
 
 @dataclass
 class _Walk:
-    """Through the modules of an archive, whose names may be many more than its objects: one may stand in two places."""
+    """A walk through the modules of an archive. One object may have many names, so the number of names is limited."""
 
     own_names: dict[str, set[str]]
     steps: int = 0
@@ -120,7 +120,7 @@ class _Walk:
 
 
 class _ScriptObject:
-    """An object of a class that the archive defines: its attributes, and none of its code."""
+    """An object of a class that the archive defines: its attributes without its code."""
 
     full_name = ""
 
@@ -158,19 +158,19 @@ class _Archive:
         return entry
 
     def _storage(self, kind: str, key: str, count: int) -> Tensor:
-        """One storage as a flat tensor; asked for twice, it is the same memory."""
+        """Return a storage as a flat tensor; a second call returns the same memory."""
         if (kind, key) not in self.storages:
             entry, dtype = self._entry(f"data/{key}"), DTYPES[kind]
             if entry.file_size != count * dtype.itemsize:
                 raise ValueError(f"its data/{key} has {entry.file_size} bytes for {count} numbers of {dtype}.")
-            content = bytearray(self.archive.read(entry))  # checks the CRC-32 that the zip has of it
+            content = bytearray(self.archive.read(entry))  # checks the CRC-32 in the zip
             flat = torch.frombuffer(content, dtype=dtype) if count else torch.empty(0, dtype=dtype)
             self.storages[kind, key] = flat
         return self.storages[kind, key]
 
 
-class _Unpickler(pickle._Unpickler):  # the one written in Python: that in C takes memory for any number it is told
-    """Of data.pkl. What it hands to the pickle is made for each load, so that nothing in there can change the next."""
+class _Unpickler(pickle._Unpickler):  # in Python; the one in C allocates memory of any size that a file states
+    """Reads data.pkl. The functions that a pickle gets are made anew for each load, so no file changes the next."""
 
     stack: list[Any]
     pop_mark: Callable[[], list[Any]]
@@ -205,7 +205,7 @@ class _Unpickler(pickle._Unpickler):  # the one written in Python: that in C tak
             return lambda *arguments: _rebuild(*arguments)
         if module == "torch" and name in DTYPES:
             return _Kind(name)
-        if (module, name) == ("collections", "OrderedDict"):  # of a tensor's hooks, always empty
+        if (module, name) == ("collections", "OrderedDict"):  # for a tensor's hooks, always empty
             return lambda: OrderedDict()
         if module == "torch.jit._pickle" and name in LISTS:
             return lambda values: values
@@ -216,35 +216,35 @@ class _Unpickler(pickle._Unpickler):  # the one written in Python: that in C tak
         raise ValueError(f"it asks for {module}.{name}, which is neither a tensor nor a plain container: {FIX}.")
 
     def persistent_load(self, reference: Any) -> Tensor:
-        """("storage", its type, its key, a device, how many numbers) -> the numbers."""
+        """Return the numbers of ("storage", type, key, device, count)."""
         match reference:
             case ("storage", _Kind() as kind, str() as key, _, int() as count) if count >= 0:
                 return self.storage(str(kind), key, count)
         raise ValueError(f"it refers to something else than a storage: {FIX}.")
 
 
-SETS = (pickle.EMPTY_SET, pickle.ADDITEMS, pickle.FROZENSET)  # which hash what is in them; torch writes none
+SETS = (pickle.EMPTY_SET, pickle.ADDITEMS, pickle.FROZENSET)  # they hash their items; torch writes none
 _Unpickler.dispatch = {
-    code: getattr(_Unpickler, method.__name__)  # this class's own, where it has one
+    code: getattr(_Unpickler, method.__name__)  # overridden by this class where it has the method
     for code, method in pickle._Unpickler.dispatch.items()
     if bytes([code]) not in SETS
 }
 
 
 def _put(target: Any, items: list[Any]) -> None:
-    """Keys and values, which take turns, into a dictionary. To hash a tuple of tuples of tuples takes time without end,
-    so that no key is one."""
+    """Put alternating keys and values into a dictionary. Keys are never tuples: hashing deeply nested ones would take
+    endless time."""
     if type(target) is not dict or not all(isinstance(key, str | int | float) for key in items[::2]):
         raise ValueError(f"it holds a dictionary of something else than names and numbers: {FIX}.")
     target.update(zip(items[::2], items[1::2], strict=True))
 
 
 class _Kind(str):
-    """The name of a storage's type, as no text in the pickle can be."""
+    """The name of a storage's type; a class of its own, so that no text in the pickle passes for one."""
 
 
 def _rebuild(storage: Any, offset: Any, size: Any, stride: Any, *_: Any) -> Tensor:
-    """A tensor from its storage; ValueError if it would reach beyond that."""
+    """Return a tensor in its storage; ValueError if it would reach beyond it."""
     numbers = [offset, *size, *stride]
     if not isinstance(storage, Tensor) or len(size) != len(stride) or any(type(n) is not int or n < 0 for n in numbers):
         raise ValueError("a tensor in it has no valid shape.")

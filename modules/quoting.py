@@ -1,10 +1,10 @@
-"""What a message quotes of a weights file or of a setting: one line, however long or odd it is there."""
+"""Quoting parts of weights files and settings in messages: one line, however long or odd they are."""
 
 from collections.abc import Sequence
 
 
 def shorten(text: str, most: int = 80) -> str:
-    """A text in one line: as it is, or its first `most` characters and its length; what cannot be printed is
+    """Return a text in one line: whole, or its first `most` characters and its length. What cannot be printed is
     escaped."""
     shown = text[:most]
     if not shown.isprintable():
@@ -13,6 +13,6 @@ def shorten(text: str, most: int = 80) -> str:
 
 
 def some(names: Sequence[str], most: int = 10) -> str:
-    """The first `most` names with commas between them, and how many more there are."""
+    """Return the first `most` names, separated by commas, and how many more there are."""
     more = f" and {len(names) - most:,} more" if len(names) > most else ""
     return ", ".join(shorten(str(name), 200) for name in names[:most]) + more

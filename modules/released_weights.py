@@ -1,7 +1,7 @@
-"""Checkpoints that other systems released, read into our methods: their key names, and what must fit.
+"""Loading checkpoints that other systems released into our methods.
 
-A method that has a released counterpart says how each of its tensors is called there (`Method.released_name`). Here the
-names are turned round, and everything that does not fit is named.
+A method with a released counterpart names each of its tensors as that does (`Method.released_name`). This module maps
+the released names back, and lists everything that does not fit.
 """
 
 from collections.abc import Mapping
@@ -14,15 +14,15 @@ from modules.quoting import some
 
 
 def load_released_state_dict(method: Method, state_dict: Mapping[str, Tensor]) -> None:
-    """Put the full weights of a released model, frozen CLIP included, into `method`.
+    """Load all weights of a released model, its frozen CLIP included, into `method`.
 
     Args:
-        state_dict: by the released code's key names, with or without DDP's `module.` before them; any float dtype.
+        state_dict: by the released code's key names, with or without DDP's prefix `module.`; any float dtype.
 
     Raises:
-        ValueError: if the method has no released counterpart, if its CLIP is run in another way than OpenAI's, which
-            the released codes know alone, or for keys that are missing, unknown or wrongly shaped; the first of each
-            are named. Nothing is loaded then.
+        ValueError: if the method has no released counterpart, if its CLIP does not run as OpenAI's (the released codes
+            support no other), or if keys are missing, unknown or have a wrong shape; the first of each are listed.
+            Nothing is loaded then.
     """
     backbone = method.clip.backbone
     if backbone.architecture.activation != "quick_gelu" or backbone.preprocessing != Preprocessing():

@@ -1,9 +1,9 @@
-"""Whether a file of weights still holds what was written into it.
+"""Checksums that show whether a file of weights was damaged after it was written.
 
-A .safetensors file has no checksum of its own: a bit that flips on a disk or on the way changes a weight, a setting or
-a name, and the file still loads. `seal` is a digest of the tensors and of all that the header says, which goes into the
-header when a file is written; `check_seal` finds the damage on loading. What torch saves is a zip archive, which has
-checksums that torch does not look at; `check_archive` does.
+A .safetensors file has no checksum: a bit that flips on a disk or in transfer changes a weight, a setting or a name,
+and the file still loads. `seal` computes a digest of the tensors and of the header, and the writer puts it into the
+header; `check_seal` finds damage on loading. torch saves zip archives, which have checksums that torch does not check;
+`check_archive` does.
 """
 
 import hashlib
@@ -23,12 +23,12 @@ FOLDER = 0x10  # of the attributes of an entry in a zip archive
 
 
 class DamagedFileError(ValueError):
-    """A file does not hold what was written into it; the message is one sentence with the path."""
+    """A file was damaged after it was written; the message is one sentence with the path."""
 
 
 def content_sha256(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> str:
-    """Hex digest over names, dtypes, shapes and bytes of `tensors`, on any device, and all of `metadata` but the
-    digest."""
+    """Return the hex digest of names, dtypes, shapes and bytes of `tensors`, on any device, and of `metadata` without
+    the digest."""
     digest = hashlib.sha256()
     told = {name: text for name, text in metadata.items() if name != DIGEST}
     digest.update(json.dumps(told, sort_keys=True).encode())
@@ -39,13 +39,13 @@ def content_sha256(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -
 
 
 def seal(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> dict[str, str]:
-    """The `metadata` to write beside `tensors`: as given, and the seal."""
+    """Return the `metadata` to write beside `tensors`: as given, plus the seal."""
     marked = {**metadata, MARK: "sha256"}
     return marked | {DIGEST: content_sha256(tensors, marked)}
 
 
 def check_seal(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> bool:
-    """Whether the file with this content has a seal. One without is an older file, or was written by another program.
+    """Return whether the file with this content has a seal. Older files and those of other programs have none.
 
     Raises DamagedFileError if the content is not what was sealed.
     """
@@ -60,14 +60,14 @@ def check_seal(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str,
 
 
 def check_sealed_file(path: Path, tensors: Mapping[str, Tensor]) -> bool:
-    """`check_seal` of a .safetensors file whose tensors are already read."""
+    """Run `check_seal` on a .safetensors file whose tensors are already read."""
     with safe_open(path, framework="pt") as file:
         return check_seal(path, tensors, file.metadata() or {})
 
 
 def damaged_entry(path: Path) -> str | None:
-    """The first entry of a zip archive that does not hold what was written into it; None if all do. Raises what
-    `zipfile` does for a file whose structure is damaged, and BadZipFile for one that may unpack to far more."""
+    """Return the first damaged entry of a zip archive, or None. A damaged structure raises as `zipfile` does, and
+    BadZipFile an archive that may unpack to far more than its size."""
     with zipfile.ZipFile(path) as archive:
         for entry in archive.infolist():
             if entry.compress_type != zipfile.ZIP_STORED and "/code/" not in entry.filename:
@@ -78,7 +78,7 @@ def damaged_entry(path: Path) -> str | None:
 
 
 def check_archive(path: Path) -> None:
-    """Raises DamagedFileError if a checksum in what torch saved is wrong; nothing for a file that is no zip archive."""
+    """Raise DamagedFileError if a checksum in a zip archive of torch is wrong; other files pass."""
     try:
         if not zipfile.is_zipfile(path):  # raises itself where bytes say that the archive spans several disks
             return

@@ -1,4 +1,4 @@
-"""How a caption is compared with a video, as pure functions.
+"""Comparing captions with videos, as pure functions.
 
 Shapes: N captions, B videos, T frames, E joint embedding.
 """
@@ -8,21 +8,21 @@ import torch.nn.functional as F
 
 
 def masked_mean(frames: torch.Tensor, frame_mask: torch.Tensor) -> torch.Tensor:
-    """Mean over the real frames of L2-normalised frame embeddings (CLIP4Clip's parameter-free pooling, "meanP").
+    """Return the mean of the normalised embeddings of real frames (CLIP4Clip's parameter-free pooling, "meanP").
 
     Args:
-        frames: `[B,T,E]` float, one embedding a frame, any length.
-        frame_mask: `[B,T]`, true or 1 where the frame is real; at least one a row.
+        frames: `[B,T,E]` float, one embedding per frame, of any length.
+        frame_mask: `[B,T]`, true or 1 where the frame is real; at least one per row.
 
     Returns:
-        `[B,E]`, not normalised again: `cosine_similarity` does that.
+        `[B,E]`, not normalised; `cosine_similarity` does that.
     """
     weight = frame_mask.to(frames.dtype).unsqueeze(-1)
     return (F.normalize(frames, dim=-1) * weight).sum(dim=1) / weight.sum(dim=1)
 
 
 def cosine_similarity(text: torch.Tensor, video: torch.Tensor, logit_scale: torch.Tensor) -> torch.Tensor:
-    """Cosine of every caption with every video times `exp(logit_scale)`: `[N,E]`, `[B,E]` -> `[N,B]`, in fp32."""
+    """Return all cosines of captions with videos, times `exp(logit_scale)`: `[N,E]`, `[B,E]` -> `[N,B]` in fp32."""
     with torch.autocast(text.device.type, enabled=False):
         text = F.normalize(text.float(), dim=-1)
         video = F.normalize(video.float(), dim=-1)

@@ -1,6 +1,6 @@
 """Learned tokens in CLIP's text tower, shared by the prompt methods.
 
-Shapes: N captions, L words, S prompts a block, D width, E joint embedding.
+Shapes: N captions, L words, S prompts per block, D width, E joint embedding.
 """
 
 from collections.abc import Callable
@@ -12,25 +12,25 @@ from modules.clip import Block, TextTransformer
 
 
 def text_prompts(text: TextTransformer, length: int) -> nn.Parameter | None:
-    """New prompts `[blocks,S,D]` for every block of a tower, drawn from N(0, 0.02); None for length 0."""
+    """Return new prompts `[blocks,S,D]` for all blocks of a tower, drawn from N(0, 0.02); None for length 0."""
     return nn.Parameter(0.02 * torch.randn(len(text.blocks), length, text.width)) if length else None
 
 
 def encode_with_prefix(text: TextTransformer, prompts: Tensor | None, token_ids: Tensor) -> Tensor:
-    """The text tower with prompts after START in every block: `[blocks,S,D]` or None, int64 `[N,L]` -> `[N,E]`."""
+    """Run the text tower with prompts after START in every block: `[blocks,S,D]` or None, int64 `[N,L]` -> `[N,E]`."""
     if prompts is None:
         return text(token_ids)
     return encode_with_context(text, prompts, seen_after_start(token_ids, prompts.shape[1]), token_ids)
 
 
 def seen_after_start(token_ids: Tensor, count: int) -> Tensor:
-    """Which words see `count` prompts that stand after START: all but START itself; bool `[1,1,L,S]`."""
+    """Return which words see `count` prompts after START: all but START itself; bool `[1,1,L,S]`."""
     places = torch.arange(token_ids.shape[1], device=token_ids.device)
     return (places > 0)[None, None, :, None].expand(-1, -1, -1, count)
 
 
 def seen_from_end(token_ids: Tensor, count: int) -> Tensor:
-    """Which words see `count` prompts between the last word and END: END does; bool `[N,1,L,S]`."""
+    """Return which words see `count` prompts between the last word and END: END alone; bool `[N,1,L,S]`."""
     places = torch.arange(token_ids.shape[1], device=token_ids.device)
     from_end = places >= TextTransformer.end_positions(token_ids).unsqueeze(-1)
     return from_end[:, None, :, None].expand(-1, -1, -1, count)
@@ -43,12 +43,13 @@ def encode_with_context(
     token_ids: Tensor,
     feed_forward: Callable[[int, Block, Tensor], Tensor] = lambda layer, block, tokens: block.feed_forward(tokens),
 ) -> Tensor:
-    """The text tower where every block has prompts of its own: int64 `[N,L]` -> `[N,E]`.
+    """Run the text tower where every block has its own prompts: int64 `[N,L]` -> `[N,E]`.
 
-    Every block brings its own, so that what a block makes of them is never used: they are a context.
+    The next block has other prompts, so the outputs of a block's prompts are never used: they are a context, keys and
+    values without queries.
 
     Args:
-        prompts: `[blocks,S,D]`. Behind END they would be dead under the causal mask.
+        prompts: `[blocks,S,D]`. After END the causal mask would hide them.
         seen: bool `[N or 1,1,L,S]`, which words see which prompts.
         feed_forward: the second half of a block, given its number, the block and the tokens.
     """

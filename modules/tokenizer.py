@@ -12,11 +12,11 @@ from modules.backbones import Backbone
 
 START_TOKEN = 49406
 END_TOKEN = 49407
-LONGEST_TEXT = 77  # tokens CLIP's text tower has positions for, START and END included
+LONGEST_TEXT = 77  # positions of CLIP's text tower, START and END included
 
 
 def check_vocabulary(backbone: Backbone) -> None:
-    """Raises ValueError for a CLIP whose token ids are not those that `Tokenizer` makes."""
+    """Raise ValueError for a CLIP whose token ids are not those of `Tokenizer`."""
     if backbone.architecture.vocab_size != END_TOKEN + 1:
         raise ValueError(
             f"This CLIP has a vocabulary of {backbone.architecture.vocab_size} tokens and CLIP's tokenizer one of "
@@ -35,7 +35,7 @@ class Tokenizer:
             raise ValueError(
                 f"--max_words must be in 3..{LONGEST_TEXT} (START, at least one word, END), not {max_words}."
             )
-        # open_clip takes seconds to import; who only needs the constants above should not wait for it.
+        # open_clip takes seconds to import, and the constants above are needed without it.
         from open_clip.tokenizer import SimpleTokenizer
 
         self.max_words = max_words

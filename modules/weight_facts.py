@@ -1,7 +1,7 @@
-"""What the files beside weights say of the network: Hugging Face's and open_clip's configurations.
+"""Reading facts of the network from configurations beside the weights: Hugging Face's and open_clip's.
 
-A configuration that asks for something `modules.clip` does not do is refused with its name: weights that load are run
-as they were trained. open_clip's fields and what they stand for where they are left out:
+A configuration that asks for something that `modules.clip` does not do is refused, and the message names it: weights
+that load always run as they were trained. open_clip's fields and their defaults:
 https://github.com/mlfoundations/open_clip/blob/main/src/open_clip/model.py
 """
 
@@ -17,7 +17,7 @@ from modules.weight_names import State, has_hugging_face_keys
 # Pillow's numbers, which Hugging Face's preprocessors use.
 PILLOW_INTERPOLATION = {2: "bilinear", 3: "bicubic"}
 
-# Fields of open_clip's towers, with the values `modules.clip` is built for; of others only those that say "not this".
+# Fields of open_clip's towers with the values that `modules.clip` supports; other fields must be empty or false.
 VISION_FIELDS: dict[str, tuple[Any, ...]] = {
     "mlp_ratio": (4.0,),
     "pos_embed_type": ("learnable",),
@@ -34,13 +34,13 @@ SIZES = {
     "image_size", "layers", "width", "head_width", "patch_size", "context_length", "vocab_size", "heads",
     "vision_cfg", "text_cfg", "embed_dim", "quick_gelu",
 }  # fmt: skip
-# Of training, of fresh weights, of another pooling than those above, or of the output's form.
+# Fields for training, for fresh weights, for other poolings than those above, or for the form of the output.
 WITHOUT_EFFECT = {
     "patch_dropout", "output_tokens", "output_dict", "init_logit_scale", "attn_pooler_queries", "attn_pooler_heads",
     "pad_id", "eos_id", "cast_dtype", "timm_pool", "timm_proj", "timm_proj_bias", "timm_drop", "timm_drop_path",
     "timm_model_pretrained", "hf_model_pretrained", "hf_proj_type", "hf_pooler_type",
 }  # fmt: skip
-KINDS = {  # of what is not supported, for the message
+KINDS = {  # names of unsupported parts, for the message
     "timm_model_name": "a vision tower of timm",
     "hf_model_name": "a text tower of Hugging Face",
     "hf_tokenizer_name": "another tokenizer than CLIP's",
@@ -53,7 +53,7 @@ KINDS = {  # of what is not supported, for the message
 
 
 def stated_facts(path: Path, state: State) -> StatedFacts:
-    """What the source `path`, with these tensors in it, says of its network; ValueError where that is not supported."""
+    """Return the facts that the source `path` with these tensors states; ValueError if one is not supported."""
     folder = path if path.is_dir() else path.parent
     try:
         if has_hugging_face_keys(state):
@@ -75,7 +75,7 @@ def stated_facts(path: Path, state: State) -> StatedFacts:
 
 
 def facts_of_hugging_face(folder: Path) -> StatedFacts:
-    """Read a `CLIPConfig`, which may leave out what equals its defaults (those of ViT-B/32), and the preprocessor's."""
+    """Read a `CLIPConfig`, whose defaults are those of ViT-B/32, and the preprocessor's configuration."""
     path = folder / "config.json"
     config = read_json(path)
     kind = config.get("model_type", "clip")
@@ -92,7 +92,7 @@ def facts_of_hugging_face(folder: Path) -> StatedFacts:
         if not math.isclose(tower.get("layer_norm_eps", 1e-5), 1e-5):
             raise ValueError(f"{path} states layer_norm_eps {tower['layer_norm_eps']}; CLIP's is 1e-05.")
     vocabulary, end = text.get("vocab_size", 49408), text.get("eos_token_id")
-    # The number 2 stands in the published configurations by mistake; transformers then takes the largest id, as we do.
+    # The published configurations have 2 by mistake; transformers then takes the largest id, as we do.
     if end not in (None, 2, vocabulary - 1):
         raise ValueError(
             f"{path} states the END token {end}; CLIP's is the last of its vocabulary, {vocabulary - 1}, and another "
@@ -107,18 +107,18 @@ def facts_of_hugging_face(folder: Path) -> StatedFacts:
 
 
 def _tower_of_hugging_face(config: Mapping[str, Any], name: str) -> Mapping[str, Any]:
-    """The settings of a tower. Files of 2022 may state them twice, and then transformers takes the second alone."""
+    """Return the settings of a tower. Files of 2022 may have them twice; transformers then takes the second alone."""
     second: Mapping[str, Any] | None = config.get(f"{name}_config_dict")
     return (config.get(f"{name}_config") or {}) if second is None else second
 
 
 def _pixels_of_hugging_face(folder: Path, image_size: int | None) -> dict[str, Any]:
-    """Fields of `StatedFacts` from the settings of the image processor; none where the folder has no such file."""
+    """Return fields of `StatedFacts` from the image processor's settings; none if the folder has no such file."""
     path = folder / "preprocessor_config.json"
     config: Mapping[str, Any] | None
     if path.is_file():
         config = read_json(path)
-    else:  # transformers also saves it as a part of the settings of a whole processor
+    else:  # transformers may save it inside the settings of a whole processor
         path = folder / "processor_config.json"
         config = read_json(path).get("image_processor") if path.is_file() else None
     return {} if config is None else _of_preprocessor(config, path, image_size)
@@ -167,9 +167,9 @@ def facts_of_open_clip_file(path: Path) -> StatedFacts:
 
 
 def facts_of_open_clip(model: Mapping[str, Any], pixels: Mapping[str, Any], source: str) -> StatedFacts:
-    """All that open_clip's two configurations say, of the model and of preprocessing; `source` is for messages.
+    """Return all facts in open_clip's configurations of the model and of preprocessing; `source` is for messages.
 
-    Raises ValueError if the model is none that `modules.clip` can run.
+    Raises ValueError if `modules.clip` cannot run the model.
     """
     vision, text = model.get("vision_cfg"), model.get("text_cfg")
     if not isinstance(vision, Mapping) or not isinstance(text, Mapping) or "embed_dim" not in model:

@@ -1,6 +1,6 @@
-"""From a file or folder to a state dict under the names it has there: nothing in the file is ever run.
+"""Reading a state dict from a file or folder, with the names it has there, without ever running code from it.
 
-TorchScript archives are read by `modules.openai_archive`, torch files as tensors and plain containers alone.
+`modules.openai_archive` reads TorchScript archives. From torch files only tensors and plain containers are read.
 """
 
 import errno
@@ -23,18 +23,18 @@ from modules.weight_names import NOT_WEIGHTS, State
 OPEN_CLIP_CONFIG = "open_clip_config.json"
 OPEN_CLIP_FILES = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin")
 HUGGING_FACE_FILES = ("model.safetensors", "pytorch_model.bin")
-STATE_DICTS = ("state_dict", "model_state_dict")  # where training code keeps the weights among other things
+STATE_DICTS = ("state_dict", "model_state_dict")  # keys under which training code saves the weights
 
 
 def read_state_dict(path: str | Path) -> State:
-    """The tensors of a weights file, Hugging Face folder or open_clip folder under the names they have there.
+    """Read the tensors of a weights file, Hugging Face folder or open_clip folder, with the names they have there.
 
     Reads TorchScript archives, torch files (tensors only; also {"state_dict": ...} and {"model_state_dict": ...}) and
-    .safetensors. The "module." that DistributedDataParallel puts before every name is taken off. What is no weight
-    (sizes in OpenAI's archives, index buffers of Hugging Face) is left out.
+    .safetensors. DistributedDataParallel's prefix "module." is removed. Entries that are no weights (sizes in OpenAI's
+    archives, index buffers of Hugging Face) are left out.
 
-    Raises FileNotFoundError if nothing is there and ValueError if it is none of these or damaged, as far as it has a
-    checksum (`modules.seal`).
+    Raises FileNotFoundError if nothing is there, and ValueError if it is none of these or if a checksum shows that it
+    is damaged (`modules.seal`).
     """
     path = Path(path)
     if not path.exists():
@@ -59,7 +59,7 @@ def read_state_dict(path: str | Path) -> State:
 
 
 def _load(path: Path) -> Any:
-    """Whatever of tensors and plain containers is in a file."""
+    """Return the tensors and plain containers in a file."""
     if path.suffix == ".safetensors":
         try:
             tensors = load_file(path)
@@ -75,7 +75,7 @@ def _load(path: Path) -> Any:
     except MemoryError:
         raise
     except OSError as error:
-        if error.errno != errno.EINVAL:  # which is a seek to where a damaged file says there is more
+        if error.errno != errno.EINVAL:  # which means a seek to a place that only a damaged file names
             raise
         raise ValueError(_unreadable(path)) from error
     except ValueError as error:
@@ -99,7 +99,7 @@ def _unreadable(path: Path) -> str:
 
 
 def metadata_of(path: Path) -> dict[str, str]:
-    """What a .safetensors file says of itself; nothing for any other kind of file or one that cannot be read."""
+    """Return the header's metadata of a .safetensors file; nothing for other files and those that cannot be read."""
     if path.suffix != ".safetensors" or not path.is_file():
         return {}
     try:
@@ -110,12 +110,12 @@ def metadata_of(path: Path) -> dict[str, str]:
 
 
 def is_open_clip_folder(path: Path) -> bool:
-    """Whether a folder has open_clip's layout on the Hugging Face Hub: its config and its weights."""
+    """Return whether a folder has open_clip's layout on the Hugging Face Hub: its config and its weights."""
     return (path / OPEN_CLIP_CONFIG).is_file() and any((path / name).is_file() for name in OPEN_CLIP_FILES)
 
 
 def _files_of_folder(folder: Path) -> list[Path]:
-    """The weight files of a folder: open_clip's, or Hugging Face's, one or the shards its index lists."""
+    """Return the weight files of a folder: open_clip's, or Hugging Face's, one file or the shards its index lists."""
     if is_open_clip_folder(folder):
         return [next(folder / name for name in OPEN_CLIP_FILES if (folder / name).is_file())]
     for name in HUGGING_FACE_FILES:
@@ -138,7 +138,7 @@ def _files_of_folder(folder: Path) -> list[Path]:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object; ValueError if the file is none."""
+    """Read a JSON object; ValueError if the file holds something else."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:

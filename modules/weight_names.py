@@ -1,4 +1,4 @@
-"""The key names of CLIP's weights: OpenAI's, Hugging Face's and those of `modules.clip`, and the ways between.
+"""Converting the key names of CLIP's weights: OpenAI's, Hugging Face's and those of `modules.clip`.
 
 Shapes: D width of a tower, E joint embedding.
 """
@@ -14,7 +14,7 @@ from modules.quoting import some
 
 State = dict[str, Tensor]
 
-# What OpenAI's archives hold besides weights, and the index buffers of older Hugging Face files.
+# Entries of OpenAI's archives that are no weights, and index buffers of older Hugging Face files.
 NOT_WEIGHTS = {
     "input_resolution",
     "context_length",
@@ -23,7 +23,7 @@ NOT_WEIGHTS = {
     "vision_model.embeddings.position_ids",
 }
 
-# Beginnings of keys: OpenAI's, ours. All other keys are the same on both sides.
+# Prefixes of keys: OpenAI's, ours. All other keys are the same on both sides.
 OPENAI_TO_OURS = {
     "visual.transformer.resblocks.": "visual.blocks.",
     "transformer.resblocks.": "text.blocks.",
@@ -61,25 +61,25 @@ def has_hugging_face_keys(state: Mapping[str, Any]) -> bool:
 
 
 def from_openai_keys(state: Mapping[str, Tensor]) -> State:
-    """OpenAI's key names -> those of `modules.clip.CLIP`; the tensors, and keys that neither has, stay as they are."""
+    """Rename OpenAI's keys to those of `modules.clip.CLIP`; tensors and unknown keys stay as they are."""
     return {_rename_start(key, OPENAI_TO_OURS): tensor for key, tensor in state.items()}
 
 
 def to_openai_keys(state: Mapping[str, Tensor]) -> State:
-    """The key names of `modules.clip.CLIP` -> OpenAI's: the inverse of `from_openai_keys`."""
+    """Rename the keys of `modules.clip.CLIP` to OpenAI's: the inverse of `from_openai_keys`."""
     return {to_openai_key(key): tensor for key, tensor in state.items()}
 
 
 def to_openai_key(key: str) -> str:
-    """One key name of `modules.clip.CLIP` -> OpenAI's."""
+    """Return OpenAI's name for one key of `modules.clip.CLIP`."""
     return _rename_start(key, {ours: openai for openai, ours in OPENAI_TO_OURS.items()})
 
 
 def from_hugging_face_keys(state: Mapping[str, Tensor]) -> State:
-    """Keys and layout of a Hugging Face `CLIPModel` -> OpenAI's.
+    """Convert keys and layout of a Hugging Face `CLIPModel` to OpenAI's.
 
-    The projections are transposed, [E, D] -> [D, E], and a block's q, k and v joined, three [D, D] -> [3 D, D].
-    Unknown keys stay as they are. Raises ValueError naming q, k or v where one is absent or shaped unlike the others.
+    The projections are transposed, [E, D] -> [D, E], and q, k and v of a block are joined, three [D, D] -> [3 D, D].
+    Unknown keys stay as they are. Raises ValueError if q, k or v is missing or has another shape than the others.
     """
     converted: State = {}
     faults = []

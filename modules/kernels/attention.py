@@ -1,15 +1,15 @@
 """Attention over short sequences, forward and backward, each (row, head) in one tile of a GPU.
 
-Tokens attend to themselves and to a context whose keys and values lie elsewhere in memory. Queries, keys and values are
-read where the projection wrote them, and their gradients written where it reads them: nothing is joined, sliced, padded
-or transposed in memory on the way, which for sequences this short would cost more than the attention.
+Tokens attend to themselves and to a context whose keys and values lie elsewhere in memory. The kernels read queries,
+keys and values where the projection wrote them, and write gradients where it reads them. Joining, slicing, padding or
+transposing them in memory would cost more than the attention for sequences this short.
 
 Shapes: N rows, L tokens of a row, S context tokens, D width, d = D / heads the width of a head. Heads lie side by side
-in D. In a kernel everything is a tile, of the next power of two and at least 16 along L, S and d, which is the least
-that tensor cores take; what lies beyond L, S and d is read as zeros and never written.
+in D. Kernels work on tiles whose sides are powers of two, at least 16 (the minimum of tensor cores) along L, S and d.
+They read zeros beyond L, S and d, and never write there.
 
-Source: to keep the inputs alone and to make the softmax again in backward is the idea of Dao et al., "FlashAttention",
-NeurIPS 2022. With all keys in one tile its running maximum and sum are not needed.
+Source: keeping only the inputs and computing the softmax again in backward follows Dao et al., "FlashAttention",
+NeurIPS 2022. With all keys in one tile, its running maximum and sum are not needed.
 
 With TRITON_INTERPRET=1, set before the first import of triton, the kernels run on CPU tensors, slowly: for tests.
 """
@@ -25,14 +25,14 @@ if HAS_TRITON:
     import triton
     import triton.language as tl
 
-LONGEST = 64  # queries or channels of a head up to which a tile stays in registers
-MOST_KEYS = 128  # likewise, the context's included
-LEAST = 16  # of what tensor cores take along any axis
+LONGEST = 64  # most queries, and most channels of a head, with which a tile stays in registers
+MOST_KEYS = 128  # most keys, the context's included
+LEAST = 16  # the minimum of tensor cores along any axis
 DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 
 
 def fits(length: int, context: int, head_width: int) -> bool:
-    """Whether L tokens with S context tokens and heads d wide are a size for one tile."""
+    """Return whether L tokens with S context tokens and heads d wide fit in one tile."""
     return max(length, head_width) <= LONGEST and length + context <= MOST_KEYS
 
 
@@ -44,17 +44,17 @@ def short_attention(
     *,
     heads: int,
 ) -> Tensor:
-    """What `F.scaled_dot_product_attention` finds for each token of a row among the row's tokens and its context.
+    """Let each token of a row attend to the row's tokens and its context, as `F.scaled_dot_product_attention` does.
 
-    Differentiable in all but the mask, once. A query whose mask is all false finds zeros.
+    It can be differentiated once, by everything but the mask. A query whose mask is all false gets zeros.
 
     Args:
         qkv: [N, L, 3 D] of bf16, fp16 or fp32: queries, keys and values one after another on the last axis.
-        context_keys: [N, S, D], or [1, S, D] for the same in all rows; views are read as they lie, as long as their
-            last axis has a unit stride. Other dtypes are cast to that of qkv.
+        context_keys: [N, S, D], or [1, S, D] for the same in all rows. Views need no copy if their last axis has a
+            unit stride. Other dtypes are cast to that of qkv.
         context_values: as `context_keys`; both or neither.
         mask: bool (True: may attend), broadcastable to [N, 1, L, L + S], the context last.
-        heads: what D divides into.
+        heads: the number of heads; D is a multiple of it.
 
     Returns:
         [N, L, D] in the dtype of qkv, the heads side by side.
@@ -132,7 +132,7 @@ def _attend_backward(
     heads: int,
     context_wanted: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of qkv and of the context's keys and values; those not wanted are empty."""
+    """Return gradients of qkv and of the context's keys and values; those not wanted are empty."""
     of_qkv = qkv.new_empty(qkv.shape)
     of_keys = of_values = None
     if context_wanted:
@@ -169,13 +169,13 @@ def _(
 
 
 def _room(qkv: Tensor, context: Tensor) -> Tensor:
-    """For a context's gradient in each row, [N, S, D]; in fp32 where it will be summed over the rows."""
+    """Allocate a context's gradient in each row, [N, S, D]; fp32 if it will be summed over the rows."""
     dtype = qkv.dtype if len(context) == len(qkv) else torch.float32
     return qkv.new_empty(len(qkv), *context.shape[1:], dtype=dtype)
 
 
 def _gathered(gradient: Tensor | None, context: Tensor | None, qkv: Tensor) -> Tensor:
-    """A context's gradient in each row -> that of the context as it was given."""
+    """Turn a context's gradient in each row into that of the context as it was given."""
     if gradient is None or context is None:
         return qkv.new_empty(0)
     if len(context) == len(gradient):
@@ -200,7 +200,7 @@ _attend.register_autograd(_differentiate, setup_context=_keep)
 def _arguments(
     qkv: Tensor, context_keys: Tensor | None, context_values: Tensor | None, mask: Tensor | None, heads: int
 ) -> dict[str, Any]:
-    """What both kernels are launched with."""
+    """Return the arguments of both kernels."""
     rows, length, width = qkv.shape[0], qkv.shape[1], qkv.shape[2] // 3
     context = 0
     if context_keys is not None and context_values is not None:
@@ -229,19 +229,19 @@ def _arguments(
         "BLOCK_L": _block(length),
         "BLOCK_K": _block(length + context),
         "BLOCK_D": _block(width // heads),
-        # fp32 is multiplied in registers, of which fewer warps have too few for a tile.
+        # fp32 is multiplied in registers, and fewer warps have too few of them for a tile.
         "num_warps": 8 if qkv.dtype == torch.float32 else 4,
         "num_stages": 1,
     }
 
 
 def _in_rows(context: Tensor, rows: int) -> Tensor:
-    """[N or 1, S, D] -> [N, S, D] with a unit stride on the last axis, where possible a view."""
+    """Expand [N or 1, S, D] to [N, S, D] with a unit stride on the last axis, as a view where possible."""
     return (context if context.stride(-1) == 1 else context.contiguous()).expand(rows, -1, -1)
 
 
 def _block(size: int) -> int:
-    """The side of a tile that holds `size`."""
+    """Return the side of a tile that holds `size`."""
     return max(LEAST, 1 << (size - 1).bit_length())
 
 
@@ -260,7 +260,7 @@ if HAS_TRITON:
 
     @triton.jit
     def _product(a, b):
-        # Without "ieee" fp32 would be rounded to tf32; it says nothing to the half precisions.
+        # Without "ieee" fp32 would be rounded to tf32; half precisions ignore it.
         return tl.dot(a, b, input_precision="ieee")
 
     @triton.jit
@@ -268,7 +268,7 @@ if HAS_TRITON:
         own, of_context, own_stride, context_stride, keys, channels,
         L: tl.constexpr, S: tl.constexpr, WIDTH: tl.constexpr,
     ):  # fmt: skip
-        """Keys, or values, of the tokens and behind them of the context, in one tile."""
+        """Load keys (or values) of the tokens, then of the context, into one tile."""
         tile = _load(own, own_stride, keys, channels, 0, L, WIDTH)
         if S > 0:
             tile += _load(of_context - L * context_stride, context_stride, keys, channels, L, L + S, WIDTH)
@@ -278,7 +278,7 @@ if HAS_TRITON:
     def _shares(
         q, k, scale, mask, by_query, by_key, queries, keys, L: tl.constexpr, S: tl.constexpr, MASKED: tl.constexpr
     ):
-        """What is in proportion to each key's share, and what makes shares of it."""
+        """Return each key's unnormalised share, and the factor that normalises the shares of a query."""
         scores = _product(q, tl.trans(k)) * (scale * 1.4426950408889634)  # to the base of 2
         seen = (keys < L + S)[None, :]
         if MASKED == "by key":  # the same for all queries: a hundredth of the loads
@@ -289,7 +289,7 @@ if HAS_TRITON:
             seen = tl.load(at, mask=inside, other=0) != 0
         scores = tl.where(seen, scores, float("-inf"))
         peak = tl.max(scores, axis=1)
-        # Queries that see nothing, as those beyond L of a mask: their exponentials are to be 0, not those of inf - inf.
+        # Queries that see nothing, such as those beyond L: their exponentials must be 0 and not exp(inf - inf).
         peak = tl.where(peak == float("-inf"), 0.0, peak)
         exponentials = tl.exp2(scores - peak[:, None])
         total = tl.sum(exponentials, axis=1)

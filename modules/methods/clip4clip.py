@@ -17,13 +17,12 @@ from modules.similarity import masked_mean
 
 
 class CLIP4Clip(Method):
-    """Section 3.3: a video is the mean of its frames' normalised embeddings (parameter-free type, `meanP`), or of what
-    a transformer over the frames, which knows their order, makes of them (sequential type, `seqTransf`).
+    """Section 3.3: a video is the mean of its frames' normalised embeddings (parameter-free type, `meanP`), or of their
+    outputs from a transformer over the frames, which knows their order (sequential type, `seqTransf`).
 
-    Trained are, as in the released code, the transformer blocks from `freeze_layer_num` on, both final LayerNorms, both
-    projections and the temperature. The embeddings (patches, tokens, class token, positions) and `ln_pre` stay as CLIP
-    has them. What `seqTransf` adds is all trained, from the start that the released code gives it: the text tower's
-    positions and first blocks.
+    As in the released code, training changes the transformer blocks from `freeze_layer_num` on, both final LayerNorms,
+    both projections and the temperature. The embeddings (patches, tokens, class token, positions) and `ln_pre` are
+    frozen. All that `seqTransf` adds is trained; it starts as a copy of the text tower's positions and first blocks.
 
     Raises:
         ValueError: if `freeze_layer_num` exceeds the number of blocks of both towers, or if the transformer of
@@ -72,13 +71,13 @@ class CLIP4Clip(Method):
             block.ln_1.eps = block.ln_2.eps = 1e-12  # as released; CLIP's is 1e-5
 
     def encode_frames(self, video: torch.Tensor) -> torch.Tensor:
-        """CLIP's image embedding of every frame: `[B,T,3,H,W]` -> `[B,T,E]`, not normalised."""
+        """Return CLIP's image embedding of every frame: `[B,T,3,H,W]` -> `[B,T,E]`, not normalised."""
         return self.clip.visual(video.flatten(0, 1)).unflatten(0, video.shape[:2])
 
     def relate_frames(self, frames: torch.Tensor, frame_mask: torch.Tensor) -> torch.Tensor:
-        """`seqTransf`'s transformer: every frame attends to the real frames of its clip, `[B,T,E]` -> `[B,T,E]`.
+        """Run `seqTransf`'s transformer: every frame attends to the real frames of its clip, `[B,T,E]` -> `[B,T,E]`.
 
-        Raises ValueError if T exceeds S, the positions there are.
+        Raises ValueError if T exceeds S, the number of positions.
         """
         length, limit = frames.shape[1], len(self.frame_position_embeddings)
         if length > limit:
@@ -95,7 +94,7 @@ class CLIP4Clip(Method):
         return masked_mean(frames, frame_mask)
 
     def decays(self, name: str, parameter: nn.Parameter) -> bool:
-        """The released code exempts biases only; LayerNorm weights and the temperature decay there, and so here."""
+        """As in the released code, biases alone do not decay: LayerNorm weights and the temperature do."""
         return not name.endswith("bias")
 
     def released_name(self, name: str) -> str:

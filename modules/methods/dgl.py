@@ -1,5 +1,5 @@
-"""DGL (Yang et al., AAAI 2024, arXiv 2401.10588; https://github.com/knightyxp/DGL): learned prompts from a space that
-both towers share, and four global prompts that attend to the whole clip.
+"""DGL (Yang et al., AAAI 2024, arXiv 2401.10588; https://github.com/knightyxp/DGL): the prompts of both towers come
+from one shared space, and four global prompts attend to the whole clip.
 
 The prompts do not depend on the input. CLIP stays frozen.
 
@@ -9,7 +9,7 @@ of all clips, N captions, L words, E joint embedding.
 
 from collections.abc import Sequence
 from functools import partial
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import torch
 from torch import Tensor, nn
@@ -28,7 +28,7 @@ from modules.stop.tokens import hold_last_frame
 from modules.text_prompts import encode_with_context, seen_after_start, seen_from_end
 
 GLOBAL_PROMPTS = 4  # G; the first of them becomes the clip's embedding
-RELEASED_NAMES = {  # starts of our tensors' names and of theirs
+RELEASED_NAMES = {  # prefixes of our tensors' names, and of theirs
     "global_prompts": "clip.visual.prompt_embeddings",
     "latent.prompts": "clip.unified_prompt_embedding.weight",
     "latent.prefix.": "clip.prefix_text_prompt_proj_layer.",
@@ -36,7 +36,7 @@ RELEASED_NAMES = {  # starts of our tensors' names and of theirs
     "latent.block.": "clip.PromptTransformer.resblocks.0.",
     "latent.to_text.": "clip.unified_prompt_mlp.",
 }
-KEY_BIAS = "a third of it, the keys': the same for all keys of a query, and softmax removes it"
+KEY_BIAS = "the third for keys: it adds the same to all keys of a query, and softmax removes that"
 
 
 class DGL(Method):
@@ -57,7 +57,7 @@ class DGL(Method):
         max_frames: Annotated[int, "T, frames of a clip", Range(1)] = 12,
         text_postfix: Annotated[
             Literal["dead", "before_end"],
-            "dead: as released, behind the padding, where no word sees them; before_end: between the last word and END",
+            "dead: as released, after the padding, where no word sees them; before_end: between the last word and END",
         ] = "dead",
     ) -> None:
         super().__init__(clip)
@@ -84,7 +84,7 @@ class DGL(Method):
         return self._encode_text(token_ids, prompts), self._encode_video(video, frame_mask, prompts)
 
     def encode_video(self, video: Tensor, frame_mask: Tensor) -> Tensor:
-        """`[B,T,3,H,W]` -> `[B,E]`. Padding frames count as the last real frame once more: the release knows no
+        """Embed clips, `[B,T,3,H,W]` -> `[B,E]`. The last real frame replaces padding frames: the release has no
         padding, its loader repeats that frame."""
         return self._encode_video(video, frame_mask, self.latent())
 
@@ -97,11 +97,11 @@ class DGL(Method):
         return self._run_visual(tokens, prompts.frames.unsqueeze(1))
 
     def _run_visual(self, tokens: Tensor, prompts: Tensor) -> Tensor:
-        """The prompted tower: tokens `[B,T,1+P,D]`, frame prompts `[blocks,B or 1,T or 1,F,D]` -> `[B,E]`."""
+        """Run the prompted tower: tokens `[B,T,1+P,D]`, frame prompts `[blocks,B or 1,T or 1,F,D]` -> `[B,E]`."""
         frames = tokens.shape[1]
         if prompts.shape[2] not in (1, frames):
             raise ValueError(f"the clip has {frames} frames, and this model was made for max_frames={prompts.shape[2]}")
-        # All clips' global prompts, then all their frames: so both kinds of queries are slices that need no copy.
+        # The global prompts of all clips, then all frames: both kinds of queries are then slices that need no copy.
         globals_ = self.global_prompts.expand(len(tokens), -1, -1).to(tokens.dtype)
         x = torch.cat([globals_.flatten(0, 1), tokens.flatten(0, 2)])
         last = len(self.clip.visual.blocks) - 1
@@ -121,26 +121,30 @@ class DGL(Method):
             seen_late = seen_from_end(token_ids, prompts.postfix.shape[1])
             seen = torch.cat([seen.expand(len(seen_late), -1, -1, -1), seen_late], dim=-1)
         else:
-            # Left out of the tower. Its gradient is zero, not none: weight decay goes on as in the release.
+            # The tower leaves it out. Its gradient is zero instead of none, so that it decays as in the release.
             context = context + 0 * prompts.postfix.sum()
         return encode_with_context(self.clip.text, context, seen, token_ids, partial(self.feed_forward, "text"))
 
     def feed_forward(self, tower: Literal["visual", "text"], layer: int, block: Block, x: Tensor) -> Tensor:
-        """The second half of a block, a seam for adapters: `[...,D]` -> `[...,D]`."""
+        """Run the second half of a block, a seam for adapters: `[...,D]` -> `[...,D]`."""
         return block.feed_forward(x)
 
     def decays(self, name: str, parameter: nn.Parameter) -> bool:
-        """The releases exempt what has `bias` in its name and nothing else: learned prompts and norms decay."""
+        """The releases exempt only tensors with `bias` in their name: learned prompts and norms decay."""
         return "bias" not in name
 
     def dead_parameters(self) -> list[DeadParameters]:
-        """The postfix's own projection (a transformer's postfix shares all its tensors with what is alive), and the key
-        biases of the transformer."""
+        """The transformer space has dead key biases. The linear space has a dead projection of the postfix; the postfix
+        of the transformer space has no tensors of its own."""
         if isinstance(self.latent, TransformerLatentSpace):
             return [DeadParameters("latent.block.attn.in_proj_bias", KEY_BIAS, 1 / 3)]
         if self.text_postfix == "before_end":
             return []
-        return [DeadParameters("latent.postfix", "behind the padding, where the causal mask hides it; it only decays")]
+        return [
+            DeadParameters(
+                "latent.postfix", "behind the padding, where the causal mask hides it; weight decay alone changes it"
+            )
+        ]
 
     def released_name(self, name: str) -> str:
         if name == "latent.prompts" and isinstance(self.latent, LinearLatentSpace):
@@ -154,17 +158,17 @@ class DGL(Method):
 def global_local_attention(
     block: Block, x: Tensor, prompts: Tensor, size: Sequence[int], *, first_only: bool
 ) -> Tensor:
-    """What the attention of a frozen block adds to clips: a global prompt sees its whole clip, a frame's tokens see the
-    global prompts and their own frame (section 3.3).
+    """Return the output of a frozen block's attention for clips: a global prompt sees its whole clip, and the tokens of
+    a frame see the global prompts and their own frame (section 3.3).
 
-    Every block brings its own frame prompts, so that what a block makes of them is never used: they are seen, and ask
-    nothing. The two kinds of queries are two attentions over the same keys, arranged once.
+    Every block has its own frame prompts, and their outputs are never used: they are keys and values only, without
+    queries. The two kinds of queries are two attentions over the same keys.
 
     Args:
         x: `[R,D]`, the global prompts clip by clip, then class token and patches, frame by frame.
         prompts: `[B or 1,T or 1,F,D]`.
         size: B, T, 1 + P.
-        first_only: only for the first global prompt of each clip, all that is read behind the last block.
+        first_only: only for the first global prompt of each clip, which is all that is read after the last block.
 
     Returns:
         `[R,D]`, or `[B,D]` with `first_only`; without the residual.
@@ -172,62 +176,29 @@ def global_local_attention(
     attention, (batch, frames, length) = block.attn, size
     normed = block.ln_1(x)
     rows = attention.project_parts(normed, first=1 if first_only else 0)  # no queries where few rows need them
+    *queries, keys, values = rows.split(attention.width, dim=1)
     of_prompts = attention.keys_values(block.ln_1(prompts))
-    by_globals, by_frames, keys, values = _ByFrame.apply(rows, *of_prompts, size)
-    if first_only:
-        by_globals = attention.query(normed[: batch * GLOBAL_PROMPTS : GLOBAL_PROMPTS])
-    # Side by side all frames' keys are all keys, the global prompts T times, of which one counts.
+    keys, values = (_by_frame(*pair, size) for pair in zip((keys, values), of_prompts, strict=True))
+    # The keys of all frames side by side hold the global prompts T times; only the first counts.
     once = torch.ones(frames, keys.shape[2], dtype=torch.bool, device=x.device)
     once[1:, :GLOBAL_PROMPTS].zero_()
     of_clips = KeysValues(keys.flatten(1, 2), values.flatten(1, 2))
-    found = attention.attend(by_globals.unflatten(0, (batch, -1)), of_clips, once.flatten()[None, None, None])
-    found = found.flatten(0, 1)
-    if not first_only:
-        of_frames = KeysValues(keys.flatten(0, 1), values.flatten(0, 1))
-        found_by_frames = attention.attend(by_frames.unflatten(0, (batch * frames, length)), of_frames)
-        found = torch.cat([found, found_by_frames.flatten(0, 1)])
-    return attention.project_out(found)
+    mask = once.flatten()[None, None, None]
+    if first_only:
+        by_globals = attention.query(normed[: batch * GLOBAL_PROMPTS : GLOBAL_PROMPTS])
+        return attention.project_out(attention.attend(by_globals.unflatten(0, (batch, -1)), of_clips, mask)[:, 0])
+    by_globals, by_frames = queries[0].split([batch * GLOBAL_PROMPTS, batch * frames * length])
+    of_frames = KeysValues(keys.flatten(0, 1), values.flatten(0, 1))
+    gathered = [
+        attention.attend(by_globals.unflatten(0, (batch, -1)), of_clips, mask).flatten(0, 1),
+        attention.attend(by_frames.unflatten(0, (batch * frames, length)), of_frames).flatten(0, 1),
+    ]
+    return attention.project_out(torch.cat(gathered))
 
 
-class _ByFrame(torch.autograd.Function):
-    """What rows `[R,D or none + 2D]` ask, their keys and values, and those of prompts, each `[B or 1,T or 1,F,D]` ->
-    what the global prompts ask, what the frames' tokens ask, and keys and values frame by frame, `[B,T,G+1+P+F,D]`.
-
-    Each gradient is written once, to where it belongs; torch's own ways back through slices and joins copy it twice or
-    three times.
-    """
-
-    @staticmethod
-    def forward(  # type: ignore[override]
-        ctx: Any, rows: Tensor, prompt_keys: Tensor, prompt_values: Tensor, size: Sequence[int]
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        batch, frames, length = ctx.size = size
-        ctx.of_prompts, width = prompt_keys.shape, prompt_keys.shape[-1]
-        parts = [batch * GLOBAL_PROMPTS, batch * frames * length]
-        queries, keys, values = rows.split([rows.shape[1] - 2 * width, width, width], dim=1)
-
-        def by_frame(part: Tensor, of_prompts: Tensor) -> Tensor:
-            of_globals, of_frames = part.split(parts)
-            of_globals = of_globals.unflatten(0, (batch, 1, GLOBAL_PROMPTS)).expand(-1, frames, -1, -1)
-            of_prompts = of_prompts.expand(batch, frames, -1, -1)
-            return torch.cat([of_globals, of_frames.unflatten(0, size), of_prompts], dim=2)
-
-        by_globals, by_frames = queries.split(parts)
-        return by_globals, by_frames, by_frame(keys, prompt_keys), by_frame(values, prompt_values)
-
-    @staticmethod
-    def backward(ctx, of_asked, of_asked_by_frames, of_keys, of_values):  # type: ignore[no-untyped-def, override]
-        width, asking, (batch, frames, length) = of_keys.shape[-1], of_asked.shape[1], ctx.size
-        first = batch * GLOBAL_PROMPTS
-        of_rows = of_keys.new_empty(first + batch * frames * length, asking + 2 * width)
-        of_globals, of_frames = of_rows[:first], of_rows[first:].unflatten(0, ctx.size)
-        of_globals[:, :asking] = of_asked
-        of_frames[..., :asking] = of_asked_by_frames.unflatten(0, ctx.size)
-        of_prompts = []
-        for gradient, start in ((of_keys, asking), (of_values, asking + width)):
-            sizes = [GLOBAL_PROMPTS, length, gradient.shape[2] - GLOBAL_PROMPTS - length]
-            by_globals, own, by_prompts = gradient.split(sizes, dim=2)
-            of_globals[:, start : start + width] = by_globals.sum(dim=1).flatten(0, 1)
-            of_frames[..., start : start + width] = own
-            of_prompts.append(by_prompts.sum_to_size(ctx.of_prompts))
-        return of_rows, *of_prompts, None
+def _by_frame(rows: Tensor, of_prompts: Tensor, size: Sequence[int]) -> Tensor:
+    """Arrange keys (or values) `[R,D]` and those of the prompts by frame: `[B,T,G+1+P+F,D]`."""
+    batch, frames, length = size
+    of_globals, of_tokens = rows.split([batch * GLOBAL_PROMPTS, batch * frames * length])
+    of_globals = of_globals.unflatten(0, (batch, 1, GLOBAL_PROMPTS)).expand(-1, frames, -1, -1)
+    return torch.cat([of_globals, of_tokens.unflatten(0, size), of_prompts.expand(batch, frames, -1, -1)], dim=2)

@@ -1,7 +1,7 @@
 """STOP as its authors released it: DGL with a prompter on the pixels, one between the frames, and adapters.
 
-The numbers of the paper came from this model, which differs from the paper's in nearly every line; README.md, "Paper
-against release", says where. What it does wrong it does here too, and each fault has an option that mends it.
+The numbers of the paper came from this model, which differs from the paper's in nearly every line; the documentation,
+"Paper against release", lists where. It keeps the faults of the release, and each has an option that fixes it.
 
 Shapes: B clips, T frames, P patches, D width, G = 4 global prompts, F = 4 prompts of a frame.
 
@@ -24,7 +24,7 @@ from modules.stop.tokens import hold_last_frame
 
 __all__ = ["STOPReleased", "load_released_state_dict"]
 
-RELEASED_NAMES = {  # what is new beside DGL; all of it under clip.visual.TemporalPrompt there
+RELEASED_NAMES = {  # the parts that DGL lacks; in the release all are below clip.visual.TemporalPrompt
     "pixel.conv1.": "Conv.0.",
     "pixel.conv2.": "Conv.1.",
     "pixel.act2.": "Conv.2.",
@@ -65,15 +65,15 @@ class STOPReleased(DGL):
         ] = 6,
         prompt_dropout: Annotated[float, "dropout of the pixel prompts, applied three times", Range(0, 0.99)] = 0.5,
         inter_frame_norm: Annotated[
-            Literal["batch", "clip"], "where frame scores are stretched to 0..1; batch: as released, over all clips"
+            Literal["batch", "clip"], "frame scores are stretched to 0..1 over each clip, or as released over the batch"
         ] = "batch",
         region_mask: Annotated[
-            Literal["comb", "patches"], "comb: as released, pixels by remainder modulo the grid; patches: as meant"
+            Literal["comb", "patches"], "comb: as released, pixels by remainder modulo the grid; patches: as intended"
         ] = "comb",
         hard_region_mask: Annotated[bool, "as released: no gradient through the region mask"] = True,
         text_postfix: Annotated[
             Literal["dead", "before_end"],
-            "dead: as released, behind the padding, where no word sees them; before_end: between the last word and END",
+            "dead: as released, after the padding, where no word sees them; before_end: between the last word and END",
         ] = "dead",
     ) -> None:
         super().__init__(
@@ -106,30 +106,36 @@ class STOPReleased(DGL):
 
     @torch.no_grad()
     def prompt_maps(self, video: Tensor) -> tuple[Tensor, Tensor]:
-        """The region mask `[B,T,G,G]` and the rates of the inter-frame prompts `[B,T]` of whole clips."""
+        """Return the region mask `[B,T,G,G]` and the rates of the inter-frame prompts `[B,T]`, of whole clips."""
         video, mask = self.pixel(video)
         tokens = self.clip.visual.embed(video.flatten(0, 1)).unflatten(0, video.shape[:2])
         return mask, self.inter(tokens[:, :, 1:], mask)[1]
 
     def feed_forward(self, tower: Literal["visual", "text"], layer: int, block: Block, x: Tensor) -> Tensor:
-        """A block's MLP with the adapter beside it, which reads the tokens before their LayerNorm."""
+        """Run a block's MLP and the adapter beside it, which reads the tokens before their LayerNorm."""
         adapters = self.visual_adapters if tower == "visual" else self.text_adapters
         out = block.feed_forward(x)
         return out + adapters[layer](x) if adapters else out
 
     def decays(self, name: str, parameter: nn.Parameter) -> bool:
-        """As in DGL; what the released optimiser skips, for want of a gradient, does not decay there either."""
+        """As DGL, but without tensors that the released optimiser skips because they have no gradient."""
         skipped = self.pixel.hard_region_mask and name.startswith("pixel.scorer.")
         return super().decays(name, parameter) and not skipped
 
     def dead_parameters(self) -> list[DeadParameters]:
         dead = super().dead_parameters()
         if self.pixel.hard_region_mask:
-            dead.append(DeadParameters("pixel.scorer", "behind a comparison, which has no gradient; stays as drawn"))
+            dead.append(
+                DeadParameters(
+                    "pixel.scorer", "behind a comparison, which has no gradient; it keeps its initial values"
+                )
+            )
         return [
             *dead,
-            DeadParameters("inter.scorer.bias", "the same for all frames, and the stretching to 0..1 removes it"),
-            DeadParameters("inter.mlp.2.bias", "the same for all features of a prompt, and LayerNorm removes it"),
+            DeadParameters("inter.scorer.bias", "it adds the same to all frames, and stretching to 0..1 removes that"),
+            DeadParameters(
+                "inter.mlp.2.bias", "it adds the same to all features of a prompt, and LayerNorm removes that"
+            ),
             DeadParameters("inter.attention.in_proj_bias", KEY_BIAS, 1 / 3),
         ]
 

@@ -21,8 +21,8 @@ from modules.text_prompts import encode_with_prefix, text_prompts
 class VPT(Method):
     """Section 3.2 of the VPT paper, "deep" type, with CLIP frozen; STOP's table lists it with 0.18 M parameters.
 
-    Every block has prompts of its own, and what it makes of them is thrown away before the next; so they are a context:
-    keys and values without queries. The video is the mean of its frames' normalised embeddings, as in CLIP4Clip.
+    Every block has its own prompts, and their outputs are dropped before the next block; so they are a context, keys
+    and values without queries. The video is the mean of its frames' normalised embeddings, as in CLIP4Clip.
     """
 
     def __init__(

@@ -1,7 +1,7 @@
 """DGL's shared latent space: text prompts and frame prompts from one set of learned tokens, the same for all clips.
 
-Shapes: T frames, F = 4 prompts of a frame, D visual width, D' text width. Every block of both towers has prompts of its
-own; the towers are equally deep.
+Shapes: T frames, F = 4 prompts of a frame, D visual width, D' text width. Each block of both towers has its own
+prompts; the towers have the same depth.
 
 Source: Yang et al., "DGL: Dynamic Global-Local Prompt Tuning for Text-Video Retrieval", AAAI 2024, arXiv 2401.10588;
 https://github.com/knightyxp/DGL. The STOP release (https://github.com/zhoujiahuan1991/CVPR2025-STOP) builds on it.
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from modules.clip import MLP, Attention, Block
 
 FRAME_PROMPTS = 4  # F, prompts of a frame
-TEXT_PROMPTS = 4  # before the words, and as many again behind them
+TEXT_PROMPTS = 4  # before the words, and another 4 behind them
 
 
 class LatentPrompts(NamedTuple):
@@ -28,13 +28,13 @@ class LatentPrompts(NamedTuple):
 
 
 def uniform_prompts(*shape: int) -> nn.Parameter:
-    """A learned tensor drawn as VPT and DGL draw prompts for 32x32 patches: uniform within sqrt(6 / (3·32² + D))."""
+    """Return a learned tensor, drawn as VPT and DGL do for 32x32 patches: uniform within ±sqrt(6 / (3·32² + D))."""
     bound = math.sqrt(6 / (3 * 32 * 32 + shape[-1]))
     return nn.Parameter(torch.empty(shape).uniform_(-bound, bound))
 
 
 class LinearLatentSpace(nn.Module):
-    """`shared_latent_space linear`: the tokens are the frame prompts; two Linears make text prompts of the same."""
+    """`shared_latent_space linear`: the tokens are the frame prompts, and two Linears map them to text prompts."""
 
     def __init__(self, layers: int, width: int, text_width: int) -> None:
         super().__init__()
@@ -48,8 +48,10 @@ class LinearLatentSpace(nn.Module):
 
 
 class TransformerLatentSpace(nn.Module):
-    """`shared_latent_space transformer`: one transformer block, the same for all blocks of CLIP, over the text prompts
-    and the prompts of T frames together; an MLP narrows the former to the text tower's width."""
+    """`shared_latent_space transformer`: one transformer block over the text prompts and the prompts of T frames.
+
+    It is the same block for all blocks of CLIP. An MLP maps the text prompts to the width of the text tower.
+    """
 
     def __init__(self, layers: int, width: int, heads: int, text_width: int, frames: int) -> None:
         super().__init__()
@@ -57,7 +59,7 @@ class TransformerLatentSpace(nn.Module):
         self.prompts = nn.Parameter(torch.randn(2 * TEXT_PROMPTS + FRAME_PROMPTS * frames, layers, width))
         self.block = Block(width, heads, "quick_gelu")
         self.to_text = MLP(width, "quick_gelu", hidden=2 * width, out=text_width)
-        # torch's own initial values where CLIP has others
+        # The release has torch's own initial values, not CLIP's.
         self.block.attn.draw_as_torch()
         for layer in (self.block.mlp.c_fc, self.block.mlp.c_proj, self.to_text.c_fc, self.to_text.c_proj):
             layer.reset_parameters()
@@ -71,7 +73,7 @@ class TransformerLatentSpace(nn.Module):
 
 @torch.no_grad()
 def round_to_half(module: nn.Module) -> None:
-    """Round kernels and attention projections to fp16 and back: both releases do so once, to what is new too."""
+    """Round kernels and attention projections to fp16 and back; both releases do so once, also for new layers."""
     for part in module.modules():
         if isinstance(part, nn.Linear | nn.Conv3d):
             tensors = [part.weight, part.bias]

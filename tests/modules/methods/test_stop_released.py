@@ -123,7 +123,7 @@ def test_the_scorer_of_the_pixel_mask_never_changes():
     assert not any(part.name == "pixel.scorer" for part in released(hard_region_mask=False).dead_parameters())
 
 
-def test_a_clip_depends_on_its_batch_as_released_and_its_mend():
+def test_a_clip_depends_on_its_batch_as_released_and_its_fix():
     video, _, _ = tiny_batch(frames=4)
     frame_mask = torch.ones(3, 4)
     for norm, depends in (("batch", True), ("clip", False)):

@@ -1,17 +1,14 @@
-"""The released prompters against loops written from what the released code computes, and their faults and mends."""
+"""The released prompters against loops written from what the released code computes, and their faults and fixes."""
 
 import pytest
 import torch
 from torch import nn
 
+from modules.released.convolution import convolve, convolve_in_frequency, convolve_over_time, fast_length
 from modules.released.prompts import (
     InterFramePrompt,
     PixelPrompter,
     above_threshold,
-    convolve,
-    convolve_in_frequency,
-    convolve_over_time,
-    fast_length,
 )
 
 
@@ -40,7 +37,7 @@ def test_convolutions_equal_torchs(way, channels, kernel):
 def test_half_precision_is_convolved_directly_and_fp32_in_frequency(monkeypatch):
     ways = []
     for name in ("convolve_over_time", "convolve_in_frequency"):
-        monkeypatch.setattr(f"modules.released.prompts.{name}", lambda conv, x, name=name: ways.append(name))
+        monkeypatch.setattr(f"modules.released.convolution.{name}", lambda conv, x, name=name: ways.append(name))
     convolve(nn.Conv3d(3, 9, (3, 11, 11)), torch.zeros(1, 2, 3, 14, 14))
     with torch.autocast("cpu", torch.bfloat16):
         convolve(nn.Conv3d(3, 9, (3, 11, 11)), torch.zeros(1, 2, 3, 14, 14))
@@ -53,7 +50,7 @@ def test_fast_length():
 
 @pytest.mark.parametrize("region_mask", ["comb", "patches"])
 def test_mask_of_pixels(region_mask):
-    """Scores as means over remainders modulo 7 (as released) or over patches (the mend), pixel by pixel."""
+    """Scores as means over remainders modulo 7 (as released) or over patches (the fix), pixel by pixel."""
     prompter = pixel_prompter(region_mask=region_mask)
     video = torch.randn(1, 2, 3, 14, 14)
     with torch.no_grad():
@@ -122,7 +119,7 @@ def test_a_prompt_survives_training_dropout_one_time_in_four():
 
 @pytest.mark.parametrize("hard", [True, False])
 def test_gradient_of_the_scorer(hard):
-    """As released it has none (here exactly zero); the mend lends the mask the gradient of its scores."""
+    """As released it has none (here exactly zero); the fix gives the mask the gradient of its scores."""
     prompter = pixel_prompter(hard_region_mask=hard)
     video = torch.randn(1, 2, 3, 14, 14)
     prompted, mask = prompter(video)
@@ -163,7 +160,7 @@ def test_inter_frame_prompt_step_by_step():
                     torch.testing.assert_close(prompts[clip, frame, :, feature], column, atol=1e-5, rtol=1e-3)
 
 
-def test_batch_wide_stretching_and_its_mend():
+def test_batch_wide_stretching_and_its_fix():
     tokens, mask = torch.randn(3, 4, 9, 16), torch.zeros(3, 4, 3, 3)
     with torch.no_grad():
         together = inter_frame_prompt()(tokens, mask)[1]
