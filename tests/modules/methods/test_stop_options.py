@@ -210,7 +210,7 @@ class TestOptions:
         ],
     )
     def test_out_of_range_is_refused_by_name(self, option, value):
-        with pytest.raises(ValueError, match=f"^{option}=") as error:
+        with pytest.raises(ValueError, match=f"^--{option} ") as error:
             make_stop(**{option: value})
         assert (value if isinstance(value, str) else f"{value:g}") in str(error.value)
 
