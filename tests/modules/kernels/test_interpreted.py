@@ -1,8 +1,8 @@
-"""The tests of the kernels in this folder on machines without a GPU, in triton's interpreter.
+"""Runs the tests of this folder in triton's interpreter on machines without a GPU.
 
-Triton asks whether it interprets when it is first imported, and then does so for the whole process: hence one of its
-own, in which the others of this folder run. Here they are skipped. An interpreter older than numpy may fail or read
-wrong memory, whatever the kernel: that of triton 3.0 with numpy 2, that of 3.6 with numpy 2.4.
+Triton decides whether to interpret when it is first imported, for the whole process. So the other tests of this folder
+run in a process of their own, and are skipped in this one. An interpreter older than numpy may fail or read wrong
+memory, whatever the kernel: triton 3.0 with numpy 2 does, and triton 3.6 with numpy 2.4.
 """
 
 import importlib.util
@@ -20,7 +20,7 @@ INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 
 @pytest.mark.skipif(torch.cuda.is_available() or INTERPRETED, reason="the kernels' tests run in this process")
 @pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="needs triton")
-@pytest.mark.timeout(1500)  # all of the folder's tests, in one
+@pytest.mark.timeout(1500)  # for all tests of the folder
 @pytest.mark.parametrize("which", ["not slow", pytest.param("slow", marks=pytest.mark.slow)])
 def test_kernels_pass_their_tests_in_the_interpreter(which):
     run = subprocess.run(

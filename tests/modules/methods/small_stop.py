@@ -16,7 +16,7 @@ LAYOUTS = pytest.mark.parametrize("attention", ["joint", "frame"])
 
 
 def make_stop(architecture: CLIPArchitecture = SMALL, seed: int | None = 0, **options) -> STOP:
-    """STOP in evaluation mode with all its own parameters random (`seed=None`: as training starts)."""
+    """Return STOP in evaluation mode, all its own parameters random (`seed=None`: as training starts)."""
     defaults = {"n_regions": 3, "intra_width": 8, "inter_width": 8}
     method = build_method("stop", tiny_clip(architecture=architecture), **{**defaults, **options}).eval()
     if seed is not None:
@@ -25,7 +25,7 @@ def make_stop(architecture: CLIPArchitecture = SMALL, seed: int | None = 0, **op
 
 
 def like(method: STOP, **options) -> STOP:
-    """The same STOP with other options: what both have, they have in common."""
+    """Return a STOP with other options that shares all parameters of the same name and shape with `method`."""
     other = make_stop(method.clip.architecture, **options)
     theirs = other.state_dict()
     for name, tensor in method.state_dict().items():
@@ -35,7 +35,7 @@ def like(method: STOP, **options) -> STOP:
 
 
 def clips_that_move(frames_of_clip: list[int], seed: int = 0, image_size: int = 12) -> tuple[Tensor, Tensor]:
-    """(video `[B,T,3,H,W]`, frame mask); from frame to frame anything from nothing to everything changes."""
+    """Return (video `[B,T,3,H,W]`, frame mask); between frames anything from nothing to everything changes."""
     pixels, frame_mask = slow.padded_clips(seed, frames_of_clip, 3 * image_size, image_size)
     return pixels.float().unflatten(2, (3, image_size)), frame_mask
 

@@ -75,7 +75,7 @@ class TestCounts:
     @LAYOUTS
     @pytest.mark.parametrize("seed", range(3))
     def test_a_still_clip_gets_no_temporal_prompts(self, attention, seed):
-        """As training starts and with whatever was learned, in every layer."""
+        """In every layer, at the start of training and with random parameters."""
         method = make_stop(seed=seed, attention=attention)
         for model in (method, make_stop(seed=None, attention=attention)):
             video = torch.randn(1, 1, 3, 12, 12).expand(2, 7, -1, -1, -1)
@@ -145,7 +145,7 @@ class TestIndependence:
                 torch.testing.assert_close(alone[0], together[clip], atol=1e-5, rtol=0)
 
     def test_but_not_of_the_clip_itself(self, attention, options):
-        """Else all of the above would be hollow: another last frame, or the frames backwards, is another clip."""
+        """Guards the test above: another last frame, or frames in reverse, give another embedding."""
         method = make_stop(attention=attention, **options)
         video, frame_mask = clips_that_move([4, 3])
         with torch.no_grad():
@@ -209,7 +209,7 @@ class TestGradient:
 
     @LAYOUTS
     def test_every_trained_tensor_gets_one(self, attention):
-        """Not merely one of zeros; the tensors are random here, for behind a layer of zeros all gradients are zero."""
+        """The gradient is not all zeros. Tensors are random here: behind a layer of zeros all gradients are zero."""
         for name, gradient in self.gradients(make_stop(TINY, attention=attention)).items():
             assert gradient is not None, name
             assert gradient.isfinite().all(), name
@@ -217,7 +217,7 @@ class TestGradient:
 
     @LAYOUTS
     def test_with_the_hard_mask_exactly_the_spatial_dynamics_nets_get_none(self, attention):
-        """As published; they are frozen, so that neither the optimiser nor DDP waits for what never comes."""
+        """As published. They are frozen, so that neither the optimiser nor DDP waits for gradients that never come."""
         method = make_stop(TINY, attention=attention, hard_region_mask=True)
         gradients = self.gradients(method)
         without = {name for name, parameter in method.named_parameters() if parameter.grad is None}
@@ -284,17 +284,17 @@ class TestBudget:
 
     @LAYOUTS
     def test_more_prompts_add_keys_and_values_only(self, attention):
-        """What eta costs, layer by layer: the prompts' own making, their keys and values, and being looked at."""
+        """The cost of eta in every layer: making the prompts, their keys and values, and attention to them."""
         methods = [on_meta("ViT-B/32", attention=attention, eta=eta) for eta in (1, 9)]
         video, frame_mask = meta_clip(methods[0], 12)
         few, many = (operations(lambda m=m: m.encode_video(video, frame_mask)) for m in methods)
         width, patches, bottleneck, frames, layers, more = 768, 49, 80, 12, 12, 8
         making = (frames - 1) * more * 2 * bottleneck * (patches + width)
-        # Each has its key and value once. A frame looks at the prompts of two gaps, a joint sequence at all of them.
+        # Each has its key and value once. A frame attends to the prompts of two gaps, a joint sequence to all of them.
         made = more * (frames - 1)
         seen = made if attention == "joint" else more * 2 * frames
         queries = 1 + frames * patches if attention == "joint" else 1 + patches
-        # In the last block only the class token asks.
+        # In the last block only the class token has a query.
         asking = (layers - 1) * queries + 1
         assert many - few == layers * (making + made * 4 * width**2) + seen * 4 * asking * width
 

@@ -1,4 +1,4 @@
-"""Every option of STOP: each changes what it should and nothing before that, and refuses values out of its range."""
+"""Every option of STOP: it changes what it should and nothing earlier, and refuses values out of its range."""
 
 import dataclasses
 
@@ -23,7 +23,7 @@ def first_layer(method: STOP, clips: tuple[Tensor, Tensor]):
 
 
 def assert_same(ours, theirs, but: tuple[str, ...] = ()) -> None:
-    """Two stages found the same, except in the named fields, in which they differ."""
+    """Check that two stages have the same results, except in the named fields, which must differ."""
     for field in dataclasses.fields(ours):
         one, other = getattr(ours, field.name), getattr(theirs, field.name)
         same = one.shape == other.shape and torch.allclose(one.double(), other.double(), atol=1e-6, rtol=1e-5)
@@ -31,7 +31,7 @@ def assert_same(ours, theirs, but: tuple[str, ...] = ()) -> None:
 
 
 class TestOptions:
-    """Each changes what it should and nothing before that: compared in the first layer, on the same parameters."""
+    """An option changes what it should and nothing earlier: compared in the first layer, on the same parameters."""
 
     def test_use_intra(self, moving):
         method = make_stop()
@@ -148,7 +148,7 @@ class TestOptions:
         joint = make_stop(attention="joint")
         frame = like(joint, attention="frame")
         assert trained_names(joint) == trained_names(frame)
-        # Before the first block all class tokens are the same, so that both layouts find the same.
+        # Before the first block all class tokens are the same, so both layouts give the same.
         of_joint, of_frame = first_layer(joint, moving), first_layer(frame, moving)
         assert_same(of_joint.spatial, of_frame.spatial, but=("x",))
         torch.testing.assert_close(*(patches_of(found.spatial.x, 5) for found in (of_joint, of_frame)))
@@ -210,7 +210,7 @@ class TestOptions:
         ],
     )
     def test_out_of_range_is_refused_by_name(self, option, value):
-        with pytest.raises(ValueError, match=f"^{option}=") as error:
+        with pytest.raises(ValueError, match=f"^--{option} ") as error:
             make_stop(**{option: value})
         assert (value if isinstance(value, str) else f"{value:g}") in str(error.value)
 

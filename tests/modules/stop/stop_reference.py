@@ -1,7 +1,7 @@
-"""STOP once more, slow and plain: one clip at a time, loops over frames, patches, gaps, slots and heads, no masks.
+"""A slow, plain second implementation of STOP: one clip at a time, loops over frames, patches, gaps, slots and heads.
 
-Written from the equations. Padding frames take no part anywhere, so here they do not exist: a clip is its real frames.
-Parameters are read from the modules under test; nothing else of theirs is used.
+Written from the equations, without masks. Padding frames take no part anywhere, so here they do not exist: a clip is
+its real frames. Parameters are read from the modules under test; nothing else of theirs is used.
 
 Shapes: T real frames of one clip, G grid side, P = G*G patches in rows, D width, c channels of a bottleneck.
 """
@@ -130,7 +130,7 @@ def convolve_space(conv: torch.nn.Conv2d, volume: Tensor, grid: int) -> Tensor:
 def attend(
     tokens: list[Tensor], in_proj: tuple[Tensor, Tensor], out_proj: torch.nn.Linear, heads: int, causal: bool = False
 ) -> list[Tensor]:
-    """Multi-head self-attention over a list of tokens `[D]`, each of which may ask and answer."""
+    """Multi-head self-attention over a list of tokens `[D]`, each with a query, a key and a value."""
     size = len(tokens[0]) // heads
     # Queries, keys and values of every token, head by head: 3 * heads pieces each.
     projected = [(in_proj[0] @ token + in_proj[1]).split(size) for token in tokens]
@@ -147,7 +147,7 @@ def attend(
 
 
 def run_block(block: torch.nn.Module, tokens: list[Tensor], causal: bool = False) -> list[Tensor]:
-    """An ordinary transformer block on a list of tokens, every one of them in full."""
+    """A transformer block on a list of tokens, with query, key, value and MLP for each."""
     attention = block.attn
     updates = attend(
         [layer_norm(block.ln_1, token) for token in tokens],
@@ -204,12 +204,12 @@ def dynamics_map(features: Tensor) -> Tensor:
 
 
 def chosen(saliency: list[float], n_regions: int) -> list[int]:
-    """The N_s largest, of equal ones the lower index."""
+    """The N_s largest; ties go to the lower index."""
     return sorted(range(len(saliency)), key=lambda j: (-saliency[j], j))[:n_regions]
 
 
 def rescaled(saliency: Tensor) -> Tensor:
-    """Each frame's saliencies moved and stretched to 0..1, or by 1000 where their range is below 0.001."""
+    """Each frame's saliencies shifted and stretched to 0..1, or stretched by 1000 where their range is below 0.001."""
     return torch.stack([(row - min(row)) / max(max(row) - min(row), 0.001) for row in saliency])
 
 

@@ -48,7 +48,7 @@ def changes(normal: Tensor, frame_mask: Tensor) -> Tensor:
     sees=st.sampled_from(["tokens", "changes"]),
 )
 def test_equals_loops_over_frames_and_patches(seed, grid, frames_of_clip, width, sees):
-    """Each clip as if it were alone, though all are convolved as one."""
+    """Every clip gives what it gives alone, although all are convolved as one."""
     tokens, frame_mask = slow.padded_clips(seed, frames_of_clip, grid * grid, width)
     net = net_of(width, sees=sees, seed=seed)
     with torch.no_grad():
@@ -99,7 +99,7 @@ def test_starts_as_the_identity():
 
 
 def test_channels_never_mix():
-    """The energy is a sum over channels of what each gives alone."""
+    """The energy is the sum of the energies of single channels."""
     tokens, _ = slow.padded_clips(2, [3], 9, 4)
     net = net_of(4, seed=0)
     alone = sum(energy(net, tokens * (torch.arange(4) == channel)) for channel in range(4))
@@ -118,7 +118,7 @@ def test_a_still_clip_gives_exactly_zero_whatever_was_learned(sees):
 @pytest.mark.parametrize("sees", ["tokens", "changes"])
 @pytest.mark.parametrize("which", ["energy", "linear", "both"])
 def test_gradients_of_the_energy_and_of_linears(which, sees, by_frame):
-    """Of the kernels of N_s and N_t too, and with padding."""
+    """Includes the kernels of N_s and N_t, and padding."""
     torch.manual_seed(0)
     net = net_of(3, sees=sees, seed=4)
     tokens = torch.randn(2, 4 if by_frame else 1, 5 if by_frame else 17, 3, dtype=torch.float64, requires_grad=True)

@@ -43,7 +43,7 @@ def make_block(seed: int) -> Block:
 
 
 def prompted(prompter: InterFramePrompter, x: Tensor, region_mask: Tensor, frame_mask: Tensor) -> TemporalPrompting:
-    """The stage on tokens that are not normalised yet."""
+    """Run the stage on tokens that are not normalised yet."""
     return prompter(layer_norm(x), region_mask, FrameTiming.of(frame_mask, x.dtype))
 
 
@@ -244,7 +244,7 @@ class TestGradient:
         assert torch.autograd.gradcheck(lambda e, r: frame_variation(e, r, 1.0), (energy, region_mask))
 
     def test_of_all_equals_that_of_the_equations(self):
-        """N_t's too, which reaches the prompts through their scale 1 + W_t."""
+        """Includes N_t, whose gradient comes through the scale 1 + W_t."""
         torch.manual_seed(0)
         tokens, frame_mask = slow.padded_clips(1, [4], 4, WIDTH)
         region_mask = random_regions(1, tokens, frame_mask)

@@ -54,7 +54,7 @@ def timing_of(frame_mask: Tensor) -> FrameTiming:
 
 
 def most_salient(saliency: Tensor, n_regions: int) -> Tensor:
-    """Of frames that are all real."""
+    """Return the region mask of frames that are all real."""
     real = torch.ones(saliency.shape[:-1], dtype=torch.bool)
     return region_mask(saliency, salient_patches(saliency, n_regions), real, hard=True)
 
@@ -291,7 +291,7 @@ class TestGradient:
 
     @pytest.mark.parametrize("static_prompts", [False, True])
     def test_of_the_region_mask_is_that_of_the_mask_times_all_prompts(self, static_prompts):
-        """Though no prompt is made where the mask is zero."""
+        """Although no prompt is made where the mask is zero."""
         torch.manual_seed(0)
         prompter = make_prompter(2, 3, static_prompts=static_prompts)
         class_token, tokens, frame_mask = moving_clip()

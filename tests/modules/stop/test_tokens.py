@@ -1,4 +1,4 @@
-"""What both prompting stages share: how tokens lie, normalised tokens, and padding frames."""
+"""The layout of tokens, normalised tokens, and padding frames."""
 
 import pytest
 import torch
