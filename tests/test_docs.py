@@ -19,7 +19,7 @@ PROGRAMS = [
     for path in sorted((ROOT / folder).glob("*.py"))
     if re.search(r"^def main\(argv", path.read_text(), re.MULTILINE)
 ]
-TORCHRUN = {"--max_restarts"}  # flags of other programs that are named
+OF_OTHERS = {"--max_restarts", "--check"}  # flags of torchrun and ruff that are named
 TAKES_FLAGS_OF = {"preprocess/cache_frames.py": ("main_task_retrieval.py",)}
 READ_BY_LIBRARIES = {"OMP_NUM_THREADS", "GLIBC_TUNABLES"}
 FOLDERS = {path.name for path in ROOT.iterdir() if path.is_dir() and not path.name.startswith(".")} - {"data", "runs"}
@@ -68,7 +68,7 @@ def own_flags(script: str) -> set[str]:
 @cache
 def all_flags() -> frozenset[str]:
     scripts = [str(path.relative_to(ROOT)) for path in (ROOT / "preprocess").glob("*.sh")]
-    return frozenset(TORCHRUN).union(*map(flags_of, [*PROGRAMS, *scripts]))
+    return frozenset(OF_OTHERS).union(*map(flags_of, [*PROGRAMS, *scripts]))
 
 
 def reads(program: str, variable: str) -> bool:
