@@ -14,9 +14,6 @@ from engine.errors import explained
 from modules.methods import Method
 from modules.rows import Rows, map_rows, to_float
 
-Similarity = Callable[[Rows, Rows], torch.Tensor]
-"""Text rows `[n,...]` and video rows `[m,...]` -> scores `[n,m]`, higher is better."""
-
 
 @contextmanager
 def evaluating(method: Method) -> Iterator[None]:

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from modules.precision import compute_dtype
-from modules.stop.dynamics import at_least_fp32
+from modules.stop.tokens import at_least_fp32
 
 
 def convolve(conv: nn.Conv3d, x: Tensor) -> Tensor:

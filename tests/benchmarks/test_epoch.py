@@ -96,7 +96,7 @@ def test_compiled(data, tmp_path, capsys, monkeypatch, taken):
         compiled.append(type(method).__name__)
         nn.Module.compile(method, backend="aot_eager", **arguments)
 
-    monkeypatch.setattr("engine.train.Method.compile", compile_)
+    monkeypatch.setattr("modules.methods.Method.compile", compile_)
     monkeypatch.setattr("engine.train.compiler_error", lambda device: None)
     assert main([*small(data, tmp_path / "numbers.json"), "--method", "vpt", "--compile", "--steps", "1"]) == 0
     assert compiled == ["VPT"]
