@@ -93,7 +93,7 @@ def test_text_equals_prompts_in_the_sequence(space):
     torch.testing.assert_close(ours, expected, atol=1e-5, rtol=1e-5)
 
 
-def test_postfix_is_dead_as_released_and_its_mend_is_not():
+def test_postfix_is_dead_as_released_and_its_fix_is_not():
     _, _, token_ids = tiny_batch(words=8)
     for placement, matters in (("dead", False), ("before_end", True)):
         method = dgl(shared_latent_space="linear", text_postfix=placement)
