@@ -62,15 +62,20 @@ class Block(nn.Module):
         self.attn = Attention(width, heads)
         self.ln_2 = nn.LayerNorm(width)
         self.mlp = MLP(width, activation)
-        self.recompute = False  # in backward, instead of keeping what is inside: less memory, a forward pass more
+        self.recompute = False  # the inside in backward instead of keeping it: less memory, one more forward pass
 
     def layers(self) -> dict[str, Layer]:
         """Return the linear layers by name, for deltas; qkv is q, k and v in one."""
         width, hidden, of_qkv = self.attn.width, self.mlp.c_fc.out_features, self.attn.in_deltas
-        layers = {name: Layer(of_qkv, row * width, width, width) for row, name in enumerate("qkv")}
-        layers |= {"qkv": Layer(of_qkv, 0, 3 * width, width), "out": Layer(self.attn.out_deltas, 0, width, width)}
-        layers |= {"c_fc": Layer(self.mlp.in_deltas, 0, hidden, width)}
-        return layers | {"c_proj": Layer(self.mlp.out_deltas, 0, width, hidden)}
+        return {
+            "q": Layer(of_qkv, 0, width, width),
+            "k": Layer(of_qkv, width, width, width),
+            "v": Layer(of_qkv, 2 * width, width, width),
+            "qkv": Layer(of_qkv, 0, 3 * width, width),
+            "out": Layer(self.attn.out_deltas, 0, width, width),
+            "c_fc": Layer(self.mlp.in_deltas, 0, hidden, width),
+            "c_proj": Layer(self.mlp.out_deltas, 0, width, hidden),
+        }
 
     def context(self, tokens: Tensor) -> KeysValues:
         """Return keys and values of tokens [N, S, D], normalised as x is."""

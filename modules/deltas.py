@@ -1,10 +1,10 @@
-"""Additions to the linear layers of CLIP's blocks, for LoRA, adapters and their kin.
+"""Additions to the linear layers of CLIP's blocks, for LoRA and adapters.
 
     y = W x + b   becomes   y = (W + ΔW) x + b      for a `WeightDelta`
                        or   y = W x + b + f(x)      for an `InputDelta`
 
 A delta is a module that a method registers beside its CLIP. The layer only refers to it, so the names of CLIP's tensors
-and the hash of its weights stay as they are. `Block.layers` gives the layers: q, k, v, out, c_fc and c_proj.
+and the hash of its weights stay the same. `Block.layers` returns the layers: q, k, v, out, c_fc and c_proj.
 """
 
 from collections.abc import Callable
@@ -19,7 +19,7 @@ from modules.precision import FrozenWeightCache
 
 
 class WeightDelta(nn.Module):
-    """A delta that is a matrix. It is added to the weight, in evaluation once until a tensor changes."""
+    """A delta that is a matrix. W + ΔW takes the place of W; in evaluation it is kept until a tensor changes."""
 
     def weight(self) -> Tensor:
         """Return ΔW, [outputs, inputs]."""
@@ -29,30 +29,31 @@ class WeightDelta(nn.Module):
 class InputDelta(nn.Module):
     """A delta that is a function of the layer's input: `forward` maps [..., inputs] to [..., outputs].
 
-    One that is a `WeightDelta` too is this in training, where a low rank is cheaper so (no gradient of a whole weight)
-    and may have dropout, and is added to the weight in evaluation.
+    A class may inherit from both. Then `forward` is used in training: it may have dropout, and at a low rank it is
+    cheaper, since it needs no gradient of a whole weight. In evaluation `weight` is added to the layer's weight. Code
+    that reads a weight itself (`Attention.projection`) does not see the function.
     """
 
 
 class Deltas:
-    """What is added to one weight; empty where no method adds anything, and then free of cost."""
+    """The deltas of one weight. Without any, W and y are returned as they are."""
 
     def __init__(self) -> None:
-        self._added: list[tuple[int, int, nn.Module]] = []  # rows from and to, module
+        self._added: list[tuple[int, int, nn.Module]] = []  # first row, end of the rows, module
         self._cache = FrozenWeightCache(self._sum)
 
     def add(self, delta: WeightDelta | InputDelta, first: int, end: int) -> None:
-        """Add a delta for the rows `first` to `end` of the weight, which are its outputs."""
+        """Add a delta to the rows `first` to `end` of the weight, which are outputs of the layer."""
         self._added.append((first, end, delta))
 
     def merged(self, weight: Tensor) -> Tensor:
-        """Return W + ΔW, in the precision of W; W itself where nothing is to be added to it."""
+        """Return W + ΔW, in the precision of W."""
         deltas = [delta for _, _, delta in self._added if _in_weight(delta)]
         if not deltas:
             return weight
         sources = [weight, *chain.from_iterable(chain(delta.parameters(), delta.buffers()) for delta in deltas)]
         if not torch.is_grad_enabled():
-            sources = [source.detach() for source in sources]  # to the cache they are frozen
+            sources = [source.detach() for source in sources]  # the cache keeps frozen tensors only
         with torch.autocast(weight.device.type, enabled=False):
             return self._cache(*sources)
 
@@ -72,9 +73,10 @@ class Deltas:
         times: float = 1.0,
         read: Callable[[Tensor], Tensor] | None = None,
     ) -> Tensor:
-        """Return y, the outputs `row` and after of the layer, plus f(x).
+        """Return y + f(x), where y has the outputs of the layer from `row` on.
 
-        Where x and y are not exactly what the layer reads and writes in CLIP, `times` f(`read`(x)) is added.
+        If a factor or a norm was folded into weights, so that x or y is not exactly what the layer reads or writes in
+        CLIP, the sum is y + `times` f(`read`(x)).
         """
         for first, end, delta in self._added:
             low, high = max(first, row), min(end, row + y.shape[-1])

@@ -1,4 +1,4 @@
-"""Both towers against Hugging Face's CLIPModel and open_clip, and what the seams promise."""
+"""Both towers against Hugging Face's CLIPModel and open_clip, and the contract of the seams."""
 
 import dataclasses
 
@@ -125,7 +125,7 @@ def test_forward_is_embed_blocks_pool() -> None:
     assert tokens.shape == (3, 1 + clip.visual.grid**2, clip.visual.width) == (3, 17, 64)
     for block in clip.visual.blocks:
         tokens = block(tokens)
-    # The tower itself leaves out of its last block what no one reads.
+    # The tower skips the outputs of its last block that are never read.
     torch.testing.assert_close(clip.visual(pixels), clip.visual.pool(tokens), atol=1e-5, rtol=0)
     words = clip.text.embed(token_ids)
     for block in clip.text.blocks:
@@ -153,7 +153,7 @@ def test_a_block_takes_tokens_already_normalised(frozen: bool) -> None:
     torch.testing.assert_close(block(x, context, normal=normal), block(x, context), atol=1e-5, rtol=1e-5)
     first = block.first_token(x, context, normal=normal)
     torch.testing.assert_close(first, block.first_token(x, context), atol=1e-5, rtol=1e-5)
-    with torch.no_grad():  # what was made of frozen weights is made anew when one of them changes
+    with torch.no_grad():  # tensors derived from frozen weights are computed again when one of them changes
         block.ln_1.weight.mul_(2)
         block.ln_1.bias.add_(1)
     torch.testing.assert_close(block(x, context, normal=normal), block(x, context), atol=1e-4, rtol=1e-5)

@@ -1,5 +1,5 @@
-"""Frozen weights made ready once: their values, when they are made again, and that trained ones are not kept. Products
-filled up for GPUs."""
+"""The cache of tensors derived from frozen weights: values, when it computes them again, and that trained weights are
+not kept. Padding for GPUs."""
 
 import copy
 
@@ -28,7 +28,7 @@ def test_the_precision_of_products():
             assert compute_dtype(x) == torch.float32
 
 
-def test_a_frozen_weight_is_made_once_for_each_precision():
+def test_a_frozen_weight_is_cached_for_each_precision():
     ready, weight = times(1.702), torch.randn(3, 3)
     first = ready(weight)
     assert torch.equal(first, weight * 1.702)
@@ -41,7 +41,7 @@ def test_a_frozen_weight_is_made_once_for_each_precision():
     assert times(1)(weight) is weight
 
 
-def test_what_is_made_of_several_weights_is_made_again_when_one_is_written_to():
+def test_a_tensor_of_several_weights_is_computed_again_when_one_is_written_to():
     ready, weights = FrozenWeightCache(torch.addmv), [torch.zeros(2), torch.eye(2), torch.ones(2)]
     assert ready(*weights).tolist() == [1.0, 1.0]
     assert ready(*weights) is ready(*weights)
@@ -51,7 +51,7 @@ def test_what_is_made_of_several_weights_is_made_again_when_one_is_written_to():
     assert weights[0].grad.tolist() == [1.0, 1.0]
 
 
-def test_it_is_made_again_when_the_weight_is_written_to_or_exchanged():
+def test_it_is_computed_again_when_the_weight_is_written_to_or_exchanged():
     ready, weight = times(2.0), torch.ones(3)
     ready(weight)
     weight.copy_(torch.full((3,), 5.0))

@@ -1,4 +1,4 @@
-"""What must hold for every method; a new line in METHODS is tested by being there."""
+"""Requirements of every method; these tests run for each entry of METHODS."""
 
 import copy
 import io
@@ -13,7 +13,7 @@ from modules.methods import METHODS, build_method, method_options
 from tests.tiny import TINY, tiny_batch, tiny_clip
 
 METHOD_NAMES = list(METHODS)
-# What a method needs for the clips here, or to keep what it breaks by default (which its own tests show).
+# Options that a method needs for the clips here, or to fix a requirement that it breaks by default (see its own tests).
 OPTIONS = {"dgl": {"max_frames": 4}, "stop_released": {"max_frames": 4, "inter_frame_norm": "clip"}}
 
 

@@ -1,4 +1,4 @@
-"""DGL: its attention against one explicit mask over all tokens, its text tower against prompts put in between."""
+"""DGL: its attention against one explicit mask over all tokens, its text tower against inserted prompts."""
 
 from dataclasses import replace
 
@@ -36,7 +36,7 @@ def attention_with_mask(block, x, allowed):
 @pytest.mark.parametrize("space", SPACES)
 def test_video_equals_one_masked_sequence(space):
     """Globals, then every frame's class token, prompts and patches: a token of a frame sees the globals and its frame,
-    a global sees all; the prompts are tokens, put in anew before every block."""
+    and a global sees all. The prompts are tokens, inserted again before every block."""
     method = dgl(shared_latent_space=space)
     video, _, _ = tiny_batch(frames=4)
     batch, frames = video.shape[:2]
@@ -93,7 +93,7 @@ def test_text_equals_prompts_in_the_sequence(space):
     torch.testing.assert_close(ours, expected, atol=1e-5, rtol=1e-5)
 
 
-def test_postfix_is_dead_as_released_and_its_mend_is_not():
+def test_postfix_is_dead_as_released_and_its_fix_is_not():
     _, _, token_ids = tiny_batch(words=8)
     for placement, matters in (("dead", False), ("before_end", True)):
         method = dgl(shared_latent_space="linear", text_postfix=placement)
