@@ -64,18 +64,11 @@ def follow(recipe: str, project: Path) -> list[str]:
     return to_run
 
 
-@pytest.fixture(scope="module")
-def outcomes(tmp_path_factory) -> dict[str, list[tuple[int, str]]]:
-    """Exit code and output of every recipe's commands, run in one process in one copy that has followed all of them."""
-    project = tmp_path_factory.mktemp("contributing") / "project"
-    shutil.copytree(ROOT, project, ignore=NOT_COPIED)
-    runs = {title: [arguments_of(line) for line in follow(section(TEXT, title), project)] for title in RECIPES}
-    done = subprocess.run(
-        [sys.executable, "-c", RUN, json.dumps(runs)], env=os.environ | {"OMP_NUM_THREADS": "1"},
+def python(project: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, *arguments], env=os.environ | {"OMP_NUM_THREADS": "1"},
         cwd=project, capture_output=True, text=True, check=False, timeout=280,
     )  # fmt: skip
-    assert done.returncode == 0, done.stderr[-4000:]
-    return json.loads(done.stdout)
 
 
 def arguments_of(line: str) -> list[str]:
@@ -85,12 +78,23 @@ def arguments_of(line: str) -> list[str]:
     return found.arguments
 
 
-@pytest.mark.parametrize("title", RECIPES)
-def test_the_recipe_works(title, outcomes):
-    assert outcomes[title]
-    for code, output in outcomes[title]:
-        assert code == 0, output
-        assert " passed" in output
+def test_the_recipes_work(tmp_path):
+    """One test, so that the copy is made once, and one process that runs all commands, so that torch loads once."""
+    project = tmp_path / "project"
+    shutil.copytree(ROOT, project, ignore=NOT_COPIED)
+    lines = {title: follow(section(TEXT, title), project) for title in RECIPES}
+    for arguments in (["check"], ["format", "--check"]):
+        done = python(project, "-m", "ruff", *arguments)
+        assert done.returncode == 0, done.stdout + done.stderr
+    runs = {title: [arguments_of(line) for line in of_recipe] for title, of_recipe in lines.items()}
+    done = python(project, "-c", RUN, json.dumps(runs))
+    assert done.returncode == 0, done.stderr[-4000:]
+    outcomes = json.loads(done.stdout)
+    for title in RECIPES:
+        assert outcomes[title], title
+        for code, output in outcomes[title]:
+            assert code == 0, f"{title}\n{output}"
+            assert " passed" in output, title
 
 
 def test_the_recipes_that_are_promised():
