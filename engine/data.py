@@ -37,8 +37,7 @@ def frame_cache(data: DataConfig, run: RunConfig) -> FrameCache | None:
 
 
 def reader_processes(num_thread_reader: int) -> int:
-    """Return the number of worker processes that decode for this process: the flag's value, or for -1 what the cores
-    allow."""
+    """Return the number of processes that decode for this one: the flag's value, or for -1 what the cores allow."""
     if num_thread_reader >= 0:
         return num_thread_reader
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

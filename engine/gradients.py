@@ -20,11 +20,10 @@ def unreached(parameters: Mapping[str, nn.Parameter], one_frame: bool = False) -
     names = [name for name, parameter in parameters.items() if parameter.grad is None]
     if not names:
         return None
-    of_frames = " of clips of 1 frame" if one_frame else ""
-    fix = "pass --max_frames 2 or more, or switch" if one_frame else "switch"
+    of_frames, more = (" of clips of 1 frame", "pass --max_frames 2 or more, or ") if one_frame else ("", "")
     return ValueError(
         f"{len(names)} of the {len(parameters)} trained tensors have no part in the loss{of_frames} and cannot learn: "
-        f"{some(names, SHOWN)}; {fix} the part of the method that they belong to off"
+        f"{some(names, SHOWN)}; {more}switch the part of the method that they belong to off"
     )
 
 

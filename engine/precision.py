@@ -1,6 +1,7 @@
 """The precision in which the encoders run, and the random state that dropout draws from."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Literal
 
 import torch
@@ -17,7 +18,7 @@ def autocast_for(precision: str, device: torch.device) -> Callable[[], torch.aut
     """Return a maker of the context in which the encoders run; `precision` is auto, fp32, bf16 or fp16."""
     if precision == "auto":
         precision = auto_precision(device)
-    return lambda: torch.autocast(device.type, AUTOCAST.get(precision), enabled=precision in AUTOCAST)
+    return partial(torch.autocast, device.type, AUTOCAST.get(precision), enabled=precision in AUTOCAST)
 
 
 def random_state(device: torch.device) -> torch.Tensor:

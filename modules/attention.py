@@ -145,8 +145,8 @@ class Attention(nn.Module):
     def _in_a_tile(self, qkv: Tensor, others: int, mask: Tensor | None) -> bool:
         """Whether `short_attention` can do this, with so many tokens in the context."""
         return (
-            usable(qkv)
-            and qkv.dtype in (torch.bfloat16, torch.float16)  # in fp32 it would use no tensor cores
+            qkv.dtype in (torch.bfloat16, torch.float16)  # in fp32 it would use no tensor cores
+            and usable(qkv)
             and fits(qkv.shape[1], others, self.width // self.heads)
             and (mask is None or mask.dtype == torch.bool)
         )

@@ -17,7 +17,7 @@ FORBIDDEN = {
 # Commands, and the parts of a run that are about all of its settings.
 CONFIG_USERS = {
     "engine/cli.py", "engine/config.py", "engine/identity.py", "engine/preflight.py", "engine/run.py",
-    "engine/tasks/splits.py", "engine/tasks/base.py", "engine/tasks/retrieval.py", "tools/visualize.py",
+    "tools/visualize.py",
 }  # fmt: skip
 MOST_LINES = 400
 LIMITS = {"engine/train.py": 300, "main_task_retrieval.py": 35}
@@ -79,7 +79,8 @@ def test_files_stay_short():
 def test_the_whole_config_stays_at_the_top():
     for path in [ROOT / "main_task_retrieval.py", *sources("modules", "dataloaders", "engine")]:
         takes_config = ("engine.config", "Config") in imports_of(path)
-        assert not takes_config or str(path.relative_to(ROOT)) in CONFIG_USERS, path
+        name = path.relative_to(ROOT).as_posix()
+        assert not takes_config or name in CONFIG_USERS or name.startswith("engine/tasks/"), path
 
 
 def test_the_checker_sees_a_forbidden_import(tmp_path):

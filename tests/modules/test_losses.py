@@ -225,5 +225,5 @@ def test_only_a_loss_with_a_scale_says_so(loss):
 
 
 def test_an_unknown_loss_is_one_sentence():
-    with pytest.raises(ValueError, match=r"^--loss 'hinge' is not one of: symmetric_info_nce, sigmoid$"):
+    with pytest.raises(ValueError, match=rf"^--loss 'hinge' is not one of: {', '.join(LOSSES)}$"):
         build_loss("hinge", tiny_clip())
