@@ -22,16 +22,14 @@ def compiler_error(device: torch.device) -> ValueError | None:
 def compile_forward(method: Method) -> None:
     """Turn the method's `forward` into one graph when it is first called; another batch size is compiled anew.
 
-    The graph goes from normalised pixels and words to embeddings. With --gradient_accumulation_steps there are two,
-    one without and one with gradient. `encode_video` and `encode_text` stay eager, and so does evaluation: its last
-    batches are smaller, and each size would be compiled anew. No tensor changes its name. Dropout draws other numbers
-    than without compilation.
+    The graph goes from normalised pixels and words to embeddings. With --gradient_accumulation_steps there are two, one
+    without and one with gradient. Evaluation stays eager: its last batches are smaller, and each size would be compiled
+    anew. No tensor changes its name. Dropout draws other numbers than without compilation.
     """
     # DDP's optimiser would cut the graph where gradients are sent. Older versions of torch refuse to cut ours: an
     # autograd.Function and recomputed blocks are graphs inside it.
     torch._dynamo.config.optimize_ddp = False
-    # The layout pass takes clips' tokens [B,T,P,D] for images of T channels, and copies what is kept for backward to a
-    # layout that suits images.
+    # The layout pass takes tokens [B,T,P,D] for images, and copies what is kept for backward to a layout for images.
     torch._inductor.config.layout_optimization = False
     usable(method.clip.logit_scale)  # finds out now what it cannot ask while torch traces
     method.compile(dynamic=False)

@@ -200,16 +200,17 @@ class RunConfig(Checked):
 class TaskSettings(Checked):
     """The settings that one task alone has; a subclass has `Annotated` fields, one of them `datatype`.
 
-    The class attributes say how the engine treats them. `task` is the task's name. `readers` has `read_split` of each
-    data set by the value of `datatype`, and `needed_flags` the flags that it needs: those for any split, and those that
-    the training split needs beside them. `of_the_run` names settings that belong to one evaluation and not to what is
-    learned. `places` names settings that are files, whose content `Task.identity` covers.
-    `newer` names settings that resume points of an earlier version lack; there they had the default.
+    Class attributes: `task` is the task's name. `readers` has `read_split` of each data set by the value of `datatype`,
+    `needed_flags` the flags that it needs for any split, and those that the training split needs beside them, `splits`
+    the splits that it has, where that is known. `of_the_run` names settings of one evaluation, which do not change what
+    is learned; `places` settings that are files, whose content `Task.identity` covers; `newer` settings that resume
+    points of an earlier version lack, where they had the default.
     """
 
     task: ClassVar[str]
     readers: ClassVar[Mapping[str, Callable[..., list[Sample]]]]
     needed_flags: ClassVar[Mapping[str, tuple[tuple[str, ...], tuple[str, ...]]]]
+    splits: ClassVar[Mapping[str, tuple[str, ...]]] = {}
     of_the_run: ClassVar[tuple[str, ...]] = ()
     places: ClassVar[tuple[str, ...]] = ()
     newer: ClassVar[tuple[str, ...]] = ()
@@ -244,6 +245,8 @@ class Config:
             missing = [f"--{name}" for name in needed if not getattr(self.data, name)]
             if missing:
                 raise ValueError(f"{self.task.datatype} needs {', '.join(missing)}: where its files are")
+        if self.run.select_on == "val" and "val" not in self.task.splits.get(self.task.datatype, ("val",)):
+            raise ValueError(f"--select_on val: {self.task.datatype} has no validation split; pass --select_on holdout")
 
     def flat(self) -> dict[str, Any]:
         """Return all settings, the method's included, by flag name."""

@@ -1,4 +1,4 @@
-"""Evaluation on all processes, for any task: each encodes its share of a dataset, and rows are gathered by number."""
+"""Evaluation on all processes, for any task: each encodes its share of a dataset; rows are gathered by number."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -29,21 +29,13 @@ def evaluating(method: Method) -> Iterator[None]:
 
 @dataclass(frozen=True)
 class Encoder:
-    """Encodes datasets on all processes.
-
-    Args:
-        process: this process among the others.
-        autocast: makes the context in which encoders run.
-        batch_size: items at once.
-        num_workers: decoding processes.
-        prefetch_factor: batches that each of them prepares ahead.
-    """
+    """Encodes datasets on all processes."""
 
     process: Process
-    autocast: Callable[[], torch.autocast]
-    batch_size: int
-    num_workers: int
-    prefetch_factor: int
+    autocast: Callable[[], torch.autocast]  # makes the context in which encoders run
+    batch_size: int  # items at once
+    num_workers: int  # decoding processes
+    prefetch_factor: int  # batches that each of them prepares ahead
 
     def __call__(
         self, dataset: Dataset[Item], encode: Callable[[Batch], Rows], name: str, workers: bool = True

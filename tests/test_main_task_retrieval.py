@@ -468,7 +468,8 @@ def test_diverged_loss_names_its_videos(small_data, tmp_path, capsys):
 
 
 def test_diverged_loss_stops_fp16_too(small_data, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr("engine.train.symmetric_info_nce", lambda logits, _: logits.sum() * float("inf"))
+    diverged = lambda self, logits, videos=None: logits.sum() * float("inf")  # noqa: E731
+    monkeypatch.setattr("modules.losses.SymmetricInfoNCE.forward", diverged)
     flags = [*small_data.flags(), "--output_dir", str(tmp_path), "--batch_size", "4", "--precision", "fp16"]
     assert "in step 0 on process 0" in (message := error_of(["--do_train", *flags], capsys))
     assert "pass --precision fp32" in message

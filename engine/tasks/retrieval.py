@@ -12,7 +12,7 @@ from typing import Annotated, Any, ClassVar, Literal
 import numpy as np
 import torch
 
-from dataloaders import DATASETS, NEEDED_FLAGS
+from dataloaders import DATASETS, NEEDED_FLAGS, SPLITS
 from dataloaders.datasets import GalleryVideos, QueryCaptions, TrainingPairs
 from dataloaders.frames import FrameReader
 from dataloaders.sampler import EpochSampler
@@ -46,6 +46,7 @@ class RetrievalSettings(TaskSettings):
     task: ClassVar = "retrieval"
     readers: ClassVar = DATASETS
     needed_flags: ClassVar = NEEDED_FLAGS
+    splits: ClassVar = SPLITS
     of_the_run: ClassVar = ("dsl", "dsl_temperature", "qb_norm", "querybank_size")
     places: ClassVar = ("train_twins_csv", "twins_csv")
     newer: ClassVar = ("loss",)

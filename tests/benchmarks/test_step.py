@@ -163,7 +163,10 @@ def test_command_line(small_data, capsys):
         (["--max_words", "80"], "--max_words 80 is out of range: it takes a number from 3 to 16"),
         (["--precision", "fp8"], "argument --precision: invalid choice"),
         (["--method", "stop", "--prompt_length", "3"], "--prompt_length is a setting of --method vpt"),
-        (["--method", "vpt", "--prompt_length", "0"], "prompt_length=0 is below 1"),
+        (
+            ["--method", "vpt", "--prompt_length", "0"],
+            "--prompt_length 0 is out of range",
+        ),
         (["--pretrained_clip_name", "ViT-B/99"], "no CLIP weights at ViT-B/99"),
     ],
 )

@@ -1,9 +1,6 @@
 """A second task runs on the engine as it is: trained, selected, resumed, on many processes and in parts."""
 
 import json
-import os
-import subprocess
-import sys
 
 import pytest
 import torch
@@ -16,15 +13,18 @@ from engine.tasks import TASKS, Retrieval
 from main_task_retrieval import main as retrieval
 from modules.options import options_of
 from tests.engine.tasks.colours import Colours, ColourSettings
-from tests.training_runs import ROOT, interrupt_after, lines_of
-
-PROGRAM = "import sys; from engine import run; from tests.engine.tasks.colours import Colours; run.main(Colours)"
+from tests.processes import run_as_group
+from tests.training_runs import interrupt_after, lines_of
 
 
 def flags(small_data, output, *more: str) -> list[str]:
     without = [flag for flag in small_data.flags() if flag != "--expand_msrvtt_sentences"]
     few = ["--epochs", "3", "--batch_size", "4", "--n_display", "1", "--method", "clip4clip", "--coef_lr", "1"]
     return ["--do_train", *without, *few, "--lr", "1e-3", "--output_dir", str(output), *more]
+
+
+def succeed(argv: list[str]) -> None:
+    assert run.main(Colours, argv) == 0
 
 
 def test_it_learns_and_writes_its_row(small_data, tmp_path):
@@ -42,11 +42,7 @@ def test_it_learns_and_writes_its_row(small_data, tmp_path):
 def test_parts_and_processes_change_nothing(small_data, tmp_path):
     assert run.main(Colours, flags(small_data, tmp_path / "one")) == 0
     assert run.main(Colours, flags(small_data, tmp_path / "parts", "--gradient_accumulation_steps", "2")) == 0
-    (tmp_path / "program.py").write_text(PROGRAM)
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    command = [*launcher, str(tmp_path / "program.py"), *flags(small_data, tmp_path / "two")]
-    subprocess.run(command, check=True, env=environment, timeout=200)
+    run_as_group(2, succeed, flags(small_data, tmp_path / "two"))
     curve = [line["loss"] for line in lines_of(tmp_path / "one", "train")]
     assert len(set(curve)) == len(curve) == 6
     for other in ("parts", "two"):

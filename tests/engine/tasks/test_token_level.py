@@ -9,18 +9,18 @@ from typing import NamedTuple
 import numpy as np
 import pytest
 import torch
-import torch.multiprocessing as mp
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from engine.distributed import process_group
 from engine.evaluate import Encoder, evaluating
 from engine.precision import autocast_for
+from engine.tasks.base import Part
 from engine.tasks.contrastive import ContrastiveStep
 from engine.tasks.retrieval_metrics import in_tiles, retrieval_metrics
 from modules.methods import Method
 from modules.rows import Rows, join, take, to_float
-from tests.engine.test_distributed import free_port
+from tests.processes import run_as_group
 from tests.tiny import tiny_batch, tiny_clip
 from tests.training_runs import ROOT
 
@@ -79,13 +79,11 @@ def data() -> tuple[Tensor, Tensor, Tensor]:
     return (video.clamp(0, 1) * 255).to(torch.uint8), frame_mask, token_ids
 
 
-def worker(rank: int, world_size: int, port: int, folder: Path) -> None:
-    if world_size > 1:
-        os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(world_size), "LOCAL_RANK": str(rank)}
-        os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    torch.set_num_threads(1)
+def save_rows_and_gradients(folder: Path) -> None:
+    """Encode in shards, and take a training step in one and in two parts, on this process of a group."""
     video, frame_mask, token_ids = data()
     with process_group() as process:
+        rank, world_size = process.rank, process.world_size
         method = WordsAndFrames(tiny_clip())
         encoder = Encoder(process, autocast_for("fp32", CPU), 2, 0, 2)
         with evaluating(method):
@@ -97,43 +95,32 @@ def worker(rank: int, world_size: int, port: int, folder: Path) -> None:
             texts = encoder(
                 Numbered(token_ids=token_ids), lambda batch: method.encode_text(batch["token_ids"]), "texts"
             )
-        step: torch.nn.Module = ContrastiveStep(method, autocast_for("fp32", CPU))
-        trained = step
-        if world_size > 1:
-            step = DistributedDataParallel(step, find_unused_parameters=True)
+        step = ContrastiveStep(method, autocast_for("fp32", CPU))
+        model = DistributedDataParallel(step, find_unused_parameters=True) if world_size > 1 else step
         share = tuple(tensor.chunk(world_size)[rank] for tensor in (video, frame_mask, token_ids))
-        gradients = {}
-        for parts in (1, 2):
+        gradients = []
+        for pieces in ([Part(share)], step.in_parts(share, 2)[1]):
             method.zero_grad()
-            loss = step(*share) if parts == 1 else None
-            if loss is not None:
-                loss.backward()
-            elif world_size == 1:
-                loss, pieces = trained.in_parts(share, parts)
-                for piece in pieces:
-                    step(*piece.inputs).backward()
-            gradients[parts] = {name: p.grad for name, p in method.named_parameters() if p.grad is not None}
-    torch.save({"rows": (*texts, *clips), "loss": loss, "gradients": gradients}, folder / f"{world_size}_{rank}.pt")
+            for piece in pieces:
+                model(*piece.inputs).backward()
+            gradients.append({name: p.grad for name, p in method.named_parameters() if p.grad is not None})
+    torch.save({"rows": (*texts, *clips), "gradients": gradients}, folder / f"{world_size}_{rank}.pt")
 
 
 def test_one_two_and_three_processes(tmp_path):
-    """The same rows, masks included, the same gradients, also in parts."""
-    worker(0, 1, 0, tmp_path)
-    for world_size in (2, 3):
-        mp.spawn(worker, (world_size, free_port(), tmp_path), nprocs=world_size)
+    """They give the same rows, masks included, and the same gradients, also in parts."""
+    for world_size in (1, 2, 3):
+        run_as_group(world_size, save_rows_and_gradients, tmp_path)
     alone = torch.load(tmp_path / "1_0.pt")
-    whole, in_parts = alone["gradients"].values()
-    assert whole.keys() == in_parts.keys()
-    for name, gradient in whole.items():
-        torch.testing.assert_close(in_parts[name], gradient, atol=1e-6, rtol=1e-4, msg=name)
-    for world_size in (2, 3):
-        for rank in range(world_size):
-            found = torch.load(tmp_path / f"{world_size}_{rank}.pt")
-            for ours, theirs in zip(found["rows"], alone["rows"], strict=True):
-                assert ours.dtype == theirs.dtype
-                torch.testing.assert_close(ours, theirs)
-            for name, gradient in whole.items():
-                torch.testing.assert_close(found["gradients"][1][name], gradient, atol=1e-6, rtol=1e-4, msg=name)
+    expected = alone["gradients"][0]
+    for path in tmp_path.glob("*.pt"):
+        found = torch.load(path)
+        for ours, theirs in zip(found["rows"], alone["rows"], strict=True):
+            assert ours.dtype == theirs.dtype
+            torch.testing.assert_close(ours, theirs)
+        for gradients in found["gradients"]:
+            for name, gradient in expected.items():
+                torch.testing.assert_close(gradients[name], gradient, atol=1e-6, rtol=1e-4, msg=f"{path.name}, {name}")
 
 
 def features(n: int, tokens: int, seed: int) -> Tokens:

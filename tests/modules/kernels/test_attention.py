@@ -371,7 +371,7 @@ def test_a_blocks_attention_uses_it_and_stays_the_same(rows, causal, masked, mon
     parts = [] if rows is None else [torch.randn(rows, others, 32, device=DEVICE, dtype=HALF) for _ in range(2)]
     results = []
     for used in (True, False):
-        monkeypatch.setattr(clip, "usable", lambda x, used=used: used)
+        monkeypatch.setattr("modules.attention.usable", lambda x, used=used: used)
         leaves = [part.clone().requires_grad_() for part in (x, *parts)]
         context = None if rows is None else clip.KeysValues(*leaves[1:])
         found = module(leaves[0], context, mask, causal)
