@@ -5,7 +5,7 @@ from dataclasses import fields
 from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from engine.config import Config, sections_with
@@ -80,14 +80,15 @@ def settings_of_a_run(draw: st.DrawFn) -> dict[str, Any]:
     return {**NEEDED, "method": method, **draw(st.fixed_dictionaries({}, optional=free)), **draw(options_of(method))}
 
 
+@settings(max_examples=30)
 @given(settings_of_a_run())
-def test_flat_and_back_is_the_same(settings):
-    flat = Config.from_flat(settings, RetrievalSettings).flat()
+def test_flat_and_back_is_the_same(values):
+    flat = Config.from_flat(values, RetrievalSettings).flat()
     again = Config.from_flat(flat, RetrievalSettings)
     assert again.flat() == flat
     assert Config.from_flat(again.flat(), RetrievalSettings) == again
-    assert {name: flat[name] for name in settings} == settings
-    assert all(flat[name] == default_of(section, name) for section, name in FIELDS if name not in settings)
+    assert {name: flat[name] for name in values} == values
+    assert all(flat[name] == default_of(section, name) for section, name in FIELDS if name not in values)
 
 
 @pytest.mark.parametrize(("section", "name"), FIELDS)
