@@ -16,8 +16,8 @@ _PEER_GONE = re.compile(r"Connection (?:closed|reset) by (?:remote )?peer|Broken
 def explained(error: BaseException) -> Exception | None:
     """Return an error whose message is one sentence for the user, or None if the error is a bug.
 
-    A ValueError or OSError is returned unchanged: its message is such a sentence. A RuntimeError or MemoryError whose
-    cause is known becomes an OSError that says what happened and what to do.
+    A ValueError or OSError is returned unchanged, because its message already is one sentence. A RuntimeError or
+    MemoryError with a known cause becomes an OSError that says what happened and what to do.
     """
     if isinstance(error, ValueError | OSError):
         return error

@@ -39,7 +39,7 @@ ONE_AND_TWO = "video0.mp4,a red film,,\nvideo1.mp4,a green film,,"
 def test_a_test_video_in_training_is_refused_before_anything_is_written(run, tmp_path, capsys):
     code, said = run(ONE_AND_TWO, "video2.mp4,a film,,\nvideo1.mp4,the same film,,", capsys, "--do_train")
     assert code == 2
-    assert "error: 1 of the 2 videos of the test split are in the training split too, the first is " in said
+    assert "error: 1 of the 2 videos of the test split are also in the training split, the first is " in said
     assert "video1.mp4: pass lists that share no video, or --allow_overlap" in said
     assert not (tmp_path / "run").exists()
     code, said = run(ONE_AND_TWO, ONE_AND_TWO, capsys, "--do_eval", "--qb_norm")
@@ -50,7 +50,7 @@ def test_a_test_video_in_training_is_refused_before_anything_is_written(run, tmp
 def test_an_overlap_that_is_allowed_is_in_the_log(run, tmp_path, capsys):
     assert run(ONE_AND_TWO, ONE_AND_TWO, capsys, "--do_train", "--allow_overlap")[0] == 0
     log = (tmp_path / "run" / "log.txt").read_text()
-    assert "attention: 2 of the 2 videos of the test split are in the training split too, the first is " in log
+    assert "attention: 2 of the 2 videos of the test split are also in the training split, the first is " in log
 
 
 def test_evaluation_alone_needs_no_training_list(run, tmp_path, capsys):

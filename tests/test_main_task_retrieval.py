@@ -479,4 +479,4 @@ def test_batch_that_does_not_divide(small_data, tmp_path):
     flags = [*small_data.flags(), "--output_dir", str(tmp_path), "--batch_size", "5"]
     done = run_in_processes(2, ["--do_train", *flags])
     assert done.returncode != 0
-    assert "--batch_size 5 is global and does not divide by the 2 processes" in done.stderr
+    assert "--batch_size 5 is global and is not divisible by the 2 processes" in done.stderr

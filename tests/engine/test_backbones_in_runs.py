@@ -122,7 +122,7 @@ def test_a_checkpoint_is_not_evaluated_on_the_same_weights_run_otherwise(
     assert main(again) == 0  # its own settings are the defaults
     assert main([*again, "--clip_activation", "quick_gelu"]) == 2
     error = capsys.readouterr().err
-    assert "run in another way than the one given: activation is gelu there and quick_gelu here" in error
+    assert "runs differently from the one given: activation is gelu there and quick_gelu here" in error
 
 
 def test_a_run_is_not_resumed_on_the_same_weights_run_otherwise(
@@ -131,7 +131,7 @@ def test_a_run_is_not_resumed_on_the_same_weights_run_otherwise(
     flags = [*small_data.flags(), "--pretrained_clip_name", str(bare), "--output_dir", str(tmp_path / "run")]
     assert main([*TRAINING, *flags, "--clip_activation", "gelu"]) == 0
     assert main([*TRAINING, *flags, "--clip_activation", "quick_gelu", "--resume", "auto"]) == 2
-    assert "is of another run: CLIP is" in capsys.readouterr().err
+    assert "belongs to another run: CLIP is" in capsys.readouterr().err
 
 
 def test_a_cache_filled_beforehand_is_the_runs(small_data: SmallData, hub: Path, tmp_path: Path, monkeypatch) -> None:

@@ -185,16 +185,16 @@ def test_one_from_before_there_was_a_seal_loads_and_the_log_says_so(saved, caplo
         ({"settings": "{}", "epoch": "1"}, "its header has no backbone_sha256"),
         ({"settings": "{", "epoch": "1", "backbone_sha256": "a"}, "its header cannot be read: Expecting"),
         ({"settings": "{}", "epoch": "one", "backbone_sha256": "a"}, "its header cannot be read: invalid literal"),
-        ({"settings": "[]", "epoch": "1", "backbone_sha256": "a"}, "its settings are no object"),
+        ({"settings": "[]", "epoch": "1", "backbone_sha256": "a"}, "its settings are not a JSON object"),
         *(
             ({"settings": settings, "epoch": "1", "backbone_sha256": "a"}, f"its setting {fault}")
             for settings, fault in (
-                ('{"max_words": [1]}', "max_words is [1] and no int"),
-                ('{"max_words": 20.5}', "max_words is 20.5 and no int"),
-                ('{"lr": null}', "lr is None and no float"),
-                ('{"method": ["vpt"]}', "method is ['vpt'] and no str"),
-                ('{"method": "vpt", "prompt_length": "x"}', "prompt_length is 'x' and no int"),
-                ('{"expand_msrvtt_sentences": "yes"}', "expand_msrvtt_sentences is 'yes' and no bool"),
+                ('{"max_words": [1]}', "max_words is [1], not of type int"),
+                ('{"max_words": 20.5}', "max_words is 20.5, not of type int"),
+                ('{"lr": null}', "lr is None, not of type float"),
+                ('{"method": ["vpt"]}', "method is ['vpt'], not of type str"),
+                ('{"method": "vpt", "prompt_length": "x"}', "prompt_length is 'x', not of type int"),
+                ('{"expand_msrvtt_sentences": "yes"}', "expand_msrvtt_sentences is 'yes', not of type bool"),
             )
         ),
     ],
@@ -204,7 +204,7 @@ def test_a_header_that_lacks_something(tmp_path, metadata, fault, capsys):
     save_file({"x": torch.zeros(1)}, path, metadata | {"format": checkpoint.FORMAT})
     assert main(["--do_eval", "--init_model", str(path)]) == 2
     message = capsys.readouterr().err
-    assert f"last.safetensors: is no whole checkpoint of this project ({fault}" in message
+    assert f"last.safetensors: is not a complete checkpoint of this project ({fault}" in message
     assert message.count("\n") == 1
 
 

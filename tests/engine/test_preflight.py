@@ -219,7 +219,7 @@ def test_the_probe_knows_what_comes_out_and_not_what_is_there():
         ),
         (
             ["--batch_size", "4", "--gradient_accumulation_steps", "3"],
-            "does not divide by the 1 processes times 3 parts",
+            "is not divisible by the 1 processes times 3 parts",
         ),
         (["--select_on", "holdout", "--holdout_videos", "10"], "--holdout_videos 10 leaves none of the 10"),
         (["--select_on", "holdout", "--holdout_videos", "9"], "There are 2 training items, a batch needs at least 4"),
@@ -277,7 +277,7 @@ def test_parameters_without_a_part_in_the_loss(small_data, tmp_path, capsys):
     assert message == (
         "34 of the 57 trained tensors have no part in the loss of clips of 1 frame and cannot learn: inter.0.slots, "
         "inter.0.dynamics.conv.weight, inter.0.prompter.down.weight and 31 more; pass --max_frames 2 or more, or "
-        "switch the part of the method that they belong to off"
+        "switch off the part of the method that they belong to"
     )
     assert sorted(path.name for path in tmp_path.iterdir()) == ["config.json", "resume"]
     assert (tmp_path / "config.json").read_text() == "of an earlier run"
@@ -312,5 +312,5 @@ def test_parameters_whose_gradient_is_always_zero(small_data, tmp_path):
 
     flags = [*small_data.flags(), "--method", "stop", "--prompt_depth", "1", "--alpha", "1", "--epochs", "2"]
     assert main([*TRAIN, *flags, "--output_dir", str(tmp_path)]) == 0
-    named = "1 of 29 trained tensors have had no gradient in any step and stay as they were drawn: intra.0.dynamics"
+    named = "1 of 29 trained tensors have had no gradient in any step and keep their initial values: intra.0.dynamics"
     assert named in (tmp_path / "log.txt").read_text()

@@ -101,7 +101,7 @@ def test_what_other_captions_of_a_video_are(small_data, tmp_path, monkeypatch):
             assert main([*flags, "--lr", "0", "--batch_size", "8"]) == 0
         curves[same_video] = [line["loss"] for line in lines_of(tmp_path / same_video, "train")]
         assert (
-            f"negatives a query {'up to ' * (same_video == 'positives')}7"
+            f"negatives per query {'up to ' * (same_video == 'positives')}7"
             in (tmp_path / same_video / "log.txt").read_text()
         )
     assert videos["positives"] == videos["negatives"]
