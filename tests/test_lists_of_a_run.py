@@ -1,4 +1,4 @@
-"""A run and its lists: videos in both splits, captions that are cut, and files that are something else."""
+"""A run checks its lists: videos in both splits, captions that are cut, and files of another kind."""
 
 import json
 import re
@@ -15,7 +15,7 @@ from tests.small_data import SmallData
 
 @pytest.fixture
 def run(small_data: SmallData, tmp_path: Path):
-    """Calls the program on lists of one's own; gives its exit code and what it said, the log included."""
+    """Return a function that runs the program on given lists and returns its exit code and its output with the log."""
 
     def call(train: str, test: str, capsys, *more: str) -> tuple[int, str]:
         for name, rows in (("train.csv", train), ("test.csv", test)):
@@ -74,15 +74,15 @@ def test_both_splits_say_how_many_captions_lose_words(run, tmp_path, capsys):
     assert "training split: 1 of 2 captions lose words at --max_words 6 (the longest has 8)\n" in log
 
 
-def test_the_quickstart_s_lists_are_not_taken_for_the_published_ones(small_data, tmp_path, capsys):
+def test_the_quickstart_lists_are_not_mistaken_for_the_published_ones(small_data, tmp_path, capsys):
     flags = ["--do_eval", *small_data.flags(), "--output_dir", str(tmp_path / "run")]
-    assert main(flags) == 0  # its test list is called as the published one
+    assert main(flags) == 0  # its test list has the name of the published one
     assert "published" not in (tmp_path / "run" / "log.txt").read_text()
 
 
 @pytest.fixture(scope="module")
 def one_line(tmp_path_factory) -> Path:
-    """JSON of five megabytes in a line."""
+    """Write a JSON file of five megabytes in one line."""
     path = tmp_path_factory.mktemp("one_line") / "file.json"
     path.write_text(json.dumps({f"key {n} " + "x" * 400: "y" * 4600 for n in range(1000)}))
     return path

@@ -1,4 +1,4 @@
-"""A run shows its CLIP pictures as that was trained on them, says so, and writes it down."""
+"""A run prepares pictures as in the training of its CLIP; the log and the checkpoint say how."""
 
 import json
 from pathlib import Path
@@ -29,7 +29,7 @@ TRAINING = ["--do_train", "--epochs", "1", "--batch_size", "10"]
 
 @pytest.fixture(scope="module")
 def hub(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A GELU model with heads of 80, which squashes its pictures."""
+    """Write a GELU model with heads of 80 channels that squashes its pictures."""
     folder = tmp_path_factory.mktemp("hub")
     write_hub_folder(folder, changed(vision_cfg={"width": 160, "head_width": 80}), PIXELS)
     return folder
@@ -37,7 +37,7 @@ def hub(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def bare(small_data: SmallData, tmp_path: Path) -> Path:
-    """The small CLIP as a file that says nothing of itself."""
+    """Write the small CLIP as a file that states none of its facts."""
     path = tmp_path / "bare.safetensors"
     save_file(load_file(small_data.clip), path)
     return path
@@ -45,7 +45,7 @@ def bare(small_data: SmallData, tmp_path: Path) -> Path:
 
 @pytest.fixture
 def seen(monkeypatch: pytest.MonkeyPatch) -> list[torch.Tensor]:
-    """All videos that methods were shown."""
+    """Return a list that receives all videos that methods encode."""
     shown: list[torch.Tensor] = []
     encode = CLIP4Clip.encode_video
 
@@ -58,10 +58,10 @@ def seen(monkeypatch: pytest.MonkeyPatch) -> list[torch.Tensor]:
 
 
 def test_what_a_run_sees_is_what_open_clip_sees(small_data: SmallData, hub: Path, tmp_path: Path, seen: list) -> None:
-    """From the video file to the pixels of every test clip, against open_clip's own transform of the same frames."""
+    """Compare the pixels of every test clip with open_clip's transform of the same frames."""
     flags = [*small_data.flags(), "--pretrained_clip_name", str(hub), "--batch_size_val", "7"]
     assert main(["--do_eval", *flags, "--output_dir", str(tmp_path)]) == 0
-    videos = seen[-1]  # of the evaluation; before it the method is compared with CLIP as it is
+    videos = seen[-1]  # from the evaluation; before it, the method is compared with CLIP
     _, _, transform = open_clip.create_model_and_transforms(f"local-dir:{hub}")
     config = parse_config(["--do_eval", *flags], RetrievalSettings)
     samples = config.task.list_split(config.data, "test")
@@ -87,7 +87,7 @@ def test_the_log_and_the_checkpoint_say_what_it_is(small_data: SmallData, hub: P
 def test_everywhere_pixels_are_normalised_as_the_flags_say(
     small_data: SmallData, bare: Path, tmp_path: Path, seen: list
 ) -> None:
-    """Training, evaluation and pictures; by --clip_statistics none all values lie in 0..1, by CLIP's they do not."""
+    """Check training, evaluation and pictures: only with --clip_statistics none do all values lie in 0..1."""
     stated = ["--clip_activation", "quick_gelu", "--clip_statistics", "none", "--clip_resize", "squash"]
     run = [*small_data.flags(), "--output_dir", str(tmp_path / "run"), "--pretrained_clip_name", str(bare)]
     assert main([*TRAINING, *run, *stated]) == 0

@@ -37,7 +37,7 @@ def test_bool_flags_switch_on_and_off():
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_no_name_means_two_things(method):
+def test_no_flag_has_two_meanings(method):
     names = [item.name for cls in SECTIONS.values() for item in fields(cls) if item.name != "options"]
     assert len(names) == len(set(names))
     parse_config(["--describe", "--method", method], RetrievalSettings)
@@ -88,8 +88,8 @@ FLOATS = [
 
 
 @pytest.mark.parametrize("value", ["nan", "inf", "-inf", "1e999"])
-def test_no_number_is_infinite_or_none(value):
-    """Of no section and of no method, given as a flag or from Python."""
+def test_infinite_and_nan_settings_are_refused(value):
+    """Check every section and every method, by flag and from Python."""
     assert {flag for _, flag in FLOATS} >= {"lr", "max_grad_norm", "dsl_temperature", "beta", "noise_floor"}
     for owner, flag in FLOATS:
         method = ["--method", owner] if owner in METHODS else []

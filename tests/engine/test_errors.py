@@ -62,7 +62,7 @@ def test_all_processes_end_when_a_worker_is_killed(small_data, tmp_path, what):
     done = subprocess.run([*command, *flags], capture_output=True, text=True, env=environment, timeout=240, check=False)
     assert "exitcode  : 2" in done.stderr
     assert "error: a worker process that decodes videos (pid " in done.stderr
-    assert "main_task_retrieval.py" not in done.stderr  # in no traceback
+    assert "main_task_retrieval.py" not in done.stderr  # there is no traceback
 
 
 @pytest.mark.parametrize(

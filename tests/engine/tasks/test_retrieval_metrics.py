@@ -1,4 +1,4 @@
-"""Metrics against plain loops: over orders for ties, over the full matrix for many captions a video."""
+"""Metrics equal plain loops: over all orders for ties, over the full matrix for many captions per video."""
 
 import itertools
 import os
@@ -18,8 +18,8 @@ ROOT = Path(__file__).parent.parent.parent
 
 
 def naive_summary(scores: np.ndarray, right: list[int]) -> dict[str, float]:
-    """Average over every order of tied candidates, by writing all orders down."""
-    places = []  # one list of equally likely ranks a query
+    """Average over every order of tied candidates by listing all orders."""
+    places = []  # for each query, a list of equally likely ranks
     for row, own in zip(scores, right, strict=True):
         ranks = []
         for order in itertools.permutations(range(len(row))):
@@ -68,7 +68,7 @@ def test_many_captions_a_video_in_any_block_size(n_videos, seed, block):
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), float("-inf")])
-def test_a_score_that_is_no_number_is_an_error(bad):
+def test_a_score_that_is_not_finite_is_an_error(bad):
     scores = torch.zeros(4, 4)
     scores[2, 1] = bad
     with pytest.raises(ValueError, match="1 of 4 queries"):
@@ -126,7 +126,7 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
 
 @pytest.mark.slow
 def test_a_large_gallery_in_two_gigabytes():
-    """50,000 captions and 10,000 videos, whose whole matrix alone is 2 GB, with all post-processing and the imports."""
+    """Check 50,000 captions and 10,000 videos with all post-processing; the whole matrix alone would take 2 GB."""
     done = subprocess.run(
         [sys.executable, "-c", LARGE_GALLERY],
         cwd=ROOT, env=os.environ | {"CUDA_VISIBLE_DEVICES": ""}, capture_output=True, text=True, check=False,
