@@ -1,4 +1,4 @@
-"""scripts/msrvtt.sh trains from environment variables alone, on a small made data set of embedded digits or shapes."""
+"""scripts/msrvtt.sh runs with environment variables alone, on a small moving-shapes data set from its own command."""
 
 import csv
 import json

@@ -76,7 +76,7 @@ def test_files_stay_short():
     assert engine < 3000, f"the engine without its tasks has {engine} lines"
 
 
-def test_the_whole_config_stays_at_the_top():
+def test_only_top_modules_take_the_whole_config():
     for path in [ROOT / "main_task_retrieval.py", *sources("modules", "dataloaders", "engine")]:
         takes_config = ("engine.config", "Config") in imports_of(path)
         name = path.relative_to(ROOT).as_posix()

@@ -58,14 +58,14 @@ def test_evaluation_alone_needs_no_training_list(run, tmp_path, capsys):
     assert "attention" not in (tmp_path / "run" / "log.txt").read_text()
 
 
-def test_other_parts_of_a_file_may_be_tested_on(run, tmp_path, capsys):
+def test_train_and_test_may_share_a_file_with_different_windows(run, tmp_path, capsys):
     halves = "video0.mp4,a,0,0.7\nvideo1.mp4,b,,0.7", "video0.mp4,a,0.7,\nvideo1.mp4,b,0.7,"
     assert run(*halves, capsys, "--do_train")[0] == 0
     later = "video0.mp4,a,0.6,\nvideo1.mp4,b,0.7,"
     assert "1 of the 2 videos" in run(halves[0], later, capsys, "--do_train")[1]
 
 
-def test_both_splits_say_how_many_captions_lose_words(run, tmp_path, capsys):
+def test_the_log_counts_cut_captions_of_both_splits(run, tmp_path, capsys):
     training = "video0.mp4,a red film,,\nvideo1.mp4,a green film of a dog,,"
     test = "video2.mp4,a long film of a dog,,\nvideo3.mp4,a long film of a cat,,\nvideo3.mp4,short,,"
     assert run(training, test, capsys, "--do_train")[0] == 0
@@ -96,7 +96,7 @@ def one_line(tmp_path_factory) -> Path:
         *[("pretrained_clip_name", end) for end in (".safetensors", ".pt", ".json")],
     ],
 )
-def test_five_megabytes_in_a_line_make_a_short_message(small_data, tmp_path, one_line, flag, ending, capsys):
+def test_a_list_with_a_line_of_megabytes_makes_a_short_message(small_data, tmp_path, one_line, flag, ending, capsys):
     path = tmp_path / f"file{ending}"
     path.symlink_to(one_line)
     flags = [*small_data.flags(), "--output_dir", str(tmp_path / "run"), f"--{flag}", str(path)]

@@ -138,7 +138,7 @@ def test_checkpoints_of_released_codes(small_data, tmp_path, method, options, ca
     assert "1 keys missing (clip.visual.conv1.weight)" in message
 
 
-def test_a_checkpoint_from_before_a_setting_existed(small_data, tmp_path):
+def test_a_checkpoint_without_a_newer_setting_gets_its_default(small_data, tmp_path):
     flags = [*small_data.flags(), "--epochs", "1", "--batch_size", "4", "--output_dir", str(tmp_path)]
     assert main(["--do_train", *flags]) == 0
     trained = lines_of(tmp_path / "metrics.jsonl")[-1]
@@ -170,7 +170,7 @@ def test_workers_use_the_prefetch_factor(small_data, tmp_path, monkeypatch):
     assert made == [("TrainingPairs", 1, 3), ("GalleryVideos", 1, 3), ("QueryCaptions", 0, None)]
 
 
-def test_twins_cannot_be_kept_apart(small_data, tmp_path, capsys):
+def test_apart_is_refused_with_twins_and_in_large_batches(small_data, tmp_path, capsys):
     """Check that captions for which an epoch has too few batches are refused too."""
     twins = tmp_path / "twins.csv"
     twins.write_text("video_id,twin_id\nvideo0,video1\n")
@@ -219,7 +219,7 @@ def test_selection_is_named_and_best_is_kept(small_data, tmp_path, select_on, ca
     )
 
 
-def test_of_equal_epochs_the_later_is_kept(small_data, tmp_path):
+def test_the_later_of_equal_epochs_is_kept(small_data, tmp_path):
     flags = [*small_data.flags(), "--epochs", "2", "--batch_size", "4", "--output_dir", str(tmp_path)]
     assert main(["--do_train", *flags, "--select_on", "test", "--lr", "0"]) == 0
     assert lines_of(tmp_path / "metrics.jsonl")[-1]["step"] == 2
@@ -368,7 +368,7 @@ def test_broken_video_in_any_process(own_data, tmp_path, workers, capsys):
     assert "video5.mp4" in message
 
 
-def test_videos_left_out_are_counted_and_listed(tmp_path, capsys):
+def test_left_out_videos_are_counted_and_listed(tmp_path, capsys):
     data = write_small_data(tmp_path / "data", n_train=6, n_test=5)
     (data.videos / "video1.mp4").write_bytes(b"this is no video")
     (data.videos / "video7.mp4").unlink()
@@ -457,7 +457,7 @@ def test_weights_of_the_wrong_kind(small_data, tmp_path, capsys):
         (["--max_words", "40"], "16"),  # the tiny CLIP reads 16 tokens
     ],
 )
-def test_bad_flags(small_data, tmp_path, flags, message, capsys):
+def test_wrong_flags_are_named(small_data, tmp_path, flags, message, capsys):
     arguments = ["--do_train", *small_data.flags(), "--output_dir", str(tmp_path / "run"), *flags]
     assert message in error_of(arguments, capsys)
 
@@ -477,7 +477,7 @@ def test_diverged_loss_stops_fp16_too(small_data, tmp_path, monkeypatch, capsys)
 
 
 @pytest.mark.slow
-def test_batch_that_does_not_divide(small_data, tmp_path):
+def test_a_batch_size_that_is_not_divisible_is_refused(small_data, tmp_path):
     flags = [*small_data.flags(), "--output_dir", str(tmp_path), "--batch_size", "5"]
     done = run_in_processes(2, ["--do_train", *flags])
     assert done.returncode != 0

@@ -24,13 +24,13 @@ LAUNCH_SCRIPTS = sorted(path for path in (ROOT / "scripts").glob("*.sh") if "_la
 
 
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.name)
-def test_parses(script):
+def test_a_script_parses(script):
     subprocess.run(["bash", "-n", str(script)], check=True)
     assert b"\r" not in script.read_bytes()
 
 
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.name)
-def test_begins_with_two_lines_that_say_what_it_does(script):
+def test_a_script_begins_with_two_lines_about_its_purpose(script):
     lines = [line for line in script.read_text().splitlines() if not line.startswith(("#!", "# shellcheck"))]
     for line in lines[:2]:
         assert re.match(r"# [A-Z].{20,}|#   \w", line), line
@@ -116,7 +116,7 @@ def bare_python(tmp_path_factory) -> Path:
 
 
 @pytest.mark.parametrize("script", [path for path in LAUNCH_SCRIPTS if path.name != "_launch.sh"], ids=lambda p: p.name)
-def test_before_the_install(bare_python, tmp_path, script):
+def test_the_error_before_the_install(bare_python, tmp_path, script):
     """Check the error of each script without packages; scripts that install packages are not run."""
     done = subprocess.run(
         ["bash", str(script)], capture_output=True, text=True, check=False, cwd=tmp_path, timeout=120,
@@ -129,7 +129,7 @@ def test_before_the_install(bare_python, tmp_path, script):
     assert "Traceback" not in done.stderr
 
 
-def test_a_python_that_is_not_there(tmp_path):
+def test_a_missing_python_is_named(tmp_path):
     done = subprocess.run(
         ["bash", str(ROOT / "scripts/msrvtt.sh")], capture_output=True, text=True, check=False, cwd=tmp_path,
         env={"PATH": os.environ["PATH"], "PYTHON": "/nowhere/python"},
@@ -151,7 +151,7 @@ def canonical(distribution: str) -> str:
     return re.sub("[-_.]+", "-", distribution).lower()
 
 
-def test_variables_from_outside_and_flags_behind(recorder):
+def test_environment_variables_and_extra_flags_are_used(recorder):
     environment = {"lr": "3e-5", "DATA_PATH": "/data with space", "method": "clip4clip"}
     (command,) = commands_of(ROOT / "scripts/msrvtt.sh", recorder, "--max_frames", "5", **environment)
     settings = settings_of(command)

@@ -57,7 +57,7 @@ def seen(monkeypatch: pytest.MonkeyPatch) -> list[torch.Tensor]:
     return shown
 
 
-def test_what_a_run_sees_is_what_open_clip_sees(small_data: SmallData, hub: Path, tmp_path: Path, seen: list) -> None:
+def test_a_run_prepares_pixels_like_open_clip(small_data: SmallData, hub: Path, tmp_path: Path, seen: list) -> None:
     """Compare the pixels of every test clip with open_clip's transform of the same frames."""
     flags = [*small_data.flags(), "--pretrained_clip_name", str(hub), "--batch_size_val", "7"]
     assert main(["--do_eval", *flags, "--output_dir", str(tmp_path)]) == 0
@@ -73,7 +73,7 @@ def test_what_a_run_sees_is_what_open_clip_sees(small_data: SmallData, hub: Path
         assert ((video - expected) * 255 * std).abs().max() < 2.01
 
 
-def test_the_log_and_the_checkpoint_say_what_it_is(small_data: SmallData, hub: Path, tmp_path: Path) -> None:
+def test_the_log_and_the_checkpoint_describe_the_clip(small_data: SmallData, hub: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
     flags = [*small_data.flags(), "--pretrained_clip_name", str(hub), "--output_dir", str(out)]
     assert main([*TRAINING, *flags]) == 0
@@ -84,9 +84,7 @@ def test_the_log_and_the_checkpoint_say_what_it_is(small_data: SmallData, hub: P
     assert header.backbone == load_clip(hub).backbone.facts()
 
 
-def test_everywhere_pixels_are_normalised_as_the_flags_say(
-    small_data: SmallData, bare: Path, tmp_path: Path, seen: list
-) -> None:
+def test_all_pixels_are_normalised_by_the_flags(small_data: SmallData, bare: Path, tmp_path: Path, seen: list) -> None:
     """Check training, evaluation and pictures: only with --clip_statistics none do all values lie in 0..1."""
     stated = ["--clip_activation", "quick_gelu", "--clip_statistics", "none", "--clip_resize", "squash"]
     run = [*small_data.flags(), "--output_dir", str(tmp_path / "run"), "--pretrained_clip_name", str(bare)]
@@ -112,7 +110,7 @@ def test_a_bare_file_is_refused_with_the_flag_to_pass(
     assert "--clip_activation 'relu' is not one of: quick_gelu, gelu" in capsys.readouterr().err
 
 
-def test_a_checkpoint_is_not_evaluated_on_the_same_weights_run_otherwise(
+def test_a_checkpoint_is_refused_if_the_same_weights_run_differently(
     small_data: SmallData, bare: Path, tmp_path: Path, capsys
 ) -> None:
     flags = [*small_data.flags(), "--pretrained_clip_name", str(bare), "--method", "vpt"]
@@ -125,7 +123,7 @@ def test_a_checkpoint_is_not_evaluated_on_the_same_weights_run_otherwise(
     assert "runs differently from the one given: activation is gelu there and quick_gelu here" in error
 
 
-def test_a_run_is_not_resumed_on_the_same_weights_run_otherwise(
+def test_resuming_is_refused_if_the_same_weights_run_differently(
     small_data: SmallData, bare: Path, tmp_path: Path, capsys
 ) -> None:
     flags = [*small_data.flags(), "--pretrained_clip_name", str(bare), "--output_dir", str(tmp_path / "run")]
@@ -134,7 +132,9 @@ def test_a_run_is_not_resumed_on_the_same_weights_run_otherwise(
     assert "belongs to another run: CLIP is" in capsys.readouterr().err
 
 
-def test_a_cache_filled_beforehand_is_the_runs(small_data: SmallData, hub: Path, tmp_path: Path, monkeypatch) -> None:
+def test_a_run_uses_a_cache_that_was_filled_before(
+    small_data: SmallData, hub: Path, tmp_path: Path, monkeypatch
+) -> None:
     flags = [*small_data.flags(), "--pretrained_clip_name", str(hub), "--frame_cache", str(tmp_path / "frames")]
     assert fill_cache([*flags, "--do_eval", "--jobs", "1"]) == 0
     entries = set((tmp_path / "frames").rglob("*.safetensors"))
@@ -154,7 +154,7 @@ def test_a_clip_normalises_with_its_own_numbers(hub: Path) -> None:
     assert normalise_for(load_clip(hub), white)[0, :, 0, 0].tolist() == pytest.approx([2.0, 1.0, 1.0])
 
 
-def test_describe_says_it_too(hub: Path, capsys) -> None:
+def test_describe_names_the_clip_too(hub: Path, capsys) -> None:
     assert (
         main(["--describe", "--method", "vpt", "--pretrained_clip_name", "open_clip:ViT-H-14/laion2b_s32b_b79k"]) == 0
     )

@@ -107,7 +107,7 @@ def test_wrong_shape_is_named(saved):
         load_checkpoint(path, method, "a" * 64)
 
 
-def test_missing_cut_and_foreign_files(saved, tmp_path):
+def test_missing_truncated_and_foreign_files(saved, tmp_path):
     path, method = saved
     with pytest.raises(FileNotFoundError, match="no such checkpoint"):
         load_checkpoint(tmp_path / "none", method, "")
@@ -199,7 +199,7 @@ def test_an_old_checkpoint_without_a_seal_loads_and_the_log_says_so(saved, caplo
         ),
     ],
 )
-def test_a_header_that_lacks_something(tmp_path, metadata, fault, capsys):
+def test_an_incomplete_header_is_named(tmp_path, metadata, fault, capsys):
     path = tmp_path / "last.safetensors"
     save_file({"x": torch.zeros(1)}, path, metadata | {"format": checkpoint.FORMAT})
     assert main(["--do_eval", "--init_model", str(path)]) == 2
@@ -219,7 +219,7 @@ def test_a_bit_that_flips_in_a_resume_point_is_noticed_or_changes_nothing(tmp_pa
     checkpoint.ResumePoints(tmp_path, {"a": 1}, 1).save(3, {"tensors": {"x": torch.randn(50)}, "notes": {"best": 1.5}})
     path = tmp_path / "step_00000003.pt"
     whole, before = path.read_bytes(), checkpoint.read_resume_point(path)
-    # Skip the attributes in the list of entries at the end: one marks an entry as a folder, and torch then reads none.
+    # Flip all attributes in the list of entries at the end: one marks an entry as a folder, which torch reads as empty.
     entries = [found.start() for found in re.finditer(b"PK\x01\x02", whole)]
     assert len(entries) > 3
     bits = [8 * (entry + 38) + bit for entry in entries for bit in range(32)]

@@ -17,7 +17,7 @@ SECTIONS = sections_with(RetrievalSettings)
 FILES = ["--val_csv", "v.csv", "--features_path", "videos", "--train_csv", "t.csv", "--data_path", "d.json"]
 
 
-def test_values_arrive_under_their_names():
+def test_flags_set_the_settings_of_the_same_names():
     config = parse_config(
         ["--do_train", *FILES, "--lr", "3e-4", "--max_frames", "8", "--freeze_layer_num", "1"], RetrievalSettings
     )
@@ -30,7 +30,7 @@ def test_values_arrive_under_their_names():
     assert "options" not in flat
 
 
-def test_bool_flags_switch_on_and_off():
+def test_bool_flags_can_be_set_and_unset():
     assert parse_config(["--describe", "--expand_msrvtt_sentences"], RetrievalSettings).task.expand_msrvtt_sentences
     flags = ["--describe", "--expand_msrvtt_sentences", "--no-expand_msrvtt_sentences"]
     assert not parse_config(flags, RetrievalSettings).task.expand_msrvtt_sentences

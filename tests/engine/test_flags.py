@@ -28,7 +28,7 @@ WRITERS = {
 
 
 @pytest.mark.parametrize("command", WRITERS)
-def test_every_such_command_checks_it_first(tmp_path, capsys, command):
+def test_every_command_checks_its_output_first(tmp_path, capsys, command):
     main, flags, flag = WRITERS[command]
     (tmp_path / "file").touch()
     path = tmp_path / "file" / ("x.safetensors" if command == "train_small_clip" else "x.png")

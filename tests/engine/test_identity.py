@@ -172,7 +172,7 @@ def test_an_evaluation_does_not_overwrite_the_settings_of_training(trained, tmp_
         assert (folder / name).read_bytes().startswith((output / name).read_bytes()), name
 
 
-def test_a_point_of_an_earlier_version(trained, tmp_path, capsys):
+def test_a_resume_point_of_an_earlier_version_is_refused(trained, tmp_path, capsys):
     """Check that the error says so, also with auto: it is not called damaged, and the run does not start again."""
     data, output, flags = trained
     folder = tmp_path / "run"

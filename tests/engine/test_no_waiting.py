@@ -65,7 +65,7 @@ def no_waiting(monkeypatch) -> Iterator[None]:
         lambda x: (x * x.detach().requires_grad_()).sum().backward(torch.tensor(1.0)),
     ],
 )
-def test_waiting_is_noticed(monkeypatch, ask):
+def test_the_check_notices_waiting(monkeypatch, ask):
     x = torch.ones(3)
     ask(x)
     with no_waiting(monkeypatch), pytest.raises(AssertionError, match="makes the host wait"):

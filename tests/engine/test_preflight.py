@@ -268,7 +268,7 @@ def one_frame(small_data: SmallData, output: Path) -> list[str]:
     return [*TRAIN, *small_data.flags(), "--method", "stop", "--max_frames", "1", "--output_dir", str(output)]
 
 
-def test_parameters_without_a_part_in_the_loss(small_data, tmp_path, capsys):
+def test_parameters_without_a_gradient_are_refused(small_data, tmp_path, capsys):
     """Check STOP with one frame, which has no gap for temporal prompts; without these prompts it can be trained."""
     (tmp_path / "config.json").write_text("of an earlier run")
     (tmp_path / "resume").mkdir()

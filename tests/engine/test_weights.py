@@ -85,7 +85,7 @@ def test_a_checkpoint_trained_from_the_same_clip_contains_no_clip(small_data, ot
     assert last_scores(tmp_path / "evaluated") == last_scores(tmp_path / "new")
 
 
-def test_such_a_training_resumes_to_the_bit_and_only_with_the_same_clip(
+def test_a_training_from_another_clip_resumes_to_the_bit_and_only_with_it(
     small_data, full, tmp_path, monkeypatch, capsys
 ):
     path, method = full

@@ -223,7 +223,7 @@ def test_files_that_are_not_metrics(tmp_path, capsys, content, message):
         ("curves.png", "--curves needs matplotlib: pip install matplotlib"),
     ],
 )
-def test_no_picture(tmp_path, capsys, monkeypatch, picture, message):
+def test_curves_that_cannot_be_drawn(tmp_path, capsys, monkeypatch, picture, message):
     monkeypatch.setitem(sys.modules, "matplotlib", None)  # an import raises ImportError
     path = written(tmp_path, training(1, 1))
     assert main([str(path), "--curves", str(tmp_path / picture)]) == 2

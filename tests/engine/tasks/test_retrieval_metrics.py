@@ -41,7 +41,7 @@ def test_ties_are_averaged_over_all_orders(n, candidates, seed):
     assert got == pytest.approx(naive_summary(scores, right.tolist()))
 
 
-def test_a_model_that_scores_everything_alike_is_at_chance():
+def test_a_model_with_equal_scores_is_at_chance():
     metrics = summarise(*count_better(torch.zeros(10, 10), torch.arange(10)))
     assert metrics["R@1"] == pytest.approx(10)
     assert metrics["MnR"] == pytest.approx(5.5)
@@ -49,7 +49,7 @@ def test_a_model_that_scores_everything_alike_is_at_chance():
 
 @given(st.integers(1, 7), st.integers(0, 10_000), st.integers(1, 9))
 @settings(max_examples=60)
-def test_many_captions_a_video_in_any_block_size(n_videos, seed, block):
+def test_many_captions_per_video_in_any_block_size(n_videos, seed, block):
     generator = np.random.default_rng(seed)
     video_of_caption = np.concatenate([np.arange(n_videos), generator.integers(0, n_videos, 6)])
     generator.shuffle(video_of_caption)
@@ -141,7 +141,7 @@ def test_no_queries_is_an_error():
 
 
 @pytest.mark.parametrize("block", [1, 3, 100])
-def test_twins_against_a_loop(block):
+def test_twin_accuracy_against_a_loop(block):
     generator = np.random.default_rng(1)
     scores = generator.integers(0, 3, (9, 6)).astype(np.float32)
     video_of_caption = generator.integers(0, 6, 9)
