@@ -120,7 +120,7 @@ class OptimConfig(Checked):
     ] = False
     warmup_proportion: Annotated[float, "share of all steps in which the learning rate rises", Range(0, 1)] = 0.1
     max_grad_norm: Annotated[
-        float, "maximum norm of the gradient over all parameters; longer ones are scaled down", Range(0, above=True)
+        float, "maximum norm of the gradient over all parameters; a larger one is scaled down", Range(0, above=True)
     ] = 1.0
     schedule: Annotated[
         Literal["warmup_cosine", "released"],

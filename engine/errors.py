@@ -52,7 +52,7 @@ def explained(error: BaseException) -> Exception | None:
 
 def _no_shared_memory(who: str) -> OSError:
     return OSError(
-        f"{who} found no room in /dev/shm, through which batches travel: enlarge it (docker run --shm-size), or lower "
+        f"{who} found no room in /dev/shm, which holds its batches: enlarge it (docker run --shm-size), or lower "
         "--num_thread_reader or --prefetch_factor"
     )
 

@@ -189,7 +189,7 @@ def _start_wandb(project: str, name: str, folder: Path) -> Any:
         raise ValueError(f"--wandb_project {project}: Weights & Biases did not start: {error}") from error
     # A step must not decrease there, but evaluations count epochs, so each kind of line gets its own axis.
     # https://docs.wandb.ai/guides/track/log/customize-logging-axes
-    for kind in ("train", "holdout", "test"):
+    for kind in ("train", "holdout", "val", "test"):
         run.define_metric(f"{kind}/step")
         run.define_metric(f"{kind}/*", step_metric=f"{kind}/step")
     return run

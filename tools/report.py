@@ -30,8 +30,8 @@ METRICS = {"t2v twins": "reversed pairs"} | {
     for name in ("R@1", "R@5", "R@10", "MnR")
 }
 COLUMNS = ("name", "selection", "trainable_parameters", "seed")  # of a results csv, beside the metrics
-CURVES = {"loss": "training loss", "lr": "learning rate", "t2v R@1": "T2V R@1, percent (● test, ■ holdout)"}
-LINES = {"train": "-", "test": "o-", "holdout": "s--"}
+CURVES = {"loss": "training loss", "lr": "learning rate", "t2v R@1": "T2V R@1, % (● test, ■ holdout, ▲ val)"}
+LINES = {"train": "-", "test": "o-", "holdout": "s--", "val": "^--"}
 LEGEND_COLUMNS = 4
 
 

@@ -72,7 +72,8 @@ def test_weights_and_biases_gets_what_tensorboard_gets(tmp_path, wandb, tensorbo
         {"test/step": 1, "test/t2v_R1": 40.0},
     ]
     assert tensorboard == [("train/epoch", 0.5, 50), ("train/loss", 2.0, 50), ("test/t2v_R1", 40.0, 1)]
-    assert wandb.axes["test/*"] == "test/step"  # counts epochs, so it cannot share an axis with training steps
+    for split in ("test", "holdout", "val"):  # these count epochs, so they cannot share an axis with training steps
+        assert wandb.axes[f"{split}/*"] == f"{split}/step"
     assert wandb.exit_codes == [0]
 
 

@@ -2,11 +2,13 @@
 
 import json
 import sys
+from typing import get_args, get_type_hints
 
 import cv2
 import pandas as pd
 import pytest
 
+from engine.config import RunConfig
 from tools.report import main, read_metrics, read_runs, table_of_means, table_of_runs
 
 ROWS = pd.DataFrame(
@@ -160,6 +162,12 @@ def test_training_and_evaluation_share_an_axis_of_epochs(tmp_path):
     assert curve(rows, "t2v R@1", "holdout") == [(1, 40), (2, 50)]
     assert curve(rows, "t2v R@1", "test") == [(1, 30)]
     assert curve(rows, "loss", "test") == []
+
+
+def test_curves_contain_every_split_that_selects_weights(tmp_path):
+    splits = set(get_args(get_type_hints(RunConfig)["select_on"])) - {"last"}
+    rows = read_metrics(written(tmp_path, *(evaluation(1, 40, split) for split in splits)))
+    assert set(rows["kind"]) == splits
 
 
 @pytest.mark.parametrize(
