@@ -77,7 +77,7 @@ class Training:
         log.info(
             "training %s %d, steps %d in %d epochs, global batch %d = %d x %d a process%s%s",
             step.items, len(items), self.total_steps, settings.epochs, settings.batch_size, process.world_size,
-            settings.batch_size // process.world_size, f" in {parts} parts, each embedded twice" if parts > 1 else "",
+            settings.batch_size // process.world_size, f" in {parts} parts" if parts > 1 else "",
             step.batch_note(settings.batch_size),
         )  # fmt: skip
         for group in groups:
