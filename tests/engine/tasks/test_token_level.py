@@ -20,7 +20,7 @@ from engine.tasks.contrastive import ContrastiveStep
 from engine.tasks.retrieval_metrics import in_tiles, retrieval_metrics
 from modules.methods import Method
 from modules.rows import Rows, join, take, to_float
-from tests.engine.test_distributed import free_port
+from tests.processes import free_port
 from tests.tiny import tiny_batch, tiny_clip
 from tests.training_runs import ROOT
 
