@@ -6,8 +6,8 @@
     a checkpoint       python main_task_retrieval.py --do_eval --init_model runs/mine/last.safetensors ...
     parameters, GFLOP  python main_task_retrieval.py --describe --method clip4clip --pretrained_clip_name ViT-B/32
 
-`scripts/msrvtt.sh` fills in the rest; `--help` lists every flag. The run itself is in `engine/run.py`, what is
-retrieval's own in `engine/tasks/retrieval.py`.
+`scripts/msrvtt.sh` fills in the rest; `--help` lists every flag. The run itself is in `engine/run.py`, the retrieval
+task in `engine/tasks/retrieval.py`.
 """
 
 import sys

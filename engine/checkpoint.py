@@ -1,9 +1,8 @@
-"""What a run leaves on disk: trained weights as safetensors, and points from which training goes on.
+"""Writes and reads a run's files: trained weights as safetensors, and resume points to continue training from.
 
-A weights file holds the trainable tensors only (megabytes for a prompt method) and, in its header, the settings and the
-hash of the CLIP they belong to; loading refuses another CLIP. It is sealed (`modules.seal`): loading refuses one that
-was damaged since. A resume point holds everything that the next step depends on, in one file: either all of it is there
-or the file counts as damaged.
+A weights file holds only the trainable tensors (megabytes for a prompt method). Its header has the settings and the
+hash of the CLIP they belong to; loading refuses another CLIP. The file is sealed (`modules.seal`), so loading also
+refuses a damaged one. A resume point is one file with everything that the next step depends on.
 """
 
 import json
@@ -25,17 +24,17 @@ from engine.writing import write_atomically
 from modules.methods import Method
 from modules.seal import check_seal, damaged_entry, seal
 
-LOSS = "loss."  # before the names of a loss's own tensors
+LOSS = "loss."  # prefix of the loss's tensor names
 
 
 @dataclass(frozen=True)
 class CheckpointHeader:
-    """What a checkpoint says about itself.
+    """The header of a checkpoint.
 
-    `settings` are its own by flag name, `backbone_sha256` is the hash of its CLIP, `task` the task it was trained for
-    (old files do not say; there was one). A `full` checkpoint holds that CLIP too, and can be loaded over any other of
-    its sizes. `backbone` has the facts of the CLIP beside its weights (`modules.backbones.Backbone.facts`; None in old
-    files), `trained_on` the kind of video files it was trained on (`FileKind.facts`; empty where that is not known).
+    `settings` are those of its run, by flag name. `backbone_sha256` is the hash of its CLIP. A `full` checkpoint also
+    holds that CLIP and can be loaded over any CLIP of the same sizes. `backbone` has the CLIP's facts that its weights
+    do not show (`modules.backbones.Backbone.facts`; None in old files). `trained_on` is the kind of video files it was
+    trained on (`FileKind.facts`; empty if unknown). `task` is its task; old files lack it because there was only one.
     """
 
     settings: dict[str, Any]
@@ -48,9 +47,9 @@ class CheckpointHeader:
 
 
 def save_checkpoint(path: Path, method: Method, header: CheckpointHeader, loss: nn.Module | None = None) -> None:
-    """Write the trainable tensors of `method`, or all of a `full` one, and those of its `loss` as `loss.*`.
+    """Write the trainable tensors of `method`, or all its tensors if `full`, and those of its `loss` as `loss.*`.
 
-    A reader sees the old file or the whole new one, never a part. Raises OSError if it cannot be written.
+    A reader sees the old file or the complete new one. Raises OSError if the file cannot be written.
     """
     own = _tensors_of(method, header) | _tensors_of_loss(loss)
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in own.items()}
@@ -69,25 +68,25 @@ def save_checkpoint(path: Path, method: Method, header: CheckpointHeader, loss: 
 
 
 def read_header(path: Path) -> CheckpointHeader:
-    """What a checkpoint says about itself; raises as `load_checkpoint` does for a file that is none."""
+    """Read a checkpoint's header; raises what `load_checkpoint` raises for a file that is not a checkpoint."""
     return _read(path)[0]
 
 
 def load_checkpoint(
     path: Path, method: Method, backbone_sha256: str, loss: nn.Module | None = None
 ) -> CheckpointHeader:
-    """Put a checkpoint's tensors into `method` and return its header.
+    """Copy a checkpoint's tensors into `method` and return its header.
 
-    Tensors of the loss go into `loss` if it has the same ones; another loss starts anew, which the log says.
+    Tensors of the loss go into `loss` if the names and shapes match; otherwise `loss` starts fresh and the log says so.
 
     Raises:
-        FileNotFoundError: no such file.
-        ValueError: not a checkpoint of ours, damaged, made on another CLIP that is not inside or on one that is run in
-            another way (activation, heads, pixels), or with other tensors than the method has.
+        FileNotFoundError: the file does not exist.
+        ValueError: the file is not a checkpoint of ours, is damaged, belongs to another CLIP that it does not contain,
+            belongs to a CLIP that runs differently (activation, heads, pixels), or its tensors do not fit the method.
     """
     header, tensors, sealed = _read(path)
     if not sealed:
-        log.info("%s has no checksum, as an earlier version wrote it: damage to it would not be noticed", path)
+        log.info("%s has no checksum because an earlier version wrote it: damage would go unnoticed", path)
     if not header.full and header.backbone_sha256 != backbone_sha256:
         raise ValueError(
             f"{path}: was trained on another CLIP ({shorten(str(header.settings.get('pretrained_clip_name')))}, sha256 "
@@ -96,8 +95,8 @@ def load_checkpoint(
         )
     if differences := method.clip.backbone.differences(header.backbone or {}):
         raise ValueError(
-            f"{path}: was trained on a CLIP that is run in another way than the one given: {'; '.join(differences)}; "
-            "pass the same --pretrained_clip_name and clip_ flags"
+            f"{path}: was trained on a CLIP that runs differently from the one given: {'; '.join(differences)}; pass "
+            "the same --pretrained_clip_name and clip_ flags"
         )
     of_loss = {name: tensors.pop(name) for name in list(tensors) if name.startswith(LOSS)}
     _load_exactly(path, method, tensors, header)
@@ -107,7 +106,7 @@ def load_checkpoint(
 
 
 def _read(path: Path) -> tuple[CheckpointHeader, dict[str, torch.Tensor], bool]:
-    """A checkpoint's header, its tensors, and whether it had a seal, which then was whole."""
+    """Return a checkpoint's header, its tensors, and whether it has a seal; a broken seal raises ValueError."""
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such checkpoint; give a .safetensors file that training wrote")
     try:
@@ -134,13 +133,13 @@ def _header(path: Path, metadata: Mapping[str, str]) -> CheckpointHeader:
         backbone = json.loads(metadata.get("backbone", "null"))
         epoch, backbone_sha256 = int(metadata["epoch"]), metadata["backbone_sha256"]
         if not all(isinstance(facts, dict) for facts in (settings, trained_on, backbone or {})):
-            fault = "its settings are no object"
+            fault = "its settings are not a JSON object"
     except KeyError as error:
         fault = f"its header has no {error.args[0]}"
     except ValueError as error:
         fault = f"its header cannot be read: {shorten(str(error), 160)}"
     if fault:
-        raise ValueError(f"{path}: is no whole checkpoint of this project ({fault}); pass one as training wrote it")
+        raise ValueError(f"{path}: is not a complete checkpoint of this project ({fault}); pass an unchanged one")
     full, task = metadata.get("full") == "True", metadata.get("task", CheckpointHeader.task)
     return CheckpointHeader(settings, epoch, backbone_sha256, full, backbone, trained_on, task)
 
@@ -160,7 +159,7 @@ def _load_loss(path: Path, loss: nn.Module, tensors: dict[str, torch.Tensor]) ->
         for name, tensor in tensors.items():
             own[name].copy_(tensor)
     elif own or tensors:
-        log.info("%s was trained with another loss: the parameters of this one start anew", path)
+        log.info("%s was trained with another loss: the parameters of this loss start fresh", path)
 
 
 @torch.no_grad()
@@ -189,15 +188,15 @@ def _load_exactly(path: Path, method: Method, tensors: dict[str, torch.Tensor], 
 
 
 class OtherVersionError(ValueError):
-    """A resume point is whole, and this version cannot go on from it."""
+    """A resume point is undamaged, but this version cannot continue from it."""
 
 
 @dataclass(frozen=True)
 class ResumePoints:
-    """The resume points of a run, `step_00000250.pt` and so on in one folder; the newest `keep` of them stay.
+    """The resume points of a run, `step_00000250.pt` and so on in one folder; only the newest `keep` are kept.
 
-    `identity` is what a run must have in common with a point to go on from it, by name: its method, its CLIP, and every
-    setting that changes what is learned.
+    `identity` is what a run and a point must have in common, by name: the method, the CLIP, and every setting that
+    changes what is learned.
     """
 
     folder: Path
@@ -205,9 +204,9 @@ class ResumePoints:
     keep: int
 
     def save(self, step: int, state: Mapping[str, Any]) -> None:
-        """Write the point after `step` steps; `state` is of tensors, numbers, strings and plain containers.
+        """Write the point after `step` steps; `state` holds tensors, numbers, strings and plain containers.
 
-        Raises OSError if it cannot be written; the points before it are then still there.
+        Raises OSError if it cannot be written; the earlier points then remain.
         """
         content = {"format": RESUME_FORMAT, "identity": json.dumps(dict(self.identity)), "step": step, **state}
         write_atomically(self.folder / f"step_{step:08d}.pt", lambda partial: torch.save(content, partial))
@@ -215,11 +214,13 @@ class ResumePoints:
             old.unlink()
 
     def find(self, resume: str) -> dict[str, Any] | None:
-        """The state to go on from, or None to begin: with "auto" the newest point that is whole, else the file named.
+        """Return the state to continue from, or None to start from scratch.
+
+        `resume` is "auto" for the newest undamaged point, or the path of a point.
 
         Raises:
-            FileNotFoundError: if the named file is not there.
-            ValueError: if it is damaged, or the point belongs to another run; the differences are named.
+            FileNotFoundError: the file does not exist.
+            ValueError: the file is damaged, or belongs to another run; the message names the differences.
         """
         if resume == "auto":
             for path in self._newest_first():
@@ -228,7 +229,7 @@ class ResumePoints:
                 except OtherVersionError:
                     raise
                 except ValueError as error:
-                    log.warning("%s; going back to the one before", error)
+                    log.warning("%s; trying the previous resume point", error)
                     continue
                 self._check(path, state)
                 return state
@@ -238,12 +239,11 @@ class ResumePoints:
         return state
 
     def holds(self, resume: str) -> bool:
-        """Whether the point that `resume` names is one of these, and not one of another folder."""
+        """Return whether the point that `resume` names is in this folder."""
         return resume == "auto" or Path(resume).resolve().parent == self.folder.resolve()
 
     def set_aside(self) -> None:
-        """Before a run that begins anew, or goes on from a point of another folder: move what an earlier run left out
-        of the way, into a folder of its own."""
+        """Move an earlier run's points to another folder, before a run that does not continue from them."""
         if self._newest_first():
             number = 1
             while (other := self.folder.with_name(f"{self.folder.name}_before_{number}")).exists():
@@ -263,12 +263,12 @@ class ResumePoints:
         ]
         if differences:
             raise ValueError(
-                f"{path}: is of another run: {'; '.join(differences)}; use its settings, or another --output_dir"
+                f"{path}: belongs to another run: {'; '.join(differences)}; use its settings, or another --output_dir"
             )
 
 
 def read_resume_point(path: Path) -> dict[str, Any]:
-    """All that is in a resume point; raises FileNotFoundError, or ValueError if it is damaged or something else."""
+    """Read a resume point; raises FileNotFoundError, or ValueError if it is damaged or not a resume point."""
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such resume point; --resume takes auto or a step_*.pt that training wrote")
     try:
@@ -277,7 +277,7 @@ def read_resume_point(path: Path) -> dict[str, Any]:
             state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # damaged bytes can fail in any way
         if flag := takes_it(path, "--resume"):
-            raise ValueError(f"{path}: is no resume point of this project{flag}") from error
+            raise ValueError(f"{path}: is not a resume point of this project{flag}") from error
         raise ValueError(f"{path}: is damaged ({shorten(str(error), 160)})") from error
     if damaged is not None:
         raise ValueError(f"{path}: is damaged (the checksum of {shorten(damaged)} is wrong)")
@@ -285,8 +285,8 @@ def read_resume_point(path: Path) -> dict[str, Any]:
     if written_as in RESUME_FORMATS and written_as != RESUME_FORMAT:
         raise OtherVersionError(
             f"{path}: was written by an earlier version of this project, which did not note what it was trained on; "
-            "finish the run with that version, or begin anew without --resume"
+            "finish the run with that version, or start again without --resume"
         )
     if written_as != RESUME_FORMAT:
-        raise ValueError(f"{path}: is no resume point of this project{takes_it(path, '--resume')}")
+        raise ValueError(f"{path}: is not a resume point of this project{takes_it(path, '--resume')}")
     return state

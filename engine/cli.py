@@ -1,4 +1,4 @@
-"""From command line to settings: one flag for each dataclass field and for each option of the chosen method."""
+"""Reads settings from a command line: one flag per dataclass field and per option of the chosen method."""
 
 import argparse
 import difflib
@@ -15,15 +15,15 @@ from modules.options import Option, help_of, options_of
 
 
 class _Parser(argparse.ArgumentParser):
-    """argparse whose mistakes are one sentence (`ValueError`) and not a page of usage."""
+    """An argparse parser that reports a mistake as a ValueError of one sentence, without a page of usage."""
 
     def error(self, message: str) -> NoReturn:
         raise ValueError(f"{shorten(message, 300)}; --help lists the flags")
 
 
 def _add_flag(group: Any, option: Option, default: Any) -> None:
-    # The annotations' choices and ranges are checked where the settings are built, with one sentence for both ways in.
-    literal = get_origin(option.type) is Literal  # whose choices argparse lists and checks
+    # The settings check annotated choices and ranges themselves, so flags and Python callers get the same message.
+    literal = get_origin(option.type) is Literal  # argparse lists and checks these choices
     help_ = (option.help if literal else help_of(option)).replace("%", "%%")
     help_ += "" if default in ("", False) else f" (default: {default})"
     if option.type is bool:
@@ -38,7 +38,7 @@ def _refuse_unknown(unknown: Sequence[str], method: str, parser: argparse.Argume
     flag = shorten(unknown[0].split("=")[0])
     owners = [name for name, cls in METHODS.items() if flag[2:] in {option.name for option in method_options(cls)}]
     if flag.startswith("--") and owners:
-        raise ValueError(f"{flag} is a setting of --method {', '.join(owners)}, and the method here is {method}")
+        raise ValueError(f"{flag} is a setting of --method {', '.join(owners)}, but the method here is {method}")
     known = [string for action in parser._actions for string in action.option_strings]
     close = difflib.get_close_matches(flag, known, n=1)
     hint = f"did you mean {close[0]}?" if close else "--help lists the flags"
@@ -48,11 +48,11 @@ def _refuse_unknown(unknown: Sequence[str], method: str, parser: argparse.Argume
 def parse_config(argv: Sequence[str] | None, task: type[TaskSettings]) -> Config:
     """Read the command line (`sys.argv` if None) of a program for a task with these settings.
 
-    To evaluate a checkpoint, its own settings are the defaults.
+    When a checkpoint is evaluated, its settings are the defaults.
 
     Raises:
         ValueError: one sentence about the first unknown flag, wrong value or contradiction.
-        FileNotFoundError: if the checkpoint to evaluate is not there.
+        FileNotFoundError: the checkpoint does not exist.
     """
     sections = sections_with(task)
     own = settings_of_checkpoint(argv, sections)
@@ -60,8 +60,10 @@ def parse_config(argv: Sequence[str] | None, task: type[TaskSettings]) -> Config
 
 
 def settings_of_checkpoint(argv: Sequence[str] | None, sections: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the settings that the checkpoint on the command line was trained with, without those of its run, such as
-    the folder; none where there is no checkpoint of this project, or where it is to be trained on."""
+    """Return the settings that the checkpoint on the command line was trained with, without those of its run.
+
+    Returns an empty dictionary for a training, or if --init_model names no checkpoint of this project.
+    """
     first = _Parser(add_help=False, allow_abbrev=False)
     first.add_argument("--init_model", default="")
     first.add_argument("--do_train", action=argparse.BooleanOptionalAction)
@@ -71,14 +73,14 @@ def settings_of_checkpoint(argv: Sequence[str] | None, sections: Mapping[str, An
     header, task = read_header(Path(known.init_model)), sections["task"]
     _check_kinds(known.init_model, header.settings, sections)
     not_taken = {option.name for option in options_of(sections["run"])} | {"init_model", *task.of_the_run}
-    if header.task != task.task:  # the lists of another task's data set, and how it was trained, are not for this one
+    if header.task != task.task:  # another task's data set and training settings do not apply here
         not_taken |= {option.name for section in ("task", "optim") for option in options_of(sections[section])}
         not_taken |= {"data_path", "features_path", "train_csv", "val_csv"}
     return {name: value for name, value in header.settings.items() if name not in not_taken}
 
 
 def _check_kinds(path: str, settings: Mapping[str, Any], sections: Mapping[str, Any]) -> None:
-    """Whether each setting in a checkpoint's header is of its flag's kind; ValueError if another program wrote it."""
+    """Raise ValueError if a setting in a checkpoint's header has another type than its flag."""
     hints = [get_type_hints(section) for section in sections.values()]  # Annotated[int, ...] is int here
     kinds = {name: kind for section in hints for name, kind in section.items()}
     method = settings.get("method")
@@ -88,8 +90,8 @@ def _check_kinds(path: str, settings: Mapping[str, Any], sections: Mapping[str, 
         kind = kinds.get(name)
         if kind in (bool, int, float, str) and type(value) not in ((int, float) if kind is float else (kind,)):
             raise ValueError(
-                f"{path}: is no whole checkpoint of this project (its setting {name} is {quoted(value)} and no "
-                f"{kind.__name__}); pass one as training wrote it"
+                f"{path}: is not a complete checkpoint of this project (its setting {name} is {quoted(value)}, not of "
+                f"type {kind.__name__}); pass an unchanged one"
             )
 
 
@@ -101,7 +103,7 @@ def parse_flags(
 ) -> dict[str, Any]:
     """Return values by flag name: the settings of the classes `sections`, by title, and the options of `--method`.
 
-    `defaults` take precedence over the declared ones.
+    `defaults` take precedence over the declared defaults.
 
     Raises:
         ValueError: one sentence about the first unknown flag or value of a wrong type.
@@ -113,7 +115,7 @@ def parse_flags(
     defaults = defaults or {}
     parser = _Parser(allow_abbrev=False)
     groups = [(section, cls.__doc__, options_of(cls)) for section, cls in sections.items()]
-    # An unknown method is refused by the section that has the flag; it simply has no options here.
+    # The settings refuse an unknown method later; here it has no options.
     groups.append((f"method {method}", None, method_options(METHODS[method]) if method in METHODS else []))
     known: set[str] = set()
     for title, about, options in groups:

@@ -1,4 +1,4 @@
-"""How the time of training steps divides into phases."""
+"""Measures how the time of training steps divides into phases."""
 
 import time
 from typing import Any
@@ -16,12 +16,12 @@ class StepClock:
         self.restart()
 
     def restart(self) -> None:
-        """Forget what was measured, and start now."""
+        """Discard all measurements and start now."""
         self.marks: list[tuple[str, Any]] = [("start", self._now())]
         self.began = time.perf_counter()
 
     def mark(self, phase: str) -> None:
-        """Say that `phase` has just ended."""
+        """Record that `phase` has just ended."""
         self.marks.append((phase, self._now()))
 
     def _now(self) -> Any:

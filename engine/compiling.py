@@ -1,4 +1,4 @@
-"""--compile: the encoders as one graph in training."""
+"""Compiles the encoders into one graph for training (--compile)."""
 
 import torch
 
@@ -7,7 +7,7 @@ from modules.methods import Method
 
 
 def compiler_error(device: torch.device) -> ValueError | None:
-    """Return the reason why torch.compile cannot generate code for `device` on this machine; None where it can."""
+    """Return the reason why torch.compile cannot generate code for `device` on this machine, or None if it can."""
     try:
         torch.compile(lambda x: x + 1)(torch.zeros(8, device=device))
     except RuntimeError as error:
@@ -20,16 +20,16 @@ def compiler_error(device: torch.device) -> ValueError | None:
 
 
 def compile_forward(method: Method) -> None:
-    """Turn the method's `forward` into one graph when it is first called; another batch size is compiled anew.
+    """Compile the method's `forward` into one graph at its first call, and again for every other batch size.
 
     The graph goes from normalised pixels and words to embeddings. With --gradient_accumulation_steps there are two, one
     without and one with gradient. Evaluation stays eager: its last batches are smaller, and each size would be compiled
     anew. No tensor changes its name. Dropout draws other numbers than without compilation.
     """
-    # DDP's optimiser would cut the graph where gradients are sent. Older versions of torch refuse to cut ours: an
-    # autograd.Function and recomputed blocks are graphs inside it.
+    # DDP's optimiser would cut the graph where gradients are sent. Older versions of torch refuse to cut ours, because
+    # it contains an autograd.Function and recomputed blocks as inner graphs.
     torch._dynamo.config.optimize_ddp = False
     # The layout pass takes tokens [B,T,P,D] for images, and copies what is kept for backward to a layout for images.
     torch._inductor.config.layout_optimization = False
-    usable(method.clip.logit_scale)  # finds out now what it cannot ask while torch traces
+    usable(method.clip.logit_scale)  # caches the answer, because the check cannot run while torch traces
     method.compile(dynamic=False)

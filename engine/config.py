@@ -1,8 +1,8 @@
-"""Every setting of a run, as frozen dataclasses. `engine.cli` makes one flag of each field, under the field's name.
+"""Every setting of a run, in frozen dataclasses. `engine.cli` turns each field into a flag of the same name.
 
-A setting's choices and range stand in its annotation (`modules.options`). Settings that one task alone has are in that
-task's `TaskSettings`. A method's settings are the keyword arguments of its constructor (`modules.methods.base`), and
-travel in `ModelConfig.options`.
+A field's annotation has its help line, choices and range (`modules.options`). Settings of only one task are in its
+`TaskSettings`. A method's settings are the keyword arguments of its constructor (`modules.methods.base`);
+`ModelConfig.options` holds their values.
 """
 
 from collections.abc import Callable, Mapping
@@ -17,7 +17,7 @@ from modules.options import Choices, Range, check_options, options_of
 
 
 class Checked:
-    """A dataclass whose values are checked against their annotations. Raises ValueError."""
+    """A dataclass that checks its values against their annotations; raises ValueError."""
 
     def __post_init__(self) -> None:
         check_options(options_of(type(self)), vars(self))
@@ -25,35 +25,32 @@ class Checked:
 
 @dataclass(frozen=True)
 class ModelConfig(Checked):
-    """The network. Flags that start with clip_ are for weights that do not say these things themselves, such as a bare
-    state dict."""
+    """The network. The clip_ flags are for weights that do not state these facts, such as a bare state dict."""
 
     method: Annotated[str, "the method", Choices(METHODS)] = "clip4clip"
     pretrained_clip_name: Annotated[
         str,
-        "a CLIP by OpenAI's name (ViT-B/32 ...), by open_clip's (open_clip:ViT-B-16/datacomp_xl_s13b_b90k ...), or a "
-        "path to its weights: a file, or a folder of Hugging Face or open_clip",
+        "the CLIP: a name of OpenAI's (ViT-B/32 ...), a name of open_clip's (open_clip:ViT-B-16/datacomp_xl_s13b_b90k "
+        "...), or the path of a weights file or of a Hugging Face or open_clip folder",
     ] = "ViT-B/32"
-    pretrained_dir: Annotated[str, "where a CLIP given by name is looked up"] = "pretrained"
-    clip_activation: Annotated[str, "the activation that the weights were trained with", Choices(ACTIVATIONS)] = ""
-    clip_vision_heads: Annotated[
-        int, "attention heads of the vision tower; 0: as the weights' source says", Range(0)
-    ] = 0
-    clip_text_heads: Annotated[int, "attention heads of the text tower; 0: as the weights' source says", Range(0)] = 0
-    clip_statistics: Annotated[str, "the mean and deviation that normalise pixels", Choices(STATISTICS)] = ""
+    pretrained_dir: Annotated[str, "folder to look up a CLIP that is given by name"] = "pretrained"
+    clip_activation: Annotated[str, "activation that the weights were trained with", Choices(ACTIVATIONS)] = ""
+    clip_vision_heads: Annotated[int, "attention heads of the vision tower; 0: as the weights state", Range(0)] = 0
+    clip_text_heads: Annotated[int, "attention heads of the text tower; 0: as the weights state", Range(0)] = 0
+    clip_statistics: Annotated[str, "mean and deviation to normalise pixels with", Choices(STATISTICS)] = ""
     clip_resize: Annotated[
-        str, "how frames become squares: by their short side and a crop, or squashed", Choices(RESIZE_MODES)
+        str, "how frames become squares: short side resized and rest cropped, or squashed", Choices(RESIZE_MODES)
     ] = ""
-    clip_interpolation: Annotated[str, "how frames are resized", Choices(INTERPOLATIONS)] = ""
+    clip_interpolation: Annotated[str, "interpolation to resize frames with", Choices(INTERPOLATIONS)] = ""
     init_model: Annotated[
         str,
-        "a checkpoint to start from or to evaluate: of this project (.safetensors), or of STOP's, DGL's or CLIP4Clip's "
-        "released code (any other ending)",
+        "checkpoint to start from or to evaluate: one of this project (.safetensors), or one of STOP's, DGL's or "
+        "CLIP4Clip's released code (any other ending)",
     ] = ""
     options: Mapping[str, Any] = field(default_factory=dict)
 
     def asked_of_clip(self) -> StatedFacts:
-        """Return what the clip_ flags say of the weights, for `modules.clip_weights.load_clip`."""
+        """Return the facts that the clip_ flags state about the weights, for `modules.clip_weights.load_clip`."""
         mean, std = STATISTICS.get(self.clip_statistics, (None, None))
         return StatedFacts(
             self.clip_activation or None, self.clip_vision_heads or None, self.clip_text_heads or None, mean, std,
@@ -63,142 +60,142 @@ class ModelConfig(Checked):
 
 @dataclass(frozen=True)
 class DataConfig(Checked):
-    """Which clips, and which frames and words of them."""
+    """The data set, and which frames and words of it are used."""
 
-    data_path: Annotated[str, "the annotation file (MSRVTT_data.json), or the folder with a data set's files"] = ""
-    features_path: Annotated[str, "the folder with the video files"] = ""
-    train_csv: Annotated[str, "csv with the training videos' ids; custom: csv or jsonl"] = ""
-    val_csv: Annotated[str, "csv with the test pairs (CLIP4Clip's name for it); custom: csv or jsonl"] = ""
-    max_words: Annotated[int, "tokens of a text, START and END included", Range(3, 77)] = 32
-    max_frames: Annotated[int, "T, frames of a clip", Range(1)] = 12
+    data_path: Annotated[str, "annotation file (MSRVTT_data.json), or folder with the data set's files"] = ""
+    features_path: Annotated[str, "folder with the video files"] = ""
+    train_csv: Annotated[str, "csv with the ids of the training videos; --datatype custom: csv or jsonl"] = ""
+    val_csv: Annotated[
+        str, "csv with the test pairs (the flag's name is CLIP4Clip's); --datatype custom: csv or jsonl"
+    ] = ""
+    max_words: Annotated[int, "tokens per text, including START and END", Range(3, 77)] = 32
+    max_frames: Annotated[int, "T, frames per clip", Range(1)] = 12
     frame_sampling: Annotated[
         Literal["uniform", "segment", "released"],
-        "uniform: CLIP4Clip's, short clips are padded; segment: one frame a segment, drawn at random in training; "
-        "released: as STOP's released code, which in training never sees the last frames left over by n // T",
+        "uniform: as CLIP4Clip, short clips are padded; segment: one frame per segment, drawn at random in training; "
+        "released: as STOP's released code, whose training never sees the last frames left over by n // T",
     ] = "uniform"
     frame_transform: Annotated[
         Literal["resize", "crop"],
-        "resize: the short side to CLIP's size, then the middle square; crop: the middle square without resizing, for "
-        "videos re-encoded to that short side, as STOP's released code",
+        "resize: scale the short side to CLIP's size, then crop the middle square; crop: only crop the middle square, "
+        "as STOP's released code does, for videos re-encoded to that short side",
     ] = "resize"
-    feature_framerate: Annotated[float, "candidate frames a second; 0: every frame of the file", Range(0)] = 1.0
+    feature_framerate: Annotated[float, "candidate frames per second; 0: every frame of the file", Range(0)] = 1.0
     slice_framepos: Annotated[
-        int, "uniform only; frames from the head (0), the tail (1), the whole clip (2)", Range(0, 2)
+        int, "uniform sampling only: take frames from the head (0), the tail (1) or the whole clip (2)", Range(0, 2)
     ] = 2
     num_thread_reader: Annotated[
         int,
-        "worker processes that decode, in each training process; 0: none; -1: this process's share of the cores less "
-        "one for itself, at least 1 and at most 8; the result is the same with any number",
+        "decoding workers of each training process, which change no result; 0: none; -1: the process's share of the "
+        "cores minus one, at least 1 and at most 8",
         Range(-1),
     ] = -1
-    prefetch_factor: Annotated[int, "batches that each worker process prepares ahead", Range(1)] = 2
+    prefetch_factor: Annotated[int, "batches that each decoding worker prepares in advance", Range(1)] = 2
 
 
 @dataclass(frozen=True)
 class OptimConfig(Checked):
-    """How it learns."""
+    """How the method is trained."""
 
     epochs: Annotated[int, "passes over the training items", Range(1)] = 5
     batch_size: Annotated[
-        int, "global: over all processes together; in retrieval the negatives of the loss come from it", Range(2)
+        int, "global batch size, over all processes; in retrieval, the loss takes its negatives from it", Range(2)
     ] = 128
-    lr: Annotated[float, "learning rate of what the method adds to CLIP", Range(0)] = 1e-4
-    coef_lr: Annotated[float, "trained CLIP tensors learn at lr times this", Range(0)] = 1e-3
-    weight_decay: Annotated[float, "AdamW's; never on biases", Range(0)] = 0.2
+    lr: Annotated[float, "learning rate of the tensors that the method adds to CLIP", Range(0)] = 1e-4
+    coef_lr: Annotated[float, "factor on --lr for trained CLIP tensors", Range(0)] = 1e-3
+    weight_decay: Annotated[float, "weight decay of AdamW; never on biases", Range(0)] = 0.2
     gradient_accumulation_steps: Annotated[
         int,
-        "parts in which a process works through its share of the batch, to save memory at the cost of time; the "
-        "gradient stays that of the whole global batch",
+        "number of parts into which each process divides its share of the batch, which saves memory but takes more "
+        "time; the gradient stays that of the whole global batch",
         Range(1),
     ] = 1
     activation_checkpointing: Annotated[
-        bool, "compute the inside of CLIP's blocks again in backward, to save memory at the cost of time"
+        bool, "recompute CLIP's blocks in the backward pass, which saves memory but takes more time"
     ] = False
     compile: Annotated[
         bool,
-        "run the encoders through torch.compile in training: the first step takes minutes, the others less time; needs "
-        "a C++ compiler, and on a GPU triton",
+        "run the encoders through torch.compile in training: the first step takes minutes, later steps are faster; "
+        "needs a C++ compiler, and on a GPU triton",
     ] = False
     warmup_proportion: Annotated[float, "share of all steps in which the learning rate rises", Range(0, 1)] = 0.1
     max_grad_norm: Annotated[
-        float, "gradients are scaled down to this norm over all parameters", Range(0, above=True)
+        float, "maximum norm of the gradient over all parameters; a larger one is scaled down", Range(0, above=True)
     ] = 1.0
     schedule: Annotated[
         Literal["warmup_cosine", "released"],
-        "of the learning rate, up and then down by half a cosine; warmup_cosine: down to 0; released: as STOP's "
-        "released code, from 1e-8 in the first step and never below it",
+        "learning rate schedule, a linear rise and half a cosine down; warmup_cosine: down to 0; released: as STOP's "
+        "released code, which starts at 1e-8 and never goes below it",
     ] = "warmup_cosine"
     precision: Annotated[
         Literal["auto", "fp32", "bf16", "fp16"],
-        "of the encoders in training and evaluation; auto: bf16 on a GPU that has it; fp16: with a scaled loss, steps "
-        "whose gradient overflows are skipped and counted",
+        "precision of the encoders in training and evaluation; auto: bf16 on a GPU that supports it, else fp32; fp16: "
+        "scales the loss, and skips and counts steps whose gradient overflows",
     ] = "auto"
     precision_val: Annotated[
-        Literal["same", "fp32"], "of the encoders in evaluation; same: as --precision; fp32: as STOP's released code"
+        Literal["same", "fp32"], "precision in evaluation; same: as --precision; fp32: as STOP's released code"
     ] = "same"
 
 
 @dataclass(frozen=True)
 class RunConfig(Checked):
-    """What to do and where to put it."""
+    """What the run does, and where its output goes."""
 
     do_train: Annotated[bool, "train, then evaluate on the test split"] = False
     do_eval: Annotated[
-        bool, "evaluate on the test split: --init_model, or without it the method untrained (clip4clip: zero-shot CLIP)"
+        bool, "evaluate --init_model on the test split, or the untrained method (clip4clip: zero-shot CLIP)"
     ] = False
-    describe: Annotated[bool, "print parameters and operations of the method as JSON; needs no files"] = False
-    output_dir: Annotated[str, "folder for log, metrics, checkpoints and config.json"] = "runs/default"
-    frame_cache: Annotated[
-        str, "a folder where decoded frames are kept, so that a video is decoded once; empty: none"
-    ] = ""
+    describe: Annotated[bool, "print the method's parameters and operations as JSON; needs no files"] = False
+    output_dir: Annotated[str, "folder for the log, metrics, checkpoints and config.json"] = "runs/default"
+    frame_cache: Annotated[str, "folder to keep decoded frames in, to decode each video only once; empty: none"] = ""
     frame_cache_format: Annotated[
         Literal["raw", "jpeg"],
-        "raw: the same pixels as without a cache, 150 kB a frame at 224 pixels; jpeg: a tenth of that, slightly lossy",
+        "raw: same pixels as without a cache, 150 kB per frame at 224 pixels; jpeg: a tenth of that, slightly lossy",
     ] = "raw"
     allow_missing: Annotated[
         int,
-        "videos of a split that may be left out because they are missing or cannot be read; above 0 every video is "
-        "tried first, and the log and the result say how many were left out",
+        "number of videos per split that may be left out because they are missing or unreadable; above 0, every video "
+        "is tried first, and the log and the result say how many were left out",
         Range(0),
     ] = 0
     allow_overlap: Annotated[
-        bool, "use the training split although it has videos of the test split too; the log says how many"
+        bool, "accept a training split that has videos of the test split; the log says how many"
     ] = False
     resume: Annotated[
         str,
-        "go on from where a run stopped: auto, the newest whole point in --output_dir (from the start if there is "
-        "none), or a step_*.pt",
+        "continue a stopped run; auto: from the newest undamaged resume point in --output_dir, or from scratch if it "
+        "has none; a path: from that step_*.pt",
     ] = ""
     save_every: Annotated[
-        int, "steps between two resume points, beside the one after each epoch; 0: only that", Range(0)
+        int, "also write a resume point every this many steps; 0: only after each epoch", Range(0)
     ] = 0
-    save_full: Annotated[bool, "checkpoints hold all weights, the frozen CLIP's too, not only the trained"] = False
-    keep_checkpoints: Annotated[int, "resume points that stay, the newest", Range(1)] = 2
-    row_name: Annotated[str, "the name of this run's row in --results_csv; without it the method's"] = ""
-    results_csv: Annotated[str, "a csv file that gets one row for each evaluation on the test split"] = ""
-    wandb_project: Annotated[str, "a Weights & Biases project to report to as well (pip install wandb)"] = ""
-    seed: Annotated[int, "of initialisation, order, and draws of frames and texts", Range(0, 2**32 - 1)] = 42
-    batch_size_val: Annotated[int, "clips or texts at once in evaluation, in each process", Range(1)] = 16
+    save_full: Annotated[bool, "write all weights into checkpoints, the frozen CLIP included"] = False
+    keep_checkpoints: Annotated[int, "number of resume points to keep, the newest ones", Range(1)] = 2
+    row_name: Annotated[str, "name of this run's row in --results_csv; empty: the method's name"] = ""
+    results_csv: Annotated[str, "csv file to add a row to for each evaluation on the test split"] = ""
+    wandb_project: Annotated[str, "Weights & Biases project to report to as well (pip install wandb)"] = ""
+    seed: Annotated[int, "seed of initialisation, order, and draws of frames and texts", Range(0, 2**32 - 1)] = 42
+    batch_size_val: Annotated[int, "clips or texts encoded at once in evaluation, in each process", Range(1)] = 16
     n_display: Annotated[int, "training steps between two log lines", Range(1)] = 50
     select_on: Annotated[
         Literal["last", "holdout", "val", "test"],
-        "which weights are reported: the last epoch's, the best on --holdout_videos of the training videos, the best "
-        "on the validation split where the data set has one, or the best on the test split (only to follow papers that "
-        "do so; the result line says it)",
+        "the epoch whose weights are reported; last: the last one; holdout: the best one on --holdout_videos training "
+        "videos; val: the best one on the validation split, if the data set has one; test: the best one on the test "
+        "split (only to follow papers that do so; the result line says it)",
     ] = "last"
-    holdout_videos: Annotated[int, "training videos set aside for --select_on holdout", Range(2)] = 0
+    holdout_videos: Annotated[int, "number of training videos set aside for --select_on holdout", Range(2)] = 0
 
     def __post_init__(self) -> None:
         if not (self.do_train or self.do_eval or self.describe):
             raise ValueError("nothing to do: pass --do_train, --do_eval or --describe")
         super().__post_init__()
         if (self.select_on == "holdout") != (self.holdout_videos > 0):
-            raise ValueError("--select_on holdout and --holdout_videos N (2 or more) go together; only one is given")
+            raise ValueError("--select_on holdout and --holdout_videos N (2 or more) need each other; pass both")
 
 
 @dataclass(frozen=True)
 class TaskSettings(Checked):
-    """The settings that one task alone has; a subclass has `Annotated` fields, one of them `datatype`.
+    """The settings of only one task; a subclass has `Annotated` fields, one of them `datatype`.
 
     Class attributes: `task` is the task's name. `readers` has `read_split` of each data set by the value of `datatype`,
     `needed_flags` the flags that it needs for any split, and those that the training split needs beside them, `splits`
@@ -218,11 +215,11 @@ class TaskSettings(Checked):
     datatype: str = ""
 
     def needs_training_split(self) -> bool:
-        """Return whether evaluation alone reads the training split's lists too."""
+        """Return whether an evaluation without training also reads the training split's lists."""
         return False
 
     def list_split(self, data: DataConfig, split: str) -> list[Sample]:
-        """Return the samples of a split as its files list them, whether or not their videos are there."""
+        """Return the samples that a split's files list, even if their videos are missing."""
         names = ("data_path", "features_path", "train_csv", "val_csv")
         return self.readers[self.datatype](split, **{name: Path(getattr(data, name)) for name in names})
 
@@ -235,7 +232,7 @@ class Config:
     data: DataConfig
     optim: OptimConfig
     run: RunConfig
-    task: Any  # a `TaskSettings`, with fields that its task knows
+    task: Any  # a subclass of `TaskSettings`, whose fields only its task knows
 
     def __post_init__(self) -> None:
         if self.run.do_train or self.run.do_eval:
@@ -244,7 +241,7 @@ class Config:
                 needed += for_training
             missing = [f"--{name}" for name in needed if not getattr(self.data, name)]
             if missing:
-                raise ValueError(f"{self.task.datatype} needs {', '.join(missing)}: where its files are")
+                raise ValueError(f"{self.task.datatype} needs {', '.join(missing)}: they name its files")
         if self.run.select_on == "val" and "val" not in self.task.splits.get(self.task.datatype, ("val",)):
             raise ValueError(f"--select_on val: {self.task.datatype} has no validation split; pass --select_on holdout")
 
@@ -257,7 +254,7 @@ class Config:
 
     @classmethod
     def from_flat(cls, settings: Mapping[str, Any], task: type[TaskSettings]) -> "Config":
-        """Do the inverse of `flat`; a setting that is not given has its default, one that is unknown is dropped."""
+        """Build the settings from the result of `flat`; a missing one has its default, an unknown one is dropped."""
         method = settings.get("method", ModelConfig.method)
         known = {option.name for option in method_options(METHODS[method])} if method in METHODS else set()
         classes = sections_with(task)
@@ -273,5 +270,5 @@ SECTIONS: dict[str, Any] = {"model": ModelConfig, "data": DataConfig, "optim": O
 
 
 def sections_with(task: type[TaskSettings]) -> dict[str, Any]:
-    """Return the sections of a program for this task, by title."""
+    """Return the settings classes of a program for this task, by section title."""
     return SECTIONS | {"task": task}

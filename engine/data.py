@@ -1,4 +1,4 @@
-"""From settings to the reader of frames, its cache and its worker processes."""
+"""Builds the reader of frames from the settings, with its cache and its worker processes."""
 
 import os
 from pathlib import Path
@@ -12,11 +12,11 @@ from engine.config import DataConfig, RunConfig
 from modules.backbones import Backbone
 from modules.clip import CLIP
 
-MOST_READERS = 8  # of each process: every one holds --prefetch_factor batches in memory
+MOST_READERS = 8  # per process, because each reader holds --prefetch_factor batches in memory
 
 
 def frame_reader(data: DataConfig, backbone: Backbone, training: bool, cache: FrameCache | None = None) -> FrameReader:
-    """Return the reader of videos that gives frames as the CLIP with this `backbone` was trained to see them."""
+    """Return a reader that prepares frames as in the training of the CLIP with this `backbone`."""
     pixels = backbone.preprocessing
     return FrameReader(
         data.max_frames, backbone.architecture.image_size, data.frame_sampling, data.feature_framerate,
@@ -25,19 +25,19 @@ def frame_reader(data: DataConfig, backbone: Backbone, training: bool, cache: Fr
 
 
 def normalise_for(clip: CLIP, video: torch.Tensor) -> torch.Tensor:
-    """Turn pixels uint8 `[...,3,H,W]` into float32, normalised as `clip` was trained."""
+    """Convert pixels uint8 `[...,3,H,W]` to float32 and normalise them as in the training of `clip`."""
     return normalise(video, clip.backbone.preprocessing.mean, clip.backbone.preprocessing.std)
 
 
 def frame_cache(data: DataConfig, run: RunConfig) -> FrameCache | None:
-    """Return the frame cache that a run's settings name, or None."""
+    """Return the frame cache that a run's settings name, or None if they name none."""
     if not run.frame_cache:
         return None
     return FrameCache(Path(run.frame_cache), run.frame_cache_format, Path(data.features_path))
 
 
 def reader_processes(num_thread_reader: int) -> int:
-    """Return the number of processes that decode for this one: the flag's value, or for -1 what the cores allow."""
+    """Return the number of decoding worker processes: the flag's value, or for -1 the number that the cores allow."""
     if num_thread_reader >= 0:
         return num_thread_reader
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

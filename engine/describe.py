@@ -28,14 +28,14 @@ def describe(
     """Count a method around a CLIP that is given by name (needs no file) or by path (reads its sizes).
 
     Returns:
-        A dictionary for JSON: all parameters; the trainable ones, by component; those of them that cannot learn, with
-        the reason; `gflops_per_clip`, the forward pass of one clip and one caption with 2 operations per multiply-add;
-        and the settings that these depend on.
+        A dictionary for JSON: the number of all parameters; the trainable ones, by component; those that cannot learn,
+        with the reason; `gflops_per_clip`, for the forward pass of one clip and one caption with 2 operations per
+        multiply-add; and the settings that these numbers depend on.
     """
     backbone = backbone_of(clip_name, pretrained_dir, asked)
     with torch.device("meta"):
         method = build_method(method_name, CLIP(backbone.architecture, backbone), **options)
-        loss = make_loss(method) if make_loss else nn.Module()  # which may freeze what it replaces
+        loss = make_loss(method) if make_loss else nn.Module()  # may freeze a parameter that it replaces
     method.eval()
     of_loss = {name: parameter.numel() for name, parameter in loss.named_parameters()}
     trainable = {name: parameter.numel() for name, parameter in method.trainable_parameters()}
@@ -72,7 +72,7 @@ def _by_component(trainable: Mapping[str, int]) -> dict[str, int]:
 
 
 def _component(name: str) -> str:
-    """Return the component that a parameter is counted with: a child of the method, or of its CLIP two levels lower."""
+    """Return a parameter's component: a child of the method, or two levels lower for CLIP."""
     path = name.split(".")
     return ".".join(path[: 3 if path[0] == "clip" else 1])
 

@@ -1,4 +1,4 @@
-"""One process or many: the group from torchrun's environment, and the gathers that training and evaluation need.
+"""Joins torchrun's process group, and gathers tensors over one process or many for training and evaluation.
 
 Shapes: W processes, B rows of the global batch, b = B/W rows of this process, N items of a split, E embedding.
 """
@@ -20,12 +20,12 @@ COLLECTIVE_TIMEOUT = timedelta(minutes=15)
 
 @dataclass(frozen=True)
 class Process:
-    """Who this process is among its peers, and the device it computes on."""
+    """This process's rank among all processes, and the device it computes on."""
 
     rank: int
     world_size: int
     device: torch.device
-    control: dist.ProcessGroup | None = None  # on CPUs: to agree on something without waiting for the GPU
+    control: dist.ProcessGroup | None = None  # a gloo group, so that processes can agree without waiting for the GPU
 
     @property
     def is_main(self) -> bool:
@@ -37,7 +37,7 @@ class Process:
             dist.barrier()
 
     def any(self, flag: bool) -> bool:
-        """Whether `flag` is true on any process; all processes ask together."""
+        """Return whether `flag` is true on any process; all processes call this together."""
         if self.control is None:
             return flag
         flags = torch.tensor(int(flag))
@@ -45,13 +45,13 @@ class Process:
         return bool(flags)
 
     def fail_together(self, error: Exception | None) -> None:
-        """Raise on all processes if one has an error, so that none waits for it; all processes call this together."""
+        """Raise on all processes if one has an error, so that no process waits; all processes call this together."""
         if self.any(error is not None):
             messages = self.share(None if error is None else str(error))
             raise error or ValueError(next(message for message in messages if message is not None))
 
     def share(self, value: Any) -> list[Any]:
-        """The values of all processes, in rank order."""
+        """Return the values of all processes, in rank order; all processes call this together."""
         if self.control is None:
             return [value]
         values: list[Any] = [None] * self.world_size
@@ -61,7 +61,7 @@ class Process:
 
 @contextmanager
 def process_group() -> Iterator[Process]:
-    """Join the group that torchrun describes in the environment (nccl on CUDA, gloo on CPU); alone without torchrun."""
+    """Join the group from torchrun's environment (nccl on CUDA, gloo on CPU); without torchrun, run alone."""
     local_rank = int(os.environ.get("LOCAL_RANK", 0))
     if torch.cuda.is_available():
         if local_rank >= torch.cuda.device_count():
@@ -90,8 +90,8 @@ def process_group() -> Iterator[Process]:
 
 
 def _own_store(rank: int) -> dist.Store:
-    """Where the processes find each other. torchrun keeps one store over restarts, with the dead processes' addresses
-    in it: each attempt gets keys of its own."""
+    """Return the store where the processes find each other. Each attempt has separate keys in it, because torchrun
+    keeps its store over restarts, with the addresses of dead processes."""
     store = dist.TCPStore(
         os.environ["MASTER_ADDR"],
         int(os.environ["MASTER_PORT"]),
@@ -102,7 +102,7 @@ def _own_store(rank: int) -> dist.Store:
 
 
 def gather(rows: torch.Tensor) -> torch.Tensor:
-    """`[b,...]` on every process -> `[B,...]` in rank order, without gradient; the same `b` everywhere."""
+    """Gather `[b,...]` from every process into `[B,...]` in rank order, without gradient; b is the same everywhere."""
     if not dist.is_initialized():
         return rows
     gathered = [torch.empty_like(rows) for _ in range(dist.get_world_size())]
@@ -111,7 +111,7 @@ def gather(rows: torch.Tensor) -> torch.Tensor:
 
 
 class _GatherRows(torch.autograd.Function):
-    """All ranks' rows in rank order; backward as `gather_with_gradient` says."""
+    """Gathers all ranks' rows in rank order; `gather_with_gradient` describes its backward."""
 
     @staticmethod
     def forward(ctx, rows: torch.Tensor, sum_over_ranks: bool) -> torch.Tensor:  # type: ignore[override]
@@ -128,12 +128,12 @@ class _GatherRows(torch.autograd.Function):
 
 
 def gather_with_gradient(rows: torch.Tensor, gradient: str = "sum") -> torch.Tensor:
-    """`[b,E]` on every process -> `[B,E]` in rank order, differentiable; the same `b` everywhere.
+    """Gather `[b,E]` from every process into `[B,E]` in rank order, with gradient; b is the same everywhere.
 
-    W processes each compute the loss of the global batch, and DDP averages what comes back. With `gradient` "sum" it
-    is summed over ranks on the way, which gives the gradient of one process on the global batch. With "own", a rank
-    keeps its slice of its own loss's gradient, as in CLIP4Clip's code and those that follow it: 1/W of that, except
-    for a trained temperature, which stands behind the gather.
+    Each of W processes computes the loss of the global batch, and DDP averages their gradients. With `gradient` "sum",
+    the backward first sums over ranks, which gives the gradient of one process on the global batch. With "own", a rank
+    keeps only its slice of the gradient of its own loss, like CLIP4Clip's code and its successors. That is 1/W of the
+    "sum" gradient, except for a trained temperature, which is applied after the gather.
     """
     if not dist.is_initialized():
         return rows
@@ -141,7 +141,7 @@ def gather_with_gradient(rows: torch.Tensor, gradient: str = "sum") -> torch.Ten
 
 
 def mean_over_processes(loss: torch.Tensor) -> torch.Tensor:
-    """Return the mean of a scalar over processes; its gradient is that of this process's own, which DDP averages."""
+    """Return the mean of a scalar over processes; the gradient is that of this process's value, and DDP averages it."""
     if not dist.is_initialized():
         return loss
     total = loss.detach().clone()
@@ -150,17 +150,17 @@ def mean_over_processes(loss: torch.Tensor) -> torch.Tensor:
 
 
 def gather_rows(rows: Rows, gradient: str = "sum") -> Rows:
-    """Gather rows as `gather_with_gradient` does; masks and lengths, which have no gradient, as `gather` does."""
+    """Gather rows by `gather_with_gradient`, and their masks and lengths, which have no gradient, by `gather`."""
     return map_rows(
         lambda tensor: gather_with_gradient(tensor, gradient) if tensor.is_floating_point() else gather(tensor), rows
     )
 
 
 def gather_by_id(rows: list[Rows], ids: list[torch.Tensor], total: int) -> Rows:
-    """Put together what the processes computed, each for its own share of the items.
+    """Combine the rows that all processes computed, each for its share of the items.
 
     Args:
-        rows: batches `[n,...]` on the CPU, a row for each item of this process; none, if its share is empty.
+        rows: batches `[n,...]` on the CPU, one row for each item of this process; no batch if its share is empty.
         ids: int64 batches `[n]`, the item of each row.
         total: N, the number of items.
 
@@ -168,8 +168,8 @@ def gather_by_id(rows: list[Rows], ids: list[torch.Tensor], total: int) -> Rows:
         `[N,...]` on the CPU of every process, ordered by id.
 
     Raises:
-        RuntimeError: if an item came twice or not at all.
-        ValueError: if the rows of two batches have different shapes.
+        RuntimeError: an item came twice or not at all.
+        ValueError: the rows of two batches have different shapes.
     """
     if dist.is_initialized():
         shards: list = [None] * dist.get_world_size()

@@ -16,8 +16,8 @@ _PEER_GONE = re.compile(r"Connection (?:closed|reset) by (?:remote )?peer|Broken
 def explained(error: BaseException) -> Exception | None:
     """Return an error whose message is one sentence for the user, or None if the error is a bug.
 
-    A ValueError or OSError is returned unchanged: its message is such a sentence. A RuntimeError or MemoryError whose
-    cause is known becomes an OSError that says what happened and what to do.
+    A ValueError or OSError is returned unchanged, because its message already is one sentence. A RuntimeError or
+    MemoryError with a known cause becomes an OSError that says what happened and what to do.
     """
     if isinstance(error, ValueError | OSError):
         return error
@@ -52,7 +52,7 @@ def explained(error: BaseException) -> Exception | None:
 
 def _no_shared_memory(who: str) -> OSError:
     return OSError(
-        f"{who} found no room in /dev/shm, through which batches travel: enlarge it (docker run --shm-size), or lower "
+        f"{who} found no room in /dev/shm, which holds its batches: enlarge it (docker run --shm-size), or lower "
         "--num_thread_reader or --prefetch_factor"
     )
 

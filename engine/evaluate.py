@@ -1,4 +1,4 @@
-"""Evaluation on all processes, for any task: each encodes its share of a dataset; rows are gathered by number."""
+"""Encodes datasets for evaluation, for any task: each process encodes its share, then all rows are gathered by id."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -17,7 +17,7 @@ from modules.rows import Rows, map_rows, to_float
 
 @contextmanager
 def evaluating(method: Method) -> Iterator[None]:
-    """Put a method into evaluation mode without gradient, and back into the mode it was in, whatever happens."""
+    """Run the context in evaluation mode without gradients; restore the method's mode at the end, even on an error."""
     was_training = method.training
     method.eval()
     try:
@@ -42,13 +42,13 @@ class Encoder:
     ) -> Rows:
         """Encode every item once, on one of the processes, and return all rows on the device of each process.
 
-        All processes call this together. An error on one of them is raised on all.
+        All processes call this together. An error on one process is raised on all.
 
         Args:
-            dataset: its items have an `index`, 0 to N - 1.
+            dataset: N items with an `index`, 0 to N - 1.
             encode: takes a batch of n items on the device and returns their rows, `[n,...]`.
-            name: for the progress bar.
-            workers: whether items take long enough to read that worker processes pay off.
+            name: the label of the progress bar.
+            workers: whether to use worker processes, which pay off only for items that are slow to read.
 
         Returns:
             Rows `[N,...]` ordered by `index`; floating-point tensors are fp32.

@@ -1,4 +1,4 @@
-"""Recognises files with weights by their content, to name the right flag if a file was given to the wrong one.
+"""Recognises weights files by their content, to name the right flag if a file was given to the wrong one.
 
 Three flags take weights: `--pretrained_clip_name` a CLIP, `--init_model` a trained model, `--resume` a resume point.
 """
@@ -27,8 +27,8 @@ OF_CLIP = (
     "vision_model.embeddings.patch_embedding.weight",
 )
 OF_SCRIPTED_CLIP = {"visual", "conv1", "token_embedding"}  # a TorchScript archive has the parts of names separately
-OLD_PICKLES = 4  # in a torch file that is no zip: a number, a version, the machine, and the saved object
-MOST_BYTES = 1 << 26  # of names and structure; larger ones are not read
+OLD_PICKLES = 4  # in a torch file that is not a zip: a magic number, a version, the machine, and the saved object
+MOST_BYTES = 1 << 26  # for names and structure; larger entries are not read
 
 
 def takes_it(path: Path, given_to: str) -> str:
@@ -42,13 +42,13 @@ def takes_it(path: Path, given_to: str) -> str:
 
 
 def refuse_other_kind(path: Path, flag: str) -> None:
-    """Raise ValueError for a file that another flag takes; a folder or an unknown file passes."""
+    """Raise ValueError if another flag takes this file; a folder or an unknown file passes."""
     if path.is_file() and (other := takes_it(path, flag)):
         raise ValueError(f"{path}: {flag} does not take this file{other}")
 
 
 def kind_of_weights(path: Path) -> str | None:
-    """Return the kind of the file, a key of FLAG_OF, from its header and the names in it; None if it has none."""
+    """Return the kind of the file, a key of FLAG_OF, from its header and tensor names; None if it is unknown."""
     if path.suffix == ".safetensors":
         try:
             with safe_open(path, framework="pt") as file:
@@ -66,7 +66,7 @@ def kind_of_weights(path: Path) -> str | None:
 
 
 def _texts_of_torch_file(path: Path) -> set[str]:
-    """Return all strings in a file that torch saved, tensor names included; executes nothing in it."""
+    """Return all strings in a file that torch saved, including tensor names; executes nothing in the file."""
     texts: set[str] = set()
     with open(path, "rb") as file:
         if not zipfile.is_zipfile(file):

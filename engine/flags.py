@@ -1,4 +1,4 @@
-"""Checks that the flags of all commands share: numbers, and places to write to. Imports only the standard library."""
+"""Checks for the flags of all commands: numbers, and places to write to. Imports only the standard library."""
 
 import argparse
 import math
@@ -19,7 +19,7 @@ def finite_float(text: str) -> float:
 def check_folder(flag: str, path: Path) -> None:
     """Raise ValueError if files cannot be written into a folder, which need not exist yet; leaves no trace.
 
-    Reasons: a part of the path is a file, or the folder or its disk refuses.
+    Reasons: a part of the path is a file, or the system refuses to write there.
     """
     there = path
     while not there.exists() and there != there.parent:

@@ -1,8 +1,8 @@
-"""What a run must have in common with a resume point to go on from it.
+"""Collects what a run and a resume point must have in common, so that the run may continue from the point.
 
-A file counts as the same if its place below --features_path and its size are the same. So a data set may be copied or
-moved and a run goes on, but not from raw videos to re-encoded ones. Modification times do not count, and bytes are not
-read, which would take hours. Settings that change cost alone do not count either.
+A video file counts as the same if its path below --features_path and its size are the same. So a run may continue on a
+copied or moved data set, but not on re-encoded videos. Modification times do not count. File contents are not read,
+because that would take hours. Settings that change only the cost do not count either.
 """
 
 import hashlib
@@ -17,21 +17,21 @@ from engine.config import Config
 from modules.methods import Method
 from modules.seal import content_sha256
 
-# Settings that do not change what is learned. Every other setting counts, also one that is added later.
-SOURCE = (  # told by content: `of_the_weights`
+# Settings that do not change what is learned. Every other setting counts, including any that is added later.
+SOURCE = (  # `of_the_weights` covers their content
     "pretrained_clip_name", "pretrained_dir", "init_model", "clip_activation", "clip_vision_heads", "clip_text_heads",
     "clip_statistics", "clip_resize", "clip_interpolation",
 )  # fmt: skip
-PLACES = ("data_path", "features_path", "train_csv", "val_csv")  # `of_the_data`
+PLACES = ("data_path", "features_path", "train_csv", "val_csv")  # `of_the_samples` covers their content
 COST = ("num_thread_reader", "prefetch_factor", "gradient_accumulation_steps", "activation_checkpointing", "compile")
-FEW = 10  # ids that a message names; of more it says how many
-DIGITS = 16  # of a digest in hex: 64 bits
+FEW = 10  # ids that a message lists; for more ids it gives a digest
+DIGITS = 16  # hex digits of a digest: 64 bits
 
 
 def of_the_settings(config: Config, precision: str) -> dict[str, Any]:
-    """Return the settings that change what is learned or selected, by name; `precision` is what --precision stands for.
+    """Return the settings that change what is learned or selected, by name; `precision` is --precision without "auto".
 
-    A setting of the task with its default is left out if `TaskSettings.newer` names it: earlier versions lack it.
+    A setting that `TaskSettings.newer` names is left out at its default, because earlier versions lack it.
     """
     model, optim, run, task = config.model, config.optim, config.run, config.task
     left_out = {*SOURCE, *PLACES, *COST, *task.of_the_run, *task.places, "options", "precision_val"}
@@ -55,7 +55,7 @@ def of_the_settings(config: Config, precision: str) -> dict[str, Any]:
 
 
 def of_the_weights(method: Method, backbone_sha256: str) -> dict[str, str]:
-    """Return the CLIP, with the facts that its tensors do not show, and all else that training does not change."""
+    """Return the CLIP's hash, its facts that no tensor shows, and a hash of all tensors that are not trained."""
     trained = {name for name, _ in method.trainable_parameters()}
     frozen = {name: tensor for name, tensor in method.state_dict().items() if name not in trained}
     return {
@@ -68,7 +68,7 @@ def of_the_weights(method: Method, backbone_sha256: str) -> dict[str, str]:
 def of_the_samples(
     samples: Sequence[Sample], selected_on: Sequence[Sample], features_path: Path, left_out: Sequence[str]
 ) -> dict[str, Any]:
-    """Return the training videos and their texts, the ids left out, and the videos that select the weights."""
+    """Return digests of the training samples and of those that select the weights, and the ids left out."""
     return {
         **_of_a_split(samples, features_path, "training"),
         **_of_a_split(selected_on, features_path, "selection"),
@@ -77,7 +77,7 @@ def of_the_samples(
 
 
 def _of_a_split(samples: Sequence[Sample], features_path: Path, split: str) -> dict[str, str]:
-    """Return the videos of a split in their order, their files and their texts; `split` is for the names."""
+    """Return digests of a split's videos in their order, their files and their texts; `split` starts each name."""
     return {
         f"{split} videos": digest([sample.video_id, sample.start, sample.end] for sample in samples),
         f"{split} files": digest([_place(s.path, features_path), s.path.stat().st_size] for s in samples),
@@ -90,7 +90,7 @@ def _place(path: Path, features_path: Path) -> str:
 
 
 def digest(rows: Iterable[Any]) -> str:
-    """Return the number of rows and a hash of them in their order."""
+    """Return the number of rows and a hash of all rows in their order."""
     lines = [json.dumps(row) for row in rows]
     digest = hashlib.sha256("\n".join(lines).encode()).hexdigest()
     return f"{len(lines)}, sha256 {digest[:DIGITS]}"

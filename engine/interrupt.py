@@ -1,4 +1,4 @@
-"""Signals that ask a run to stop."""
+"""Handles the signals that ask a run to stop."""
 
 import signal
 from collections.abc import Callable, Iterator
@@ -13,7 +13,7 @@ class Interrupted(Exception):
 
 @contextmanager
 def stop_requested() -> Iterator[Callable[[], bool]]:
-    """Give a function that tells whether one of STOP_SIGNALS has arrived inside the context."""
+    """Yield a function that tells whether one of STOP_SIGNALS has arrived inside the context."""
     came = []
     before = {number: signal.signal(number, lambda number, _: came.append(number)) for number in STOP_SIGNALS}
     try:

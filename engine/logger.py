@@ -25,7 +25,7 @@ from engine.writing import write_atomically, writing
 
 log = logging.getLogger("stop")
 
-# Values of `selection` in a result of weights that the run itself did not train.
+# Values of `selection` in results of weights that the run did not train itself.
 ZERO_SHOT, UNTRAINED, AS_GIVEN = "zero-shot", "untrained", "checkpoint as given"
 
 
@@ -33,14 +33,14 @@ class RunLogger:
     """Writes the progress of a run into one folder.
 
     Args:
-        wandb_project: also report to this Weights & Biases project; none if empty.
-        run_name: the run's name there; the folder's name if empty.
+        wandb_project: also report to this Weights & Biases project; if empty, to none.
+        run_name: the run's name there; if empty, the folder's name.
         begin: open the files at once. If false, nothing is written before `begin` is called, so that a refused run
-            leaves the folder unchanged. Lines logged before appear on the console at once and in the file later.
+            leaves the folder unchanged. Earlier log lines appear on the console at once and in the file later.
 
     Raises:
         OSError: the folder cannot be written to.
-        ValueError: Weights & Biases is asked for and not installed, or does not start.
+        ValueError: Weights & Biases is requested, but is not installed or does not start.
     """
 
     def __init__(
@@ -64,7 +64,7 @@ class RunLogger:
             self.begin()
 
     def begin(self) -> None:
-        """Open the files, once. All processes call it together; if it fails on one, it fails on all."""
+        """Open the files; a second call does nothing. All processes call this together; if one fails, all fail."""
         error = None
         if self.is_main and self._tensorboard is None:
             try:
@@ -96,7 +96,7 @@ class RunLogger:
             self._write_settings(*self._settings)
 
     def config(self, settings: dict[str, Any], name: str = "config.json") -> None:
-        """Write all settings, by flag name, to the file `name`; waits for `begin`."""
+        """Write all settings, by flag name, to the file `name`; before `begin`, keep them until then."""
         if not self.is_main:
             return
         self._settings = (name, settings)
@@ -162,12 +162,12 @@ class RunLogger:
                 self._wandb.finish(exit_code=int(failed))
             for handler in list(log.handlers):
                 log.removeHandler(handler)
-                with suppress(OSError):  # was raised when the line was logged
+                with suppress(OSError):  # already raised when the line was logged
                     handler.close()
 
 
 class _LogFile(logging.FileHandler):
-    """A log file that raises an error if a line cannot be written; logging's own prints a traceback and goes on."""
+    """A log file that raises an error if a line cannot be written; `logging` only prints a traceback and goes on."""
 
     def handleError(self, record: logging.LogRecord) -> None:
         error = sys.exc_info()[1]
@@ -187,9 +187,9 @@ def _start_wandb(project: str, name: str, folder: Path) -> Any:
         run = wandb.init(project=project, name=name, dir=str(folder))
     except wandb.Error as error:
         raise ValueError(f"--wandb_project {project}: Weights & Biases did not start: {error}") from error
-    # Its step must not decrease, but evaluations count epochs, so each kind of line gets its own axis.
+    # A step must not decrease there, but evaluations count epochs, so each kind of line gets its own axis.
     # https://docs.wandb.ai/guides/track/log/customize-logging-axes
-    for kind in ("train", "holdout", "test"):
+    for kind in ("train", "holdout", "val", "test"):
         run.define_metric(f"{kind}/step")
         run.define_metric(f"{kind}/*", step_metric=f"{kind}/step")
     return run

@@ -1,4 +1,4 @@
-"""AdamW over a method's parameter groups, and the learning rate's way up and down."""
+"""AdamW over a method's parameter groups, and the schedules of the learning rate."""
 
 import math
 from typing import Any
@@ -11,13 +11,13 @@ LEAST_LR = 1e-8  # where STOP's released schedule starts, and its floor
 
 
 def build_optimizer(groups: list[dict[str, Any]]) -> torch.optim.AdamW:
-    """AdamW with the lineage's constants; each group brings its own learning rate and weight decay."""
-    # Fused: on a GPU the others make the host wait under a GradScaler, on a CPU they take three times as long.
+    """Return AdamW with CLIP's constants; each group has its own learning rate and weight decay."""
+    # Fused, because the other versions make the host wait for a GPU under a GradScaler, and are 3x slower on a CPU.
     return torch.optim.AdamW(groups, betas=BETAS, eps=EPS, fused=True)
 
 
 def warmup_cosine(step: int, total_steps: int, warmup_proportion: float) -> float:
-    """The factor on every group's learning rate in step 0..total_steps-1: linear to 1, then half a cosine to 0."""
+    """Return the factor on every learning rate in step 0..total_steps-1: linear to 1, then half a cosine to 0."""
     warmup = warmup_proportion * total_steps
     if step < warmup:
         return (step + 1) / (warmup + 1)
@@ -25,8 +25,8 @@ def warmup_cosine(step: int, total_steps: int, warmup_proportion: float) -> floa
 
 
 def released(step: int, total_steps: int, warmup_proportion: float, lr: float) -> float:
-    """The learning rate that STOP's released code sets in step 0..total_steps-1 for a group whose own is `lr`: linear
-    from LEAST_LR to `lr`, then half a cosine down to LEAST_LR."""
+    """Return the learning rate of STOP's released code in step 0..total_steps-1 for a base rate `lr`: linear from
+    LEAST_LR to `lr`, then half a cosine down to LEAST_LR."""
     warmup = warmup_proportion * total_steps
     if step < warmup:
         return LEAST_LR + (lr - LEAST_LR) * step / warmup
@@ -38,7 +38,7 @@ def _half_cosine(step: int, warmup: float, total_steps: int) -> float:
 
 
 class ReleasedSchedule(torch.optim.lr_scheduler.LRScheduler):
-    """`released` as a scheduler. It sets rates, not factors on them: the floor is the same for every group."""
+    """The schedule `released`. It sets rates, not factors on them, because all groups share the same floor."""
 
     def __init__(self, optimizer: torch.optim.Optimizer, total_steps: int, warmup_proportion: float) -> None:
         self.total_steps, self.warmup_proportion = total_steps, warmup_proportion
@@ -51,7 +51,7 @@ class ReleasedSchedule(torch.optim.lr_scheduler.LRScheduler):
 def build_schedule(
     optimizer: torch.optim.Optimizer, total_steps: int, warmup_proportion: float, schedule: str = "warmup_cosine"
 ) -> torch.optim.lr_scheduler.LRScheduler:
-    """`warmup_cosine` or `released`, by name, as a scheduler that is stepped once a training step."""
+    """Return `warmup_cosine` or `released`, by name, as a scheduler to step once per training step."""
     if schedule == "released":
         return ReleasedSchedule(optimizer, total_steps, warmup_proportion)
     return torch.optim.lr_scheduler.LambdaLR(

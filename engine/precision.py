@@ -1,4 +1,4 @@
-"""The precision in which the encoders run, and the random state that dropout draws from."""
+"""Sets the precision of the encoders, and reads and restores the random state that dropout draws from."""
 
 from collections.abc import Callable
 from functools import partial
@@ -10,12 +10,12 @@ AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def auto_precision(device: torch.device) -> Literal["bf16", "fp32"]:
-    """Return what --precision auto stands for: bf16 on a GPU that has it, else fp32."""
+    """Return the precision behind --precision auto: bf16 on a GPU that supports it, else fp32."""
     return "bf16" if device.type == "cuda" and torch.cuda.is_bf16_supported() else "fp32"
 
 
 def autocast_for(precision: str, device: torch.device) -> Callable[[], torch.autocast]:
-    """Return a maker of the context in which the encoders run; `precision` is auto, fp32, bf16 or fp16."""
+    """Return a function that makes the encoders' autocast context; `precision` is auto, fp32, bf16 or fp16."""
     if precision == "auto":
         precision = auto_precision(device)
     return partial(torch.autocast, device.type, AUTOCAST.get(precision), enabled=precision in AUTOCAST)

@@ -1,6 +1,6 @@
-"""Checks before a run, in the order of this file: those that need the settings alone, then those that need the model.
+"""Checks before a run: first those that need only the settings, then those that need the model.
 
-Nothing here writes. Everything raises ValueError or OSError with one sentence.
+No check writes anything. Each raises ValueError or OSError with one sentence.
 """
 
 from pathlib import Path
@@ -20,7 +20,7 @@ from modules.clip import CLIP
 from modules.methods import Method
 from modules.similarity import cosine_similarity, masked_mean
 
-SAME_COSINE = 1e-4  # far above rounding in fp32, far below what any prompt does
+SAME_COSINE = 1e-4  # far above rounding errors in fp32, far below the effect of any prompt
 
 
 def result_row(
@@ -33,7 +33,7 @@ def result_row(
     epoch: int,
     metrics: dict[str, float],
 ) -> dict[str, Any]:
-    """Return what an evaluation on the test split adds to --results_csv, beside its provenance."""
+    """Return the row that an evaluation on the test split adds to --results_csv, without its provenance."""
     row = {
         "name": config.run.row_name or config.model.method,
         "method": config.model.method,
@@ -60,7 +60,7 @@ def check_places(config: Config, task: type[Task], process: Process) -> None:
     error = None
     if process.is_main:
         try:
-            if not config.run.output_dir:  # of a variable that was not set; the files would lie among the project's
+            if not config.run.output_dir:  # from an unset shell variable; files would land in the working directory
                 raise ValueError("--output_dir is empty: name a folder, or leave it out for runs/default")
             check_folder("--output_dir", Path(config.run.output_dir))
             if config.run.results_csv:
@@ -82,29 +82,29 @@ def check_context(max_words: int, clip: CLIP) -> None:
 
 @torch.no_grad()
 def check_finite(module: nn.Module, source: str) -> None:
-    """Check that all weights are finite; the message names the tensor and `source`, the file they came from."""
+    """Check that all weights are finite; the message names the tensor and `source`, the file with the weights."""
     for name, tensor in module.state_dict().items():
         if tensor.is_floating_point() and not (finite := tensor.isfinite()).all():
             raise ValueError(
                 f"{source}: {int((~finite).sum())} of the {tensor.numel()} values of the tensor {name} are NaN or "
-                "infinite; the file is damaged, or was saved after a training that had diverged: use another one"
+                "infinite; the file is damaged, or was saved after training diverged: use another one"
             )
 
 
 def check_trainable(method: Method, name: str) -> None:
-    """Check that there is something to train."""
+    """Check that the method has parameters to train."""
     if not any(True for _ in method.trainable_parameters()):
         raise ValueError(
-            f"nothing to train: with these options --method {name} adds nothing to the frozen CLIP; switch one of its "
-            "parts on, or evaluate it with --do_eval"
+            f"nothing to train: with these options --method {name} adds nothing to the frozen CLIP; switch on one of "
+            "its parts, or evaluate it with --do_eval"
         )
 
 
 class ZeroShotProbe:
-    """Tells whether a method equals CLIP without training: the mean of the frames' embeddings, and the texts'.
+    """Tells whether an untrained method scores like CLIP with the mean of the frame embeddings.
 
-    It compares scores and not names: a method may add parameters that change nothing at first, and may change the
-    result without any.
+    It compares scores, not parameter names: a method may add parameters that change nothing at first, or change the
+    result without any parameter.
     """
 
     def __init__(self, clip: CLIP, max_frames: int, max_words: int) -> None:
@@ -125,32 +125,32 @@ class ZeroShotProbe:
             self.logits = cosine_similarity(text(self.token_ids), video, clip.logit_scale)
 
     def same(self, method: Method) -> bool:
-        """Return whether the method scores captions and clips as CLIP does."""
+        """Return whether the method gives the same scores of captions and clips as CLIP."""
         with evaluating(method):
             text, video = method.encode_text(self.token_ids), method.encode_video(self.video, self.frame_mask)
             logits = method.similarity(text, video)
         return bool((logits - self.logits).abs().max() < SAME_COSINE * method.clip.logit_scale.exp())
 
     def name_of(self, method: Method, name: str, process: Process) -> str:
-        """Return what results call --method `name` untrained: "zero-shot" if it equals CLIP, else "untrained"."""
+        """Return the label of --method `name` in results: "zero-shot" if it scores like CLIP, else "untrained"."""
         if self.same(method):
             return ZERO_SHOT
         if process.is_main:
             log.warning(
-                "--method %s is evaluated untrained: what it adds to CLIP is as it was drawn by --seed; pass "
-                "--init_model, or --method clip4clip for zero-shot CLIP", name,
+                "--method %s is evaluated untrained: the parts that it adds to CLIP are random, drawn with --seed; "
+                "pass --init_model, or --method clip4clip for zero-shot CLIP", name,
             )  # fmt: skip
         return UNTRAINED
 
 
 def check_reached(method: Method, max_frames: int, max_words: int) -> None:
-    """Check that all trained tensors take part in the loss of clips of one frame; some need two frames.
+    """Check that all trained tensors take part in the loss for clips of one frame; some need two frames.
 
-    The first step would find it too, but by then the run has written to its folder.
+    The first training step would find this too, but only after the run has written to its folder.
     """
     if max_frames > 1:
         return
-    with torch.random.fork_rng():  # for dropout; what a run draws stays the same
+    with torch.random.fork_rng():  # so that dropout here does not change the random numbers of the run
         probe = ZeroShotProbe(method.clip, max_frames, max_words)
         training = method.training
         method.train()

@@ -1,6 +1,7 @@
-"""One run of a program: settings, method and task in; training, evaluation and a result row out.
+"""Runs a program: builds the method and the task from the settings, trains, evaluates and writes a result row.
 
-`main` is what a program calls with its task: the command line, errors as one sentence, and exit codes.
+A program calls `main` with its task. `main` reads the command line, prints errors as one sentence, and returns exit
+codes.
 """
 
 import json
@@ -36,7 +37,7 @@ from modules.clip_weights import backbone_sha256, load_clip
 from modules.methods import build_method
 from modules.tokenizer import check_vocabulary
 
-EXIT_INTERRUPTED = 75  # sysexits.h, "try again later": a signal stopped the run, and --resume auto goes on
+EXIT_INTERRUPTED = 75  # EX_TEMPFAIL of sysexits.h: a signal stopped the run, and --resume auto continues it
 
 SELECTION = {
     "last": "last epoch",
@@ -47,12 +48,12 @@ SELECTION = {
 
 
 class Run:
-    """One run: the method, its task, and what is done with them."""
+    """One run: builds the method and its task, trains, and evaluates."""
 
     def __init__(self, config: Config, task: type[Task], process: Process, logger: RunLogger) -> None:
         """Build the method and the task, and check everything that can be checked before a video is read."""
         self.config, self.process, self.logger = config, process, logger
-        self.provenance = provenance(process) if config.run.results_csv else {}  # of the code that runs, not of later
+        self.provenance = provenance(process) if config.run.results_csv else {}  # now, before the code may change
         self.epoch, self.selection = 0, ""
         self.trained_on: FileKind | None = None
         self.build(task)
@@ -74,7 +75,7 @@ class Run:
         preflight.check_context(config.data.max_words, clip)
         name = self.clip_name = model.pretrained_clip_name
         preflight.check_finite(clip, name if Path(name).exists() else f"{name} in {model.pretrained_dir}")
-        as_clip = None  # the scores of CLIP itself, to recognise zero-shot by
+        as_clip = None  # the scores of CLIP itself, to recognise a zero-shot method
         if not (config.run.do_train or model.init_model):
             sizes = config.data.max_frames, config.data.max_words
             as_clip = preflight.ZeroShotProbe(clip.to(self.process.device), *sizes)
@@ -95,8 +96,8 @@ class Run:
             self.selection = as_clip.name_of(self.method, model.method, self.process)
 
     def start_from(self, path: Path) -> None:
-        """Load --init_model. If it brings another CLIP, this run writes full checkpoints, since others could not be
-        evaluated later."""
+        """Load --init_model. If it contains another CLIP, this run writes full checkpoints, because later evaluations
+        need that CLIP."""
         config = self.config
         loaded = load_weights(path, self.method, self.backbone_sha256, config.run.do_train, self.step.loss)
         self.backbone_sha256, self.epoch = loaded.backbone_sha256, loaded.epoch
@@ -115,7 +116,7 @@ class Run:
         preflight.check_finite(self.method, str(path))
 
     def check(self) -> None:
-        """Check the lists and, before a training, what would stop it later; no video is read."""
+        """Check the lists and, before training, everything that would stop it later; reads no video."""
         config, splits = self.config, self.task.splits
         if config.run.do_train or config.task.needs_training_split():
             splits.check_overlap()
@@ -129,12 +130,12 @@ class Run:
         self.task.check_lists()
 
     def training_items(self, samples: list[Sample]) -> tuple[TrainingItems, list[Sample]]:
-        """Return what of the training split is trained on, and the held-out samples."""
+        """Return the items to train on from samples of the training split, and the held-out samples."""
         kept, held = self.task.hold_out(samples)
         return self.task.training_items(kept, self.task.splits.frame_reader(training=True)), held
 
     def selection_split(self, held: list[Sample]) -> Any:
-        """Return the split that selects the weights, or None for the last epoch's."""
+        """Return the split that selects the weights, or None if the last epoch's weights are kept."""
         run, splits = self.config.run, self.task.splits
         if run.select_on == "test":
             return self.test
@@ -142,7 +143,7 @@ class Run:
             return self.task.evaluation("val", splits.read("val"))
         if not held:
             return None
-        if not run.allow_missing:  # above 0 they have been tried
+        if not run.allow_missing:  # otherwise `Splits.read` has tried them already
             unreadable = splits.find_unreadable(held, list(range(len(held))), splits.frame_reader(training=False))
             leave_out(held, unreadable, 0, "train")
         return self.task.evaluation("train", held)
@@ -158,7 +159,7 @@ class Run:
         selection_split = self.selection_split(held)
         last_path, best_path = (self.logger.output_dir / f"{name}.safetensors" for name in ("last", "best"))
         self.epoch = 0
-        # The state of the selection, the best weights included: a run that goes on has them, in whatever folder.
+        # The state of the selection, saved in resume points: it holds the best weights for a run in another folder.
         notes: dict[str, Any] = {"best_recall": -1.0}
         parameters = dict(self.step.trainable_parameters())
 
@@ -171,7 +172,7 @@ class Run:
             log.info("epoch %d, %s split\n%s", epoch, run.select_on, format_metrics(metrics))
             self.logger.metrics(epoch, run.select_on, flat_metrics(metrics, self.task.short_names))
             measured, metric = self.task.selects_by
-            if metrics[measured][metric] >= notes["best_recall"]:  # of equal epochs the later one
+            if metrics[measured][metric] >= notes["best_recall"]:  # the later one of equal epochs
                 best = {name: p.detach().to("cpu", copy=True) for name, p in parameters.items()}
                 notes.update(best_recall=metrics[measured][metric], best_epoch=epoch, best_tensors=best)
                 self.save(best_path)
@@ -187,17 +188,17 @@ class Run:
             training, n_display=run.n_display, after_epoch=after_epoch, points=points, resume=run.resume,
             save_every=run.save_every, notes=notes,
         )  # fmt: skip
-        if self.epoch == 0:  # all epochs were done before; this folder may have another run's weights, or none
+        if self.epoch == 0:  # the resumed run was finished; this folder may lack its weights or have another run's
             self.epoch = config.optim.epochs
             self.save(last_path)
         self.selection = SELECTION[run.select_on]
         if selection_split is not None:
             self.epoch = notes["best_epoch"]
             put_trained(parameters, notes["best_tensors"])
-            self.save(best_path)  # a run that goes on in another folder has none there, or another run's
+            self.save(best_path)  # a run that resumes in another folder has no file there, or another run's
 
     def identity(self, items: TrainingItems, selection_split: Any) -> dict[str, Any]:
-        """Return what a run must have in common with a resume point, see `ResumePoints`."""
+        """Return what a run and a resume point must have in common, see `ResumePoints`."""
         config, selected_on = self.config, selection_split.samples if selection_split is not None else ()
         precision = auto_precision(self.process.device) if config.optim.precision == "auto" else config.optim.precision
         place, left_out = Path(config.data.features_path), self.task.splits.left_out["train"]
@@ -209,7 +210,7 @@ class Run:
         }
 
     def save(self, path: Path) -> None:
-        """Write the weights as they are now."""
+        """Write the current weights; the main process does it for all."""
         if self.process.is_main:
             full, trained_on = self.config.run.save_full, self.trained_on.facts if self.trained_on else {}
             header = CheckpointHeader(
@@ -219,22 +220,22 @@ class Run:
             save_checkpoint(path, self.method, header, self.step.loss)
 
     def kind_of(self, samples: Sequence[Sample]) -> FileKind | None:
-        """Return the kind of these video files, on the main process, which alone reports it."""
+        """Return the kind of these video files on the main process, and None on the others, which do not report it."""
         return file_kind(samples) if self.process.is_main else None
 
     def compare_files(self) -> dict[str, str]:
-        """Return the kinds of files of training and of the test split if they differ, and warn of it."""
+        """Return the kinds of the training and test files if they differ, and log a warning."""
         here, there = self.test_files, self.trained_on
         if not (here and there and here.differs_from(there)):
             return {}
         log.warning(
             "attention: trained on files of another kind (%s) than the test files (%s), which changes the numbers: "
-            "evaluate on files made as those for training", there, here,
+            "evaluate on files made like the training files", there, here,
         )  # fmt: skip
         return {"trained_on": str(there), "test_files": str(here)}
 
     def report(self) -> Metrics:
-        """Evaluate on the test split, and write the numbers down with how these weights were selected."""
+        """Evaluate on the test split, and log the metrics with how these weights were selected."""
         self.logger.begin()
         files = self.compare_files()
         metrics = self.task.evaluate(self.test, final=True)
@@ -271,7 +272,7 @@ def run(config: Config, task: type[Task], process: Process) -> Metrics:
 
 
 def main(task: type[Task], argv: Sequence[str] | None = None) -> int:
-    """Run a task from a command line; a user's mistake is one sentence on stderr and exit code 2."""
+    """Run a task from a command line; print a user's mistake as one sentence on stderr and return exit code 2."""
     try:
         config = parse_config(argv, task.settings)
         if config.run.describe:

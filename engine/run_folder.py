@@ -1,9 +1,9 @@
 """Allows one run at a time in a folder: two would overwrite each other's checkpoints and resume points.
 
-The lock is a file lock of the operating system (fcntl) on a file in the folder. It ends with the process, also after a
-crash, so nobody has to clean up. The loader's worker processes may outlive the run by seconds; they do not inherit the
-lock. It works between machines if the file system has such locks, as NFS does; the lock of a machine that went down may
-remain there.
+The lock is a file lock of the operating system (fcntl) on a file in the folder. It ends with the process, even after a
+crash, so nobody has to clean up. The loader's worker processes may outlive the run by seconds, but do not inherit the
+lock. It also works between machines if the file system supports such locks, as NFS does; the lock of a machine that
+went down may then remain.
 """
 
 import fcntl
@@ -23,13 +23,13 @@ LOCK = "run.lock"
 
 @contextmanager
 def one_run_at_a_time(folder: Path, process: Process) -> Iterator[None]:
-    """Keep other runs out of `folder` while the context lasts. The main process holds the lock for all.
+    """Keep other runs out of `folder` while the context lasts. The main process holds the lock for all processes.
 
-    The lock's file is deleted at the end, and so are folders that were created for it and are still empty.
+    At the end, delete the lock's file, and the folders that were created for it if they are still empty.
 
     Raises, on all processes:
         OSError: the folder cannot be written to.
-        ValueError: another run holds the lock; the message names its host and process id. The folder is unchanged.
+        ValueError: another run holds the lock; the message names its host and process id. The folder stays unchanged.
     """
     held, error = None, None
     if process.is_main:
@@ -46,7 +46,7 @@ def one_run_at_a_time(folder: Path, process: Process) -> Iterator[None]:
 
 
 def settings_file(folder: Path, training: bool) -> str:
-    """Return the name of the file for a run's settings: an evaluation does not overwrite a training's config.json."""
+    """Return the name of the settings file; an evaluation must not overwrite the config.json of a training."""
     return "eval_config.json" if not training and (folder / "config.json").exists() else "config.json"
 
 
@@ -72,12 +72,12 @@ class _Lock:
                 ) from error
             except OSError as error:
                 log.warning(
-                    "the file system of %s has no locks (%s): a second run is not kept out", folder,
+                    "the file system of %s has no locks (%s), so a second run in this folder is not refused", folder,
                     error.strerror,
                 )  # fmt: skip
             if self._is_the_file():
                 break
-            os.close(self.descriptor)  # of a run that ended and deleted its file meanwhile
+            os.close(self.descriptor)  # the file of a run that has just ended and deleted it
         holder = f"process {os.getpid()} on {platform.node()}, since {time.strftime('%Y-%m-%d %H:%M:%S')}\n"
         try:
             with writing(self.path):

@@ -1,4 +1,4 @@
-"""The results of training steps, checked without making a GPU wait for the host."""
+"""Checks the results of training steps without making a GPU wait for the host."""
 
 import math
 from collections import deque
@@ -11,34 +11,34 @@ from engine.tasks.base import TrainingItems
 
 @dataclass(frozen=True)
 class StepResult:
-    """The result of a step, on its way from the device to the host."""
+    """The result of a step, possibly still being copied from the device to the host."""
 
     step: int
     items: torch.Tensor  # int64 [b], on the CPU: this process's share of the batch
-    lr: float  # the largest of the groups' in this step
-    values: torch.Tensor  # fp32 [3], on the CPU once it has arrived: loss, norm of the gradient, 1 for a skipped step
-    arrived: torch.cuda.Event | None  # None: it is there
+    lr: float  # the largest learning rate of all groups
+    values: torch.Tensor  # fp32 [3], on the CPU: loss, norm of the gradient, 1 for a skipped step
+    arrived: torch.cuda.Event | None  # recorded after the copy of `values`; None on a CPU
 
 
 class StepResults:
-    """The queue of results that are not checked yet, and what the checked ones said.
+    """A queue of results that are not checked yet, and the values of those that are.
 
     Args:
-        items: what is trained on, for messages.
-        rank: of this process, for messages.
+        items: the training items, for messages.
+        rank: the rank of this process, for messages.
         scaled: whether the loss is scaled for fp16, so that a gradient may overflow.
     """
 
     def __init__(self, items: TrainingItems, rank: int, scaled: bool) -> None:
         self.items, self.rank, self.scaled = items, rank, scaled
         self.waiting: deque[StepResult] = deque()
-        self.values: dict[str, float] = {}  # of the newest step that was checked
+        self.values: dict[str, float] = {}  # of the newest checked step
         self.skipped = 0
 
     def add(
         self, step: int, items: torch.Tensor, lr: float, loss: torch.Tensor, norm: torch.Tensor, skipped: torch.Tensor
     ) -> None:
-        """Queue the result of a step; its scalars are copied to the host while the device works on."""
+        """Queue the result of a step; its scalars are copied to the host while the device goes on working."""
         values = torch.stack([loss, norm, skipped.to(loss.dtype)]).to("cpu", non_blocking=True)
         arrived = torch.cuda.Event() if loss.is_cuda else None
         if arrived is not None:
@@ -46,10 +46,10 @@ class StepResults:
         self.waiting.append(StepResult(step, items, lr, values, arrived))
 
     def check(self, lag: int = 0) -> None:
-        """Check the results of steps, all but the newest `lag`. Before the weights are used, check all of them.
+        """Check all queued results but the newest `lag`; use 0 before the weights are saved or evaluated.
 
         Raises:
-            ValueError: for a loss, or without fp16 a gradient, that is not finite; with the step and the video ids.
+            ValueError: a loss is not finite, or without fp16 a gradient; the message names the step and the videos.
         """
         while len(self.waiting) > lag:
             result = self.waiting.popleft()
@@ -67,5 +67,5 @@ class StepResults:
         videos = ", ".join(self.items.video_id(item) for item in result.items[:8].tolist())
         return ValueError(
             f"the {what} is {value} in step {result.step} on process {self.rank}, with the videos {videos} "
-            f"...; lower --lr{', pass --precision fp32' if self.scaled else ''} or look at these files"
+            f"...; lower --lr{', pass --precision fp32' if self.scaled else ''} or check these files"
         )

@@ -1,4 +1,4 @@
-"""The one training loop, for every task, method and data set."""
+"""The training loop for every task, method and data set."""
 
 import time
 from collections.abc import Callable, Iterator
@@ -30,7 +30,7 @@ from modules.quoting import some
 
 
 class Training:
-    """A step in training: its optimiser, its position, and how these are saved and restored."""
+    """The state of a training: step, optimiser, schedule and position, with saving and restoring."""
 
     def __init__(
         self,
@@ -45,7 +45,7 @@ class Training:
         num_workers: int,
         prefetch_factor: int,
     ) -> None:
-        """Raises ValueError if torch.compile is asked for and does not work here."""
+        """Build the optimiser and the loader; raises ValueError if --compile is passed and does not work here."""
         self.task_step, self.items, self.sampler = step, items, sampler
         self.settings, self.process, self.logger = settings, process, logger
         pin_memory = process.device.type == "cuda"
@@ -53,7 +53,7 @@ class Training:
         self.total_steps = settings.epochs * len(sampler)
         self.step = 0
         self.results = StepResults(items, process.rank, scaled=settings.precision == "fp16")
-        # The newest result waits: a GPU always has a step to work on while the host checks the one before.
+        # The newest result stays unchecked, so that a GPU has a step to work on while the host checks the previous one.
         self.lag = 1 if process.device.type == "cuda" else 0
         self.all_reached = self.looked_for_idle = False
 
@@ -77,7 +77,7 @@ class Training:
         log.info(
             "training %s %d, steps %d in %d epochs, global batch %d = %d x %d a process%s%s",
             step.items, len(items), self.total_steps, settings.epochs, settings.batch_size, process.world_size,
-            settings.batch_size // process.world_size, f" in {parts} parts, each embedded twice" if parts > 1 else "",
+            settings.batch_size // process.world_size, f" in {parts} parts" if parts > 1 else "",
             step.batch_note(settings.batch_size),
         )  # fmt: skip
         for group in groups:
@@ -86,7 +86,7 @@ class Training:
                 group["name"], len(group["params"]), sum(p.numel() for p in group["params"]), group["initial_lr"],
                 group["weight_decay"],
             )  # fmt: skip
-        torch.manual_seed(seed + process.rank)  # dropout differs between processes, initialisation did not
+        torch.manual_seed(seed + process.rank)  # dropout must differ between processes, unlike initialisation
 
     def state(self, notes: dict[str, Any], random: list[torch.Tensor]) -> dict[str, Any]:
         """Return everything that the next step depends on; `random` holds the random states of all processes."""
@@ -102,7 +102,7 @@ class Training:
 
     @torch.no_grad()
     def restore(self, state: dict[str, Any], notes: dict[str, Any]) -> None:
-        """Go back to a `state`; its notes go into `notes`."""
+        """Restore what `state` returned; its notes go into `notes`."""
         for name, parameter in self.parameters.items():
             parameter.copy_(state["tensors"][name])
         self.optimizer.load_state_dict(state["optimizer"])
@@ -114,11 +114,11 @@ class Training:
         if len(random) == self.process.world_size:
             set_random_state(random[self.process.rank], self.process.device)
         else:
-            log.warning("the run had %d processes before: dropout is drawn anew", len(random))
+            log.warning("the run had %d processes before, so dropout draws other random numbers now", len(random))
             torch.manual_seed(hash((self.step, self.process.rank)) % 2**63)
 
     def batches(self, epoch: int) -> Iterator[Batch]:
-        """Yield this process's batches of an epoch, from its position; what one process cannot read stops all."""
+        """Yield this process's batches of an epoch from the current step on; a reading error stops all processes."""
         self.sampler.set_epoch(epoch, self.step - epoch * len(self.sampler))
         batches = iter(self.loader)
         for _ in range(len(self.sampler) - self.sampler.start_batch):
@@ -132,7 +132,7 @@ class Training:
             yield batch
 
     def backward(self, inputs: tuple[torch.Tensor, ...]) -> torch.Tensor:
-        """Return the loss of the global batch, `[]`; its gradient, not yet clipped, is left in the parameters."""
+        """Return the loss of the global batch, `[]`, and leave its gradient, not yet clipped, in the parameters."""
         model = self.distributed or self.task_step
         count = self.settings.gradient_accumulation_steps
         if count == 1:
@@ -154,12 +154,12 @@ class Training:
         return torch.stack(losses).sum() if known_loss is None else known_loss
 
     def take_step(self, batch: Batch) -> None:
-        """Take one step of the optimiser; raises as `StepResults.check` does, on a GPU about the step before."""
+        """Take one step of the optimiser; raises like `StepResults.check`, on a GPU for the previous step."""
         self.enqueue_step(batch)
         self.results.check(self.lag)
 
     def enqueue_step(self, batch: Batch) -> None:
-        """Enqueue one step of the optimiser on the device, without ever waiting for it."""
+        """Enqueue one step of the optimiser on the device, without waiting for the device."""
         self.clock.mark("data")
         inputs = tuple(batch[name].to(self.process.device, non_blocking=True) for name in self.task_step.inputs)
         self.optimizer.zero_grad(set_to_none=True)
@@ -174,7 +174,7 @@ class Training:
         scale = self.scaler.scale(one)
         self.scaler.step(self.optimizer)
         self.scaler.update()
-        skipped = self.scaler.scale(one) < scale  # the scaler lowers the scale when it leaves a step out
+        skipped = self.scaler.scale(one) < scale  # the scaler lowers the scale when it skips a step
         lr = max(group["lr"] for group in self.optimizer.param_groups)
         self.schedule.step()
         self.task_step.method.after_step()
@@ -183,14 +183,14 @@ class Training:
         self.clock.mark("optimiser")
 
     def report(self, steps: int, progress: tqdm) -> None:
-        """Log a line about the last `steps` steps; raises as `StepResults.check` does."""
+        """Log a line about the last `steps` steps; raises like `StepResults.check`."""
         self.results.check()
         if not self.looked_for_idle and self.step - self.results.skipped >= LOOK_AFTER:
             self.looked_for_idle = True
             if self.process.is_main and (names := idle(self.optimizer, self.parameters)):
                 log.warning(
-                    "%d of %d trained tensors have had no gradient in any step and stay as they were drawn: %s "
-                    "(--describe gives the reason where it is known)", len(names), len(self.parameters),
+                    "%d of %d trained tensors have had no gradient in any step and keep their initial values: %s "
+                    "(--describe gives the reason if it is known)", len(names), len(self.parameters),
                     some(names, SHOWN),
                 )  # fmt: skip
         elapsed = time.perf_counter() - self.clock.began
@@ -222,28 +222,28 @@ def train(
     save_every: int = 0,
     notes: dict[str, Any] | None = None,
 ) -> None:
-    """Train in place, from the start or from where a run stopped.
+    """Train in place, from scratch or from a resume point.
 
-    With fp16 the loss is scaled. A step whose gradient overflows is skipped, while the schedule goes on, and counted as
-    `skipped_steps` in the log and in `metrics.jsonl`.
+    With fp16 the loss is scaled. A step whose gradient overflows is skipped, but the schedule goes on. The log and
+    `metrics.jsonl` count such steps as `skipped_steps`.
 
     Args:
         n_display: steps between two lines in the log and in `metrics.jsonl`.
         after_epoch: called with the epoch's number (from 1), on every process.
-        points: where resume points are written: after every epoch, every `save_every` steps, and on a stop signal.
-        resume: "auto", a resume point's path, or nothing, see `ResumePoints.find`.
-        notes: the caller's, saved and restored with the rest.
+        points: the resume points to write, after every epoch, every `save_every` steps, and on a stop signal.
+        resume: "auto", a resume point's path, or empty for a new training, see `ResumePoints.find`.
+        notes: the caller's state, saved and restored with the rest.
 
     Raises:
-        ValueError: if the loss or the gradient is not finite; if a video cannot be read, on all processes; if the point
-            to resume from belongs to another run.
+        ValueError: the loss or the gradient is not finite, a video cannot be read (raised on all processes), or the
+            resume point belongs to another run.
         Interrupted: after a signal, once the resume point is written.
     """
     notes = {} if notes is None else notes
     settings, process, logger, epoch_steps = run.settings, run.process, run.logger, len(run.sampler)
     state = points.find(resume) if resume else None
     logger.begin()  # from here on nothing is refused
-    process.barrier()  # all have read before one writes
+    process.barrier()  # all processes must have read before one writes
     goes_on_here = state is not None and points.holds(resume)
     if process.is_main and not goes_on_here:
         points.set_aside()

@@ -1,4 +1,4 @@
-"""The weights that a method starts from, `--init_model`, and what they make of the CLIP it was built on."""
+"""Loads the weights that a method starts from (--init_model) and tells whether they replace its CLIP."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -17,12 +17,11 @@ from modules.released_weights import load_released_state_dict
 
 @dataclass(frozen=True)
 class InitialWeights:
-    """What a method holds after `load_weights`.
+    """Facts about a method after `load_weights`.
 
-    `backbone_sha256` is the hash of its CLIP: that which it was built on, unless the file brought another one.
-    `replaced` says whether the file changed what is not trained, so that a checkpoint of trained tensors alone would
-    not be enough. `epoch` is the file's, 0 where unknown, and `trained_on` its kind of training files, as in
-    `CheckpointHeader`.
+    `backbone_sha256` is the hash of its CLIP, which the file may have replaced. `replaced` says whether the file
+    changed tensors that are not trained, so that a checkpoint with only the trained tensors would not be enough.
+    `epoch` is the file's epoch, 0 if unknown. `trained_on` is its kind of training files, as in `CheckpointHeader`.
     """
 
     backbone_sha256: str
@@ -34,17 +33,15 @@ class InitialWeights:
 def load_weights(
     path: Path, method: Method, clip_sha256: str, training: bool, loss: nn.Module | None = None
 ) -> InitialWeights:
-    """Read a checkpoint of ours, or one of another system's released code, into `method`, whose CLIP has this hash.
+    """Load a checkpoint of this project or of released code into `method`, whose CLIP has this hash.
 
-    The tensors of the loss go into `loss`, see `load_checkpoint`.
-
-    A full one may bring another CLIP. It counts as another if a tensor differs that is not trained: the trained ones
-    differ in every checkpoint.
+    The tensors of the loss go into `loss`, see `load_checkpoint`. A full checkpoint may contain another CLIP. A CLIP
+    counts as another one if a frozen tensor differs, because the trained tensors differ in every checkpoint.
 
     Raises:
-        FileNotFoundError: no such file.
-        ValueError: what `load_checkpoint` and `load_released_state_dict` refuse, a file that another flag takes, and
-            for `training`, a released checkpoint of another CLIP.
+        FileNotFoundError: the file does not exist.
+        ValueError: `load_checkpoint` or `load_released_state_dict` refuses the file, another flag takes it, or, for
+            `training`, it is a released checkpoint of another CLIP.
     """
     before = {name: tensor.to("cpu", copy=True) for name, tensor in _frozen(method).items()}
     epoch, trained_on = 0, {}
@@ -62,7 +59,7 @@ def load_weights(
     if replaced and training and path.suffix != ".safetensors":
         raise ValueError(
             f"{path}: was trained on another CLIP than --pretrained_clip_name ({len(replaced)} of its frozen "
-            f"tensors differ, the first is {replaced[0]}); pass the one it was trained on, or evaluate it only"
+            f"tensors differ, the first is {replaced[0]}); pass the CLIP it was trained on, or only evaluate it"
         )
     brought = any(name.startswith("clip.") for name in replaced)
     return InitialWeights(backbone_sha256(method.clip) if brought else clip_sha256, epoch, bool(replaced), trained_on)
@@ -70,12 +67,12 @@ def load_weights(
 
 @torch.no_grad()
 def put_trained(parameters: Mapping[str, nn.Parameter], tensors: Mapping[str, Tensor]) -> None:
-    """Copy `tensors` into the parameters of the same names; there is one for each."""
+    """Copy into each parameter the tensor of the same name."""
     for name, parameter in parameters.items():
         parameter.copy_(tensors[name])
 
 
 def _frozen(method: Method) -> dict[str, Tensor]:
-    """What training does not change, by name."""
+    """Return the tensors that training does not change, by name."""
     trained = {name for name, _ in method.trainable_parameters()}
     return {name: tensor for name, tensor in method.state_dict().items() if name not in trained}

@@ -13,7 +13,7 @@ PROBE = bytes(1 << 20)
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
     """Write a file by `write`. A reader of `path` sees the old file or the complete new one, even after a crash.
 
-    Raises OSError if it cannot be written; the old file is then unharmed.
+    Raises OSError if it cannot be written; the old file is then unchanged.
     """
     partial = path.with_name(path.name + ".partial")
     try:
@@ -21,7 +21,7 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
         write(partial)
         _flush(partial)
         os.replace(partial, path)
-        _flush(path.parent)  # the renaming itself
+        _flush(path.parent)  # makes the renaming itself durable
     except Exception as error:
         reason = _reason(error, partial)
         with suppress(OSError):
@@ -31,7 +31,7 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
 
 @contextmanager
 def writing(path: Path) -> Iterator[None]:
-    """Add the file's name and a fix to an OSError that is raised while it is written."""
+    """Add the file's name and a fix to an OSError that is raised while the file is written."""
     try:
         yield
     except OSError as error:

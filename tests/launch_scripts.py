@@ -28,7 +28,7 @@ def commands_of(script: Path, recorder: tuple[Path, Path], *arguments: str, **en
         capture_output=True,
     )
     commands = [command.split("\n")[:-1] for command in record.read_text().split("--end-of-command--\n") if command]
-    return [command for command in commands if command[0] != "-c"]  # which asks what is installed
+    return [command for command in commands if command[0] != "-c"]  # a command that asks what is installed
 
 
 def settings_of(command: list[str]) -> dict:

@@ -26,7 +26,7 @@ def prose(text: str) -> str:
 
 
 def inline_code(text: str) -> list[str]:
-    """Return what stands between backticks outside of blocks; a line break counts as a space."""
+    """Return the text between backticks outside of blocks; a line break counts as a space."""
     return [" ".join(found.split()) for found in re.findall(r"`([^`]+)`", prose(text))]
 
 
@@ -42,7 +42,7 @@ def anchors(text: str) -> set[str]:
 
 
 def section(text: str, title: str) -> str:
-    """Return what stands from a heading of the second rank to the next."""
+    """Return the text from a second-level heading to the next."""
     found = re.search(rf"^## {re.escape(title)}\n(.*?)(?=^## |\Z)", text, re.MULTILINE | re.DOTALL)
     assert found, title
     return found[1]
@@ -82,7 +82,7 @@ def joined(code: str) -> list[str]:
 
 
 def command(line: str) -> Command:
-    """Parse one command; ValueError for one that runs neither Python nor bash."""
+    """Parse one command; raise ValueError if it runs neither Python nor bash."""
     words = shlex.split(line, comments=True)
     variables = {}
     while re.match(r"[A-Za-z_]+=", words[0]):

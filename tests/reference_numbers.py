@@ -1,4 +1,4 @@
-"""Reads the reference numbers in `STOP_REFERENCE/oracles`. The recipe there makes the weights and inputs again."""
+"""Reads the reference numbers in `STOP_REFERENCE/oracles`. A recipe there generates their weights and inputs."""
 
 import importlib.util
 import json

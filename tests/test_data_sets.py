@@ -1,4 +1,4 @@
-"""Data sets with several captions a video and with windows of time, from their own files to the metrics."""
+"""Data sets with several captions per video, or with time windows, run from their own files to the metrics."""
 
 import json
 import pickle
@@ -14,7 +14,7 @@ TRAIN, TEST = [f"video{n}" for n in range(4)], [f"video{n}" for n in range(4, 7)
 
 @pytest.fixture
 def flags(small_data: SmallData, tmp_path: Path) -> list[str]:
-    """Settings that suit the size, a tiny CLIP, and an output folder `run`."""
+    """Return flags that suit the size of the data, with a tiny CLIP and an output folder `run`."""
     return [
         "--pretrained_clip_name", str(small_data.clip), "--output_dir", str(tmp_path / "run"), "--precision", "fp32",
         "--max_frames", "3", "--max_words", "12", "--num_thread_reader", "0", "--feature_framerate", "0",
@@ -43,7 +43,7 @@ def test_msvd_with_all_its_captions(small_data, tmp_path, flags, expand):
     assert 0 <= last_metrics(tmp_path)["t2v R@1"] <= 100
 
 
-def test_didemo_with_a_paragraph_a_video(small_data, tmp_path, flags):
+def test_didemo_with_one_paragraph_per_video(small_data, tmp_path, flags):
     for split, names in (("train", TRAIN), ("test", TEST)):
         (tmp_path / f"{split}_list.txt").write_text("\n".join(names))
         moments = [

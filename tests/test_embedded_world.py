@@ -1,4 +1,4 @@
-"""scripts/msrvtt.sh itself, from environment variables alone, on a small embedded world made by its own command."""
+"""scripts/msrvtt.sh runs with environment variables alone, on a small moving-shapes data set from its own command."""
 
 import csv
 import json
@@ -64,7 +64,7 @@ def test_msrvtt_script_trains_and_evaluates(world, tmp_path, method):
 
 
 def test_reversed_pairs_are_a_coin_flip_for_a_model_that_ignores_order(world):
-    """CLIP4Clip meanP on frames that are the same in both orders, decoded from two different files."""
+    """Check CLIP4Clip meanP on the same frames in both orders, decoded from two different files."""
     paths = {"data_path": world / "MSRVTT_data.json", "features_path": world / "videos"}
     splits = {"train_csv": world / "MSRVTT_train.csv", "val_csv": world / "MSRVTT_JSFUSION_test.csv"}
     samples = read_split("test", **paths, **splits)

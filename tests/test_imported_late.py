@@ -20,7 +20,7 @@ print("after evaluation:", sorted({"cv2", "pandas"} & sys.modules.keys()))
 """
 
 
-def test_help_and_an_evaluation_import_neither(small_data, tmp_path):
+def test_help_and_an_evaluation_import_neither_library(small_data, tmp_path):
     command = [sys.executable, "-c", PROGRAM, "--do_eval", *small_data.flags(), "--output_dir", str(tmp_path / "run")]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr

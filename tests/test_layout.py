@@ -1,4 +1,4 @@
-"""The house keeps its walls: imports point one way, files stay short, and the engine knows no task."""
+"""The layout of the code: imports point one way, files stay short, and the engine knows no task."""
 
 import ast
 import tokenize
@@ -25,7 +25,7 @@ OF_A_TASK = ("token_ids", "video_index", "frame_mask", "info_nce", "R@1", "text_
 
 
 def imports_of(path: Path) -> set[tuple[str, str]]:
-    """(module, name) of every import in a file, wherever it stands."""
+    """Return (module, name) of every import in a file, including imports inside functions."""
     found = set()
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
@@ -50,15 +50,15 @@ def test_imports_point_one_way(folder):
 
 
 def test_the_engine_knows_no_task():
-    """It sees the contract alone; the registry is for commands that open any checkpoint."""
+    """Check that it imports only the contract; the registry of tasks is for commands that open any checkpoint."""
     for path in sorted((ROOT / "engine").glob("*.py")):
         tasks = {module for module, _ in imports_of(path) if module.startswith("engine.tasks")}
         assert tasks <= {"engine.tasks.base"}, path
 
 
 @pytest.mark.parametrize("name", ["train.py", "evaluate.py"])
-def test_the_loop_names_nothing_that_is_a_tasks(name):
-    """No key of a batch, no loss and no metric."""
+def test_the_training_loop_contains_no_name_of_a_task(name):
+    """Check for keys of a batch, losses and metrics."""
     with open(ROOT / "engine" / name, "rb") as file:
         words = [token.string for token in tokenize.tokenize(file.readline)]
     for word in words:
@@ -76,7 +76,7 @@ def test_files_stay_short():
     assert engine < 3000, f"the engine without its tasks has {engine} lines"
 
 
-def test_the_whole_config_stays_at_the_top():
+def test_only_top_modules_take_the_whole_config():
     for path in [ROOT / "main_task_retrieval.py", *sources("modules", "dataloaders", "engine")]:
         takes_config = ("engine.config", "Config") in imports_of(path)
         name = path.relative_to(ROOT).as_posix()

@@ -1,4 +1,4 @@
-"""A run and its lists: videos in both splits, captions that are cut, and files that are something else."""
+"""A run checks its lists: videos in both splits, captions that are cut, and files of another kind."""
 
 import json
 import re
@@ -15,7 +15,7 @@ from tests.small_data import SmallData
 
 @pytest.fixture
 def run(small_data: SmallData, tmp_path: Path):
-    """Calls the program on lists of one's own; gives its exit code and what it said, the log included."""
+    """Return a function that runs the program on given lists and returns its exit code and its output with the log."""
 
     def call(train: str, test: str, capsys, *more: str) -> tuple[int, str]:
         for name, rows in (("train.csv", train), ("test.csv", test)):
@@ -39,7 +39,7 @@ ONE_AND_TWO = "video0.mp4,a red film,,\nvideo1.mp4,a green film,,"
 def test_a_test_video_in_training_is_refused_before_anything_is_written(run, tmp_path, capsys):
     code, said = run(ONE_AND_TWO, "video2.mp4,a film,,\nvideo1.mp4,the same film,,", capsys, "--do_train")
     assert code == 2
-    assert "error: 1 of the 2 videos of the test split are in the training split too, the first is " in said
+    assert "error: 1 of the 2 videos of the test split are also in the training split, the first is " in said
     assert "video1.mp4: pass lists that share no video, or --allow_overlap" in said
     assert not (tmp_path / "run").exists()
     code, said = run(ONE_AND_TWO, ONE_AND_TWO, capsys, "--do_eval", "--qb_norm")
@@ -50,7 +50,7 @@ def test_a_test_video_in_training_is_refused_before_anything_is_written(run, tmp
 def test_an_overlap_that_is_allowed_is_in_the_log(run, tmp_path, capsys):
     assert run(ONE_AND_TWO, ONE_AND_TWO, capsys, "--do_train", "--allow_overlap")[0] == 0
     log = (tmp_path / "run" / "log.txt").read_text()
-    assert "attention: 2 of the 2 videos of the test split are in the training split too, the first is " in log
+    assert "attention: 2 of the 2 videos of the test split are also in the training split, the first is " in log
 
 
 def test_evaluation_alone_needs_no_training_list(run, tmp_path, capsys):
@@ -58,14 +58,14 @@ def test_evaluation_alone_needs_no_training_list(run, tmp_path, capsys):
     assert "attention" not in (tmp_path / "run" / "log.txt").read_text()
 
 
-def test_other_parts_of_a_file_may_be_tested_on(run, tmp_path, capsys):
+def test_train_and_test_may_share_a_file_with_different_windows(run, tmp_path, capsys):
     halves = "video0.mp4,a,0,0.7\nvideo1.mp4,b,,0.7", "video0.mp4,a,0.7,\nvideo1.mp4,b,0.7,"
     assert run(*halves, capsys, "--do_train")[0] == 0
     later = "video0.mp4,a,0.6,\nvideo1.mp4,b,0.7,"
     assert "1 of the 2 videos" in run(halves[0], later, capsys, "--do_train")[1]
 
 
-def test_both_splits_say_how_many_captions_lose_words(run, tmp_path, capsys):
+def test_the_log_counts_cut_captions_of_both_splits(run, tmp_path, capsys):
     training = "video0.mp4,a red film,,\nvideo1.mp4,a green film of a dog,,"
     test = "video2.mp4,a long film of a dog,,\nvideo3.mp4,a long film of a cat,,\nvideo3.mp4,short,,"
     assert run(training, test, capsys, "--do_train")[0] == 0
@@ -74,15 +74,15 @@ def test_both_splits_say_how_many_captions_lose_words(run, tmp_path, capsys):
     assert "training split: 1 of 2 captions lose words at --max_words 6 (the longest has 8)\n" in log
 
 
-def test_the_quickstart_s_lists_are_not_taken_for_the_published_ones(small_data, tmp_path, capsys):
+def test_the_quickstart_lists_are_not_mistaken_for_the_published_ones(small_data, tmp_path, capsys):
     flags = ["--do_eval", *small_data.flags(), "--output_dir", str(tmp_path / "run")]
-    assert main(flags) == 0  # its test list is called as the published one
+    assert main(flags) == 0  # its test list has the name of the published one
     assert "published" not in (tmp_path / "run" / "log.txt").read_text()
 
 
 @pytest.fixture(scope="module")
 def one_line(tmp_path_factory) -> Path:
-    """JSON of five megabytes in a line."""
+    """Write a JSON file of five megabytes in one line."""
     path = tmp_path_factory.mktemp("one_line") / "file.json"
     path.write_text(json.dumps({f"key {n} " + "x" * 400: "y" * 4600 for n in range(1000)}))
     return path
@@ -96,7 +96,7 @@ def one_line(tmp_path_factory) -> Path:
         *[("pretrained_clip_name", end) for end in (".safetensors", ".pt", ".json")],
     ],
 )
-def test_five_megabytes_in_a_line_make_a_short_message(small_data, tmp_path, one_line, flag, ending, capsys):
+def test_a_list_with_a_line_of_megabytes_makes_a_short_message(small_data, tmp_path, one_line, flag, ending, capsys):
     path = tmp_path / f"file{ending}"
     path.symlink_to(one_line)
     flags = [*small_data.flags(), "--output_dir", str(tmp_path / "run"), f"--{flag}", str(path)]

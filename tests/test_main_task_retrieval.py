@@ -42,8 +42,9 @@ def test_describe_needs_no_files(capsys):
     assert counts["trainable_parameters"] == 123_540_993
     assert counts["total_parameters"] == 151_277_313
     assert sum(counts["trainable_by_part"].values()) == counts["trainable_parameters"]
-    # By hand, 2 operations a multiply-add: patches, 11 blocks of 12 D^2 L + 2 L^2 D, projection; the same for text. In
-    # the last block only the class token or END has a query, an output and an MLP; END's key and value are made twice.
+    # By hand, 2 operations per multiply-add: patches, 11 blocks of 12 D^2 L + 2 L^2 D, projection; the same for text.
+    # In the last block, only the class token or END has a query, an output and an MLP; END's key and value are computed
+    # twice.
     last = 2 * 768**2 * 50 + 10 * 768**2 + 2 * 50 * 768
     frame = 49 * 3072 * 768 + 11 * (12 * 768**2 * 50 + 2 * 50**2 * 768) + last + 768 * 512
     end = 2 * 512**2 * 32 + 12 * 512**2 + 2 * 33 * 512
@@ -51,7 +52,7 @@ def test_describe_needs_no_files(capsys):
     assert counts["gflops_per_clip"] == pytest.approx(2 * (12 * frame + words) / 1e9, rel=1e-3)
 
 
-def test_trains_evaluates_and_leaves_its_traces(small_data, tmp_path, capsys):
+def test_trains_evaluates_and_writes_its_files(small_data, tmp_path, capsys):
     out, results = tmp_path / "run", tmp_path / "results.csv"
     flags = [*small_data.flags(), "--output_dir", str(out), "--results_csv", str(results)]
     assert main(["--do_eval", *flags]) == 0
@@ -80,7 +81,7 @@ def test_trains_evaluates_and_leaves_its_traces(small_data, tmp_path, capsys):
     again = lines_of(out / "metrics.jsonl")[-1]
     assert len(scores(again)) == 10
     assert scores(again) == scores(trained)
-    # And it knows the settings of its run; what is said on the command line goes before.
+    # The checkpoint also has the settings of its run; flags on the command line take precedence.
     assert main(["--do_eval", "--init_model", str(out / "last.safetensors"), "--output_dir", str(tmp_path / "b")]) == 0
     assert scores(lines_of(tmp_path / "b" / "metrics.jsonl")[-1]) == scores(trained)
     settings = json.loads((tmp_path / "b" / "config.json").read_text())
@@ -97,7 +98,8 @@ def test_trains_evaluates_and_leaves_its_traces(small_data, tmp_path, capsys):
     ],
 )
 def test_checkpoints_of_released_codes(small_data, tmp_path, method, options, capsys):
-    """Full weights in their key names: evaluated as they are, and trained on where the frozen CLIP is the same."""
+    """Check full weights under the released key names: they can be evaluated, and trained further if the frozen CLIP
+    is the same."""
     torch.manual_seed(5)
     source = build_method(method, load_clip(small_data.clip), **options)
     with torch.no_grad():
@@ -136,7 +138,7 @@ def test_checkpoints_of_released_codes(small_data, tmp_path, method, options, ca
     assert "1 keys missing (clip.visual.conv1.weight)" in message
 
 
-def test_a_checkpoint_from_before_a_setting_existed(small_data, tmp_path):
+def test_a_checkpoint_without_a_newer_setting_gets_its_default(small_data, tmp_path):
     flags = [*small_data.flags(), "--epochs", "1", "--batch_size", "4", "--output_dir", str(tmp_path)]
     assert main(["--do_train", *flags]) == 0
     trained = lines_of(tmp_path / "metrics.jsonl")[-1]
@@ -152,8 +154,8 @@ def test_a_checkpoint_from_before_a_setting_existed(small_data, tmp_path):
     assert scores(lines_of(tmp_path / "metrics.jsonl")[-1]) == scores(trained)
 
 
-def test_workers_read_ahead_as_told(small_data, tmp_path, monkeypatch):
-    """In training and for the test split's videos; captions need no workers."""
+def test_workers_use_the_prefetch_factor(small_data, tmp_path, monkeypatch):
+    """Check training and the videos of the test split; captions need no workers."""
     made = []
 
     class Noted(DataLoader):
@@ -168,8 +170,8 @@ def test_workers_read_ahead_as_told(small_data, tmp_path, monkeypatch):
     assert made == [("TrainingPairs", 1, 3), ("GalleryVideos", 1, 3), ("QueryCaptions", 0, None)]
 
 
-def test_twins_cannot_be_kept_apart(small_data, tmp_path, capsys):
-    """Nor can captions for which an epoch has too few batches."""
+def test_apart_is_refused_with_twins_and_in_large_batches(small_data, tmp_path, capsys):
+    """Check that captions for which an epoch has too few batches are refused too."""
     twins = tmp_path / "twins.csv"
     twins.write_text("video_id,twin_id\nvideo0,video1\n")
     flags = ["--do_train", *small_data.flags(), "--same_video", "apart", "--output_dir", str(tmp_path / "run")]
@@ -188,7 +190,7 @@ def test_same_seed_same_weights(small_data, tmp_path):
 
 
 def test_worker_processes_change_nothing(small_data, tmp_path):
-    """Neither the random frames nor the dropout of a run."""
+    """Check that the random frames and the dropout of a run stay the same."""
     for workers in ("0", "2"):
         flags = ["--do_train", *small_data.flags(), "--method", "stop", "--frame_sampling", "segment", "--prompt_depth"]
         flags += ["1", "--epochs", "1", "--batch_size", "4", "--num_thread_reader", workers]
@@ -217,7 +219,7 @@ def test_selection_is_named_and_best_is_kept(small_data, tmp_path, select_on, ca
     )
 
 
-def test_of_equal_epochs_the_later_is_kept(small_data, tmp_path):
+def test_the_later_of_equal_epochs_is_kept(small_data, tmp_path):
     flags = [*small_data.flags(), "--epochs", "2", "--batch_size", "4", "--output_dir", str(tmp_path)]
     assert main(["--do_train", *flags, "--select_on", "test", "--lr", "0"]) == 0
     assert lines_of(tmp_path / "metrics.jsonl")[-1]["step"] == 2
@@ -263,7 +265,7 @@ def run_in_processes(n: int, arguments: list[str]) -> subprocess.CompletedProces
 
 
 def test_three_processes_evaluate_as_one(tmp_path):
-    """Seven videos do not divide by three; none is counted twice. An eighth is broken and left out by all."""
+    """Check seven videos, which three does not divide; none is counted twice. All leave out a broken eighth video."""
     data = write_small_data(tmp_path / "data", n_train=2, n_test=8)
     (data.videos / "video6.mp4").write_bytes(b"this is no video")
     evaluation = ["--do_eval", *data.flags(), "--allow_missing", "1"]
@@ -277,7 +279,7 @@ def test_three_processes_evaluate_as_one(tmp_path):
 
 
 def test_two_processes_give_the_numbers_of_one(small_data, tmp_path):
-    """Training on the same global batches and evaluating an odd number of videos, also with post-processing."""
+    """Train on the same global batches and evaluate an odd number of videos, also with post-processing."""
     training = [
         "--do_train",
         *small_data.flags(),
@@ -348,7 +350,7 @@ def error_of(arguments: list[str], capsys) -> str:
 
 @pytest.fixture
 def own_data(tmp_path) -> SmallData:
-    """Data that a test may damage."""
+    """Write data that a test may damage."""
     return write_small_data(tmp_path / "data", n_train=4, n_test=2)
 
 
@@ -366,7 +368,7 @@ def test_broken_video_in_any_process(own_data, tmp_path, workers, capsys):
     assert "video5.mp4" in message
 
 
-def test_videos_left_out_are_counted_and_listed(tmp_path, capsys):
+def test_left_out_videos_are_counted_and_listed(tmp_path, capsys):
     data = write_small_data(tmp_path / "data", n_train=6, n_test=5)
     (data.videos / "video1.mp4").write_bytes(b"this is no video")
     (data.videos / "video7.mp4").unlink()
@@ -404,7 +406,7 @@ def test_twins_of_videos_left_out(tmp_path):
     assert "t2v twins" in lines_of(tmp_path / "run" / "metrics.jsonl")[-1]
 
 
-def test_with_a_frame_cache_nothing_is_decoded_twice_and_nothing_changes(small_data, tmp_path, monkeypatch, capsys):
+def test_a_frame_cache_saves_decoding_and_changes_no_number(small_data, tmp_path, monkeypatch, capsys):
     training = ["--do_train", *small_data.flags(), "--epochs", "2", "--batch_size", "4", "--lr", "1e-3"]
     training += ["--frame_sampling", "segment", "--coef_lr", "1"]
     weights = []
@@ -422,7 +424,7 @@ def test_with_a_frame_cache_nothing_is_decoded_twice_and_nothing_changes(small_d
     assert "10 are there, 0 MB to be written" in (tmp_path / "again" / "log.txt").read_text()
 
 
-def test_a_frame_cache_that_cannot_be(small_data, tmp_path, capsys):
+def test_a_frame_cache_that_cannot_be_written(small_data, tmp_path, capsys):
     (tmp_path / "file").touch()
     flags = ["--do_eval", *small_data.flags(), "--output_dir", str(tmp_path / "run"), "--frame_cache"]
     assert "file is a file: name a folder" in error_of([*flags, str(tmp_path / "file")], capsys)
@@ -455,7 +457,7 @@ def test_weights_of_the_wrong_kind(small_data, tmp_path, capsys):
         (["--max_words", "40"], "16"),  # the tiny CLIP reads 16 tokens
     ],
 )
-def test_bad_flags(small_data, tmp_path, flags, message, capsys):
+def test_wrong_flags_are_named(small_data, tmp_path, flags, message, capsys):
     arguments = ["--do_train", *small_data.flags(), "--output_dir", str(tmp_path / "run"), *flags]
     assert message in error_of(arguments, capsys)
 
@@ -476,8 +478,8 @@ def test_diverged_loss_stops_fp16_too(small_data, tmp_path, monkeypatch, capsys)
 
 
 @pytest.mark.slow
-def test_batch_that_does_not_divide(small_data, tmp_path):
+def test_a_batch_size_that_is_not_divisible_is_refused(small_data, tmp_path):
     flags = [*small_data.flags(), "--output_dir", str(tmp_path), "--batch_size", "5"]
     done = run_in_processes(2, ["--do_train", *flags])
     assert done.returncode != 0
-    assert "--batch_size 5 is global and does not divide by the 2 processes" in done.stderr
+    assert "--batch_size 5 is global and is not divisible by the 2 processes" in done.stderr

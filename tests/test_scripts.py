@@ -18,19 +18,19 @@ from tests.launch_scripts import commands_of, settings_of, write_recorder
 
 ROOT = Path(__file__).parent.parent
 SCRIPTS = sorted([*(ROOT / "scripts").glob("*.sh"), *(ROOT / "preprocess").glob("*.sh"), ROOT / ".ci" / "run"])
-# These have flags of their own.
+# Scripts with their own flags.
 BENCHMARKS = {"benchmark.sh", "benchmark_data.sh", "benchmark_epoch.sh", "gpu_check.sh"}
 LAUNCH_SCRIPTS = sorted(path for path in (ROOT / "scripts").glob("*.sh") if "_launch.sh" in path.read_text())
 
 
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.name)
-def test_parses(script):
+def test_a_script_parses(script):
     subprocess.run(["bash", "-n", str(script)], check=True)
     assert b"\r" not in script.read_bytes()
 
 
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.name)
-def test_begins_with_two_lines_that_say_what_it_does(script):
+def test_a_script_begins_with_two_lines_about_its_purpose(script):
     lines = [line for line in script.read_text().splitlines() if not line.startswith(("#!", "# shellcheck"))]
     for line in lines[:2]:
         assert re.match(r"# [A-Z].{20,}|#   \w", line), line
@@ -47,7 +47,7 @@ def recorder(tmp_path) -> tuple[Path, Path]:
     ids=lambda path: path.name,
 )
 def test_every_flag_exists(script, recorder, tmp_path):
-    # A new results file: with an old one the ablation would find its runs done.
+    # Use a new results file; with an old one, the ablation would skip its finished runs.
     ran = commands_of(script, recorder, results=str(tmp_path / "results.csv"))
     commands = [command for command in ran if "main_task" in command[0]]
     assert commands
@@ -85,7 +85,7 @@ def test_the_flags_of_the_gpu_check(recorder):
 
 
 def test_ci_and_the_hooks_run_the_same_checks():
-    """Each hook's command is a line of .ci/run, up to the files; there mypy comes on top."""
+    """Check that each hook's command is a line of .ci/run, up to the files; only .ci/run also runs mypy."""
     (hooks,) = (repo["hooks"] for repo in yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text())["repos"])
     assert all(hook["language"] == "system" for hook in hooks), "the tools of requirements-dev.txt"
     text = (ROOT / ".ci/run").read_text()
@@ -109,15 +109,15 @@ def test_ci_checks_every_shell_script():
 
 @pytest.fixture(scope="module")
 def bare_python(tmp_path_factory) -> Path:
-    """A Python without anything in it, as the system's is."""
+    """Make a Python without any package, like the system's."""
     folder = tmp_path_factory.mktemp("bare")
     venv.create(folder, with_pip=False)
     return folder / "bin" / "python"
 
 
 @pytest.mark.parametrize("script", [path for path in LAUNCH_SCRIPTS if path.name != "_launch.sh"], ids=lambda p: p.name)
-def test_before_the_install(bare_python, tmp_path, script):
-    """What installs by itself is not run."""
+def test_the_error_before_the_install(bare_python, tmp_path, script):
+    """Check the error of each script without packages; scripts that install packages are not run."""
     done = subprocess.run(
         ["bash", str(script)], capture_output=True, text=True, check=False, cwd=tmp_path, timeout=120,
         env={"PATH": os.environ["PATH"], "PYTHON": str(bare_python)},
@@ -129,7 +129,7 @@ def test_before_the_install(bare_python, tmp_path, script):
     assert "Traceback" not in done.stderr
 
 
-def test_a_python_that_is_not_there(tmp_path):
+def test_a_missing_python_is_named(tmp_path):
     done = subprocess.run(
         ["bash", str(ROOT / "scripts/msrvtt.sh")], capture_output=True, text=True, check=False, cwd=tmp_path,
         env={"PATH": os.environ["PATH"], "PYTHON": "/nowhere/python"},
@@ -139,7 +139,7 @@ def test_a_python_that_is_not_there(tmp_path):
 
 
 def test_the_scripts_look_for_all_required_packages():
-    """By the names of imports; except matplotlib, which only pictures need."""
+    """Compare names of imports; matplotlib is left out, because only pictures need it."""
     asked = re.search(r"^' (torch .*) 2>/dev/null", (ROOT / "scripts/_launch.sh").read_text(), re.MULTILINE)
     assert asked
     wanted = set(re.findall(r"^[\w-]+", (ROOT / "requirements.txt").read_text(), re.MULTILINE)) - {"matplotlib"}
@@ -151,7 +151,7 @@ def canonical(distribution: str) -> str:
     return re.sub("[-_.]+", "-", distribution).lower()
 
 
-def test_variables_from_outside_and_flags_behind(recorder):
+def test_environment_variables_and_extra_flags_are_used(recorder):
     environment = {"lr": "3e-5", "DATA_PATH": "/data with space", "method": "clip4clip"}
     (command,) = commands_of(ROOT / "scripts/msrvtt.sh", recorder, "--max_frames", "5", **environment)
     settings = settings_of(command)
@@ -162,7 +162,7 @@ def test_variables_from_outside_and_flags_behind(recorder):
 
 
 def test_every_variable_of_a_launch_script_is_used():
-    """The usual slip in such scripts is a variable that is set but never passed on."""
+    """Check that no variable is set but never passed on, which is an easy mistake in such scripts."""
     for script in LAUNCH_SCRIPTS:
         text = script.read_text()
         for name in re.findall(r"^(\w+)=\$\{\1:-", text, flags=re.MULTILINE):

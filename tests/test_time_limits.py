@@ -1,4 +1,4 @@
-"""Every test has a time limit, and one that hangs is named."""
+"""Every test has a time limit, and the output names a test that hangs."""
 
 import os
 import shutil

@@ -1,4 +1,4 @@
-"""Short runs of training on the small data, and what they leave."""
+"""Start short trainings on the small data, and compare their files."""
 
 import json
 import os
@@ -24,7 +24,7 @@ METHODS = {
 
 
 def training(small_data, output: Path, *flags: str) -> list[str]:
-    """20 pairs, 5 steps an epoch."""
+    """Return the flags of a training with 20 pairs and 5 steps per epoch."""
     few = ["--epochs", "2", "--batch_size", "4", "--n_display", "1", "--output_dir", str(output)]
     return ["--do_train", *small_data.flags(), *few, *flags]
 
@@ -55,7 +55,7 @@ def assert_same_weights(first: Path, second: Path, **tolerance: float) -> None:
         if tolerance:
             mine, other = ours[name], theirs[name]
             if name.endswith("in_proj_bias"):
-                # Not the keys' third: softmax removes it, so that its gradient is rounding alone, which Adam blows up.
+                # Skip the keys' third: softmax cancels it, so its gradient is only rounding, which Adam scales up.
                 mine, other = (bias.view(3, -1)[[0, 2]] for bias in (mine, other))
             torch.testing.assert_close(mine, other, msg=lambda found, name=name: f"{name}: {found}", **tolerance)
         else:
@@ -63,7 +63,7 @@ def assert_same_weights(first: Path, second: Path, **tolerance: float) -> None:
 
 
 def interrupt_after(monkeypatch, step: int, number: signal.Signals = signal.SIGTERM) -> None:
-    """Have the run's own process get a signal once it has taken so many steps."""
+    """Send the run's process a signal after `step` steps."""
     take_step = Training.take_step
 
     def and_then(self, batch):

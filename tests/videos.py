@@ -82,8 +82,8 @@ def frame_numbers(frames: np.ndarray, step: int = 4) -> list[int]:
 
 
 def write_damaged_video(path: Path) -> int:
-    """A video of 60 frames with a few bytes wrong in its middle, where FFmpeg notices; gives the number of the frame
-    that it marks."""
+    """Write a video of 60 frames with a few wrong bytes in its middle that FFmpeg notices; return the number of the
+    frame that FFmpeg marks."""
     blocks = noise(60)[:, :8, :8].repeat(8, axis=1).repeat(8, axis=2)
     whole = write_video(path, blocks).read_bytes()
     for place in range(len(whole) // 2, len(whole)):

@@ -114,7 +114,7 @@ def tiles(video: torch.Tensor) -> np.ndarray:
 
 
 def draw_maps(restored: Restored, videos: Sequence[str], layer: int) -> list[np.ndarray]:
-    """Draw one picture per clip: what a layer of STOP attends to, selects and inserts.
+    """Draw one picture per clip: the attention, the chosen regions and the inserted prompts in a layer of STOP.
 
     Raises ValueError for another method, an unknown video or a layer without prompts.
     """
@@ -134,7 +134,7 @@ def draw_maps(restored: Restored, videos: Sequence[str], layer: int) -> list[np.
 
 @torch.no_grad()
 def draw_retrieval(restored: Restored, videos: Sequence[str], best: int = 3) -> list[np.ndarray]:
-    """Draw one picture per caption: the `best` clips of the whole test split for it."""
+    """Draw one picture per caption, with the `best` clips of the whole test split for it."""
     method, samples = restored.method, restored.samples
     clips = [restored.reader(sample.path, start=sample.start, end=sample.end) for sample in samples]
     features = torch.cat(

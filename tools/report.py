@@ -30,8 +30,8 @@ METRICS = {"t2v twins": "reversed pairs"} | {
     for name in ("R@1", "R@5", "R@10", "MnR")
 }
 COLUMNS = ("name", "selection", "trainable_parameters", "seed")  # of a results csv, beside the metrics
-CURVES = {"loss": "training loss", "lr": "learning rate", "t2v R@1": "T2V R@1, percent (● test, ■ holdout)"}
-LINES = {"train": "-", "test": "o-", "holdout": "s--"}
+CURVES = {"loss": "training loss", "lr": "learning rate", "t2v R@1": "T2V R@1, % (● test, ■ holdout, ▲ val)"}
+LINES = {"train": "-", "test": "o-", "holdout": "s--", "val": "^--"}
 LEGEND_COLUMNS = 4
 
 
@@ -40,7 +40,7 @@ def read_rows(path: Path) -> pd.DataFrame:
 
     Raises:
         FileNotFoundError: the file does not exist.
-        ValueError: the file is empty, is not a csv or is another program's, or a metric is not a number.
+        ValueError: the file is empty, is not a csv, comes from another program, or has a metric that is not a number.
     """
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file; --results_csv of a run writes one")
@@ -158,7 +158,7 @@ def read_runs(paths: Sequence[Path]) -> dict[str, pd.DataFrame]:
 
 
 def draw_curves(runs: Mapping[str, pd.DataFrame], output: Path) -> None:
-    """Draw the results of `read_metrics`, by name; raise ValueError if matplotlib is not installed."""
+    """Draw runs, the results of `read_metrics` by name; raise ValueError if matplotlib is not installed."""
     try:
         from matplotlib import colormaps
         from matplotlib.figure import Figure
@@ -168,7 +168,7 @@ def draw_curves(runs: Mapping[str, pd.DataFrame], output: Path) -> None:
     figure = Figure(figsize=(13, 4 + 0.25 * math.ceil(len(runs) / LEGEND_COLUMNS)), layout="constrained")
     panels = figure.subplots(1, len(CURVES), sharex=True)
     for number, (name, rows) in enumerate(runs.items()):
-        panels[0].plot([], [], color=colour(number), label=name)  # an entry of the legend, whatever the run has
+        panels[0].plot([], [], color=colour(number), label=name)  # gives every run an entry in the legend
         for panel, metric in zip(panels, CURVES, strict=True):
             for kind, line in rows.dropna(subset=metric).groupby("kind"):
                 panel.plot(line["epoch"], line[metric], LINES[kind], color=colour(number))
@@ -197,7 +197,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             return 0
         results_csv, *others = arguments.files
         if others:
-            raise ValueError(f"{others[0]}: a table is of one results csv; only --curves takes several files")
+            raise ValueError(f"{others[0]}: a table takes one results csv; only --curves takes several files")
         rows = read_rows(results_csv)
         if arguments.has:
             name, seed = arguments.has

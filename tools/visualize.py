@@ -7,7 +7,7 @@ Both need only the checkpoint, whose settings name the data, the CLIP and the me
 
 `retrieval`: some captions of the test split, each with the three clips that score highest; a frame marks the right one.
 `maps` (STOP): for each clip, from top to bottom, its frames, the attention map A, the dynamics map M and the chosen
-regions r. The number between two frames is that of the temporal prompts inserted there. `--layer` selects the block
+regions r. The number between two frames counts the temporal prompts inserted there. `--layer` selects the block
 (default: the last one with prompts).
 """
 
@@ -30,7 +30,7 @@ from tools.pictures import Restored, draw_maps, draw_retrieval, save
 
 
 def restore(checkpoint: Path, clip_activation: str = "") -> Restored:
-    """Load everything that a checkpoint's settings name; raises OSError or ValueError as loading does.
+    """Load the method and the test split that a checkpoint's settings name; raises OSError or ValueError.
 
     `clip_activation` is for an old checkpoint on a CLIP that does not state its activation.
     """
@@ -42,7 +42,7 @@ def restore(checkpoint: Path, clip_activation: str = "") -> Restored:
     check_vocabulary(clip.backbone)
     sha256 = backbone_sha256(clip)
     method = build_method(config.model.method, clip, **config.model.options)
-    task.make_loss(config, method)  # which freezes what is then not in the checkpoint
+    task.make_loss(config, method)  # freezes the tensors that the checkpoint therefore lacks
     load_checkpoint(checkpoint, method, sha256)
     check_finite(method, str(checkpoint))
     data = config.data

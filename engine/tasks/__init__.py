@@ -1,4 +1,4 @@
-"""All tasks, by the name that checkpoints carry. A new one: a file in this folder, a line here, and a program."""
+"""All tasks, by their name in checkpoints. A new task needs a file in this folder, a line here, and a program."""
 
 from engine.tasks.base import Task
 from engine.tasks.retrieval import Retrieval

@@ -1,13 +1,13 @@
 """The contract between a task and the engine.
 
-A *method* (`modules.methods`) turns CLIP into a video model. A *task* says what a batch means and how a split is
-scored. The engine trains, evaluates, distributes, saves and resumes the two together, and knows neither:
+A *method* (`modules.methods`) turns CLIP into a video model. A *task* defines what a batch means and how a split is
+scored. The engine trains, evaluates, distributes, saves and resumes both, and depends on no particular one:
 
     engine.run       builds the method and the task, checks, trains, reports
     engine.train     takes batches from `Task.training_items` and the loss from `TaskStep.forward`
-    engine.evaluate  encodes what a task asks for, on all processes, and gathers the rows by number
+    engine.evaluate  encodes a task's datasets on all processes and gathers the rows by id
 
-A new task subclasses `Task`, `TaskStep` and `engine.config.TaskSettings`, and gets a line in `engine.tasks.TASKS`.
+A new task subclasses `Task`, `TaskStep` and `engine.config.TaskSettings`, and is registered in `engine.tasks.TASKS`.
 """
 
 from abc import ABC, abstractmethod
@@ -32,11 +32,11 @@ from modules.methods import Method
 from modules.rows import Rows
 
 Metrics = dict[str, dict[str, float]]
-"""Numbers by what they measure ("text_to_video", "top", ...) and by metric ("R@1", ...)."""
+"""Numbers by the thing measured ("text_to_video", ...) and by metric ("R@1", ...)."""
 
 
 class TrainingItems(Protocol):
-    """A torch dataset to train on, indexed by (epoch, index); its items are dictionaries of tensors with an `index`."""
+    """A torch dataset to train on, indexed by (epoch, index); its items are dictionaries of tensors and an `index`."""
 
     samples: Sequence[Sample]
 
@@ -45,35 +45,35 @@ class TrainingItems(Protocol):
     def __getitem__(self, key: tuple[int, int]) -> dict[str, Any]: ...
 
     def video_id(self, index: int) -> str:
-        """Return the id of the video behind an item, for messages."""
+        """Return the id of an item's video, for messages."""
         ...
 
 
 class Part(NamedTuple):
-    """A part of a batch, which goes forward and backward alone."""
+    """A part of a batch, with a forward and backward pass separate from the other parts."""
 
     inputs: tuple[Any, ...]  # the arguments of `TaskStep.forward`
-    random_state: Tensor | None = None  # under which to run it, so that dropout draws what it drew before
+    random_state: Tensor | None = None  # to set before the pass, so that dropout draws the same numbers again
 
 
 class TaskStep(nn.Module):
-    """What one process computes in a training step: from its share of a batch to the loss of the global batch.
+    """Computes the loss of the global batch from one process's share of it.
 
-    `DistributedDataParallel` wraps this module and averages gradients over processes. `loss` may own parameters: they
+    `DistributedDataParallel` wraps this module and averages gradients over processes. `loss` may own parameters, which
     are trained, saved and resumed under the names `loss.*`.
     """
 
-    inputs: tuple[str, ...]  # the tensors of a batch that `forward` takes, in its order
-    items = "items"  # what the log calls the things trained on
+    inputs: tuple[str, ...]  # names of the batch's tensors that `forward` takes, in its order
+    items = "items"  # the log's word for the training items
 
     def __init__(self, method: Method, loss: nn.Module, autocast: Callable[[], torch.autocast]) -> None:
         super().__init__()
         self.method, self.loss, self.autocast = method, loss, autocast
 
     def forward(self, *inputs: Any) -> Tensor:
-        """Return the scalar loss over all processes, whose gradient is right once DDP has averaged it.
+        """Return the scalar loss over all processes; its gradient must be right after DDP's averaging.
 
-        For a loss that is a mean over items, `engine.distributed.mean_over_processes` of this process's mean is that.
+        For a mean over items, return `engine.distributed.mean_over_processes` of this process's mean.
         """
         raise NotImplementedError
 
@@ -81,41 +81,41 @@ class TaskStep(nn.Module):
         """Divide a batch into `count` equal parts that give the gradient of the whole batch.
 
         Returns:
-            The loss of the batch, whose gradient is the sum of the parts'; or None where it is the mean of what
-            `forward` gives for the parts, as here, which is right for a mean over items. And the parts.
+            The loss of the batch, and the parts. The batch's gradient is the sum of the parts' gradients. The loss may
+            be None: then loss and gradient are the mean over the parts, as here, which is right for a mean over items.
         """
         return None, [Part(part) for part in zip(*(tensor.chunk(count) for tensor in inputs), strict=True)]
 
     def batch_note(self, batch_size: int) -> str:
-        """Return what else the log says about a global batch of this size, with a leading comma, or nothing."""
+        """Return text for the log about a global batch of this size, with a leading comma; empty by default."""
         return ""
 
     def scalars(self) -> dict[str, float]:
-        """Return what is logged beside the loss: CLIP's temperature and the loss's own scalars."""
+        """Return scalars to log in addition to the loss: CLIP's temperature and the loss's scalar parameters."""
         own = {f"loss_{name}": p.item() for name, p in self.loss.named_parameters() if p.numel() == 1}
         return {"logit_scale": self.method.clip.logit_scale.detach().exp().item(), **own}
 
     def trainable_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
-        """Yield what training changes: the method's parameters under their own names, and `loss.*`."""
+        """Yield the parameters that training changes: the method's under their names, and the loss's as `loss.*`."""
         yield from self.method.trainable_parameters()
         yield from ((f"loss.{name}", p) for name, p in self.loss.named_parameters() if p.requires_grad)
 
     def parameter_groups(self, lr: float, coef_lr: float, weight_decay: float) -> list[dict[str, Any]]:
-        """Return the method's optimiser groups, and one at `lr` without decay for the loss where it has parameters."""
+        """Return the method's optimiser groups, and one at `lr` without decay for the loss's parameters, if any."""
         groups = self.method.parameter_groups(lr, coef_lr, weight_decay)
         own = [parameter for parameter in self.loss.parameters() if parameter.requires_grad]
         return groups + ([{"name": "loss", "params": own, "lr": lr, "weight_decay": 0.0}] if own else [])
 
 
 class Task(ABC):
-    """What a batch means and how a split is scored, for one run.
+    """Defines what a batch means and how a split is scored, for one run.
 
-    `splits` reads the lists and tries the videos; `encoder` encodes a dataset on all processes.
+    `splits` reads the lists and checks the videos; `encoder` encodes a dataset on all processes.
     """
 
-    settings: ClassVar[type[TaskSettings]]  # the flags that this task alone has, and its name
-    selects_by: ClassVar[tuple[str, str]]  # the metric that --select_on compares, higher is better
-    short_names: ClassVar[Mapping[str, str]] = {}  # of what `Metrics` measure, for files; "" for none
+    settings: ClassVar[type[TaskSettings]]  # the task's name and its own flags
+    selects_by: ClassVar[tuple[str, str]]  # keys of the metric that --select_on compares, higher is better
+    short_names: ClassVar[Mapping[str, str]] = {}  # for files: short forms of the outer keys of `Metrics`, or ""
 
     def __init__(self, config: Config, method: Method, process: Process) -> None:
         self.config, self.method, self.process = config, method, process
@@ -133,26 +133,26 @@ class Task(ABC):
     @classmethod
     @abstractmethod
     def make_loss(cls, config: Config, method: Method) -> nn.Module:
-        """Build the loss that the settings name. Freeze what of the method it makes superfluous."""
+        """Build the loss that the settings name. Freeze parameters of the method that this loss does not use."""
 
     @abstractmethod
     def step(self) -> TaskStep:
-        """Build what trains the method, with the loss of `make_loss`; called once."""
+        """Build the training step of the method with the loss of `make_loss`; called once."""
 
     @abstractmethod
     def training_items(self, samples: Sequence[Sample], frames: FrameReader) -> TrainingItems:
-        """Make the dataset to train on of the training split's samples."""
+        """Build the dataset to train on from samples of the training split."""
 
     def sampler(self, items: TrainingItems, **order: Any) -> EpochSampler:
-        """Return this process's batches of every epoch; `order` is what `EpochSampler` takes beside their number.
+        """Return the sampler of this process's batches; `order` has further arguments of `EpochSampler`.
 
-        Raises ValueError if the batch does not divide by the processes and their parts, or exceeds the items.
+        Raises ValueError if the batch size is not divisible by processes times parts, or exceeds the number of items.
         """
         settings, world_size = self.config.optim, self.process.world_size
         parts = settings.gradient_accumulation_steps
         if settings.batch_size % (world_size * parts):
             shares = f"{world_size} processes" + (f" times {parts} parts" if parts > 1 else "")
-            raise ValueError(f"--batch_size {settings.batch_size} is global and does not divide by the {shares}")
+            raise ValueError(f"--batch_size {settings.batch_size} is global and is not divisible by the {shares}")
         share = settings.batch_size // world_size
         return EpochSampler(len(items), share, self.process.rank, world_size, self.config.run.seed, **order)
 
@@ -165,19 +165,19 @@ class Task(ABC):
 
     @abstractmethod
     def evaluation(self, split: str, samples: list[Sample]) -> Any:
-        """Return what `evaluate` needs of a split (train, val or test); it has the attribute `samples`."""
+        """Build the input of `evaluate` for a split (train, val or test); it has the attribute `samples`."""
 
     @abstractmethod
     def evaluate(self, split: Any, final: bool = False) -> Metrics:
         """Score a split; all processes call this together and get the same numbers.
 
         Args:
-            split: what `evaluation` returned.
-            final: whether these numbers are reported, and not only used to select weights.
+            split: the result of `evaluation`.
+            final: whether these numbers are the reported ones, not only used to select weights.
         """
 
     def encode_clips(self, videos: Dataset[Item]) -> Rows:
-        """Encode a dataset of clips on all processes, for `evaluate`: the method's rows `[V,...]`, in fp32."""
+        """Encode a dataset of V clips on all processes; return the method's rows `[V,...]`, in fp32."""
         method = self.method
         with evaluating(method):
             return self.encoder(
@@ -187,28 +187,28 @@ class Task(ABC):
             )
 
     def encode_texts(self, texts: Dataset[Item], name: str = "captions") -> Rows:
-        """Encode a dataset of `token_ids` on all processes, for `evaluate`: the method's rows `[N,...]`, in fp32."""
+        """Encode a dataset of N `token_ids` on all processes; return the method's rows `[N,...]`, in fp32."""
         with evaluating(self.method):
-            # tokenising is too quick to start worker processes for
+            # Tokenising is so quick that starting worker processes would take longer.
             return self.encoder(texts, lambda batch: self.method.encode_text(batch["token_ids"]), name, workers=False)
 
     @classmethod
     @abstractmethod
     def metrics_to_come(cls, config: Config) -> Metrics:
-        """Return metrics of any value with the names that the reported ones will have; no file is read."""
+        """Return metrics with the names of the reported ones and arbitrary values; reads no file."""
 
-    # --- what a run asks beside these ---
+    # --- optional parts ---
 
     def check_lists(self) -> None:  # noqa: B027 (a task may have nothing to check)
-        """Check what only this task knows about the lists, before any video is read; raises ValueError or OSError."""
+        """Check the lists as only this task can, before any video is read; raises ValueError or OSError."""
 
     def identity(self, items: TrainingItems) -> dict[str, Any]:
-        """Return what two runs must have in common to be resumed, beside settings, weights and samples, by name."""
+        """Return facts by name that a run and a resume point must share, beside settings, weights and samples."""
         return {}
 
 
 def flat_metrics(metrics: Metrics, short_names: Mapping[str, str]) -> dict[str, float]:
-    """Return one level of names, rounded for files: "t2v R@1", "t2v R@1 (DSL)" and so on."""
+    """Return the metrics with one level of names, rounded, for files: "t2v R@1", "t2v R@1 (DSL)" and so on."""
     flat: dict[str, float] = {}
     for measured, values in metrics.items():
         what, *extra = measured.split(maxsplit=1)
@@ -218,7 +218,7 @@ def flat_metrics(metrics: Metrics, short_names: Mapping[str, str]) -> dict[str, 
 
 
 def format_metrics(metrics: Metrics) -> str:
-    """Return one row for each thing measured, for a log."""
+    """Return text for a log, with one row for each thing measured."""
     width = max(map(len, metrics))
     rows = []
     for measured, values in metrics.items():

@@ -1,4 +1,4 @@
-"""A step of contrastive training: embed pairs on every process, gather, and take one loss over the global batch.
+"""The step of contrastive training: embed pairs on every process, gather them, and compute one global loss.
 
 Shapes: B pairs of the global batch, b = B/W pairs of this process, n pairs of a part of it, E joint embedding.
 """
@@ -21,23 +21,24 @@ from modules.rows import Rows, join, map_rows, rebuild, tensors_of, to_float
 
 @dataclass(frozen=True)
 class CachedGradient:
-    """What a part of a batch needs to go backward alone: the loss's gradient at its own rows."""
+    """The gradient of the loss at the rows of one part of a batch, so that the part can run backward separately."""
 
     text: tuple[Tensor | None, ...]  # one for each tensor of the rows; None for masks and lengths
     clips: tuple[Tensor | None, ...]
-    # The arguments of `ContrastiveStep.batch_loss`, with one part of a step: for the gradient of the similarity's and
-    # the loss's own parameters.
+    # The arguments of `ContrastiveStep.batch_loss`. Only one part of a step has them: it also computes the gradient of
+    # the similarity's and the loss's parameters.
     whole_batch: tuple[Rows, Rows, Tensor | None] | None = None
 
 
 class ContrastiveStep(TaskStep):
-    """From a process's pairs to the loss of the global batch.
+    """Computes the loss of the global batch from one process's pairs.
 
-    The gather is here and not in the method, which stays local. The loss and the similarity are computed in fp32.
+    This step gathers the rows, so that methods need not know of other processes. The loss and the similarity are
+    computed in fp32.
 
     Args:
         gather_gradient: see `engine.distributed.gather_with_gradient`.
-        loss: one of `modules.losses.LOSSES`; the symmetric InfoNCE if none is given.
+        loss: one of `modules.losses.LOSSES`; by default the symmetric InfoNCE.
         positives: whether all pairs of a video in the global batch count as positives of each other.
     """
 
@@ -57,16 +58,16 @@ class ContrastiveStep(TaskStep):
 
     def batch_note(self, batch_size: int) -> str:
         up_to = "up to " if "video_index" in self.inputs else ""
-        return f", negatives a query {up_to}{batch_size - 1}"
+        return f", negatives per query {up_to}{batch_size - 1}"
 
     def embed(self, video: Tensor, frame_mask: Tensor, token_ids: Tensor) -> tuple[Rows, Rows]:
-        """Embed uint8 `[n,T,3,H,W]`, bool `[n,T]`, int64 `[n,L]`: the rows of text and of clips, in fp32."""
+        """Embed uint8 `[n,T,3,H,W]`, bool `[n,T]`, int64 `[n,L]`; return the rows of texts and of clips, in fp32."""
         with self.autocast():
             text, clips = self.method(normalise_for(self.method.clip, video), frame_mask, token_ids)
         return to_float(text), to_float(clips)
 
     def batch_loss(self, text: Rows, clips: Rows, video_index: Tensor | None = None) -> Tensor:
-        """Return the loss of B rows each; `video_index`, int64 `[B]`, tells which pairs are of one video."""
+        """Return the loss of B text rows and B clip rows; `video_index`, int64 `[B]`, has each pair's video."""
         return self.loss(self.method.similarity(text, clips), video_index)
 
     def forward(
@@ -77,11 +78,10 @@ class ContrastiveStep(TaskStep):
         video_index: Tensor | None = None,
         cached: CachedGradient | None = None,
     ) -> Tensor:
-        """Return the scalar loss over all B pairs, of inputs as in `embed`; with `cached`, a scalar that has the same
-        gradient.
+        """Return the scalar loss over all B pairs, for the inputs of `embed`.
 
-        With `video_index`, int64 `[b]`, a number for each pair's video, all pairs of a video are each other's
-        positives, also those of other processes.
+        With `cached`, return a scalar with the gradient of this part. With `video_index`, int64 `[b]`, each pair's
+        video, all pairs of a video are positives of each other, including those of other processes.
         """
         text, clips = self.embed(video, frame_mask, token_ids)
         if cached is None:
@@ -91,11 +91,11 @@ class ContrastiveStep(TaskStep):
         return surrogate if cached.whole_batch is None else surrogate + self.batch_loss(*cached.whole_batch)
 
     def in_parts(self, inputs: tuple[Tensor, ...], count: int) -> tuple[Tensor, list[Part]]:
-        """Embed the parts of a batch without keeping activations, and take the loss's gradient at the embeddings.
+        """Embed the parts of a batch without keeping activations, and compute the loss's gradient at the embeddings.
 
-        GradCache (Gao et al., 2021, arXiv 2101.06983). It is exact, since the loss depends on the parts only through
-        their embeddings. Each part carries the random state of its first pass, so that its second pass draws the same
-        dropout.
+        This is GradCache (Gao et al., 2021, arXiv 2101.06983). It is exact, because the loss depends on the parts only
+        through their embeddings. Each part has the random state of its first pass, so that its second pass draws the
+        same dropout.
         """
         video_index = inputs[3] if len(inputs) > 3 else None
         pieces: list[Any] = list(zip(*(tensor.chunk(count) for tensor in inputs[:3]), strict=True))
@@ -119,11 +119,11 @@ class ContrastiveStep(TaskStep):
         return loss.detach(), [Part((*piece, None, gradient), state) for piece, gradient, state in parts]
 
     def _own(self, gradient: Tensor, count: int) -> Tensor:
-        """Return this process's `count` rows of a gradient at the global batch's, scaled for what DDP does to it."""
+        """Return this process's `count` rows of a gradient `[B,...]`, scaled to undo DDP's averaging."""
         world_size, rank = 1, 0
         if torch.distributed.is_initialized():
             world_size, rank = torch.distributed.get_world_size(), torch.distributed.get_rank()
-        # DDP averages over processes what must be summed.
+        # DDP averages over processes, but "sum" needs their sum.
         scale = world_size if self.gather_gradient == "sum" else 1
         return scale * gradient[rank * count : (rank + 1) * count]
 
@@ -137,6 +137,6 @@ def _detached(rows: Rows) -> Rows:
 
 
 def _products(rows: Rows, gradients: tuple[Tensor | None, ...]) -> Tensor:
-    """Return a scalar whose gradient at the rows is `gradients`."""
+    """Return a scalar whose gradient with respect to the rows is `gradients`."""
     pairs = zip(tensors_of(rows), gradients, strict=True)
     return torch.stack([(tensor * gradient).sum() for tensor, gradient in pairs if gradient is not None]).sum()

@@ -1,10 +1,10 @@
-"""Similarities corrected by what other queries score, block by block: dual softmax and QB-Norm.
+"""Corrects similarities by the scores of other queries, block by block: dual softmax and QB-Norm.
 
-They use what a search for one caption does not have, the other captions of the test split or a bank of training
-captions. So numbers with and without them are not comparable, and these stand beside the plain ones, never for them.
+Both use captions that a search for one caption does not have: the other test captions, or a bank of training captions.
+So numbers with and without them are not comparable; they are reported in addition to the plain ones.
 
-Shapes: N captions, V videos, Q captions of the query bank. Everything is in float64: `exp` of CLIP's logits, which
-reach from -100 to 100, leaves the range of fp32, where far candidates would tie at 0.
+Shapes: N captions, V videos, Q captions of the query bank. All computations are in float64. CLIP's logits lie between
+-100 and 100; in fp32 their `exp` would leave the range, and far candidates would tie at 0.
 """
 
 from functools import reduce
@@ -20,7 +20,7 @@ QB_NORM_BETA = 20.0  # the paper's, for cosines
 def dual_softmax(
     similarity: Similarity, n_captions: int, n_videos: int, temperature: float, block: int = 256
 ) -> tuple[Similarity, Similarity]:
-    """Each score times a prior, the share that the query has of the candidate's softmax over all queries.
+    """Multiply each score by a prior, the query's share in the candidate's softmax over all queries.
 
     For text to video this is `S * softmax(S / temperature, over the N captions)`, for video to text
     `S * softmax(S / temperature, over the V videos)`. From "Improving Video-Text Retrieval by Multi-Stream Corpus
@@ -28,10 +28,10 @@ def dual_softmax(
 
     Args:
         similarity: scores S of captions with videos.
-        n_captions: N, all queries of the split: the result depends on every one of them.
+        n_captions: N, all queries of the split; the result depends on every one of them.
         n_videos: V.
-        temperature: above 0; of the same unit as S, so 1 where S already carries CLIP's temperature.
-        block: how many captions, or videos, are handled at once to sum up the softmaxes.
+        temperature: above 0, in the unit of S; 1 if S already includes CLIP's temperature.
+        block: number of captions, or videos, handled at once to sum up the softmaxes.
 
     Returns:
         The scores to rank for text to video, and those for video to text.
@@ -61,24 +61,24 @@ def qb_norm(
     beta: float,
     block: int = 256,
 ) -> Similarity:
-    """Scores of text to video in which videos that attract every query ("hubs") are held down.
+    """Lower the text-to-video scores of videos that attract every query ("hubs").
 
     The dynamic inverted softmax of "Cross Modal Retrieval with Querybank Normalisation" (Bogolin et al., CVPR 2022,
     arXiv 2112.12777): a video is activated if it is the best one for some caption of the bank. A query whose best video
-    is activated gets `exp(beta S[v]) / sum over b of exp(beta B[b,v])`, any other keeps its scores S. Of equally good
-    videos, the first counts as the best one.
+    is activated gets `exp(beta S[v]) / sum over b of exp(beta B[b,v])`; any other query keeps its scores S. If several
+    videos are equally good, the first counts as the best one.
 
     Args:
         similarity: scores S of captions with videos.
-        bank_similarity: scores B of the bank's captions, by their numbers, with videos.
+        bank_similarity: scores B of the bank's captions with videos.
         n_bank: Q.
         n_videos: V.
-        beta: inverse temperature; `QB_NORM_BETA` divided by what S multiplies cosines with.
-        block: captions of the bank handled at once.
+        beta: inverse temperature: `QB_NORM_BETA` divided by the factor on cosines in S.
+        block: number of bank captions handled at once.
 
     Returns:
-        The scores to rank, of which it takes all V videos at once; of the normalised ones the logarithm, whose order is
-        the same.
+        The scores to rank, which must be asked for all V videos at once. Normalised scores are returned as their
+        logarithm, which has the same order.
     """
     parts, best = [], []
     for captions in blocks(n_bank, block):
@@ -89,7 +89,7 @@ def qb_norm(
     activated = torch.cat(best).unique()
 
     def text_to_video(captions: np.ndarray, videos: np.ndarray) -> torch.Tensor:
-        assert len(videos) == n_videos, "a query's best video is only known among all"
+        assert len(videos) == n_videos, "finding a query's best video needs the scores of all videos"
         scores = similarity(captions, videos).double()
         is_activated = torch.isin(scores.argmax(dim=1, keepdim=True), activated)  # [n,1]
         return torch.where(is_activated, beta * scores - over_bank[videos], scores)

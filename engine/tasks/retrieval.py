@@ -41,7 +41,7 @@ from modules.rows import Rows, take
 
 @dataclass(frozen=True)
 class RetrievalSettings(TaskSettings):
-    """Settings of retrieval alone."""
+    """Settings of text-video retrieval."""
 
     task: ClassVar = "retrieval"
     readers: ClassVar = DATASETS
@@ -52,39 +52,46 @@ class RetrievalSettings(TaskSettings):
     newer: ClassVar = ("loss",)
 
     datatype: Annotated[str, "the data set", Choices(DATASETS)] = "msrvtt"
-    expand_msrvtt_sentences: Annotated[bool, "every caption is a training pair, not one at random a video"] = False
-    train_twins_csv: Annotated[str, "csv with pairs of training clips that share a batch, as twins_csv"] = ""
-    twins_csv: Annotated[str, "csv with pairs of test clips that are each other backwards; adds the column twins"] = ""
+    expand_msrvtt_sentences: Annotated[
+        bool, "make every caption a training pair, instead of one random caption per video in each epoch"
+    ] = False
+    train_twins_csv: Annotated[
+        str, "csv like --twins_csv with pairs of training clips; the two clips of a pair share a batch"
+    ] = ""
+    twins_csv: Annotated[
+        str, "csv with pairs of test clips, one of which is the other played backwards; adds the column twins"
+    ] = ""
     loss: Annotated[
         str,
-        "symmetric_info_nce: CLIP's, over rows and columns; sigmoid: SigLIP's, over single pairs, with its own learned "
-        "scale and bias",
+        "symmetric_info_nce: CLIP's loss, over rows and columns; sigmoid: SigLIP's loss, over single pairs, with a "
+        "learned scale and bias",
         Choices(LOSSES),
     ] = "symmetric_info_nce"
     gather_gradient: Annotated[
         Literal["sum", "own"],
         "gradient through the gather of features; sum: that of one process on the global batch; own: as CLIP4Clip and "
-        "STOP's released code, smaller by the number of processes (matters to --max_grad_norm and Adam's eps)",
+        "STOP's released code, smaller by the number of processes (this affects --max_grad_norm and Adam's eps)",
     ] = "sum"
     same_video: Annotated[
         Literal["negatives", "positives", "apart"],
-        "pairs of one video in a batch, which occur with --expand_msrvtt_sentences alone; negatives: they count as "
-        "negatives, as in CLIP, CLIP4Clip and STOP; positives: the loss takes the mean over all of them in the global "
-        "batch, as SupCon's L_out and UniCL, which differs only as far as a video's clips differ, by --frame_sampling "
-        "segment or released or by dropout; apart: batches never hold two (not with --train_twins_csv)",
+        "how to treat pairs of one video in a batch, which occur only with --expand_msrvtt_sentences; negatives: as "
+        "negatives, like CLIP, CLIP4Clip and STOP; positives: the loss takes the mean over all of them in the global "
+        "batch, like SupCon's L_out and UniCL, which makes a difference only if the video's clips differ, through "
+        "dropout or --frame_sampling segment or released; apart: put them into separate batches (not with "
+        "--train_twins_csv)",
     ] = "negatives"
-    dsl: Annotated[bool, "more columns for the test split, with CAMoE's dual softmax; it needs all queries"] = False
+    dsl: Annotated[bool, "add columns for the test split with CAMoE's dual softmax, which uses all queries"] = False
     dsl_temperature: Annotated[
         float,
-        "--dsl divides similarities by it before the softmax over queries; they are cosines times CLIP's "
-        "exp(logit_scale), so 1 is CLIP's own softmax",
+        "number by which --dsl divides similarities before the softmax over queries; similarities are cosines times "
+        "CLIP's exp(logit_scale), so 1 gives CLIP's softmax",
         Range(0, above=True),
     ] = 1.0
     qb_norm: Annotated[
-        bool, "more text-to-video columns for the test split, with QB-Norm; it uses captions of the training split"
+        bool, "add text-to-video columns for the test split with QB-Norm, which uses captions of the training split"
     ] = False
     querybank_size: Annotated[
-        int, "training captions that --qb_norm draws by the seed; all if there are fewer", Range(1)
+        int, "number of training captions that --qb_norm draws with --seed; all if there are fewer", Range(1)
     ] = 5000
 
     def needs_training_split(self) -> bool:
@@ -93,7 +100,7 @@ class RetrievalSettings(TaskSettings):
 
 @dataclass(frozen=True)
 class RetrievalSplit:
-    """A split to search in; `twin_of`, int64 `[V]`, is each video's time-reversed twin or -1, if there are such."""
+    """A split to search in. `twin_of`, int64 `[V]`, has each video's time-reversed twin or -1; None without twins."""
 
     videos: GalleryVideos
     captions: QueryCaptions
@@ -106,7 +113,7 @@ class RetrievalSplit:
 
 @dataclass(frozen=True)
 class QueryBank:
-    """What QB-Norm needs: scores of the bank's captions with videos, the number of these captions, and beta."""
+    """The input of QB-Norm: scores of the bank's captions with videos, the number of these captions, and beta."""
 
     similarity: Similarity
     size: int
@@ -114,7 +121,7 @@ class QueryBank:
 
 
 class Retrieval(Task):
-    """The task of this module's head; `config.task` is a `RetrievalSettings`."""
+    """The task of text-video retrieval; `config.task` is a `RetrievalSettings`."""
 
     settings = RetrievalSettings
     selects_by = ("text_to_video", "R@1")
@@ -128,7 +135,7 @@ class Retrieval(Task):
     @classmethod
     def make_loss(cls, config: Config, method: Method) -> Loss:
         loss = build_loss(config.task.loss, method.clip)
-        if loss.owns_scale:  # CLIP's own temperature then has no part in it
+        if loss.owns_scale:  # the loss then does not use CLIP's temperature
             method.clip.logit_scale.requires_grad_(False)
         return loss
 
@@ -149,7 +156,7 @@ class Retrieval(Task):
         return super().sampler(items, partner=items.partner, video_index=apart, **order)
 
     def hold_out(self, samples: list[Sample]) -> tuple[list[Sample], list[Sample]]:
-        """Divide as every task does; each held-out video keeps its first caption."""
+        """Divide the samples like every task; a held-out video keeps only its first caption."""
         kept, held = super().hold_out(samples)
         return kept, [replace(sample, captions=sample.captions[:1]) for sample in held]
 
@@ -177,11 +184,11 @@ class Retrieval(Task):
     def evaluate(self, split: RetrievalSplit, final: bool = False) -> Metrics:
         """Score text-to-video and video-to-text retrieval over a whole split.
 
-        Each video is decoded and encoded once, by one process, however many captions it has.
+        One process decodes and encodes each video once, even if it has several captions.
 
         Returns:
             The directions of `retrieval_metrics`; with twins, "twins" among the text-to-video numbers. With `final`,
-            the numbers that --dsl and --qb_norm ask for, as further directions "text_to_video (DSL)" and so on.
+            also the numbers of --dsl and --qb_norm, as further directions "text_to_video (DSL)" and so on.
         """
         videos, captions = self.encode_clips(split.videos), self.encode_texts(split.captions)
 
@@ -203,7 +210,7 @@ class Retrieval(Task):
 
     @classmethod
     def metrics_to_come(cls, config: Config) -> Metrics:
-        """Return the metrics of two captions and two videos that tie."""
+        """Return the metrics of two captions and two videos with equal scores."""
         options = config.task
 
         def similarity(captions: np.ndarray, videos: np.ndarray) -> torch.Tensor:
@@ -224,7 +231,7 @@ class Retrieval(Task):
         return {"training pairs": len(items), "training twins": digest(meeting)}
 
     def _training_twins(self, samples: Sequence[Sample]) -> dict[str, str]:
-        """Return the training videos that share a batch: each one's id with the other's."""
+        """Return the id of each training video's twin, by the video's id; twins share a batch."""
         if not self.options.train_twins_csv:
             return {}
         left_out = self.splits.left_out.get("train", [])
@@ -240,9 +247,9 @@ def all_metrics(
     dsl_temperature: float | None = None,
     bank: QueryBank | None = None,
 ) -> Metrics:
-    """Return what `Retrieval.evaluate` returns, from scores of captions with videos.
+    """Compute the metrics that `Retrieval.evaluate` returns, from scores of captions with videos.
 
-    `owner`, int64 `[N]`, is each caption's video.
+    `owner`, int64 `[N]`, has each caption's video.
     """
     metrics = retrieval_metrics(similarity, owner, n_videos)
     if twin_of is not None:
@@ -258,9 +265,9 @@ def all_metrics(
 
 
 def check_twins(twin_of: np.ndarray, twins_csv: str) -> None:
-    """Check that some test video has a twin, int64 `[V]` as `read_twins` gives; raises ValueError if none has."""
+    """Raise ValueError if no test video has a twin; `twin_of`, int64 `[V]`, is the result of `read_twins`."""
     if (twin_of < 0).all():
         raise ValueError(
-            f"--twins_csv {twins_csv}: no test video that is used has a twin there; pass the file of this split's "
-            "pairs, or none"
+            f"--twins_csv {twins_csv}: no test video that is used has a twin there; pass the file for this split, or "
+            "leave the flag out"
         )

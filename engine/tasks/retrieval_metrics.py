@@ -1,8 +1,8 @@
-"""Retrieval metrics from similarities, block by block, with a stated rule for ties.
+"""Computes retrieval metrics from similarities, block by block, with a stated rule for ties.
 
 Shapes: N captions, V videos, C candidates of a query.
 
-The rule: tied candidates stand in random order, and every number is its exact expectation over these orders. So a model
+The rule: tied candidates are in random order, and each metric is its exact expectation over these orders. So a model
 that gives every pair the same score gets R@1 = 1/C and not 1, and a video tied with its twin counts half.
 """
 
@@ -12,21 +12,21 @@ import numpy as np
 import torch
 
 RECALL_AT = (1, 5, 10)
-TILE = 2**16  # pairs; 77 words and 64 frames, the most of any method here, take 1.3 GB in fp32
+TILE = 2**16  # pairs; with 77 words and 64 frames, the maximum of all methods here, they take 1.3 GB in fp32
 
 Similarity = Callable[[np.ndarray, np.ndarray], torch.Tensor]
 """int64 caption numbers `[n]` and video numbers `[m]` -> scores `[n,m]`, higher is better."""
 
 
 def blocks(n: int, size: int) -> Iterator[np.ndarray]:
-    """The numbers 0 to n - 1 in order, at most `size` at once."""
+    """Yield the numbers 0 to n - 1 in order, at most `size` at once."""
     return (np.arange(start, min(start + size, n)) for start in range(0, n, size))
 
 
 def in_tiles(similarity: Similarity, pairs: int = TILE) -> Similarity:
-    """Compute the same scores with at most `pairs` pairs of a caption and a video at once.
+    """Return a similarity with the same scores that computes at most `pairs` pairs of a caption and a video at once.
 
-    A similarity of tokens holds many numbers for each pair, where a dot product holds one.
+    A similarity of tokens needs memory for many numbers per pair; a dot product needs only one.
     """
 
     def tiled(captions: np.ndarray, videos: np.ndarray) -> torch.Tensor:
@@ -45,7 +45,7 @@ def in_tiles(similarity: Similarity, pairs: int = TILE) -> Similarity:
 
 
 def count_better(scores: torch.Tensor, right: torch.Tensor) -> tuple[np.ndarray, np.ndarray]:
-    """How many candidates beat the right one, and how many others tie with it.
+    """Count the candidates that beat the right one, and the others that tie with it.
 
     Args:
         scores: `[n,C]`, higher is better.
@@ -55,17 +55,17 @@ def count_better(scores: torch.Tensor, right: torch.Tensor) -> tuple[np.ndarray,
         Two int64 arrays `[n]`.
 
     Raises:
-        ValueError: for a score that is NaN or infinite, which no rank can be made from.
+        ValueError: a score is NaN or infinite, so that there is no rank.
     """
     if not torch.isfinite(scores).all():
         bad = int((~torch.isfinite(scores)).any(dim=1).sum())
-        raise ValueError(f"{bad} of {len(scores)} queries have a NaN or infinite similarity; no ranks can be made")
+        raise ValueError(f"{bad} of {len(scores)} queries have a NaN or infinite similarity, so they have no rank")
     own = scores.gather(1, right.unsqueeze(1))
     return (scores > own).sum(dim=1).cpu().numpy(), (scores == own).sum(dim=1).cpu().numpy() - 1
 
 
 def summarise(better: np.ndarray, tied: np.ndarray) -> dict[str, float]:
-    """R@1, R@5, R@10 in percent, median and mean rank (1 is best), from the counts of `count_better`."""
+    """Return R@1, R@5, R@10 in percent, median and mean rank (1 is best), from the counts of `count_better`."""
     if not len(better):
         raise ValueError("no queries were evaluated, so there are no metrics")
     # The right candidate's place among its tied group is uniform on 1..tied+1.
@@ -82,16 +82,16 @@ def twin_accuracy(
     twin_of: np.ndarray,
     block: int = 256,
 ) -> float:
-    """How often, in percent, a caption scores its own video above that video's time-reversed twin; a tie is half.
+    """Return the percentage of captions that score their video above its time-reversed twin; a tie counts half.
 
     Args:
         similarity: scores of captions with videos.
         video_of_caption: int64 `[N]`.
-        twin_of: int64 `[V]`, each video's twin, -1 where there is none.
-        block: captions handled at once.
+        twin_of: int64 `[V]`, each video's twin, -1 if it has none.
+        block: number of captions handled at once.
 
     Raises:
-        ValueError: if no captioned video has a twin, or a score is NaN or infinite.
+        ValueError: no captioned video has a twin, or a score is NaN or infinite.
     """
     captions = np.flatnonzero(twin_of[video_of_caption] >= 0)
     if not len(captions):
@@ -110,7 +110,7 @@ def twin_accuracy(
 def text_to_video_metrics(
     similarity: Similarity, video_of_caption: np.ndarray, n_videos: int, block: int = 256
 ) -> dict[str, float]:
-    """Every caption looks for its own video, `block` captions at once; the rest as in `retrieval_metrics`."""
+    """Rank all videos for each caption, `block` captions at once; the arguments are those of `retrieval_metrics`."""
     video_of_caption = _checked(video_of_caption, n_videos)
     videos = np.arange(n_videos)
     counts = np.empty((2, len(video_of_caption)), dtype=np.int64)  # a list of small arrays would fragment the memory
@@ -124,7 +124,7 @@ def text_to_video_metrics(
 def video_to_text_metrics(
     similarity: Similarity, video_of_caption: np.ndarray, n_videos: int, block: int = 256
 ) -> dict[str, float]:
-    """Every video looks for its own captions, `block` videos at once; the rest as in `retrieval_metrics`."""
+    """Rank all captions for each video, `block` videos at once; the arguments are those of `retrieval_metrics`."""
     video_of_caption = _checked(video_of_caption, n_videos)
     captions = np.arange(len(video_of_caption))
     counts = np.empty((2, n_videos), dtype=np.int64)
@@ -139,22 +139,23 @@ def video_to_text_metrics(
 def retrieval_metrics(
     similarity: Similarity, video_of_caption: np.ndarray, n_videos: int, block: int = 256
 ) -> dict[str, dict[str, float]]:
-    """Text-to-video and video-to-text metrics without ever holding the whole similarity matrix.
+    """Return text-to-video and video-to-text metrics without ever holding the whole similarity matrix.
 
-    Text to video: every caption looks for its own video. Video to text: a video scores another video's captions by the
-    best of them, and looks for its own (with one caption a video this is the transposed matrix), as in CLIP4Clip.
+    Text to video: each caption searches for its own video. Video to text, as in CLIP4Clip: each video searches for its
+    own captions, and the captions of a video count as one candidate with the best of their scores. With one caption
+    per video, this is the transposed matrix.
 
     Args:
-        similarity: scores of captions with videos; asked for `[block,V]`, then for `[N,block]`.
+        similarity: scores of captions with videos; called for blocks `[block,V]`, then for `[N,block]`.
         video_of_caption: int64 `[N]`, each caption's own video.
         n_videos: V.
-        block: how many queries are handled at once.
+        block: number of queries handled at once.
 
     Returns:
         `{"text_to_video": {...}, "video_to_text": {...}}` with the keys of `summarise`.
 
     Raises:
-        ValueError: for a video without caption, a caption without video, or non-finite similarities.
+        ValueError: a video has no caption, a caption has no video, or a similarity is not finite.
     """
     return {
         "text_to_video": text_to_video_metrics(similarity, video_of_caption, n_videos, block),
@@ -166,5 +167,5 @@ def _checked(video_of_caption: np.ndarray, n_videos: int) -> np.ndarray:
     video_of_caption = np.asarray(video_of_caption, dtype=np.int64)
     counts = np.bincount(video_of_caption, minlength=n_videos)
     if len(counts) != n_videos or (counts == 0).any():
-        raise ValueError(f"the captions do not cover the {n_videos} videos: each video needs one caption at least")
+        raise ValueError(f"the captions do not cover the {n_videos} videos: each video needs at least one caption")
     return video_of_caption

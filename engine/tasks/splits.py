@@ -1,4 +1,4 @@
-"""The splits of a run: what their lists say, which of their videos can be used, and the datasets made of them."""
+"""Reads the splits of a run: the samples in their lists, and which of their videos can be used."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -22,7 +22,7 @@ from modules.tokenizer import Tokenizer
 class Splits:
     """The videos and captions that a run's settings name, for a CLIP with this `backbone`.
 
-    `left_out` has the ids of each split's videos that are missing or cannot be read, once the split has been read.
+    `left_out` has, for each split that was read, the ids of its videos that are missing or cannot be read.
     """
 
     def __init__(self, config: Config, process: Process, backbone: Backbone) -> None:
@@ -34,34 +34,34 @@ class Splits:
         self._listed: dict[str, list[Sample]] = {}
 
     def listed(self, split: str) -> list[Sample]:
-        """The samples of a split as its files list them, which are read once."""
+        """Return the samples that a split's files list; the files are read only once."""
         if split not in self._listed:
             self._listed[split] = self.config.task.list_split(self.config.data, split)
         return self._listed[split]
 
     def check_overlap(self, split: str = "test") -> None:
-        """Refuse videos of a split that are in the training split too; with --allow_overlap, log how many there are."""
+        """Raise ValueError if a split shares videos with the training split; with --allow_overlap, only log it."""
         listed = self.listed(split)
         shared = shared_videos(self.listed("train"), listed)
         if not shared:
             return
         found = (
-            f"{len(shared)} of the {len(listed)} videos of the {split} split are in the training split too, the first "
+            f"{len(shared)} of the {len(listed)} videos of the {split} split are also in the training split, the first "
             f"is {shorten(str(shared[0].path), 200)}"
         )
         if not self.config.run.allow_overlap:
             raise ValueError(
-                f"{found}: pass lists that share no video, or --allow_overlap to measure what was trained on all the "
-                "same"
+                f"{found}: pass lists that share no video, or --allow_overlap to evaluate on training videos "
+                "nevertheless"
             )
         log.info("attention: %s (--allow_overlap)", found)
 
     def read(self, split: str) -> list[Sample]:
-        """The samples of a split whose videos can be used; what is wrong with the others goes into the log.
+        """Return the samples of a split whose videos can be used; log what is wrong with the others.
 
-        The test split's videos are tried before a training, which would meet a broken one only at its end.
+        The test split's videos are tried before training, because the run would only notice a broken one at its end.
 
-        Raises ValueError if more videos than --allow_missing are missing or cannot be read.
+        Raises ValueError if more than --allow_missing videos are missing or cannot be read.
         """
         listed, allowed = self.listed(split), self.config.run.allow_missing
         frames = self.frame_reader(training=split == "train")
@@ -78,7 +78,7 @@ class Splits:
         return samples
 
     def _announce_cache(self, split: str, samples: list[Sample], frames: FrameReader) -> None:
-        """Say what the frame cache will take; ValueError if the disk has no room for it."""
+        """Log the size that the frame cache will have; raise ValueError if the disk has no room for it."""
         run, cache, error = self.config.run, frames.cache, None
         assert cache is not None
         if self.process.is_main:
@@ -90,11 +90,11 @@ class Splits:
             except (ValueError, OSError) as caught:
                 error = caught
         self.process.fail_together(error)
-        for known in self.process.share(cache.content_samples):  # so that no other process reads them again
+        for known in self.process.share(cache.content_samples):  # so that the other processes need not read them
             cache.content_samples.update(known)
 
     def find_unreadable(self, samples: list[Sample], rows: list[int], frames: FrameReader) -> dict[int, str]:
-        """Try the videos `rows` of `samples`, each process its share; the reasons of those that cannot be read."""
+        """Try to read the videos `rows` of `samples`, each process its share; return the errors by row."""
         share = rows[self.process.rank :: self.process.world_size]
         found, error = {}, None
         try:
@@ -107,12 +107,12 @@ class Splits:
         return {row: reason for part in self.process.share(found) for row, reason in part.items()}
 
     def count(self, split: str, n_used: int) -> str:
-        """ "1000", or "983 of 1000" where videos were left out."""
+        """Return the number of videos as text: "1000", or "983 of 1000" if some were left out."""
         n_left_out = len(self.left_out[split])
         return f"{n_used} of {n_used + n_left_out}" if n_left_out else str(n_used)
 
     def log_cut_captions(self, split: str, samples: Sequence[Sample]) -> None:
-        """Say how many captions of a split are longer than --max_words."""
+        """Log how many captions of a split are longer than --max_words."""
         captions = (caption for sample in samples for caption in sample.captions)
         log.info("%s split: %s", split, count_cut(captions, self.tokenizer.words, self.config.data.max_words))
 
@@ -121,7 +121,7 @@ class Splits:
 
 
 def hold_out(samples: list[Sample], count: int, seed: int) -> tuple[list[Sample], list[Sample]]:
-    """Divide training samples into those to train on and `count` others, drawn by the seed."""
+    """Divide training samples into those to train on and `count` held-out ones, drawn by the seed."""
     if count >= len(samples):
         raise ValueError(f"--holdout_videos {count} leaves none of the {len(samples)} training videos to train on")
     held = set(np.random.default_rng(seed).permutation(len(samples))[:count].tolist())
@@ -132,6 +132,6 @@ def hold_out(samples: list[Sample], count: int, seed: int) -> tuple[list[Sample]
 
 
 def draw_captions(samples: list[Sample], count: int, seed: int) -> list[Sample]:
-    """Draw at most `count` captions of all samples without repetition; each becomes a sample."""
+    """Draw at most `count` captions of all samples without repetition; each becomes one sample."""
     pairs = [replace(s, captions=(caption,)) for s in samples for caption in s.captions]
     return [pairs[item] for item in np.random.default_rng(seed).permutation(len(pairs))[:count]]

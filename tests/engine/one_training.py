@@ -1,4 +1,4 @@
-"""A method in training on batches that need no video."""
+"""Builds trainings of any method on batches that need no video."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -21,11 +21,11 @@ from modules.methods import METHODS as ALL_METHODS
 from modules.methods import build_method, method_options
 from tests.tiny import TINY, tiny_batch, tiny_clip
 
-FITTING = {"max_frames": 4, "cross_num_hidden_layers": 2}  # options of the methods that have them, for a tiny CLIP
+FITTING = {"max_frames": 4, "cross_num_hidden_layers": 2}  # values that fit a tiny CLIP, for methods with these options
 
 
 def one_training(name: str, device: torch.device, folder: Path, **settings: Any) -> Training:
-    """A method in training on pairs that cannot be read: the batches are `one_batch`'s."""
+    """Return a training of a method. Its own pairs cannot be read; use the batches of `one_batch`."""
     known = {option.name for option in method_options(ALL_METHODS[name])}
     fitting = {option: value for option, value in FITTING.items() if option in known}
     options = fitting | settings.pop("options", {})
@@ -60,7 +60,7 @@ def one_batch(seed: int) -> Batch:
 
 
 def every_switch() -> list[Any]:
-    """Every method as it is, and with each of its options that is not a number set otherwise."""
+    """Return test parameters: every method with its defaults, and with every other value of a non-number option."""
     found = []
     for name, method in ALL_METHODS.items():
         found.append((name, {}))

@@ -1,4 +1,4 @@
-"""A run shows its CLIP pictures as that was trained on them, says so, and writes it down."""
+"""A run prepares pictures as in the training of its CLIP; the log and the checkpoint say how."""
 
 import json
 from pathlib import Path
@@ -29,7 +29,7 @@ TRAINING = ["--do_train", "--epochs", "1", "--batch_size", "10"]
 
 @pytest.fixture(scope="module")
 def hub(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A GELU model with heads of 80, which squashes its pictures."""
+    """Write a GELU model with heads of 80 channels that squashes its pictures."""
     folder = tmp_path_factory.mktemp("hub")
     write_hub_folder(folder, changed(vision_cfg={"width": 160, "head_width": 80}), PIXELS)
     return folder
@@ -37,7 +37,7 @@ def hub(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def bare(small_data: SmallData, tmp_path: Path) -> Path:
-    """The small CLIP as a file that says nothing of itself."""
+    """Write the small CLIP as a file that states none of its facts."""
     path = tmp_path / "bare.safetensors"
     save_file(load_file(small_data.clip), path)
     return path
@@ -45,7 +45,7 @@ def bare(small_data: SmallData, tmp_path: Path) -> Path:
 
 @pytest.fixture
 def seen(monkeypatch: pytest.MonkeyPatch) -> list[torch.Tensor]:
-    """All videos that methods were shown."""
+    """Return a list that receives all videos that methods encode."""
     shown: list[torch.Tensor] = []
     encode = CLIP4Clip.encode_video
 
@@ -57,11 +57,11 @@ def seen(monkeypatch: pytest.MonkeyPatch) -> list[torch.Tensor]:
     return shown
 
 
-def test_what_a_run_sees_is_what_open_clip_sees(small_data: SmallData, hub: Path, tmp_path: Path, seen: list) -> None:
-    """From the video file to the pixels of every test clip, against open_clip's own transform of the same frames."""
+def test_a_run_prepares_pixels_like_open_clip(small_data: SmallData, hub: Path, tmp_path: Path, seen: list) -> None:
+    """Compare the pixels of every test clip with open_clip's transform of the same frames."""
     flags = [*small_data.flags(), "--pretrained_clip_name", str(hub), "--batch_size_val", "7"]
     assert main(["--do_eval", *flags, "--output_dir", str(tmp_path)]) == 0
-    videos = seen[-1]  # of the evaluation; before it the method is compared with CLIP as it is
+    videos = seen[-1]  # from the evaluation; before it, the method is compared with CLIP
     _, _, transform = open_clip.create_model_and_transforms(f"local-dir:{hub}")
     config = parse_config(["--do_eval", *flags], RetrievalSettings)
     samples = config.task.list_split(config.data, "test")
@@ -73,7 +73,7 @@ def test_what_a_run_sees_is_what_open_clip_sees(small_data: SmallData, hub: Path
         assert ((video - expected) * 255 * std).abs().max() < 2.01
 
 
-def test_the_log_and_the_checkpoint_say_what_it_is(small_data: SmallData, hub: Path, tmp_path: Path) -> None:
+def test_the_log_and_the_checkpoint_describe_the_clip(small_data: SmallData, hub: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
     flags = [*small_data.flags(), "--pretrained_clip_name", str(hub), "--output_dir", str(out)]
     assert main([*TRAINING, *flags]) == 0
@@ -84,10 +84,8 @@ def test_the_log_and_the_checkpoint_say_what_it_is(small_data: SmallData, hub: P
     assert header.backbone == load_clip(hub).backbone.facts()
 
 
-def test_everywhere_pixels_are_normalised_as_the_flags_say(
-    small_data: SmallData, bare: Path, tmp_path: Path, seen: list
-) -> None:
-    """Training, evaluation and pictures; by --clip_statistics none all values lie in 0..1, by CLIP's they do not."""
+def test_all_pixels_are_normalised_by_the_flags(small_data: SmallData, bare: Path, tmp_path: Path, seen: list) -> None:
+    """Check training, evaluation and pictures: only with --clip_statistics none do all values lie in 0..1."""
     stated = ["--clip_activation", "quick_gelu", "--clip_statistics", "none", "--clip_resize", "squash"]
     run = [*small_data.flags(), "--output_dir", str(tmp_path / "run"), "--pretrained_clip_name", str(bare)]
     assert main([*TRAINING, *run, *stated]) == 0
@@ -112,7 +110,7 @@ def test_a_bare_file_is_refused_with_the_flag_to_pass(
     assert "--clip_activation 'relu' is not one of: quick_gelu, gelu" in capsys.readouterr().err
 
 
-def test_a_checkpoint_is_not_evaluated_on_the_same_weights_run_otherwise(
+def test_a_checkpoint_is_refused_if_the_same_weights_run_differently(
     small_data: SmallData, bare: Path, tmp_path: Path, capsys
 ) -> None:
     flags = [*small_data.flags(), "--pretrained_clip_name", str(bare), "--method", "vpt"]
@@ -122,19 +120,21 @@ def test_a_checkpoint_is_not_evaluated_on_the_same_weights_run_otherwise(
     assert main(again) == 0  # its own settings are the defaults
     assert main([*again, "--clip_activation", "quick_gelu"]) == 2
     error = capsys.readouterr().err
-    assert "run in another way than the one given: activation is gelu there and quick_gelu here" in error
+    assert "runs differently from the one given: activation is gelu there and quick_gelu here" in error
 
 
-def test_a_run_is_not_resumed_on_the_same_weights_run_otherwise(
+def test_resuming_is_refused_if_the_same_weights_run_differently(
     small_data: SmallData, bare: Path, tmp_path: Path, capsys
 ) -> None:
     flags = [*small_data.flags(), "--pretrained_clip_name", str(bare), "--output_dir", str(tmp_path / "run")]
     assert main([*TRAINING, *flags, "--clip_activation", "gelu"]) == 0
     assert main([*TRAINING, *flags, "--clip_activation", "quick_gelu", "--resume", "auto"]) == 2
-    assert "is of another run: CLIP is" in capsys.readouterr().err
+    assert "belongs to another run: CLIP is" in capsys.readouterr().err
 
 
-def test_a_cache_filled_beforehand_is_the_runs(small_data: SmallData, hub: Path, tmp_path: Path, monkeypatch) -> None:
+def test_a_run_uses_a_cache_that_was_filled_before(
+    small_data: SmallData, hub: Path, tmp_path: Path, monkeypatch
+) -> None:
     flags = [*small_data.flags(), "--pretrained_clip_name", str(hub), "--frame_cache", str(tmp_path / "frames")]
     assert fill_cache([*flags, "--do_eval", "--jobs", "1"]) == 0
     entries = set((tmp_path / "frames").rglob("*.safetensors"))
@@ -154,7 +154,7 @@ def test_a_clip_normalises_with_its_own_numbers(hub: Path) -> None:
     assert normalise_for(load_clip(hub), white)[0, :, 0, 0].tolist() == pytest.approx([2.0, 1.0, 1.0])
 
 
-def test_describe_says_it_too(hub: Path, capsys) -> None:
+def test_describe_names_the_clip_too(hub: Path, capsys) -> None:
     assert (
         main(["--describe", "--method", "vpt", "--pretrained_clip_name", "open_clip:ViT-H-14/laion2b_s32b_b79k"]) == 0
     )

@@ -1,4 +1,4 @@
-"""Checkpoints: a round trip, what they refuse, and that a crash leaves the old file."""
+"""Checkpoints come back unchanged, refuse what does not fit, and survive a crash while they are written."""
 
 import logging
 import re
@@ -46,8 +46,8 @@ def test_other_clip_is_refused(saved):
         load_checkpoint(path, method, "b" * 64)
 
 
-def test_a_clip_that_is_run_in_another_way_is_refused(tmp_path):
-    """Its tensors and their hash are the same."""
+def test_a_clip_that_runs_differently_is_refused(tmp_path):
+    """Check a CLIP with the same tensors, and so the same hash."""
     path = tmp_path / "last.safetensors"
     one, other = tiny_clip(seed=1), tiny_clip(seed=1)
     other.backbone = replace(
@@ -59,7 +59,7 @@ def test_a_clip_that_is_run_in_another_way_is_refused(tmp_path):
         save_checkpoint(path, build_method("clip4clip", one), header)
         assert load_checkpoint(path, build_method("clip4clip", one), "a" * 64) == header
         with pytest.raises(
-            ValueError, match=r"last\.safetensors: was trained on a CLIP that is run in another"
+            ValueError, match=r"last\.safetensors: was trained on a CLIP that runs differently"
         ) as caught:
             load_checkpoint(path, build_method("clip4clip", other), "a" * 64)
         for part in (
@@ -69,7 +69,7 @@ def test_a_clip_that_is_run_in_another_way_is_refused(tmp_path):
             assert part in str(caught.value)
 
 
-def test_an_old_one_without_a_backbone_is_loaded(saved):
+def test_an_old_checkpoint_without_a_backbone_is_loaded(saved):
     path, method = saved
     with safe_open(path, "pt") as file:
         unsealed = {"backbone", "content_sha256", "sealed"}
@@ -85,7 +85,7 @@ def test_other_method_is_refused(saved):
         load_checkpoint(path, other, HEADER.backbone_sha256)
 
 
-def test_a_full_one_brings_its_clip(tmp_path):
+def test_a_full_checkpoint_contains_its_clip(tmp_path):
     method, other = (build_method("stop", tiny_clip(seed=seed)) for seed in (1, 2))
     path = tmp_path / "full.safetensors"
     save_checkpoint(path, method, CheckpointHeader({"method": "stop"}, 3, "a" * 64, full=True))
@@ -107,7 +107,7 @@ def test_wrong_shape_is_named(saved):
         load_checkpoint(path, method, "a" * 64)
 
 
-def test_missing_cut_and_foreign_files(saved, tmp_path):
+def test_missing_truncated_and_foreign_files(saved, tmp_path):
     path, method = saved
     with pytest.raises(FileNotFoundError, match="no such checkpoint"):
         load_checkpoint(tmp_path / "none", method, "")
@@ -133,7 +133,7 @@ def test_a_crash_while_writing_leaves_the_old_checkpoint(saved, monkeypatch):
     assert path.read_bytes() == before
 
 
-def test_what_a_header_says_comes_back(saved):
+def test_a_header_comes_back_unchanged(saved):
     path, method = saved
     kind = {"files": 16, "codec": "h264", "short_side": [224.0, 224.0, 224.0], "fps": [3.0, 3.0, 3.0]}
     header = CheckpointHeader({"method": "clip4clip", "name": 'a "b" \n', "lr": 1e-4}, 7, "c" * 64, True, None, kind)
@@ -142,7 +142,7 @@ def test_what_a_header_says_comes_back(saved):
 
 
 def test_a_bit_that_flips_anywhere_is_noticed(tmp_path):
-    """In the tensors, the settings, the epoch, the hash or the structure of the file."""
+    """Flip bits in the tensors, the settings, the epoch, the hash and the structure of the file."""
     method = build_method("vpt", tiny_clip(), prompt_length=1)
     path = tmp_path / "last.safetensors"
     save_checkpoint(path, method, HEADER)
@@ -164,7 +164,7 @@ def test_a_bit_that_flips_anywhere_is_noticed(tmp_path):
     assert refused > 390
 
 
-def test_one_from_before_there_was_a_seal_loads_and_the_log_says_so(saved, caplog, monkeypatch):
+def test_an_old_checkpoint_without_a_seal_loads_and_the_log_says_so(saved, caplog, monkeypatch):
     path, method = saved
     with safe_open(path, "pt") as file:
         metadata = {name: file.metadata()[name] for name in ("format", "settings", "epoch", "backbone_sha256", "full")}
@@ -173,7 +173,7 @@ def test_one_from_before_there_was_a_seal_loads_and_the_log_says_so(saved, caplo
     with caplog.at_level(logging.INFO, logger="stop"):
         checkpoint.read_header(path)
         assert load_checkpoint(path, method, HEADER.backbone_sha256) == HEADER
-    # By identity, because pytest may have handlers at two loggers.
+    # Count records by identity, because pytest may have handlers at two loggers.
     assert len({id(record) for record in caplog.records if "last.safetensors has no checksum" in record.message}) == 1
 
 
@@ -185,26 +185,26 @@ def test_one_from_before_there_was_a_seal_loads_and_the_log_says_so(saved, caplo
         ({"settings": "{}", "epoch": "1"}, "its header has no backbone_sha256"),
         ({"settings": "{", "epoch": "1", "backbone_sha256": "a"}, "its header cannot be read: Expecting"),
         ({"settings": "{}", "epoch": "one", "backbone_sha256": "a"}, "its header cannot be read: invalid literal"),
-        ({"settings": "[]", "epoch": "1", "backbone_sha256": "a"}, "its settings are no object"),
+        ({"settings": "[]", "epoch": "1", "backbone_sha256": "a"}, "its settings are not a JSON object"),
         *(
             ({"settings": settings, "epoch": "1", "backbone_sha256": "a"}, f"its setting {fault}")
             for settings, fault in (
-                ('{"max_words": [1]}', "max_words is [1] and no int"),
-                ('{"max_words": 20.5}', "max_words is 20.5 and no int"),
-                ('{"lr": null}', "lr is None and no float"),
-                ('{"method": ["vpt"]}', "method is ['vpt'] and no str"),
-                ('{"method": "vpt", "prompt_length": "x"}', "prompt_length is 'x' and no int"),
-                ('{"expand_msrvtt_sentences": "yes"}', "expand_msrvtt_sentences is 'yes' and no bool"),
+                ('{"max_words": [1]}', "max_words is [1], not of type int"),
+                ('{"max_words": 20.5}', "max_words is 20.5, not of type int"),
+                ('{"lr": null}', "lr is None, not of type float"),
+                ('{"method": ["vpt"]}', "method is ['vpt'], not of type str"),
+                ('{"method": "vpt", "prompt_length": "x"}', "prompt_length is 'x', not of type int"),
+                ('{"expand_msrvtt_sentences": "yes"}', "expand_msrvtt_sentences is 'yes', not of type bool"),
             )
         ),
     ],
 )
-def test_a_header_that_lacks_something(tmp_path, metadata, fault, capsys):
+def test_an_incomplete_header_is_named(tmp_path, metadata, fault, capsys):
     path = tmp_path / "last.safetensors"
     save_file({"x": torch.zeros(1)}, path, metadata | {"format": checkpoint.FORMAT})
     assert main(["--do_eval", "--init_model", str(path)]) == 2
     message = capsys.readouterr().err
-    assert f"last.safetensors: is no whole checkpoint of this project ({fault}" in message
+    assert f"last.safetensors: is not a complete checkpoint of this project ({fault}" in message
     assert message.count("\n") == 1
 
 
@@ -219,7 +219,7 @@ def test_a_bit_that_flips_in_a_resume_point_is_noticed_or_changes_nothing(tmp_pa
     checkpoint.ResumePoints(tmp_path, {"a": 1}, 1).save(3, {"tensors": {"x": torch.randn(50)}, "notes": {"best": 1.5}})
     path = tmp_path / "step_00000003.pt"
     whole, before = path.read_bytes(), checkpoint.read_resume_point(path)
-    # All attributes in the list of entries at the end: one marks an entry as a folder, which torch takes for empty.
+    # Flip all attributes in the list of entries at the end: one marks an entry as a folder, which torch reads as empty.
     entries = [found.start() for found in re.finditer(b"PK\x01\x02", whole)]
     assert len(entries) > 3
     bits = [8 * (entry + 38) + bit for entry in entries for bit in range(32)]

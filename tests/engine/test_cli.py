@@ -17,7 +17,7 @@ SECTIONS = sections_with(RetrievalSettings)
 FILES = ["--val_csv", "v.csv", "--features_path", "videos", "--train_csv", "t.csv", "--data_path", "d.json"]
 
 
-def test_values_arrive_under_their_names():
+def test_flags_set_the_settings_of_the_same_names():
     config = parse_config(
         ["--do_train", *FILES, "--lr", "3e-4", "--max_frames", "8", "--freeze_layer_num", "1"], RetrievalSettings
     )
@@ -30,14 +30,14 @@ def test_values_arrive_under_their_names():
     assert "options" not in flat
 
 
-def test_bool_flags_switch_on_and_off():
+def test_bool_flags_can_be_set_and_unset():
     assert parse_config(["--describe", "--expand_msrvtt_sentences"], RetrievalSettings).task.expand_msrvtt_sentences
     flags = ["--describe", "--expand_msrvtt_sentences", "--no-expand_msrvtt_sentences"]
     assert not parse_config(flags, RetrievalSettings).task.expand_msrvtt_sentences
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_no_name_means_two_things(method):
+def test_no_flag_has_two_meanings(method):
     names = [item.name for cls in SECTIONS.values() for item in fields(cls) if item.name != "options"]
     assert len(names) == len(set(names))
     parse_config(["--describe", "--method", method], RetrievalSettings)
@@ -88,8 +88,8 @@ FLOATS = [
 
 
 @pytest.mark.parametrize("value", ["nan", "inf", "-inf", "1e999"])
-def test_no_number_is_infinite_or_none(value):
-    """Of no section and of no method, given as a flag or from Python."""
+def test_infinite_and_nan_settings_are_refused(value):
+    """Check every section and every method, by flag and from Python."""
     assert {flag for _, flag in FLOATS} >= {"lr", "max_grad_norm", "dsl_temperature", "beta", "noise_floor"}
     for owner, flag in FLOATS:
         method = ["--method", owner] if owner in METHODS else []

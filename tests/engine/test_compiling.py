@@ -1,4 +1,4 @@
-"""--compile: the same numbers in one graph."""
+"""A compiled training (--compile) gives the same numbers as an eager one, in one graph."""
 
 import subprocess
 from functools import partialmethod
@@ -19,10 +19,10 @@ from tests.training_runs import METHODS, assert_same_weights, interrupt_after, l
 
 
 def steps_of(name: str, folder: Path, **settings: Any) -> tuple[list[dict[str, float]], dict[str, torch.Tensor]]:
-    """Loss and gradient norm of three steps, with clips of other lengths in each, and the last one's gradients."""
+    """Return loss and gradient norm of three steps with clips of different lengths, and the last step's gradients."""
     torch.manual_seed(0)
     run, values = one_training(name, torch.device("cpu"), folder, **settings), []
-    with torch.no_grad():  # prompts that start at zero would hide the gradients of what they are multiplied with
+    with torch.no_grad():  # prompts that start at zero would hide the gradients of the tensors they are multiplied with
         for parameter in run.parameters.values():
             parameter.add_(0.02 * torch.randn_like(parameter))
     for seed in range(3):
@@ -39,8 +39,8 @@ def steps_of(name: str, folder: Path, **settings: Any) -> tuple[list[dict[str, f
 
 
 def assert_compiled_is_eager(monkeypatch, name: str, folder: Path, settings: dict[str, Any], graphs: int) -> None:
-    """Without dropout; also that it is so many graphs from first to last, without a break."""
-    monkeypatch.setattr("engine.train.compiler_error", lambda device: None)  # which would be one graph more
+    """Compare compiled and eager steps without dropout, and check that there are `graphs` graphs without a break."""
+    monkeypatch.setattr("engine.train.compiler_error", lambda device: None)  # it would compile one more graph
     options = {"prompt_dropout": 0.0} if "stop" in name else {}
     settings = {"precision": "fp32", **settings}
     values, gradients = steps_of(name, folder, **settings, options=dict(options))
@@ -55,7 +55,7 @@ def assert_compiled_is_eager(monkeypatch, name: str, folder: Path, settings: dic
     for tensor, gradient in gradients.items():
         if gradient is None:  # the scorer of stop_released
             assert compiled_gradients[tensor] is None
-        else:  # some of stop_released's are zero but for rounding
+        else:  # some gradients of stop_released are zero up to rounding
             torch.testing.assert_close(compiled_gradients[tensor], gradient, rtol=1e-4, atol=1e-6, msg=tensor)
 
 
@@ -68,8 +68,8 @@ COMPILED: list[Any] = [
 
 
 @pytest.mark.parametrize(("name", "settings", "graphs"), COMPILED, ids=named)
-def test_compiled_steps_are_the_eager_ones(name, settings, graphs, tmp_path, monkeypatch):
-    """Graphs that run on torch's own kernels."""
+def test_compiled_steps_equal_eager_ones(name, settings, graphs, tmp_path, monkeypatch):
+    """Check graphs that run on torch's eager kernels."""
     monkeypatch.setattr(nn.Module, "compile", partialmethod(nn.Module.compile, backend="aot_eager"))
     assert_compiled_is_eager(monkeypatch, name, tmp_path, settings, graphs)
 
@@ -81,8 +81,8 @@ def test_compiled_steps_with_generated_kernels(name, settings, graphs, tmp_path,
 
 
 @pytest.mark.slow
-def test_a_run_may_go_on_compiled(small_data, tmp_path, monkeypatch):
-    """With generated kernels: the same weights under the same names, from a point that was written without."""
+def test_a_run_may_be_resumed_with_compile(small_data, tmp_path, monkeypatch):
+    """Resume an eager run with generated kernels, and check that names and weights are the same."""
     flags = ["--method", "vpt", "--lr", "1e-3"]
     assert main(training(small_data, tmp_path / "whole", *flags)) == 0
     with monkeypatch.context() as patched:
@@ -95,7 +95,7 @@ def test_a_run_may_go_on_compiled(small_data, tmp_path, monkeypatch):
 
 @pytest.mark.slow
 def test_compiled_processes_change_nothing(small_data, tmp_path):
-    """Under DistributedDataParallel, in parts and with blocks recomputed."""
+    """Check --compile under DistributedDataParallel, in parts and with recomputed blocks."""
     flags = [*METHODS["stop"], "--epochs", "1", "--prompt_depth", "1", "--activation_checkpointing"]
     assert main(training(small_data, tmp_path / "one", *flags)) == 0
     for parts in (1, 2):
@@ -105,7 +105,7 @@ def test_compiled_processes_change_nothing(small_data, tmp_path):
         assert_same_weights(folder, tmp_path / "one", atol=1e-5, rtol=0)
 
 
-def test_without_a_compiler_one_sentence_says_so(small_data, tmp_path, monkeypatch, capsys):
+def test_a_missing_compiler_is_one_sentence(small_data, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr("torch._inductor.config.cpp.cxx", ("no_such_compiler",))
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "cache"))
     torch._dynamo.reset()

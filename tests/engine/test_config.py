@@ -1,4 +1,4 @@
-"""Settings: their defaults, their help, their ranges, and the way to one flat mapping and back."""
+"""Settings have valid defaults, help lines and ranges, and convert to one flat mapping and back."""
 
 import math
 from dataclasses import fields
@@ -12,7 +12,7 @@ from engine.config import Config, sections_with
 from engine.tasks.retrieval import RetrievalSettings
 from modules.methods import METHODS, method_options
 
-# What a run needs beside the defaults: something to do, and the files of the default data set.
+# Settings that a run needs beside the defaults: a task, and the files of the default data set.
 NEEDED = {"do_train": True, "train_csv": "a", "val_csv": "b", "data_path": "c", "features_path": "d"}
 SECTIONS = sections_with(RetrievalSettings)
 FIELDS = [(name, item.name) for name, section in SECTIONS.items() for item in fields(section) if item.name != "options"]
@@ -108,7 +108,7 @@ def test_no_two_sections_share_a_name():
 
 
 def test_an_option_with_the_name_of_a_setting_is_that_setting():
-    """Such as --max_frames, which data and some methods both read."""
+    """Check --max_frames, which the data and some methods both use."""
     sections = {name: section for section, name in FIELDS}
     for cls in METHODS.values():
         for option in method_options(cls):
@@ -135,7 +135,7 @@ CHOICES = [(section, name) for section, name in FIELDS if get_origin(kind_of(sec
 
 @pytest.mark.parametrize(("section", "name"), NUMBERS)
 def test_a_number_out_of_range_is_refused_in_one_sentence(section, name):
-    """No number may be far below zero, and no fraction infinite or NaN."""
+    """Check that no number may be far below zero, and no fraction infinite or NaN."""
     wrong = [-2] + [math.nan, math.inf, -math.inf] * (kind_of(section, name)[0] is float)
     for value in wrong:
         with pytest.raises(ValueError, match=rf"^--{name} {value:g} .*takes a number[^\n]*$"):
@@ -143,14 +143,14 @@ def test_a_number_out_of_range_is_refused_in_one_sentence(section, name):
 
 
 @pytest.mark.parametrize(("section", "name"), [*CHOICES, ("model", "method"), ("task", "datatype"), ("task", "loss")])
-def test_a_word_that_is_no_choice_is_refused_in_one_sentence(section, name):
+def test_a_value_outside_the_choices_is_refused_in_one_sentence(section, name):
     with pytest.raises(ValueError, match=rf"^--{name} 'neither' is not one of: [^\n]*$") as caught:
         config_of(**{name: "neither"})
     assert str(default_of(section, name)) in str(caught.value)
 
 
 @pytest.mark.parametrize("name", ["data_path", "features_path", "train_csv", "val_csv"])
-def test_a_file_that_is_not_named_is_asked_for(name):
+def test_the_error_names_each_missing_file_flag(name):
     with pytest.raises(ValueError, match=rf"^msrvtt needs --{name}: "):
         config_of(**{name: ""})
     assert config_of(describe=True, do_train=False, **{name: ""})

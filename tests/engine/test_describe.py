@@ -1,4 +1,4 @@
-"""Counts of parameters and operations without weights: one row per component, and the parts that cannot learn."""
+"""`--describe` counts parameters and operations without weights, and names the parts that cannot learn."""
 
 import pytest
 
@@ -27,7 +27,7 @@ def test_counts_are_those_of_a_real_method(small_data, name):
 
 
 def test_one_row_per_component(small_data):
-    """A child of the method is one row; CLIP, where it is trained, has a row for each part of a tower."""
+    """Check that each child of the method is one row, and that a trained CLIP has a row for each part of a tower."""
     assert set(described(small_data, "stop")["trainable_by_part"]) == {"intra", "inter", "text_prompts"}
     parts = described(small_data, "clip4clip")["trainable_by_part"]
     assert {"clip.visual.blocks", "clip.text.blocks"} <= parts.keys()

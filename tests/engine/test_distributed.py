@@ -1,4 +1,4 @@
-"""The gathers, in two real gloo processes, against one process."""
+"""The gathers of two real gloo processes give the results of one process."""
 
 import os
 from pathlib import Path
@@ -24,7 +24,7 @@ def global_pairs() -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def step_gradient(rank: int, world_size: int, gather_gradient: str, positives: bool) -> torch.Tensor:
-    """What the optimiser sees on this process after one training step of a small method on four clips in all."""
+    """Return the gradient on this process after one training step of a small method on four clips in all."""
     torch.manual_seed(0)
     method = build_method("vpt", tiny_clip(), text_prompt_length=2)
     autocast = autocast_for("fp32", torch.device("cpu"))
@@ -74,14 +74,14 @@ def test_two_processes_equal_one(tmp_path):
         torch.testing.assert_close(result["loss"], loss.detach())
         torch.testing.assert_close(result["features"], torch.arange(6.0)[:, None] * torch.tensor([1.0, 10.0]))
     for name, whole in (("text", text), ("video", video)):
-        # Each process has the gradient of the sum over processes; the mean that DDP takes makes it one process's.
+        # Each process has the gradient of the sum over processes; DDP's mean turns it into that of one process.
         torch.testing.assert_close(torch.cat([result[name] for result in results]) / 2, whole.grad)
     alone = {positives: step_gradient(0, 1, "sum", positives) for positives in (False, True)}
     assert (alone[True] - alone[False]).abs().max() > 0.01 * alone[False].abs().max()
     for result in results:
         for positives, expected in alone.items():
             torch.testing.assert_close(result["steps"]["sum", positives], expected, atol=1e-6, rtol=1e-4)
-            # The lineage's gather loses the other process's half, and nothing else.
+            # CLIP4Clip's gather loses the other process's half, and nothing else.
             assert torch.equal(2 * result["steps"]["own", positives], result["steps"]["sum", positives])
 
 

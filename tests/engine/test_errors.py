@@ -62,7 +62,7 @@ def test_all_processes_end_when_a_worker_is_killed(small_data, tmp_path, what):
     done = subprocess.run([*command, *flags], capture_output=True, text=True, env=environment, timeout=240, check=False)
     assert "exitcode  : 2" in done.stderr
     assert "error: a worker process that decodes videos (pid " in done.stderr
-    assert "main_task_retrieval.py" not in done.stderr  # in no traceback
+    assert "main_task_retrieval.py" not in done.stderr  # there is no traceback
 
 
 @pytest.mark.parametrize(
@@ -114,7 +114,7 @@ def test_unknown_errors_are_bugs(error):
     assert explained(error) is None
 
 
-def test_the_message_of_a_worker_has_no_traceback(tmp_path):
+def test_a_worker_error_is_printed_without_its_traceback(tmp_path):
     (tmp_path / "broken.mp4").write_bytes(b"this is no video")
     samples = [Sample("broken", tmp_path / "broken.mp4", ("a caption",))] * 2
     pairs = TrainingPairs(samples, lambda _: torch.zeros(1, 1, dtype=torch.int64), FrameReader(2, 8), True, 0)

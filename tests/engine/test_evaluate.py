@@ -67,7 +67,7 @@ def save_error(samples: list[Sample], folder: Path) -> None:
 @pytest.mark.parametrize("world_size", [1, 2, 3])
 @pytest.mark.parametrize("number", [7, 2], ids=["seven videos", "fewer videos than processes"])
 def test_any_number_of_processes_gives_the_same_metrics(small_data, tmp_path, number, world_size):
-    """Seven videos divide by neither 2 nor 3; of two videos, the third process gets none."""
+    """Check seven videos, which neither 2 nor 3 divides, and two videos, of which the third process gets none."""
     samples = samples_of(small_data, number)
     expected = metrics_of(samples)
     assert expected["text_to_video"]["MnR"] > 1
@@ -111,7 +111,7 @@ def test_the_method_gets_its_mode_back_and_encodes_without_gradients(small_data,
 
 @pytest.mark.parametrize("weight", ["visual.proj", "text.text_projection"])
 def test_features_that_are_nan_are_refused(small_data, weight):
-    """With a sentence, and not with ranks."""
+    """Check that the result is an error of one sentence, not ranks."""
     method = a_method()
     with torch.no_grad():
         method.clip.get_parameter(weight)[0, 0] = torch.nan

@@ -1,4 +1,4 @@
-"""Weights given to the wrong flag: one sentence says which flag takes the file."""
+"""Weights given to the wrong flag are refused with one sentence that names the right flag."""
 
 from pathlib import Path
 
@@ -18,7 +18,7 @@ CHECKPOINT, RELEASED, POINT, CLIP = FLAG_OF
 
 @pytest.fixture(scope="module")
 def files(tmp_path_factory) -> dict[str, tuple[Path, str]]:
-    """Files of all kinds and their kind, by name."""
+    """Write files of all kinds; return each path and its kind, by name."""
     folder = tmp_path_factory.mktemp("files")
     clip = tiny_clip()
     method = build_method("clip4clip", clip)
@@ -52,7 +52,7 @@ class _Tower(torch.nn.Module):
 
 
 class _Archive(torch.nn.Module):
-    """Parts of OpenAI's archive, with its names."""
+    """Some parts of OpenAI's archive, under its names."""
 
     def __init__(self):
         super().__init__()
@@ -98,7 +98,7 @@ def test_a_file_that_no_flag_takes_is_named(small_data, files, tmp_path, capsys,
 
 
 def test_nothing_in_a_file_is_executed(tmp_path):
-    """The names are read without unpickling."""
+    """Check that the names are read without unpickling."""
 
     class Hostile:
         def __reduce__(self):

@@ -1,4 +1,4 @@
-"""Commands that write at their end check the place before the work."""
+"""Commands that write at their end check the place before they start to work."""
 
 import sys
 
@@ -28,7 +28,7 @@ WRITERS = {
 
 
 @pytest.mark.parametrize("command", WRITERS)
-def test_every_such_command_checks_it_first(tmp_path, capsys, command):
+def test_every_command_checks_its_output_first(tmp_path, capsys, command):
     main, flags, flag = WRITERS[command]
     (tmp_path / "file").touch()
     path = tmp_path / "file" / ("x.safetensors" if command == "train_small_clip" else "x.png")
@@ -66,7 +66,7 @@ def test_a_chart_without_matplotlib(tmp_path, capsys, monkeypatch):
     ],
 )
 def test_benchmarks_check_their_inputs_first(capsys, monkeypatch, main, flags, message):
-    """Before they measure ceilings and make clips, which takes minutes."""
+    """Check the errors before the benchmarks measure peaks and make clips, which takes minutes."""
     monkeypatch.setattr("benchmarks.methods.in_own_process", None)
     monkeypatch.setattr("benchmarks.data.write_made_clip", None)
     monkeypatch.setattr("benchmarks.step.measure", None)
@@ -87,7 +87,7 @@ def test_good_places_stay_unchanged(tmp_path):
 
 
 def test_a_folder_that_refuses_files(tmp_path):
-    """/proc refuses even root."""
+    """Check /proc, where even root cannot create files."""
     for place in ("/proc", "/proc/run"):
         with pytest.raises(ValueError, match=r"--output_dir /proc.*: cannot be written to \(.*\); name another place"):
             check_folder("--output_dir", type(tmp_path)(place))

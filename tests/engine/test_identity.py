@@ -1,4 +1,4 @@
-"""What a run must have in common with a resume point, and that a refusal leaves everything as it was."""
+"""A run continues only from a resume point of the same training, and a refusal changes no file."""
 
 import hashlib
 import json
@@ -23,7 +23,7 @@ from tests.tiny import tiny_clip
 
 
 def state_of(folder: Path) -> dict[str, str]:
-    """A hash of each file."""
+    """Return a hash of each file in a folder."""
     return {
         str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
         for path in sorted(folder.rglob("*"))
@@ -33,7 +33,7 @@ def state_of(folder: Path) -> dict[str, str]:
 
 @pytest.fixture(scope="module")
 def trained(small_data, tmp_path_factory) -> tuple[SmallData, Path, list[str]]:
-    """Data of its own, a run on it in a folder, and the flags of that run."""
+    """Train on a separate copy of the data; return the data, the run's folder and its flags."""
     data = SmallData(tmp_path_factory.mktemp("trained") / "data", small_data.clip)
     shutil.copytree(small_data.folder, data.folder)
     output = data.folder.parent / "run"
@@ -133,7 +133,7 @@ REFUSED = [
 
 
 @pytest.mark.parametrize(("change", "message"), REFUSED, ids=[f"{c.__name__} {m.split()[0]}" for c, m in REFUSED])
-def test_another_run_is_refused_and_nothing_is_touched(trained, tmp_path, capsys, change, message):
+def test_another_run_is_refused_and_changes_no_file(trained, tmp_path, capsys, change, message):
     data, output, flags = trained
     changed = SmallData(tmp_path / "data", data.clip)
     shutil.copytree(data.folder, changed.folder)
@@ -144,10 +144,10 @@ def test_another_run_is_refused_and_nothing_is_touched(trained, tmp_path, capsys
     assert state_of(output) == before
 
 
-def test_a_copied_data_set_and_what_changes_cost_alone_go_on(trained, tmp_path):
+def test_a_run_resumes_on_a_copied_data_set_and_with_other_cost_settings(trained, tmp_path):
     data, output, flags = trained
     copied, folder = SmallData(tmp_path / "elsewhere", data.clip), tmp_path / "run"
-    shutil.copytree(data.folder, copied.folder, copy_function=shutil.copy)  # with new times of change
+    shutil.copytree(data.folder, copied.folder, copy_function=shutil.copy)  # with new modification times
     shutil.copytree(output, folder)
     for path in copied.videos.iterdir():
         os.utime(path, (1, 1))
@@ -156,7 +156,7 @@ def test_a_copied_data_set_and_what_changes_cost_alone_go_on(trained, tmp_path):
     assert "resumed after step 2 of 2" in (folder / "log.txt").read_text()
 
 
-def test_an_evaluation_leaves_the_settings_of_training(trained, tmp_path):
+def test_an_evaluation_does_not_overwrite_the_settings_of_training(trained, tmp_path):
     _, output, _ = trained
     folder = tmp_path / "run"
     shutil.copytree(output, folder)
@@ -168,12 +168,12 @@ def test_an_evaluation_leaves_the_settings_of_training(trained, tmp_path):
         assert after[name] == before[name], name
     evaluated = json.loads((folder / "eval_config.json").read_text())
     assert (evaluated["max_frames"], evaluated["do_train"]) == (2, False)
-    for name in ("log.txt", "metrics.jsonl"):  # these are added to
+    for name in ("log.txt", "metrics.jsonl"):  # an evaluation appends to these
         assert (folder / name).read_bytes().startswith((output / name).read_bytes()), name
 
 
-def test_a_point_of_an_earlier_version(trained, tmp_path, capsys):
-    """Named as such, also with auto: it is no damaged one, and the run does not begin anew."""
+def test_a_resume_point_of_an_earlier_version_is_refused(trained, tmp_path, capsys):
+    """Check that the error says so, also with auto: it is not called damaged, and the run does not start again."""
     data, output, flags = trained
     folder = tmp_path / "run"
     shutil.copytree(output, folder)
@@ -187,9 +187,8 @@ def test_a_point_of_an_earlier_version(trained, tmp_path, capsys):
         assert state_of(folder) == before
 
 
-def test_the_best_weights_travel_in_the_point(trained, tmp_path):
-    """Into a folder where another run left its own: that run's points, lines and weights are not taken for this one's,
-    and not lost either."""
+def test_a_resume_point_contains_the_best_weights(trained, tmp_path):
+    """Resume in a folder with another run's files; its points, lines and weights must be neither used nor lost."""
     data, _, flags = trained
     more, whole, other = [*flags[:-2], *data.flags(), "--lr", "1e-2"], tmp_path / "whole", tmp_path / "other"
     assert main([*more, "--epochs", "2", "--output_dir", str(whole)]) == 0
@@ -235,12 +234,12 @@ def test_each_part_of_a_sample_counts(samples, tmp_path, changed, names):
 
 
 def test_every_setting_counts_but_those_of_place_and_cost():
-    """One that is added later counts too."""
+    """Compare with all settings, so that one that is added later counts too."""
     files = DataConfig(*["x"] * 4)
     config = Config(ModelConfig(), files, OptimConfig(), RunConfig(do_train=True), RetrievalSettings())
     found = identity.of_the_settings(config, "bf16")
     known = {*identity.SOURCE, *identity.PLACES, *identity.COST, "options", "precision_val"}
-    known |= {*RetrievalSettings.of_the_run, *RetrievalSettings.places, "loss"}  # the last at its default
+    known |= {*RetrievalSettings.of_the_run, *RetrievalSettings.places, "loss"}  # `loss` is at its default
     for section in (config.model, config.data, config.optim, config.task):
         for name, value in vars(section).items():
             assert (name in found) != (name in known), name

@@ -1,4 +1,4 @@
-"""Processes that are killed, and videos that one process cannot read."""
+"""A run survives killed processes, and a video that only one process cannot read stops all processes."""
 
 import os
 import re
@@ -19,7 +19,7 @@ from tests.training_runs import METHODS, ROOT, assert_same_weights, launch, line
 
 @pytest.mark.parametrize(("what", "video"), [("--do_train", "video3.mp4"), ("--do_eval", "video12.mp4")])
 def test_a_broken_video_on_one_process_stops_all(small_data, tmp_path, capfd, what, video):
-    """The other process does not wait for it, and both name the file."""
+    """Check that the other process does not wait for it, and that both name the file."""
     videos = tmp_path / "videos"
     videos.mkdir()
     for path in small_data.videos.iterdir():
@@ -50,7 +50,7 @@ def wait_for_step(output: Path, step: int, process: subprocess.Popen) -> None:
 @pytest.mark.skipif(not Path("/proc").is_dir(), reason="finds the processes in /proc")
 @pytest.mark.parametrize("restarts", [0, pytest.param(2, marks=pytest.mark.slow)])
 def test_one_process_is_killed(small_data, tmp_path, restarts):
-    """torchrun ends the job, or starts it again and it goes on from its resume point; it never hangs."""
+    """Check that torchrun ends the job, or restarts it from its resume point, and that it never hangs."""
     more = [*METHODS["clip4clip"], "--save_every", "1", "--resume", "auto", "--epochs", "20"]
     flags = training(small_data, tmp_path / "killed", *more)
     command = launch(2, flags, f"--max_restarts={restarts}")
@@ -72,7 +72,7 @@ def test_one_process_is_killed(small_data, tmp_path, restarts):
 
 @pytest.mark.slow
 def test_killed_at_twenty_random_moments(small_data, tmp_path):
-    """SIGKILL anywhere, also during a save: it always goes on, and ends with the undisturbed run's numbers."""
+    """Send SIGKILL anywhere, also during a save: the run always resumes, and ends with the undisturbed numbers."""
     more = ["--method", "stop", "--lr", "1e-3", "--frame_sampling", "segment", "--epochs", "12", "--save_every", "1"]
     assert main(training(small_data, tmp_path / "whole", *more)) == 0
     flags = training(small_data, tmp_path / "killed", *more, "--resume", "auto")
@@ -85,7 +85,7 @@ def test_killed_at_twenty_random_moments(small_data, tmp_path):
             process = subprocess.Popen(command, stdout=output, stderr=output, env=os.environ | {"OMP_NUM_THREADS": "1"})
         before = {path.name for path in points.glob("step_*.pt")}
         while process.poll() is None and {path.name for path in points.glob("step_*.pt")} == before:
-            time.sleep(0.01)  # until the first new point: every try gets further
+            time.sleep(0.01)  # until the first new point, so that every try makes progress
         time.sleep(rng.uniform(0, 0.5))
         if process.poll() is not None:
             break

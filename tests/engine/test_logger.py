@@ -20,7 +20,7 @@ MAIN, OTHER = (Process(rank, 2, torch.device("cpu")) for rank in (0, 1))
 
 
 class FakeWandb:
-    """The part of the module `wandb` that a run uses; records the calls."""
+    """A stand-in for the parts of the module `wandb` that a run uses; it records the calls."""
 
     class Error(Exception):
         pass
@@ -52,7 +52,7 @@ def wandb(monkeypatch):
 
 @pytest.fixture
 def tensorboard(monkeypatch):
-    """The scalars added to TensorBoard: (tag, value, step)."""
+    """Return a list that receives the scalars added to TensorBoard: (tag, value, step)."""
     added = []
     writer = SimpleNamespace(add_scalar=lambda *scalar: added.append(scalar), close=lambda: None)
     monkeypatch.setattr("torch.utils.tensorboard.SummaryWriter", lambda folder: writer)
@@ -72,7 +72,8 @@ def test_weights_and_biases_gets_what_tensorboard_gets(tmp_path, wandb, tensorbo
         {"test/step": 1, "test/t2v_R1": 40.0},
     ]
     assert tensorboard == [("train/epoch", 0.5, 50), ("train/loss", 2.0, 50), ("test/t2v_R1", 40.0, 1)]
-    assert wandb.axes["test/*"] == "test/step"  # counts epochs, so it cannot share an axis with training steps
+    for split in ("test", "holdout", "val"):  # these count epochs, so they cannot share an axis with training steps
+        assert wandb.axes[f"{split}/*"] == f"{split}/step"
     assert wandb.exit_codes == [0]
 
 
@@ -103,18 +104,18 @@ def test_only_the_main_process_reports_and_only_if_asked(tmp_path, wandb, proces
     assert (tmp_path / "metrics.jsonl").exists() == process.is_main
 
 
-def test_it_is_imported_only_if_asked(tmp_path, monkeypatch):
+def test_wandb_is_imported_only_if_asked(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "wandb", None)  # an import raises ImportError
     RunLogger(tmp_path, MAIN).close()
 
 
-def test_not_installed(tmp_path, monkeypatch):
+def test_a_missing_wandb_is_one_sentence(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "wandb", None)
     with pytest.raises(ValueError, match=r"^--wandb_project needs Weights & Biases: pip install wandb$"):
         RunLogger(tmp_path, MAIN, "videos")
 
 
-def test_does_not_start(tmp_path, wandb, monkeypatch):
+def test_a_wandb_that_does_not_start_is_one_sentence(tmp_path, wandb, monkeypatch):
     def init(**_):
         raise wandb.Error("no API key")
 
@@ -125,7 +126,7 @@ def test_does_not_start(tmp_path, wandb, monkeypatch):
 
 @pytest.fixture
 def repository(tmp_path, monkeypatch):
-    """A git repository with one commit, where `provenance` looks."""
+    """Make a git repository with one commit, where `provenance` looks."""
     for name in ("engine/logger.py", "results/runs.csv"):
         (tmp_path / name).parent.mkdir()
         (tmp_path / name).write_text("1\n")

@@ -13,8 +13,8 @@ from tests.engine.one_training import IN_OTHER_WAYS, every_switch, named, one_ba
 
 
 class NoWaiting(TorchDispatchMode):
-    """Raises for what would make the host wait if the tensors were a GPU's: their values asked for, or numbers of the
-    host's made a tensor of."""
+    """Raises an error for operations that would make the host wait if the tensors were on a GPU: reading their values,
+    and making a tensor from numbers of the host."""
 
     WAITS = frozenset(
         {
@@ -35,7 +35,7 @@ class NoWaiting(TorchDispatchMode):
 
 @contextmanager
 def no_waiting(monkeypatch) -> Iterator[None]:
-    """`NoWaiting`, and the ways to a tensor's values that pass it by."""
+    """Run a context under `NoWaiting`, and also refuse the accesses to values that it cannot see."""
 
     def refused(*_):
         raise AssertionError("makes the host wait")
@@ -65,7 +65,7 @@ def no_waiting(monkeypatch) -> Iterator[None]:
         lambda x: (x * x.detach().requires_grad_()).sum().backward(torch.tensor(1.0)),
     ],
 )
-def test_waiting_is_noticed(monkeypatch, ask):
+def test_the_check_notices_waiting(monkeypatch, ask):
     x = torch.ones(3)
     ask(x)
     with no_waiting(monkeypatch), pytest.raises(AssertionError, match="makes the host wait"):
@@ -74,8 +74,8 @@ def test_waiting_is_noticed(monkeypatch, ask):
 
 @pytest.mark.parametrize(("name", "settings"), [*every_switch(), *IN_OTHER_WAYS], ids=named)
 def test_no_step_makes_the_host_wait(name, settings, tmp_path, monkeypatch):
-    """By the operators of a step on the CPU, from the copy of the batch to the outcome; not the first step, which makes
-    what stays."""
+    """Check the operators of a step on the CPU, from the copy of the batch to the result; the first step is left out,
+    because it creates tensors that are kept."""
     run = one_training(name, torch.device("cpu"), tmp_path, **{"precision": "fp32"} | settings)
     batches = [one_batch(seed) for seed in range(3)]
     run.take_step(batches[0])

@@ -1,4 +1,4 @@
-"""The learning rate's curves, at the points that define them."""
+"""The schedules of the learning rate have the right values at the points that define them."""
 
 import math
 
@@ -8,7 +8,7 @@ import torch
 from engine.optim import build_optimizer, build_schedule, released, warmup_cosine
 
 
-def test_curve():
+def test_warmup_cosine_at_its_turning_points():
     factors = [warmup_cosine(step, 100, 0.1) for step in range(100)]
     assert factors[0] == pytest.approx(1 / 11)
     assert factors[:11] == sorted(factors[:11])
@@ -47,7 +47,7 @@ def rates_of_released_code(lr: float, total: int, warmup: int) -> list[float]:
 
 
 def test_released_schedule_of_every_group():
-    """The authors' run on MSR-VTT: 7030 steps, 703 of warm-up; CLIP's tensors at coef_lr 5e-4."""
+    """Check the authors' run on MSR-VTT: 7030 steps, 703 of them warm-up, and CLIP's tensors at coef_lr 5e-4."""
     groups = [{"params": [torch.nn.Parameter(torch.ones(1))], "lr": lr, "weight_decay": 0.0} for lr in (1e-3, 5e-7)]
     optimizer = build_optimizer(groups)
     schedule = build_schedule(optimizer, 7030, 0.1, "released")

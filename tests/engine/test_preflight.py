@@ -1,4 +1,4 @@
-"""What can be known before a run is said before it: nothing is read for hours, and nothing is written."""
+"""Mistakes that can be found before a run are reported before any video is read and any file is written."""
 
 import csv
 import json
@@ -42,7 +42,7 @@ def lines_of(output: Path) -> list[dict]:
 
 @pytest.fixture
 def unread(monkeypatch):
-    """From now on a video that is read fails the test."""
+    """Fail the test if it reads a video."""
 
     def read(*_):
         raise AssertionError("a video was read")
@@ -50,7 +50,7 @@ def unread(monkeypatch):
     monkeypatch.setattr("dataloaders.frames.read_frames", read)
 
 
-# What needs the settings alone.
+# Checks that need only the settings.
 
 
 @pytest.mark.usefixtures("unread")
@@ -80,8 +80,8 @@ def test_places_to_write_to(small_data, tmp_path, capsys, flag, place, message):
 
 
 @pytest.mark.parametrize("number", [0, 4])
-def test_the_columns_are_known_before(small_data, tmp_path, capsys, number):
-    """A second run of the same kind fits, and one of every other kind is refused before it reads a video."""
+def test_a_results_csv_with_other_columns_is_refused(small_data, tmp_path, capsys, number):
+    """Check that a run with the same flags may add its row, and that runs with other columns are refused."""
     twins = tmp_path / "twins.csv"
     twins.write_text("video_id,twin_id\nvideo10,video11\n")
     kinds = [[], ["--dsl"], ["--qb_norm"], ["--twins_csv", str(twins)]]
@@ -102,12 +102,12 @@ def test_the_columns_are_known_before(small_data, tmp_path, capsys, number):
     assert first == second
 
 
-def test_an_empty_folder_name_is_none(small_data, capsys):
+def test_an_empty_folder_name_is_refused(small_data, capsys):
     message = error_of(capsys, "--do_eval", *small_data.flags(), "--output_dir", "")
     assert message.startswith("--output_dir is empty: name a folder")
 
 
-# What needs the model.
+# Checks that need the model.
 
 
 @pytest.mark.usefixtures("unread")
@@ -165,10 +165,10 @@ STARTS = {
 
 
 @pytest.mark.parametrize("start", STARTS)
-def test_zero_shot_is_clip_as_it_is(small_data, tmp_path, start):
-    """Where a method adds something, its random start is called untrained in the log, the metrics and the row."""
+def test_only_unchanged_clip_is_called_zero_shot(small_data, tmp_path, start):
+    """Check the name in the log, the metrics and the row; a method with random parts is called untrained."""
     method, selection = STARTS[start]
-    if start == "seqTransf":  # it starts from text blocks as wide as the embeddings, which the tiny CLIP has not
+    if start == "seqTransf":  # it copies text blocks, so it needs a CLIP whose text is as wide as its embeddings
         wide = replace(TINY, embed_dim=TINY.text_width)
         clip = tmp_path / "wide.safetensors"
         save_file(to_openai_keys(tiny_clip(architecture=wide).state_dict()), clip, {"activation": "quick_gelu"})
@@ -184,7 +184,7 @@ def test_zero_shot_is_clip_as_it_is(small_data, tmp_path, start):
     assert ("is evaluated untrained" in log) == (selection == "untrained")
 
 
-def test_what_is_called_zero_shot_does_not_depend_on_the_seed(small_data, tmp_path):
+def test_zero_shot_metrics_do_not_depend_on_the_seed(small_data, tmp_path):
     scores = set()
     for seed in ("0", "1"):
         flags = ["--do_eval", *small_data.flags(), "--seed", seed, "--output_dir", str(tmp_path / seed)]
@@ -194,8 +194,8 @@ def test_what_is_called_zero_shot_does_not_depend_on_the_seed(small_data, tmp_pa
     assert len(scores) == 1
 
 
-def test_the_probe_knows_what_comes_out_and_not_what_is_there():
-    """A parameter that changes nothing at first leaves CLIP as it is; one inside CLIP that does change it is found."""
+def test_the_probe_compares_scores_and_not_parameters():
+    """Check that an added parameter without effect passes, and that a changed tensor of CLIP is noticed."""
     clip = tiny_clip()
     probe = ZeroShotProbe(clip, 3, 8)
     method = build_method("clip4clip", clip)
@@ -206,7 +206,7 @@ def test_the_probe_knows_what_comes_out_and_not_what_is_there():
     assert not probe.same(method)
 
 
-# What needs the lists of videos.
+# Checks that need the lists of videos.
 
 
 @pytest.mark.usefixtures("unread")
@@ -219,7 +219,7 @@ def test_the_probe_knows_what_comes_out_and_not_what_is_there():
         ),
         (
             ["--batch_size", "4", "--gradient_accumulation_steps", "3"],
-            "does not divide by the 1 processes times 3 parts",
+            "is not divisible by the 1 processes times 3 parts",
         ),
         (["--select_on", "holdout", "--holdout_videos", "10"], "--holdout_videos 10 leaves none of the 10"),
         (["--select_on", "holdout", "--holdout_videos", "9"], "There are 2 training items, a batch needs at least 4"),
@@ -253,7 +253,7 @@ def test_a_held_out_video_that_cannot_be_read_is_found_before_training(tmp_path,
 
 
 @pytest.mark.usefixtures("unread")
-def test_twins_of_nobody(small_data, tmp_path, capsys):
+def test_a_twins_csv_without_test_videos(small_data, tmp_path, capsys):
     twins = tmp_path / "twins.csv"
     twins.write_text("video_id,twin_id\n")
     flags = [*TRAIN, *small_data.flags(), "--twins_csv", str(twins), "--output_dir", str(tmp_path)]
@@ -261,15 +261,15 @@ def test_twins_of_nobody(small_data, tmp_path, capsys):
     assert message.startswith(f"--twins_csv {twins}: no test video that is used has a twin there")
 
 
-# What the first step would show, after the folder was written to.
+# Mistakes that the first step would also show, but only after the folder was written to.
 
 
 def one_frame(small_data: SmallData, output: Path) -> list[str]:
     return [*TRAIN, *small_data.flags(), "--method", "stop", "--max_frames", "1", "--output_dir", str(output)]
 
 
-def test_parameters_without_a_part_in_the_loss(small_data, tmp_path, capsys):
-    """One frame has no gap for temporal prompts; without these a training goes on."""
+def test_parameters_without_a_gradient_are_refused(small_data, tmp_path, capsys):
+    """Check STOP with one frame, which has no gap for temporal prompts; without these prompts it can be trained."""
     (tmp_path / "config.json").write_text("of an earlier run")
     (tmp_path / "resume").mkdir()
     (tmp_path / "resume/step_00000001.pt").touch()
@@ -277,7 +277,7 @@ def test_parameters_without_a_part_in_the_loss(small_data, tmp_path, capsys):
     assert message == (
         "34 of the 57 trained tensors have no part in the loss of clips of 1 frame and cannot learn: inter.0.slots, "
         "inter.0.dynamics.conv.weight, inter.0.prompter.down.weight and 31 more; pass --max_frames 2 or more, or "
-        "switch the part of the method that they belong to off"
+        "switch off the part of the method that they belong to"
     )
     assert sorted(path.name for path in tmp_path.iterdir()) == ["config.json", "resume"]
     assert (tmp_path / "config.json").read_text() == "of an earlier run"
@@ -285,7 +285,7 @@ def test_parameters_without_a_part_in_the_loss(small_data, tmp_path, capsys):
 
 
 @pytest.mark.slow
-def test_two_processes_say_the_same(small_data, tmp_path, capsys):
+def test_two_processes_give_the_same_error(small_data, tmp_path, capsys):
     message = error_of(capsys, *one_frame(small_data, tmp_path / "one"))
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
     command += [str(ROOT / "main_task_retrieval.py"), *one_frame(small_data, tmp_path / "two")]
@@ -297,7 +297,7 @@ def test_two_processes_say_the_same(small_data, tmp_path, capsys):
 
 
 def test_parameters_whose_gradient_is_always_zero(small_data, tmp_path):
-    """With alpha 1 the dynamics map has no weight in the saliency, so that its kernels cannot learn."""
+    """Check STOP with alpha 1, where the dynamics map has no weight in the saliency, so its kernels cannot learn."""
     for alpha, expected in ((0.5, []), (1.0, ["intra.0.dynamics.conv.weight"])):
         method = build_method("stop", tiny_clip(), prompt_depth=1, alpha=alpha).train()
         parameters = dict(method.trainable_parameters())
@@ -312,5 +312,5 @@ def test_parameters_whose_gradient_is_always_zero(small_data, tmp_path):
 
     flags = [*small_data.flags(), "--method", "stop", "--prompt_depth", "1", "--alpha", "1", "--epochs", "2"]
     assert main([*TRAIN, *flags, "--output_dir", str(tmp_path)]) == 0
-    named = "1 of 29 trained tensors have had no gradient in any step and stay as they were drawn: intra.0.dynamics"
+    named = "1 of 29 trained tensors have had no gradient in any step and keep their initial values: intra.0.dynamics"
     assert named in (tmp_path / "log.txt").read_text()

@@ -1,4 +1,4 @@
-"""One run at a time in a folder."""
+"""Only one run at a time works in a folder."""
 
 import multiprocessing
 import os
@@ -64,7 +64,7 @@ def test_the_second_run_is_refused_and_the_first_is_named(small_data, tmp_path, 
 
 
 def test_a_killed_process_releases_the_lock(tmp_path):
-    """Its worker processes, which outlive it, do not hold the lock."""
+    """Check that its worker processes, which outlive it, do not hold the lock."""
     with another_run(tmp_path, with_a_worker=True) as (process, worker):
         os.kill(process, signal.SIGKILL)
         while f"process {process} on" in (tmp_path / LOCK).read_text():  # the system may take a moment
@@ -86,8 +86,8 @@ def test_only_what_was_created_for_the_lock_is_deleted(tmp_path):
     assert [path.name for path in folder.iterdir()] == ["log.txt"]
 
 
-def test_a_deleted_lock_is_void_and_its_holder_deletes_no_other(tmp_path):
-    """A user may delete the lock of a machine that went down."""
+def test_a_deleted_lock_ends_and_its_holder_deletes_no_other_lock(tmp_path):
+    """Delete a held lock, as a user may do for a machine that went down."""
     with another_run(tmp_path):
         (tmp_path / LOCK).unlink()
         with one_run_at_a_time(tmp_path, ALONE):
@@ -117,8 +117,8 @@ def _count_inside(folder: Path, entered, most) -> None:
             time.sleep(0.001)
 
 
-def test_never_two_at_once_while_others_come_and_go(tmp_path):
-    """Each run deletes the lock's file at its end; a run that opened the file just before must not hold a lock."""
+def test_no_two_runs_hold_the_lock_while_many_start_and_end(tmp_path):
+    """Check the race at the end of a run: a run that opened the file just before its deletion must not hold a lock."""
     entered, most = FORK.Value("i", 0), FORK.Value("i", 0)
     runs = [FORK.Process(target=_count_inside, args=(tmp_path, entered, most)) for _ in range(4)]
     for run in runs:
@@ -129,7 +129,7 @@ def test_never_two_at_once_while_others_come_and_go(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-def test_a_folder_below_a_file(tmp_path, small_data, capsys):
+def test_a_folder_inside_a_file_is_refused(tmp_path, small_data, capsys):
     (tmp_path / "file").touch()
     assert main(["--do_eval", *small_data.flags(), "--output_dir", str(tmp_path / "file" / "run")]) == 2
     assert "file is a file and not a folder; name another place" in capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""The training loop: the same numbers however the batch is divided and wherever the run is interrupted."""
+"""The training loop gives the same numbers for any number of processes and parts, and after any interruption."""
 
 import json
 import os
@@ -45,7 +45,7 @@ ALL_RUNS = {"1 x 1": (1, 1), "1 x 2": (1, 2), "1 x 4": (1, 4), "2 x 2": (2, 2), 
     ids=["clip4clip", "stop", "stop, few", "same video"],
 )
 def test_processes_and_parts_change_nothing(small_data, tmp_path, method, more, runs):
-    """1, 2 and 4 processes, the batch in 1, 2 and 4 parts: one loss curve, one set of weights."""
+    """Check that 1, 2 and 4 processes, with 1, 2 and 4 parts, give the same loss curve and the same weights."""
     for name, (processes, parts) in runs.items():
         flags = [*METHODS[method], *more, "--gradient_accumulation_steps", str(parts)]
         flags = training(small_data, tmp_path / name, *flags)
@@ -63,7 +63,7 @@ def test_processes_and_parts_change_nothing(small_data, tmp_path, method, more, 
 
 @pytest.mark.parametrize("schedule", ["warmup_cosine", "released"])
 def test_the_logged_learning_rate_is_that_of_the_step(small_data, tmp_path, monkeypatch, schedule):
-    """The first step's too, and also where it is far from the next one's."""
+    """Check every step, including the first one and those where the rate changes a lot to the next step."""
     used, take = [], torch.optim.AdamW.step
 
     def noted(self, *arguments, **more):
@@ -80,7 +80,7 @@ def test_the_logged_learning_rate_is_that_of_the_step(small_data, tmp_path, monk
 
 
 def videos_of_batches(monkeypatch) -> list[list[int]]:
-    """The videos of every batch that is trained on from now on, by number."""
+    """Return a list that receives the video numbers of every batch that is trained on from now on."""
     take_step, videos = Training.take_step, []
 
     def noted(self, batch):
@@ -91,8 +91,11 @@ def videos_of_batches(monkeypatch) -> list[list[int]]:
     return videos
 
 
-def test_what_other_captions_of_a_video_are(small_data, tmp_path, monkeypatch):
-    """The same batches with another loss, as frames are drawn at random, or other batches with the same loss."""
+def test_same_video_changes_the_loss_or_the_batches(small_data, tmp_path, monkeypatch):
+    """Check that "positives" has the batches of "negatives" but another loss, and "apart" no video twice in a batch.
+
+    The losses differ because frames are drawn at random.
+    """
     videos, curves = {}, {}
     for same_video in ("negatives", "positives", "apart"):
         flags = training(small_data, tmp_path / same_video, *METHODS["stop"], "--same_video", same_video)
@@ -101,7 +104,7 @@ def test_what_other_captions_of_a_video_are(small_data, tmp_path, monkeypatch):
             assert main([*flags, "--lr", "0", "--batch_size", "8"]) == 0
         curves[same_video] = [line["loss"] for line in lines_of(tmp_path / same_video, "train")]
         assert (
-            f"negatives a query {'up to ' * (same_video == 'positives')}7"
+            f"negatives per query {'up to ' * (same_video == 'positives')}7"
             in (tmp_path / same_video / "log.txt").read_text()
         )
     assert videos["positives"] == videos["negatives"]
@@ -112,7 +115,7 @@ def test_what_other_captions_of_a_video_are(small_data, tmp_path, monkeypatch):
         assert (abs(ours - theirs) > 1e-5) == differs
 
 
-def test_without_expanded_captions_it_is_all_the_same(small_data, tmp_path):
+def test_same_video_changes_nothing_without_expanded_captions(small_data, tmp_path):
     for same_video in ("negatives", "positives", "apart"):
         flags = training(small_data, tmp_path / same_video, *METHODS["clip4clip"], "--same_video", same_video)
         assert main([*flags, "--no-expand_msrvtt_sentences"]) == 0
@@ -122,7 +125,7 @@ def test_without_expanded_captions_it_is_all_the_same(small_data, tmp_path):
 
 @pytest.mark.slow
 def test_two_machines_equal_one(small_data, tmp_path):
-    """Two torchruns that find each other, with a process each, as scripts/slurm.sh starts them."""
+    """Start two torchruns that find each other, with one process each, like scripts/slurm.sh."""
     assert main(training(small_data, tmp_path / "one", *METHODS["stop"])) == 0
     flags = training(small_data, tmp_path / "two", *METHODS["stop"])
     rendezvous = ["--nnodes=2", "--nproc_per_node=1", "--rdzv_id=7", "--rdzv_backend=c10d"]
@@ -138,7 +141,10 @@ def test_two_machines_equal_one(small_data, tmp_path):
     ("dropout", "compiled"), [(0.0, False), (0.5, False), pytest.param(0.5, True, marks=pytest.mark.slow)]
 )
 def test_cached_gradients_are_exact(dropout, compiled, video_index):
-    """In parts as in one, the temperature's gradient included; with dropout, both passes of a part draw the same."""
+    """Compare the gradients of four parts with those of the whole batch, including the temperature's gradient.
+
+    With dropout, both passes of a part must draw the same random numbers.
+    """
     method = build_method("stop", tiny_clip(), prompt_dropout=dropout).train()
     if compiled:
         method.compile(dynamic=False)
@@ -191,8 +197,8 @@ def test_activation_checkpointing_changes_no_gradient(name):
         pytest.param(7, signal.SIGTERM, marks=pytest.mark.slow),
     ],
 )
-def test_interrupted_and_resumed_is_never_interrupted(small_data, tmp_path, monkeypatch, step, number, capsys):
-    """Bit for bit, with dropout, frames drawn at random, a schedule and a selection under way."""
+def test_an_interrupted_and_resumed_run_equals_a_whole_one(small_data, tmp_path, monkeypatch, step, number, capsys):
+    """Compare to the bit, with dropout, random frames, a schedule, and a selection in progress."""
     flags = ["--method", "stop", "--lr", "1e-3", "--frame_sampling", "segment", "--select_on", "test"]
     flags += ["--same_video", "apart" if number == signal.SIGUSR1 else "positives"]
     assert main(training(small_data, tmp_path / "whole", *flags)) == 0
@@ -208,7 +214,7 @@ def test_interrupted_and_resumed_is_never_interrupted(small_data, tmp_path, monk
         assert lines_of(tmp_path / "cut", kind) == lines_of(tmp_path / "whole", kind)
 
 
-def test_where_the_time_goes(small_data, tmp_path):
+def test_the_shares_of_phases_add_up_to_one(small_data, tmp_path):
     assert main(training(small_data, tmp_path, *METHODS["clip4clip"], "--epochs", "1")) == 0
     for line in map(json.loads, (tmp_path / "metrics.jsonl").read_text().splitlines()):
         if line["kind"] == "train":
@@ -228,7 +234,7 @@ def test_resuming_a_finished_run_only_evaluates(small_data, tmp_path):
     assert len(lines_of(tmp_path, "train")) == 10
 
 
-def test_points_that_stay_and_damaged_ones(small_data, tmp_path, caplog):
+def test_the_newest_points_are_kept_and_damaged_ones_are_skipped(small_data, tmp_path, caplog):
     flags = training(small_data, tmp_path, *METHODS["clip4clip"], "--save_every", "2", "--keep_checkpoints", "3")
     assert main(flags) == 0
     points = sorted((tmp_path / "resume").iterdir())
@@ -247,7 +253,7 @@ def test_points_that_stay_and_damaged_ones(small_data, tmp_path, caplog):
     assert all(torch.equal(tensor, weights[n]) for n, tensor in load_file(tmp_path / "last.safetensors").items())
 
 
-def test_wrong_resume_names_the_difference(small_data, tmp_path, capsys):
+def test_the_error_names_why_a_run_cannot_be_resumed(small_data, tmp_path, capsys):
     flags = training(small_data, tmp_path, *METHODS["stop"])
     assert main([*flags, "--epochs", "1"]) == 0
     point = str(tmp_path / "resume" / "step_00000005.pt")
@@ -286,7 +292,7 @@ def own_clip(small_data, tmp_path) -> Path:
     return path
 
 
-def test_a_run_that_begins_anew_sets_old_points_aside(small_data, tmp_path):
+def test_a_run_from_scratch_sets_old_points_aside(small_data, tmp_path):
     flags = training(small_data, tmp_path, *METHODS["clip4clip"], "--epochs", "1")
     for _ in range(3):
         assert main(flags) == 0
@@ -333,8 +339,10 @@ def test_a_gradient_that_is_not_finite_stops_the_run(small_data, tmp_path, monke
 
 @pytest.mark.parametrize(("step", "points"), [(2, [2]), (3, [2]), (4, [2, 4])])  # an epoch has 5
 @pytest.mark.parametrize("lag", [0, 1])
-def test_a_loss_that_is_not_finite_gets_nowhere(small_data, tmp_path, monkeypatch, capsys, lag, step, points):
-    """Looked at at once or a step later: neither a resume point nor a checkpoint has such weights in it."""
+def test_weights_after_a_loss_that_is_not_finite_are_not_saved(
+    small_data, tmp_path, monkeypatch, capsys, lag, step, points
+):
+    """Check the resume points and the checkpoint, if the loss is looked at in its step or one step later."""
     enqueue, backward, videos = Training.enqueue_step, Training.backward, []
 
     def poisoned(self, *inputs):

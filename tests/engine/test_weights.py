@@ -1,5 +1,4 @@
-"""Checkpoints that bring a CLIP of their own: what is trained from them says whose CLIP it is, and evaluates as it was
-trained."""
+"""A training that starts from a full checkpoint records that checkpoint's CLIP and evaluates to the same scores."""
 
 import csv
 import json
@@ -24,7 +23,7 @@ CLIP4CLIP = ["--method", "clip4clip", "--lr", "1e-3", "--coef_lr", "1", "--freez
 
 
 def training(data: SmallData, output: Path, *flags: str) -> list[str]:
-    """20 pairs, 2 steps an epoch."""
+    """Return the flags of a training with 20 pairs and 2 steps per epoch."""
     few = ["--epochs", "1", "--batch_size", "10", "--output_dir", str(output)]
     return ["--do_train", *data.flags(), *few, *flags]
 
@@ -43,14 +42,14 @@ def other_clip(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module", params=[STOP, CLIP4CLIP], ids=["stop", "clip4clip"])
 def full(request, small_data, other_clip, tmp_path_factory) -> tuple[Path, list[str]]:
-    """A full checkpoint on the other CLIP, and the flags of its method."""
+    """Write a full checkpoint on the other CLIP; return it and the flags of its method."""
     output = tmp_path_factory.mktemp("full")
     flags = training(small_data, output, *request.param, "--pretrained_clip_name", str(other_clip), "--save_full")
     assert main(flags) == 0
     return output / "last.safetensors", request.param
 
 
-def test_what_is_trained_from_another_clip_holds_it(small_data, other_clip, full, tmp_path, capsys):
+def test_a_checkpoint_trained_from_another_clip_contains_it(small_data, other_clip, full, tmp_path, capsys):
     path, method = full
     results = tmp_path / "results.csv"
     flags = training(small_data, tmp_path / "new", *method, "--init_model", str(path), "--results_csv", str(results))
@@ -59,7 +58,7 @@ def test_what_is_trained_from_another_clip_holds_it(small_data, other_clip, full
     header = read_header(new)
     assert header.full
     assert header.backbone_sha256 != backbone_sha256(load_clip(small_data.clip))
-    if method is STOP:  # the CLIP as it is, since STOP trains nothing of it
+    if method is STOP:  # CLIP is unchanged, because STOP trains nothing of it
         assert header.backbone_sha256 == backbone_sha256(load_clip(other_clip))
     logged = (tmp_path / "new" / "log.txt").read_text()
     assert f"the CLIP is that of {path} (sha256 {header.backbone_sha256[:12]}) and not of --pretrained_clip" in logged
@@ -75,7 +74,7 @@ def test_what_is_trained_from_another_clip_holds_it(small_data, other_clip, full
         assert last_scores(tmp_path / "evaluated") == last_scores(tmp_path / "new")
 
 
-def test_what_is_trained_from_the_same_clip_needs_no_copy_of_it(small_data, other_clip, full, tmp_path):
+def test_a_checkpoint_trained_from_the_same_clip_contains_no_clip(small_data, other_clip, full, tmp_path):
     path, method = full
     same = ["--pretrained_clip_name", str(other_clip)]
     assert main(training(small_data, tmp_path / "new", *method, "--init_model", str(path), *same)) == 0
@@ -86,7 +85,9 @@ def test_what_is_trained_from_the_same_clip_needs_no_copy_of_it(small_data, othe
     assert last_scores(tmp_path / "evaluated") == last_scores(tmp_path / "new")
 
 
-def test_it_goes_on_to_the_bit_and_only_from_the_same_clip(small_data, full, tmp_path, monkeypatch, capsys):
+def test_a_training_from_another_clip_resumes_to_the_bit_and_only_with_it(
+    small_data, full, tmp_path, monkeypatch, capsys
+):
     path, method = full
     whole, cut = (
         training(small_data, tmp_path / name, *method, "--epochs", "2", "--init_model", str(path))
@@ -115,7 +116,7 @@ def test_it_goes_on_to_the_bit_and_only_from_the_same_clip(small_data, full, tmp
 
 
 def test_a_checkpoint_of_trained_tensors_changes_no_identity(small_data, tmp_path):
-    """Of a method that trains CLIP itself, the tensors differ from CLIP's, and its CLIP is still the one given."""
+    """Check a method that trains CLIP: its tensors differ from CLIP's, but its CLIP still counts as the given one."""
     assert main(training(small_data, tmp_path / "one", *CLIP4CLIP)) == 0
     more = ["--init_model", str(tmp_path / "one" / "last.safetensors")]
     assert main(training(small_data, tmp_path / "two", *CLIP4CLIP, *more)) == 0

@@ -25,7 +25,7 @@ WRITERS = {
 
 @pytest.fixture
 def small_disk(tmp_path):
-    """A disk of one megabyte."""
+    """Mount a disk of one megabyte."""
     folder = tmp_path / "disk"
     folder.mkdir()
     mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(folder)], capture_output=True)
@@ -55,7 +55,7 @@ def _write_up_to_a_megabyte(path: Path, writer: str, answer) -> None:
 
 @pytest.mark.parametrize("writer", WRITERS)
 def test_the_error_names_another_limit(tmp_path, writer):
-    """The size limit for files; it is set in a separate process."""
+    """Check the size limit for files, which is set in a separate process."""
     context = multiprocessing.get_context("fork")
     here, there = context.Pipe()
     process = context.Process(target=_write_up_to_a_megabyte, args=(tmp_path / "file", writer, there))

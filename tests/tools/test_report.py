@@ -2,11 +2,13 @@
 
 import json
 import sys
+from typing import get_args, get_type_hints
 
 import cv2
 import pandas as pd
 import pytest
 
+from engine.config import RunConfig
 from tools.report import main, read_metrics, read_runs, table_of_means, table_of_runs
 
 ROWS = pd.DataFrame(
@@ -60,7 +62,7 @@ def test_post_processed_columns_follow_the_plain_ones():
 
 
 @pytest.mark.parametrize(("name", "seed", "status"), [("STOP", "1", 0), ("STOP", "2", 1), ("ST", "1", 1)])
-def test_whether_the_file_has_a_run(tmp_path, name, seed, status):
+def test_has_finds_a_run_in_the_file(tmp_path, name, seed, status):
     path = tmp_path / "results.csv"
     ROWS.to_csv(path, index=False)
     assert main([str(path), "--has", name, seed]) == status
@@ -111,7 +113,7 @@ def test_files_that_are_not_results(tmp_path, capsys, content, message, table):
 
 
 def test_names_are_read_unchanged(tmp_path, capsys):
-    """Even if they look like numbers or missing values, and after a byte order mark."""
+    """Check names that look like numbers or missing values, and a file with a byte order mark."""
     path = tmp_path / "results.csv"
     path.write_bytes(b"\xef\xbb\xbf" + (ROW + "12,last epoch,2000000,07,50\nNA,untrained,2000000,1,1\n").encode())
     assert main([str(path), "--has", "12", "07"]) == 0
@@ -123,7 +125,7 @@ def test_names_are_read_unchanged(tmp_path, capsys):
 
 def test_a_table_takes_one_file(capsys):
     assert main(["a/metrics.jsonl", "b/metrics.jsonl"]) == 2
-    assert "b/metrics.jsonl: a table is of one results csv" in capsys.readouterr().err
+    assert "b/metrics.jsonl: a table takes one results csv" in capsys.readouterr().err
 
 
 def training(epoch, loss):
@@ -162,6 +164,12 @@ def test_training_and_evaluation_share_an_axis_of_epochs(tmp_path):
     assert curve(rows, "loss", "test") == []
 
 
+def test_curves_contain_every_split_that_selects_weights(tmp_path):
+    splits = set(get_args(get_type_hints(RunConfig)["select_on"])) - {"last"}
+    rows = read_metrics(written(tmp_path, *(evaluation(1, 40, split) for split in splits)))
+    assert set(rows["kind"]) == splits
+
+
 @pytest.mark.parametrize(
     ("again", "losses", "recalls"),
     [
@@ -183,7 +191,7 @@ def test_runs_have_the_names_of_their_folders(tmp_path):
     assert list(read_runs([one, other_one])) == [str(tmp_path / "a/one"), str(tmp_path / "b/one")]
 
 
-def test_a_picture_of_curves(tmp_path):
+def test_curves_are_drawn_into_a_picture(tmp_path):
     pytest.importorskip("matplotlib")
     runs = [written(tmp_path / f"run_{n}", training(1, 2), evaluation(1, 40 + n), training(2, 1)) for n in range(11)]
     picture = tmp_path / "figs" / "curves.png"
@@ -223,7 +231,7 @@ def test_files_that_are_not_metrics(tmp_path, capsys, content, message):
         ("curves.png", "--curves needs matplotlib: pip install matplotlib"),
     ],
 )
-def test_no_picture(tmp_path, capsys, monkeypatch, picture, message):
+def test_curves_that_cannot_be_drawn(tmp_path, capsys, monkeypatch, picture, message):
     monkeypatch.setitem(sys.modules, "matplotlib", None)  # an import raises ImportError
     path = written(tmp_path, training(1, 1))
     assert main([str(path), "--curves", str(tmp_path / picture)]) == 2

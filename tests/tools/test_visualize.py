@@ -17,7 +17,7 @@ def checkpoints(small_data, tmp_path_factory):
     return folder
 
 
-def test_picture(checkpoints, tmp_path):
+def test_maps_are_drawn(checkpoints, tmp_path):
     path = tmp_path / "pictures" / "maps.png"
     arguments = [
         "maps",

@@ -1,4 +1,4 @@
-"""A task in one file: name the colour of a clip. A class's text has its name, and the loss is cross-entropy."""
+"""A small task in one file: name the colour of a clip, with one text per class and a cross-entropy loss."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -33,7 +33,7 @@ class ColourSettings(TaskSettings):
 
 
 class LabelledClips(GalleryVideos):
-    """Clips with the number of the class whose name their first caption has."""
+    """Clips labelled with the class whose name is in their first caption."""
 
     def __init__(self, samples: Sequence[Sample], frames: FrameReader, classes: Sequence[str], seed: int) -> None:
         super().__init__(samples, frames)

@@ -1,4 +1,4 @@
-"""A second task runs on the engine as it is: trained, selected, resumed, on many processes and in parts."""
+"""The unchanged engine trains, selects and resumes a second task, with several processes and in parts."""
 
 import json
 
@@ -27,7 +27,7 @@ def succeed(argv: list[str]) -> None:
     assert run.main(Colours, argv) == 0
 
 
-def test_it_learns_and_writes_its_row(small_data, tmp_path):
+def test_the_task_learns_and_writes_its_row(small_data, tmp_path):
     results = tmp_path / "results.csv"
     more = ["--select_on", "holdout", "--holdout_videos", "2", "--results_csv", str(results)]
     assert run.main(Colours, flags(small_data, tmp_path / "run", *more)) == 0
@@ -49,7 +49,7 @@ def test_parts_and_processes_change_nothing(small_data, tmp_path):
         assert [line["loss"] for line in lines_of(tmp_path / other, "train")] == pytest.approx(curve, abs=1e-5)
 
 
-def test_it_goes_on_to_the_bit(small_data, tmp_path, monkeypatch):
+def test_the_task_resumes_to_the_bit(small_data, tmp_path, monkeypatch):
     assert run.main(Colours, flags(small_data, tmp_path / "whole")) == 0
     with monkeypatch.context() as patched:
         interrupt_after(patched, 3)
@@ -60,7 +60,7 @@ def test_it_goes_on_to_the_bit(small_data, tmp_path, monkeypatch):
 
 
 def test_a_checkpoint_of_one_task_is_evaluated_on_the_other(small_data, tmp_path):
-    """It brings its method, and neither its data set nor the other task's settings."""
+    """Check that the method comes from the checkpoint, but neither the data set nor the task's settings."""
     assert run.main(Colours, flags(small_data, tmp_path / "colours")) == 0
     train = flags(small_data, tmp_path / "retrieval", "--same_video", "positives")
     assert retrieval(train) == 0

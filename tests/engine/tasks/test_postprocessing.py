@@ -1,4 +1,4 @@
-"""Dual softmax and QB-Norm against loops over the full matrix, written from the papers' equations."""
+"""Dual softmax and QB-Norm equal loops over the full matrix, written from the papers' equations."""
 
 import numpy as np
 import pytest
@@ -15,12 +15,12 @@ def similarity_of(matrix: np.ndarray):
 
 
 def rounded(similarity):
-    """Lest equal numbers that came about in different ways count as different."""
+    """Round scores, so that equal numbers that were computed in different ways are equal."""
     return lambda rows, columns: torch.round(similarity(rows, columns), decimals=9)
 
 
 def naive_dual_softmax(scores: np.ndarray, temperature: float) -> np.ndarray:
-    """S[q,c] times exp(S[q,c] / t) over the sum of the same for all queries q; `[queries,candidates]`."""
+    """Return S[q,c] times the softmax of S[q,c] / t over all queries q, `[queries,candidates]`."""
     result = np.zeros_like(scores)
     for query, candidate in np.ndindex(scores.shape):
         total = sum(np.exp(other / temperature) for other in scores[:, candidate])
@@ -29,7 +29,7 @@ def naive_dual_softmax(scores: np.ndarray, temperature: float) -> np.ndarray:
 
 
 def naive_qb_norm(scores: np.ndarray, bank: np.ndarray, beta: float) -> tuple[np.ndarray, list[int]]:
-    """(scores as the paper has them, the queries whose scores were normalised)."""
+    """Return the paper's scores, and the queries whose scores were normalised."""
     activated = {max(range(len(row)), key=lambda v: row[v]) for row in bank}  # `max` gives the first of equals
     result, normalised = scores.copy(), []
     for query, row in enumerate(scores):
@@ -41,7 +41,7 @@ def naive_qb_norm(scores: np.ndarray, bank: np.ndarray, beta: float) -> tuple[np
 
 
 def many_captions(n_videos: int, seed: int) -> tuple[np.ndarray, np.ndarray, np.random.Generator]:
-    """(scores with many ties `[N,V]`, each caption's video in no order `[N]`, what they were drawn with)."""
+    """Return scores with many ties `[N,V]`, each caption's video in random order `[N]`, and the generator."""
     generator = np.random.default_rng(seed)
     owner = np.concatenate([np.arange(n_videos), generator.integers(0, n_videos, 6)])
     generator.shuffle(owner)
@@ -81,8 +81,8 @@ def test_qb_norm_against_loops(n_videos, n_bank, seed, block):
     assert text_to_video_metrics(rounded(rescored), owner, n_videos, block) == pytest.approx(expected)
 
 
-def test_qb_norm_holds_a_hub_down():
-    """Video 0 attracts all captions; the bank knows it, and every caption finds its own again."""
+def test_qb_norm_lowers_a_hub():
+    """Check video 0, which attracts all captions and is the bank's best: every caption finds its own video again."""
     scores = np.array([[3.0, 0.0, 0.0], [3.0, 2.0, 0.0], [3.0, 0.0, 2.0]])
     bank = np.array([[3.0, 0.0, 0.5], [3.0, 0.5, 0.0]])
     assert text_to_video_metrics(similarity_of(scores), np.arange(3), 3)["R@1"] == pytest.approx(100 / 3)
@@ -90,7 +90,7 @@ def test_qb_norm_holds_a_hub_down():
     assert text_to_video_metrics(normalised, np.arange(3), 3)["R@1"] == pytest.approx(100)
 
 
-def test_a_query_whose_best_video_is_no_hub_keeps_its_scores():
+def test_a_query_whose_best_video_is_not_a_hub_keeps_its_scores():
     scores = np.array([[1.0, 2.0], [2.0, 1.0]])
     bank = np.array([[5.0, 0.0]])
     normalised = qb_norm(similarity_of(scores), similarity_of(bank), 1, 2, beta=1.0)(np.arange(2), np.arange(2))
@@ -98,7 +98,7 @@ def test_a_query_whose_best_video_is_no_hub_keeps_its_scores():
     np.testing.assert_allclose(normalised[1], [2.0 - 5.0, 1.0 - 0.0])
 
 
-def test_scores_all_alike_stay_at_chance():
+def test_equal_scores_stay_at_chance():
     n = 37
     alike = similarity_of(np.full((n, n), 30.0, np.float32))
     for_captions, for_videos = dual_softmax(alike, n, n, 1.0, block=8)
@@ -111,7 +111,7 @@ def test_scores_all_alike_stay_at_chance():
 
 
 def test_the_whole_range_of_clips_logits_keeps_its_order():
-    """In fp32 the far candidates would all be 0 and tie."""
+    """Check scores from 1 to 100; in fp32 the far candidates would all be 0 and tie."""
     scores = np.linspace(1, 100, 10, dtype=np.float32)[:, None] * np.ones((1, 2), np.float32)
     scores[:, 1] = 100
     for_captions, _ = dual_softmax(similarity_of(scores), 10, 2, 1.0)

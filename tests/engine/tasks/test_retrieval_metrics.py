@@ -1,4 +1,4 @@
-"""Metrics against plain loops: over orders for ties, over the full matrix for many captions a video."""
+"""Metrics equal plain loops: over all orders for ties, over the full matrix for many captions per video."""
 
 import itertools
 import os
@@ -18,8 +18,8 @@ ROOT = Path(__file__).parent.parent.parent
 
 
 def naive_summary(scores: np.ndarray, right: list[int]) -> dict[str, float]:
-    """Average over every order of tied candidates, by writing all orders down."""
-    places = []  # one list of equally likely ranks a query
+    """Average over every order of tied candidates by listing all orders."""
+    places = []  # for each query, a list of equally likely ranks
     for row, own in zip(scores, right, strict=True):
         ranks = []
         for order in itertools.permutations(range(len(row))):
@@ -41,7 +41,7 @@ def test_ties_are_averaged_over_all_orders(n, candidates, seed):
     assert got == pytest.approx(naive_summary(scores, right.tolist()))
 
 
-def test_a_model_that_scores_everything_alike_is_at_chance():
+def test_a_model_with_equal_scores_is_at_chance():
     metrics = summarise(*count_better(torch.zeros(10, 10), torch.arange(10)))
     assert metrics["R@1"] == pytest.approx(10)
     assert metrics["MnR"] == pytest.approx(5.5)
@@ -49,7 +49,7 @@ def test_a_model_that_scores_everything_alike_is_at_chance():
 
 @given(st.integers(1, 7), st.integers(0, 10_000), st.integers(1, 9))
 @settings(max_examples=60)
-def test_many_captions_a_video_in_any_block_size(n_videos, seed, block):
+def test_many_captions_per_video_in_any_block_size(n_videos, seed, block):
     generator = np.random.default_rng(seed)
     video_of_caption = np.concatenate([np.arange(n_videos), generator.integers(0, n_videos, 6)])
     generator.shuffle(video_of_caption)
@@ -68,7 +68,7 @@ def test_many_captions_a_video_in_any_block_size(n_videos, seed, block):
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), float("-inf")])
-def test_a_score_that_is_no_number_is_an_error(bad):
+def test_a_score_that_is_not_finite_is_an_error(bad):
     scores = torch.zeros(4, 4)
     scores[2, 1] = bad
     with pytest.raises(ValueError, match="1 of 4 queries"):
@@ -76,7 +76,7 @@ def test_a_score_that_is_no_number_is_an_error(bad):
 
 
 def test_a_video_without_caption_is_an_error():
-    with pytest.raises(ValueError, match="one caption at least"):
+    with pytest.raises(ValueError, match="at least one caption"):
         retrieval_metrics(lambda c, v: torch.zeros(len(c), len(v)), np.array([0, 0, 2]), 3)
 
 
@@ -126,7 +126,7 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
 
 @pytest.mark.slow
 def test_a_large_gallery_in_two_gigabytes():
-    """50,000 captions and 10,000 videos, whose whole matrix alone is 2 GB, with all post-processing and the imports."""
+    """Check 50,000 captions and 10,000 videos with all post-processing; the whole matrix alone would take 2 GB."""
     done = subprocess.run(
         [sys.executable, "-c", LARGE_GALLERY],
         cwd=ROOT, env=os.environ | {"CUDA_VISIBLE_DEVICES": ""}, capture_output=True, text=True, check=False,
@@ -141,7 +141,7 @@ def test_no_queries_is_an_error():
 
 
 @pytest.mark.parametrize("block", [1, 3, 100])
-def test_twins_against_a_loop(block):
+def test_twin_accuracy_against_a_loop(block):
     generator = np.random.default_rng(1)
     scores = generator.integers(0, 3, (9, 6)).astype(np.float32)
     video_of_caption = generator.integers(0, 6, 9)

@@ -1,4 +1,4 @@
-"""Rows that are more than a vector: a method that compares words with frames goes through the engine like any other."""
+"""The engine also runs a method whose rows are several tensors, because it compares words with frames."""
 
 import os
 import subprocess
@@ -28,14 +28,14 @@ CPU = torch.device("cpu")
 
 
 class Tokens(NamedTuple):
-    """Embeddings of words or frames, and which of them are real."""
+    """Embeddings of words or frames, and a mask of the real ones."""
 
     tokens: Tensor  # [N,S,E]
     real: Tensor  # bool [N,S]
 
 
 class WordsAndFrames(Method):
-    """The best frame of each word, then the mean over words: the score of FILIP and of Mug-STAN's kind."""
+    """Scores by the best frame of each word, averaged over words, like FILIP and Mug-STAN."""
 
     is_dot_product = False
 
@@ -61,7 +61,7 @@ def words_with_frames(text: Tokens, video: Tokens) -> Tensor:
 
 
 class Numbered(torch.utils.data.Dataset):
-    """Items that are there already."""
+    """A dataset of given tensors."""
 
     def __init__(self, **tensors: Tensor) -> None:
         self.tensors = tensors
@@ -150,7 +150,7 @@ def test_blocks_of_any_size_give_the_same_ranks(block, pairs):
     assert max(sizes) <= pairs
 
 
-def test_rows_are_joined_taken_and_made_float_each_by_its_kind():
+def test_each_kind_of_rows_is_joined_taken_and_made_float():
     rows: Rows = join([features(2, 3, 0), features(3, 3, 1)])
     assert isinstance(rows, Tokens)
     assert rows.tokens.shape == (5, 3, 8)
@@ -180,7 +180,7 @@ print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024)
 
 @pytest.mark.slow
 def test_fifty_thousand_captions_and_ten_thousand_videos_need_little_memory():
-    """All pairs would take 2 GB, and four times that of words and frames."""
+    """Check the memory; the scores of all pairs would take 2 GB, and their words and frames four times that."""
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     done = subprocess.run(
         [sys.executable, "-c", LARGE], capture_output=True, text=True, env=environment, check=True, cwd=ROOT

@@ -1,4 +1,4 @@
-"""The drawings of a picture."""
+"""Pictures show the right patches, maps, tiles and videos."""
 
 import numpy as np
 import pytest
@@ -10,7 +10,7 @@ from tests.tiny import tiny_clip
 from tools.pictures import LABEL, SIDE, Restored, boxes, heat, paste
 
 
-def test_exactly_the_chosen_patches_are_framed():
+def test_only_the_chosen_patches_are_framed():
     region = np.zeros((4, 4))
     region[1, 2] = 1
     picture = boxes(region, np.full((SIDE, SIDE, 3), 90, np.uint8))
@@ -21,13 +21,13 @@ def test_exactly_the_chosen_patches_are_framed():
 
 def test_a_map_is_brightest_at_its_maximum():
     values = np.zeros((2, 2))
-    values[0, 1] = 0.01  # however small the maximum is
+    values[0, 1] = 0.01  # even a small maximum is the brightest
     picture = heat(values, np.full((SIDE, SIDE, 3), 100, np.uint8)).astype(int).sum(axis=-1)
     assert picture[SIDE // 4, 3 * SIDE // 4] == picture.max()
     assert (picture[SIDE // 2 :] == picture.min()).all()
 
 
-def test_tiles_lie_side_by_side_after_the_name():
+def test_tiles_are_side_by_side_after_the_name():
     picture = np.zeros((SIDE, LABEL + 2 * (SIDE + 4), 3), np.uint8)
     paste(picture, [np.full((SIDE, SIDE, 3), shade, np.uint8) for shade in (1, 2)], 0, SIDE + 4)
     assert picture[5, [LABEL - 1, LABEL, LABEL + SIDE - 1, LABEL + SIDE, LABEL + SIDE + 4], 0].tolist() == [
