@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from modules.clip import CLIP, Block, KeysValues
 from modules.methods.base import DeadParameters, Method
 from modules.options import Range
+from modules.released.padding import hold_last_frame
 from modules.released.shared_latent import (
     LatentPrompts,
     LinearLatentSpace,
@@ -24,7 +25,6 @@ from modules.released.shared_latent import (
     round_to_half,
     uniform_prompts,
 )
-from modules.stop.tokens import hold_last_frame
 from modules.text_prompts import encode_with_context, seen_after_start, seen_from_end
 
 GLOBAL_PROMPTS = 4  # G; the first of them becomes the clip's embedding

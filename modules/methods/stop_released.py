@@ -17,10 +17,10 @@ from modules.clip import CLIP, Block
 from modules.methods.base import DeadParameters
 from modules.methods.dgl import DGL, KEY_BIAS
 from modules.options import Range, between
+from modules.released.padding import hold_last_frame
 from modules.released.prompts import InterFramePrompt, ParallelAdapter, PixelPrompter
 from modules.released.shared_latent import LatentPrompts, round_to_half
 from modules.released_weights import load_released_state_dict
-from modules.stop.tokens import hold_last_frame
 
 __all__ = ["STOPReleased", "load_released_state_dict"]
 
