@@ -7,7 +7,7 @@ the videos, named `v_....mp4`, with another extension, or without the `v_`.
 An optional `video_path.json` in --data_path, id -> file in --features_path, as STOP has it, says where each video is.
 Videos without an entry are left out, so it can select a part of the data set. STOP's authors also leave out
 v_NHznDFD3V3k, which is broken, and arrive at 9,933 and 4,869 videos. If an entry says `.avi`, an `.mp4` in the same
-folder will do.
+folder is found too.
 
 The one caption of a video joins all its sentences; the video is its first ceil(duration) seconds. The published test
 split is withheld, so val_1 is the test here, and there is no other validation split.

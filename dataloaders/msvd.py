@@ -92,5 +92,5 @@ def _captions(content: Any) -> Iterator[tuple[str, list[str]]]:
 
 def _text(word: Any) -> str:
     if not isinstance(word, str | bytes):
-        raise ValueError(f"{quoted(word)} is no word")
+        raise ValueError(f"{quoted(word)} is not a word")
     return word.decode("utf-8") if isinstance(word, bytes) else word

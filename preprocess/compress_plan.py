@@ -61,7 +61,7 @@ def plan(input_root: Path, output_root: Path) -> Plan:
 
 
 def name_passed_over(files: Sequence[Path]) -> None:
-    """Name the files that were not taken for videos; of many only the first, and how many of each extension."""
+    """Print the files that were not taken for videos; if there are many, the first ones and a count per extension."""
     if not files:
         return
     print(f"{len(files)} files were passed over, since they have no video's extension:", file=sys.stderr)

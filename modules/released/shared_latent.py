@@ -24,7 +24,7 @@ class LatentPrompts(NamedTuple):
 
     prefix: Tensor  # [blocks,4,D'], behind START
     postfix: Tensor  # [blocks,4,D'], behind the padding, where no word sees them
-    frames: Tensor  # [blocks,T,F,D]; [blocks,1,F,D] where all frames have the same
+    frames: Tensor  # [blocks,T,F,D]; [blocks,1,F,D] if all frames share them
 
 
 def uniform_prompts(*shape: int) -> nn.Parameter:

@@ -390,7 +390,7 @@ class TestWrongKeys:
         lacking = {key: value for key, value in state.items() if key != f"{start}q_proj.weight"}
         with pytest.raises(ValueError, match=r"layers\.1\.self_attn\.q_proj\.weight is missing\.$"):
             from_hugging_face_keys(lacking)
-        with pytest.raises(ValueError, match=r"v_proj\.bias have unlike shapes"):
+        with pytest.raises(ValueError, match=r"v_proj\.bias have different shapes"):
             from_hugging_face_keys(state | {f"{start}v_proj.bias": torch.zeros(3)})
 
     def test_renaming_keeps_unknown_keys_and_the_input(self, clip: CLIP) -> None:
@@ -409,32 +409,32 @@ class TestWrongFiles:
     @pytest.mark.parametrize("content", [b"", b"these are my notes\n" * 50, b"\x80\x02garbage"])
     def test_something_else(self, tmp_path: Path, name: str, content: bytes) -> None:
         (tmp_path / name).write_bytes(content)
-        with pytest.raises(ValueError, match=rf"{name} is no weights file .* download it again"):
+        with pytest.raises(ValueError, match=rf"{name} is not a weights file .* download it again"):
             load_clip(tmp_path / name)
 
     def test_another_zip(self, tmp_path: Path) -> None:
         with zipfile.ZipFile(tmp_path / "videos.zip", "w") as archive:
             archive.writestr("a.txt", "text")
-        with pytest.raises(ValueError, match=r"videos\.zip is no weights file"):
+        with pytest.raises(ValueError, match=r"videos\.zip is not a weights file"):
             load_clip(tmp_path / "videos.zip")
 
     def test_half_a_download(self, clip: CLIP, tmp_path: Path) -> None:
         save_archive(half_openai(clip), tmp_path / "whole.pt")
         content = (tmp_path / "whole.pt").read_bytes()
         (tmp_path / "ViT-B-32.pt").write_bytes(content[: len(content) // 2])
-        with pytest.raises(ValueError, match=r"ViT-B-32\.pt is no weights file .* download it again"):
+        with pytest.raises(ValueError, match=r"ViT-B-32\.pt is not a weights file .* download it again"):
             load_clip("ViT-B/32", tmp_path)
 
     def test_a_pickle_that_would_run_code(self, tmp_path: Path) -> None:
         torch.save({"state_dict": {}, "settings": Path("x")}, tmp_path / "run.pt")
-        with pytest.raises(ValueError, match=r"run\.pt is no weights file"):
+        with pytest.raises(ValueError, match=r"run\.pt is not a weights file"):
             load_clip(tmp_path / "run.pt")
 
     @pytest.mark.parametrize(
         ("content", "message"),
         [
             ([1, 2], "holds a list and not a state dict"),
-            ({"epoch": 3, "lr": 0.1}, r"some entries are no named tensors \(2\): epoch, lr"),
+            ({"epoch": 3, "lr": 0.1}, r"some entries are not named tensors \(2\): epoch, lr"),
             ({"encoder.weight": torch.zeros(2)}, r"none of its keys is one of CLIP's \(it has encoder\.weight\)"),
             ({}, r"none of its keys is one of CLIP's \(it has none\)"),
             ({"visual.layer1.0.conv1.weight": torch.zeros(2), "visual.conv1.weight": torch.zeros(2)}, "is a ResNet"),
@@ -460,7 +460,7 @@ class TestWrongFiles:
         ):
             load_clip(tmp_path)
 
-    @pytest.mark.parametrize(("config", "message"), [("{", "is not JSON"), ("[]", "is no JSON object")])
+    @pytest.mark.parametrize(("config", "message"), [("{", "is not JSON"), ("[]", "is not a JSON object")])
     def test_a_broken_config(self, clip: CLIP, tmp_path: Path, config: str, message: str) -> None:
         torch.save(to_hugging_face(clip).state_dict(), tmp_path / "pytorch_model.bin")
         (tmp_path / "config.json").write_text(config)

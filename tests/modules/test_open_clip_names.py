@@ -63,8 +63,8 @@ def test_the_whole_registry_is_run_right_or_refused() -> None:
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("ViT-B-32", r"does not read open_clip:NAME/TAG"),
-        ("/openai", r"does not read open_clip:NAME/TAG"),
+        ("ViT-B-32", r"is not of the form open_clip:NAME/TAG"),
+        ("/openai", r"is not of the form open_clip:NAME/TAG"),
         ("ViT-B-23/openai", r"knows no model ViT-B-23; did you mean ViT-B-32"),
         ("ViT-B-32/laion", r"knows no tag laion of ViT-B-32; its tags are: openai, laion400m_e31, "),
         ("ViT-B-16-SigLIP/webli", r"not supported: it has .*a vision tower of timm"),

@@ -151,7 +151,7 @@ def test_code_that_runs_on_loading_does_not_run(tmp_path: Path) -> None:
     assert target.read_bytes() == b"AAAA"  # so the archive is a hostile one
     target.unlink()
     for read in (read_state_dict, load_clip):
-        with pytest.raises(ValueError, match=r"model\.pt is no weights file: its module is saved in a way of its own"):
+        with pytest.raises(ValueError, match=r"model\.pt is not a weights file: its module is saved by its own code"):
             read(path)
     assert not target.exists()
 
@@ -204,7 +204,7 @@ def doubled_tuples(levels: int) -> bytes:
         ),
         (pickle.dumps(Calls(torch.load, "file"), 2), r"asks for torch\.serialization\.load"),
         (pickle.dumps([1, 2], 2), "holds a list and no module"),
-        (b"\x80\x02X\x01\x00\x00\x00aQ.", "refers to something else than a storage"),
+        (b"\x80\x02X\x01\x00\x00\x00aQ.", "refers to something other than a storage"),
         (doubled(40), "holds more modules, or deeper ones, than any CLIP"),
         (doubled(100), "holds more modules, or deeper ones, than any CLIP"),
     ],
@@ -212,7 +212,7 @@ def doubled_tuples(levels: int) -> bytes:
 def test_other_pickles_are_refused_by_what_they_ask(tmp_path: Path, content: bytes, message: str) -> None:
     path = script(nn.Linear(2, 2), tmp_path / "model.pt")
     rewrite(path, with_pickle(content))
-    with pytest.raises(ValueError, match=rf"model\.pt is no weights file: it {message}"):
+    with pytest.raises(ValueError, match=rf"model\.pt is not a weights file: it {message}"):
         read_state_dict(path)
 
 
@@ -232,7 +232,7 @@ def test_other_pickles_are_refused_by_what_they_ask(tmp_path: Path, content: byt
 def test_few_bytes_take_neither_time_nor_memory(tmp_path: Path, content: bytes) -> None:
     path = script(nn.Linear(2, 2), tmp_path / "model.pt")
     rewrite(path, with_pickle(b"\x80\x04" + content))
-    with pytest.raises(ValueError, match="no weights file"):
+    with pytest.raises(ValueError, match="not a weights file"):
         read_state_dict(path)
 
 
@@ -243,7 +243,7 @@ def test_what_a_pickle_changes_ends_with_it(tmp_path: Path) -> None:
     ask = b"ctorch._utils\n_rebuild_tensor_v2\n"
     hostile = script(nn.Linear(2, 2), tmp_path / "hostile.pt")
     rewrite(hostile, with_pickle(b"\x80\x02" + ask + b"N}X\x0c\x00\x00\x00__defaults__N)s\x86b."))
-    with pytest.raises(ValueError, match="no weights file"):
+    with pytest.raises(ValueError, match="not a weights file"):
         read_state_dict(hostile)
     assert all(torch.equal(tensor, expected[name]) for name, tensor in read_state_dict(path).items())
 
@@ -342,7 +342,7 @@ def test_a_tensor_beyond_its_storage(tmp_path: Path, shape: tuple, message: str)
 def test_other_torch_files_say_what_is_wrong(tmp_path: Path) -> None:
     torch.save({"weights": torch.zeros(2), "path": Path("x")}, tmp_path / "run.pt")
     with pytest.raises(
-        ValueError, match=r"run\.pt is no weights file: it holds Python objects .* state_dict"
+        ValueError, match=r"run\.pt is not a weights file: it holds Python objects .* state_dict"
     ) as caught:
         read_state_dict(tmp_path / "run.pt")
     assert "download" not in str(caught.value)

@@ -133,7 +133,7 @@ class TestHuggingFace:
 @pytest.mark.parametrize(
     ("change", "named"),
     [
-        ({"custom_text": True}, "a text tower of its own kind (custom_text True)"),
+        ({"custom_text": True}, "a custom text tower (custom_text True)"),
         ({"vision_cfg": {"timm_model_name": "vit_x"}}, "a vision tower of timm (timm_model_name vit_x)"),
         ({"text_cfg": {"hf_model_name": "xlm"}}, "a text tower of Hugging Face (hf_model_name xlm)"),
         ({"text_cfg": {"hf_tokenizer_name": "t5"}}, "another tokenizer than CLIP's (hf_tokenizer_name t5)"),

@@ -185,7 +185,7 @@ def test_a_clip_that_the_released_code_could_not_run_is_refused(change):
         method.clip.backbone = replace(backbone, architecture=replace(backbone.architecture, activation="gelu"))
     else:
         method.clip.backbone = replace(backbone, preprocessing=Preprocessing(resize_mode="squash"))
-    with pytest.raises(ValueError, match="for OpenAI's CLIP, and the one given is run in another way"):
+    with pytest.raises(ValueError, match="for OpenAI's CLIP, and the one given runs differently"):
         load_released_state_dict(method, state)
     method.clip.backbone = backbone
     load_released_state_dict(method, state)
