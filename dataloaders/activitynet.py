@@ -41,7 +41,7 @@ FILES = {"train": ("train_ids.json", "train.json"), "test": ("val_ids.json", "va
 def read_split(split: str, *, data_path: Path, features_path: Path, **other_flags: Path) -> list[Sample]:
     """Return the samples of "train" or "test", in the order of the list of ids, without videos that have no caption.
 
-    Raises ValueError for a file with wrong content and FileNotFoundError for a missing file; missing videos are no
+    Raises ValueError for a file with wrong content and FileNotFoundError for a missing file; missing videos are not an
     error here.
     """
     check_split("ActivityNet", split, SPLITS)

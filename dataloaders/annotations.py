@@ -73,7 +73,7 @@ def read_text(path: Path, flag: str) -> str:
     try:
         with path.open(encoding="utf-8-sig") as file:  # spreadsheet programs put a byte order mark first
             while chunk := file.read(TEXT_CHUNK):
-                if "\0" in chunk:  # UTF-16 without its mark, or bytes that are no text
+                if "\0" in chunk:  # UTF-16 without its mark, or bytes that are not text
                     raise ValueError(
                         f"{flag} {path} is not a text file in UTF-8, it holds NUL characters: download it again."
                     )
@@ -108,7 +108,7 @@ def read_csv(text: str, name: str) -> tuple[list[str], Iterator[tuple[int, Row]]
     Raises:
         ValueError: if a column comes twice. From the iterator too, with the number of the line: if a line has more or
             fewer fields than there are columns, text under a column without a name, a quotation mark that is not
-            closed, or text behind a closing one.
+            closed, or text after a closing one.
     """
     lines = ((number, line) for number, line in enumerate(io.StringIO(text, newline=""), 1) if line.strip())
     number, first = next(lines, (1, ""))

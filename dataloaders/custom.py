@@ -30,7 +30,7 @@ FIELDS = ("path", "caption", "start", "end", "split")
 def read_split(split: str, *, features_path: Path, train_csv: Path, val_csv: Path, **other_flags: Path) -> list[Sample]:
     """Return the samples of "train", "val" or "test", in the order of the list, one for each video or part of one.
 
-    Raises ValueError for a list with wrong content and FileNotFoundError for a missing file; missing videos are no
+    Raises ValueError for a list with wrong content and FileNotFoundError for a missing file; missing videos are not an
     error here.
     """
     check_split("custom", split, SPLITS)

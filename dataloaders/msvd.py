@@ -28,7 +28,7 @@ MOST_CHARACTERS = 64 * 2**20
 def read_split(split: str, *, data_path: Path, features_path: Path, **other_flags: Path) -> list[Sample]:
     """Return the samples of "train", "val" or "test", in the order of the list.
 
-    Raises ValueError for a file with wrong content and FileNotFoundError for a missing file; missing videos are no
+    Raises ValueError for a file with wrong content and FileNotFoundError for a missing file; missing videos are not an
     error here.
     """
     check_split("MSVD", split, SPLITS)

@@ -290,7 +290,7 @@ def infer_architecture(
 ) -> CLIPArchitecture:
     """Infer all sizes from weights with OpenAI's names; the number of heads is not in them and defaults to width / 64.
 
-    Raises ValueError if keys are missing or surplus (the first 10 of each are listed), if it is no CLIP or one with a
+    Raises ValueError if keys are missing or surplus (the first 10 of each are listed), if it is not a CLIP or has a
     ResNet, and if the tensors that give the sizes have a wrong number of dimensions.
     """
     vision_layers = _count_blocks(state, "visual.transformer.resblocks.")

@@ -30,7 +30,7 @@ def read_state_dict(path: str | Path) -> State:
     """Read the tensors of a weights file, Hugging Face folder or open_clip folder, with the names they have there.
 
     Reads TorchScript archives, torch files (tensors only; also {"state_dict": ...} and {"model_state_dict": ...}) and
-    .safetensors. DistributedDataParallel's prefix "module." is removed. Entries that are no weights (sizes in OpenAI's
+    .safetensors. DistributedDataParallel's prefix "module." is removed. Entries that are not weights (sizes in OpenAI's
     archives, index buffers of Hugging Face) are left out.
 
     Raises FileNotFoundError if nothing is there, and ValueError if it is none of these or if a checksum shows that it
@@ -87,7 +87,7 @@ def _load(path: Path) -> Any:
                 f"that would run code. Save the state_dict() of the model alone with torch.save and pass that file."
             ) from error
         raise ValueError(_unreadable(path)) from error
-    except Exception as error:  # bytes that are no pickle can fail in any way
+    except Exception as error:  # bytes that are not a pickle can fail in any way
         raise ValueError(_unreadable(path)) from error
 
 

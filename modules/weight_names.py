@@ -14,7 +14,7 @@ from modules.quoting import some
 
 State = dict[str, Tensor]
 
-# Entries of OpenAI's archives that are no weights, and index buffers of older Hugging Face files.
+# Entries of OpenAI's archives that are not weights, and index buffers of older Hugging Face files.
 NOT_WEIGHTS = {
     "input_resolution",
     "context_length",

@@ -31,7 +31,7 @@ def plan(input_root: Path, output_root: Path) -> Plan:
     here, there = input_root.resolve(), output_root.resolve()
     if here == there or here in there.parents or there in here.parents:
         raise ValueError(
-            f"--output_root {output_root} and --input_root {input_root} lie in one another: separate them."
+            f"--output_root {output_root} and --input_root {input_root} overlap: name two separate folders."
         )
     sources: dict[Path, Path] = {}  # by output
     passed_over: list[Path] = []

@@ -263,7 +263,7 @@ def find_ffmpeg() -> str:
             if b"libx264" in said.stdout and version and int(version[1]) >= MIN_LIBAVFILTER:
                 return program
     raise FileNotFoundError(
-        "no ffmpeg from version 5 on with libx264 was found: install one, or run pip install imageio-ffmpeg --upgrade."
+        "no ffmpeg of version 5 or newer with libx264 was found: install one, or pip install imageio-ffmpeg --upgrade."
     )
 
 

@@ -308,7 +308,7 @@ def change_energy(changes: Tensor, kernel: Tensor, patches: int) -> tuple[Tensor
 
     Returns:
         The energy fp32 `[B,N,P]`, the mean square over channels of the features; and the features themselves, kept for
-        the gradient, which lie as the changes do and are zero behind the N places.
+        the gradient, which lie as the changes do and are zero after the N places.
     """
     width, batch, per_clip, q = changes.shape
     places, size = per_clip + 1 - kernel.shape[2], batch * per_clip * q
@@ -415,7 +415,7 @@ def _patches(count: int, length: int, frames: int) -> int:
 
 
 def _chunks(patches: int, x: Tensor) -> tuple[int, int, int]:
-    """Return the patches in a chunk, the chunks in a frame, and how far a chunk sees before and behind itself."""
+    """Return the patches in a chunk, the chunks in a frame, and how far a chunk sees before and after itself."""
     most = CHUNK if x.element_size() == 2 else CHUNK // 2
     size = min(most, max(LEAST, triton.next_power_of_2(patches)))
     count = triton.cdiv(patches, size)

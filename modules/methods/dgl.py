@@ -144,7 +144,7 @@ class DGL(Method):
             return []
         return [
             DeadParameters(
-                "latent.postfix", "behind the padding, where the causal mask hides it; weight decay alone changes it"
+                "latent.postfix", "after the padding, where the causal mask hides it; weight decay alone changes it"
             )
         ]
 

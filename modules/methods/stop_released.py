@@ -127,7 +127,7 @@ class STOPReleased(DGL):
         if self.pixel.hard_region_mask:
             dead.append(
                 DeadParameters(
-                    "pixel.scorer", "behind a comparison, which has no gradient; it keeps its initial values"
+                    "pixel.scorer", "used in a comparison, which has no gradient; it keeps its initial values"
                 )
             )
         return [

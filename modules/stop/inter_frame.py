@@ -147,7 +147,7 @@ class TemporalPromptNet(nn.Module):
     gets its gradient. The gap's place in the clip enters before the ReLU, see `PlaceGain`.
 
     [D] The attention has a residual connection, and the weights start at He's scale without biases. A fresh attention
-    is a plain mean over the patches: behind it, 1 % of the differences between clips was left (measured behind the
+    is a plain mean over the patches: after it, 1 % of the differences between clips was left (measured after the
     Linear over tokens, as deviation over root mean square). The Linear over tokens starts as random weights around a
     mean over the patches; around zero, the sign of what changed would depend on where it changed. The last Linear
     starts at zero, so the prompts begin as the slot tokens alone: random prompts that change with the clip would
@@ -196,7 +196,7 @@ def insert_joint(
     """Insert the prompts in one sequence per clip, Figure 2: `[h_cls, h^s_1, p^t_1, h^s_2, ..., h^s_T]`.
 
     Attention does not depend on the order of its keys, and a prompt's own output is thrown away after the block. So the
-    prompts stand behind the tokens as a context: keys and values only, no queries and no MLP.
+    prompts follow the tokens as a context: keys and values only, no queries and no MLP.
 
     Args:
         frame_mask: bool `[B,T]`.

@@ -28,7 +28,12 @@ X265 = ("-c:v", "libx265", "-x265-params", "log-level=error", "-tag:v", "hvc1")
 VP9 = ("-c:v", "libvpx-vp9", "-deadline", "realtime", "-cpu-used", "8", "-b:v", "2M", "-pix_fmt", "yuv420p")
 AV1 = ("-c:v", "libsvtav1", "-svtav1-params", "lp=1", "-pix_fmt", "yuv420p")
 FRONT_INDEX = ("-movflags", "faststart")
-UNEVEN = ("-vf", "setpts=(N+3*floor(N/4))/5/TB", "-fps_mode", "passthrough")  # every fourth frame stays on
+UNEVEN = (
+    "-vf",
+    "setpts=(N+3*floor(N/4))/5/TB",
+    "-fps_mode",
+    "passthrough",
+)  # every fourth frame stays on screen longer
 
 
 def every_frame(n_frames: int, fps: float) -> range:

@@ -45,7 +45,7 @@ def test_uploaded_names_are_found_as_listed_and_as_downloads_and_re_encoding_lea
 
 
 @pytest.mark.parametrize("video_id", ["a_0.5-0.9", "a.part1", "a.mp3"])
-def test_what_is_no_extension_of_a_video_is_a_part_of_the_name(tmp_path, video_id):
+def test_an_unknown_extension_is_part_of_the_name(tmp_path, video_id):
     touch_videos(tmp_path, "a_0.5-0.mp4", "a.mp4")
     assert find_videos([video_id], tmp_path) == [tmp_path / f"{video_id}.mp4"]
 
@@ -201,7 +201,7 @@ def test_the_order_of_files_does_not_depend_on_the_disk(tmp_path, monkeypatch):
     assert list(walk_files(tmp_path)) == expected
 
 
-def test_a_folder_that_cannot_be_read_is_told(tmp_path, monkeypatch):
+def test_a_folder_that_cannot_be_read_is_reported(tmp_path, monkeypatch):
     touch_videos(tmp_path, "a/1.mp4", "b/2.mp4")
     scandir = os.scandir
 

@@ -98,8 +98,8 @@ def test_registry():
 
 @pytest.fixture
 def published(reference, tmp_path) -> Path:
-    """The folder of the published csv files. MSRVTT_data.json is not public: 20 captions a video replace it, as many as
-    the real file has, and empty files replace the videos."""
+    """Return a folder of the published csv files. MSRVTT_data.json is not public, so 20 captions per video replace it:
+    the real file has that many. Empty files replace the videos."""
     folder = reference / "data" / "msrvtt"
     (tmp_path / "videos").mkdir()
     for number in range(10_000):

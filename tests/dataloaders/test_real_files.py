@@ -42,7 +42,7 @@ def files(reference, tmp_path_factory) -> Callable[[str], Path]:
 
 @pytest.fixture(scope="module")
 def facts(reference) -> dict[str, dict]:
-    """The facts about each real file, by its name."""
+    """Return the facts about each real file, by its name."""
     found = {fact["file"]: fact for fact in json.loads((reference / "data" / "videos" / "facts.json").read_text())}
     assert set(found) == REAL
     return found

@@ -1,4 +1,4 @@
-"""Both towers against Hugging Face's CLIPModel and open_clip, and the contract of the seams."""
+"""Both towers against Hugging Face's CLIPModel and open_clip, and the contract of `embed`, `blocks` and `pool`."""
 
 import dataclasses
 
@@ -27,7 +27,7 @@ MASKS = ["none", "bool", "float", "per_head"]
 
 
 def randomised(module: nn.Module, seed: int = 0) -> nn.Module:
-    """Every parameter drawn, biases and norms too, so that a misplaced one shows."""
+    """Draw every parameter at random, biases and norms too, so that a misplaced one shows."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, parameter in module.named_parameters():
@@ -38,7 +38,7 @@ def randomised(module: nn.Module, seed: int = 0) -> nn.Module:
 
 
 def batch(seed: int = 0) -> tuple[Tensor, Tensor]:
-    """Pixels [3, 3, 32, 32] and token ids [3, 16] whose END (99) stands at 15, 6 and 2."""
+    """Return pixels [3, 3, 32, 32] and token ids [3, 16] with END (99) at 15, 6 and 2."""
     generator = torch.Generator().manual_seed(seed)
     pixels = torch.randn(3, 3, 32, 32, generator=generator)
     token_ids = torch.randint(1, 98, (3, 16), generator=generator)
@@ -216,7 +216,7 @@ def test_context_equals_joined_tokens_whose_outputs_are_dropped(causal: bool) ->
 
 
 def slow_attention(attention: Attention, x: Tensor, context: Tensor, bias: Tensor) -> Tensor:
-    """softmax(q k / sqrt(d) + bias) v, head by head; bias [N, heads, L, L + S]."""
+    """Return softmax(q k / sqrt(d) + bias) v, head by head; bias [N, heads, L, L + S]."""
     width, heads = attention.width, attention.heads
     joined = torch.cat([x, context], dim=1)
     wq, wk, wv = attention.in_proj_weight.split(width)

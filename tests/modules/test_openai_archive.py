@@ -30,7 +30,7 @@ class Inner(nn.Module):
         self.register_buffer("flags", torch.tensor([True, False]), persistent=False)
         self.register_buffer("bf16", torch.randn(3).bfloat16())
         self.register_buffer("nothing", torch.zeros(0, 4))
-        self.mask = torch.full((2, 2), float("-inf"))  # no weight, and torch leaves it out
+        self.mask = torch.full((2, 2), float("-inf"))  # not a weight; torch leaves it out
         self.sizes = [1, 2]
         self.name = "inner"
 
@@ -92,7 +92,7 @@ def test_tensors_are_torchs(tmp_path: Path, make: Callable[[nn.Module, Path], Pa
 
 
 def test_a_whole_clip_that_was_traced(tmp_path: Path) -> None:
-    """With forward code of its own, as OpenAI's archives have, in half precision."""
+    """Like OpenAI's archives it has forward code, in half precision."""
     clip = tiny_clip()
 
     class Both(nn.Module):
@@ -157,7 +157,7 @@ def test_code_that_runs_on_loading_does_not_run(tmp_path: Path) -> None:
 
 
 def rewrite(path: Path, change: Callable[[str, bytes], bytes | None], compression: int = zipfile.ZIP_STORED) -> None:
-    """Write an archive anew with other contents; None leaves an entry out."""
+    """Rewrite an archive with other contents; None leaves an entry out."""
     with zipfile.ZipFile(path) as archive:
         contents = {name: archive.read(name) for name in archive.namelist()}
     with zipfile.ZipFile(path, "w", compression) as archive:
@@ -181,7 +181,7 @@ class Calls:
 
 
 def doubled(levels: int) -> bytes:
-    """A module in a module, twice in each level: few bytes with 2^levels names."""
+    """Return a pickle of modules in modules, each in two places: few bytes with 2^levels names."""
     content = b"\x80\x02"
     for level in range(levels + 1):
         content += b"c__torch__\nM\n)\x81}(X\x01\x00\x00\x00aN"
@@ -191,7 +191,7 @@ def doubled(levels: int) -> bytes:
 
 
 def doubled_tuples(levels: int) -> bytes:
-    """A tuple of two tuples, in each level the same: to hash it takes 2^levels steps."""
+    """Return a pickle of tuples that hold one tuple twice, level by level: a hash takes 2^levels steps."""
     return b")q\x00" + b"".join(b"h%ch%c\x86q%c" % (level, level, level + 1) for level in range(levels))
 
 
@@ -225,8 +225,8 @@ def test_other_pickles_are_refused_by_what_they_ask(tmp_path: Path, content: byt
         b"(" + doubled_tuples(60) + b"K\x01d.",
         b"\x8f(" + doubled_tuples(60) + b"\x90.",
         b"(" + doubled_tuples(60) + b"\x91.",
-        b"}r\xff\xff\xff\xff.",  # remembered as number 2^32 - 1, for which a list of as many places was made
-        b"\x8e\x00\x00\x00\x00\x00\x01\x00\x00x.",  # a terabyte of bytes, it says
+        b"}r\xff\xff\xff\xff.",  # remembered as number 2^32 - 1, for which a list of that many places was made
+        b"\x8e\x00\x00\x00\x00\x00\x01\x00\x00x.",  # claims a terabyte of bytes
     ],
 )
 def test_few_bytes_take_neither_time_nor_memory(tmp_path: Path, content: bytes) -> None:
@@ -236,7 +236,7 @@ def test_few_bytes_take_neither_time_nor_memory(tmp_path: Path, content: bytes) 
         read_state_dict(path)
 
 
-def test_what_a_pickle_changes_ends_with_it(tmp_path: Path) -> None:
+def test_a_pickles_changes_do_not_outlast_it(tmp_path: Path) -> None:
     """BUILD sets attributes of whatever is on the stack, also of functions that were asked for."""
     path = script(nn.Linear(2, 2), tmp_path / "model.pt")
     expected = read_state_dict(path)
@@ -282,7 +282,7 @@ def test_a_flipped_bit_is_found(tmp_path: Path) -> None:
 
 
 def test_any_byte_may_be_wrong(tmp_path: Path) -> None:
-    """It loads as it was, where the byte stands for nothing that is read, or there is one sentence."""
+    """The archive loads unchanged, if the byte is in nothing that is read, or there is one sentence."""
     path = script(nn.Sequential(nn.Linear(2, 2), nn.LayerNorm(2)), tmp_path / "model.pt")
     whole, expected = path.read_bytes(), by_torch(path)
     damaged, refused = tmp_path / "damaged.pt", 0

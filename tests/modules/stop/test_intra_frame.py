@@ -42,7 +42,7 @@ def make_prompter(seed: int, grid: int, **options) -> IntraFramePrompter:
 
 
 def moving_clip(grid: int = 3, frames: int = 4, seed: int = 0) -> tuple[Tensor, Tensor, Tensor]:
-    """(one class token `[1,1,D]`, tokens `[1,T,P,D]` that change everywhere, frame mask all true)."""
+    """Return a class token `[1,1,D]`, tokens `[1,T,P,D]` that change everywhere, and an all-true frame mask."""
     generator = torch.Generator().manual_seed(seed)
     tokens = torch.randn(1, frames, grid * grid, WIDTH, generator=generator, dtype=torch.float64)
     class_token = torch.randn(1, 1, WIDTH, generator=generator, dtype=torch.float64)
@@ -60,7 +60,7 @@ def most_salient(saliency: Tensor, n_regions: int) -> Tensor:
 
 
 def prompts_of(net: SpatialPromptNet | StaticSpatialPrompt, normal: Tensor, frame_mask: Tensor) -> Tensor:
-    """p^s of every patch of LayerNormed sequences, `[B,T,P,D]`."""
+    """Return p^s of every patch of LayerNormed sequences, `[B,T,P,D]`."""
     return of_every_patch(net(normal, timing_of(frame_mask)))
 
 
@@ -291,7 +291,7 @@ class TestGradient:
 
     @pytest.mark.parametrize("static_prompts", [False, True])
     def test_of_the_region_mask_is_that_of_the_mask_times_all_prompts(self, static_prompts):
-        """Although no prompt is made where the mask is zero."""
+        """It is, although no prompt is made where the mask is zero."""
         torch.manual_seed(0)
         prompter = make_prompter(2, 3, static_prompts=static_prompts)
         class_token, tokens, frame_mask = moving_clip()
@@ -324,7 +324,7 @@ class TestGradient:
             assert parameter.grad.isfinite().all(), name
 
 
-def test_static_prompts_are_those_of_the_place():
+def test_static_prompts_depend_on_the_place_only():
     prompter = make_prompter(4, 3, static_prompts=True)
     class_token, tokens, frame_mask = moving_clip()
     found = prompter(make_block(0), sequences(class_token, tokens), timing_of(frame_mask))
