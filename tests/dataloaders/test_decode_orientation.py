@@ -36,7 +36,7 @@ def every_frame(n_frames: int, fps: float) -> range:
 
 
 @pytest.mark.parametrize("matrix", [*EIGHT, *FLAT], ids=str)
-def test_a_display_matrix_shows_what_ffmpeg_shows(tmp_path, matrix):
+def test_a_display_matrix_gives_what_ffmpeg_shows(tmp_path, matrix):
     assert len(EIGHT) == 8
     path = with_matrix(tmp_path / "a.mp4", *matrix)
     size = (64, 48) if matrix[0] == 0 and matrix not in FLAT else (48, 64)

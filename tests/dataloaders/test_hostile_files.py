@@ -286,7 +286,7 @@ def distances(frames: np.ndarray, frame: np.ndarray) -> np.ndarray:
     return np.abs(frames.astype(np.int16) - frame).mean(axis=(1, 2, 3))
 
 
-def test_frames_are_those_of_ffmpeg(good):
+def test_frames_equal_ffmpegs(good):
     path, case, expected = good
     frames, n_frames, _ = read_frames(path, every_frame)
     assert n_frames == len(expected)

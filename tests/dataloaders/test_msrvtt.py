@@ -246,7 +246,7 @@ def test_empty_captions_are_left_out_and_counted(folder, caplog):
 
 
 @pytest.mark.parametrize(("first", "noted"), [(7010, True), (9000, True), (20, False), (10_000, False)])
-def test_another_count_is_noted_for_the_published_list_alone(folder, caplog, first, noted):
+def test_another_count_is_noted_for_the_published_list_only(folder, caplog, first, noted):
     caplog.set_level("INFO", "stop")
     folder.val_csv = folder.val_csv.with_name("MSRVTT_JSFUSION_test.csv")
     folder.val_csv.write_text(f"video_id,sentence\nvideo{first},a dog\nvideo{first + 1},a cat\n")

@@ -126,7 +126,7 @@ def test_windows_hold_what_ffmpeg_shows_in_them(files, name):
         ("tika__testASF.asf", 1.0, range(0, 108, 7)),
     ],
 )
-def test_thinning_out_goes_by_the_rate_of_the_frames(files, name, rate, taken):
+def test_thinning_out_follows_the_rate_of_the_frames(files, name, rate, taken):
     path = files(name)
     every, _ = FrameReader(108, 32)(path)
     thinned, mask = FrameReader(30, 32, feature_framerate=rate)(path)

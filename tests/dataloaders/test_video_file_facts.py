@@ -123,7 +123,7 @@ def test_a_whole_file_is_not_called_cut(whole):
     assert (finding.status, finding.frames, finding.reason) == ("ok", n_frames, "")
 
 
-def test_the_rate_is_that_of_the_frames(whole):
+def test_the_rate_fits_the_frames(whole):
     path, n_frames = whole
     times = shown_times(path)
     assert read_frames(path, lambda n, fps: [0]).fps == pytest.approx((n_frames - 1) / (times[-1] - times[0]), rel=0.06)

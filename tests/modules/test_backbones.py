@@ -90,7 +90,7 @@ def test_token_ids_are_open_clips(tmp_path: Path) -> None:
     assert torch.equal(Tokenizer(77)(CAPTIONS), theirs(CAPTIONS))
 
 
-def test_the_cases_tell_right_from_wrong(tmp_path: Path) -> None:
+def test_each_fact_of_the_cases_changes_the_result(tmp_path: Path) -> None:
     """Each fact that the cases vary changes the result by far more than the tolerances above."""
     write_hub_folder(tmp_path, changed(quick_gelu=True, vision_cfg=WIDE_HEADS), HALF)
     clip = load_clip(tmp_path)
@@ -176,7 +176,7 @@ class TestTheObject:
             with pytest.raises(ValueError, match="CLIP's"):
                 Preprocessing(**change)
 
-    def test_data_and_modules_mean_the_same_by_a_mode(self) -> None:
+    def test_data_and_modules_agree_on_every_mode(self) -> None:
         """Neither may import the other."""
         assert (transforms.RESIZE_MODES, transforms.INTERPOLATIONS) == (
             backbones.RESIZE_MODES,

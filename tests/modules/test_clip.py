@@ -135,7 +135,7 @@ def test_forward_is_embed_blocks_pool() -> None:
 
 
 @pytest.mark.parametrize("with_context", [False, True])
-def test_first_token_is_that_of_the_whole_block(with_context: bool) -> None:
+def test_first_token_equals_the_whole_blocks(with_context: bool) -> None:
     block = randomised(CLIP(TINY)).visual.blocks[0]
     x, context = torch.randn(3, 5, 64), torch.randn(3, 4, 64) if with_context else None
     mask = torch.rand(3, 1, 1, 9 if with_context else 5) > 0.3
@@ -160,7 +160,7 @@ def test_a_block_takes_tokens_already_normalised(frozen: bool) -> None:
 
 
 @pytest.mark.parametrize("contexts", [0, 1, 3])
-def test_attending_from_one_token_alone_is_that_of_the_whole_block(contexts: int) -> None:
+def test_attending_from_one_token_equals_the_whole_block(contexts: int) -> None:
     """`contexts` 1: the same context for all rows, but each row's tokens see other parts of it."""
     block = randomised(CLIP(TINY)).text.blocks[0]
     x, places, context, seen, mask = torch.randn(3, 5, 48), torch.tensor([4, 0, 2]), None, None, None

@@ -150,7 +150,7 @@ def test_the_sum_is_made_once_until_a_tensor_changes(kind, monkeypatch):
         assert len(calls) == len(method.deltas) + 9
 
 
-def test_dropout_is_for_training_alone():
+def test_dropout_acts_in_training_only():
     method = lora(dropout=0.5)
     batch = tiny_batch()
     with torch.no_grad():
@@ -160,7 +160,7 @@ def test_dropout_is_for_training_alone():
             assert torch.equal(one, other)
 
 
-def test_training_leaves_the_base_alone_and_learns():
+def test_training_learns_and_leaves_the_base_unchanged():
     method = lora().train()
     before, sha256 = copy.deepcopy(method.clip.state_dict()), backbone_sha256(method.clip)
     assert list(before) == list(tiny_clip().state_dict())

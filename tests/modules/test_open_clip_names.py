@@ -38,7 +38,7 @@ def test_what_published_weights_are(name: str) -> None:
     assert architecture_of(f"open_clip:{name}") == backbone.architecture
 
 
-def test_the_whole_registry_is_run_right_or_refused() -> None:
+def test_every_model_of_the_registry_runs_correctly_or_is_refused() -> None:
     """Every model with every tag gives the sizes and heads that open_clip would build, or one sentence."""
     supported, refused = 0, []
     for model, tag in open_clip.list_pretrained():

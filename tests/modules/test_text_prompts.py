@@ -74,7 +74,7 @@ def test_a_postfix_equals_tokens_inserted_before_end():
     torch.testing.assert_close(ours, inserted(text, token_ids, prefix, postfix), rtol=1e-4, atol=1e-5)
 
 
-def test_gradients_are_those_of_finite_differences():
+def test_gradients_equal_finite_differences():
     text, token_ids = tower().double(), captions()[:2]
     prompts = drawn_prompts(2).double().requires_grad_()
     assert torch.autograd.gradcheck(lambda prompts: encode_with_prefix(text, prompts, token_ids), prompts)

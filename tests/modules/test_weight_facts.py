@@ -74,7 +74,7 @@ class TestHuggingFace:
             ({"size": {"height": 32, "width": 32}, "do_center_crop": False}, "squash", "bicubic"),
         ],
     )
-    def test_pixels_are_those_of_the_preprocessor(
+    def test_pixels_follow_the_preprocessor(
         self, folder: Path, settings: dict[str, Any], mode: str, interpolation: str
     ) -> None:
         transformers = pytest.importorskip("transformers")

@@ -320,7 +320,7 @@ def test_too_little_room(place, server):
 @pytest.mark.parametrize(
     "answer", [b"<html>Please log in</html>", b"<!DOCTYPE html>" + b" " * 10**5, b"\x1f\x8b", bytes(9)]
 )
-def test_an_answer_that_is_no_archive_never_gets_the_name_of_one(place, server, answer):
+def test_an_answer_that_is_not_an_archive_never_gets_the_name_of_one(place, server, answer):
     whole = server.files["/captions.zip"]
     server.files["/captions.zip"] = answer
     (place.folder / "captions.zip").write_bytes(answer)

@@ -147,7 +147,7 @@ def test_gradient_of_a_shared_context_is_summed_before_it_is_rounded(attention):
 
 
 @pytest.mark.parametrize("wanted", ["qkv", "context_keys", "context_values"])
-def test_gradient_of_one_input_alone(attention, wanted):
+def test_gradient_of_a_single_input(attention, wanted):
     case = CASES["text"]
     inputs, mask, gradient = inputs_of(case)
     place = ["qkv", "context_keys", "context_values"].index(wanted)

@@ -106,7 +106,7 @@ def test_postfix_is_dead_as_released_and_its_fix_is_not():
             assert torch.equal(method.encode_text(token_ids), before) != matters
 
 
-def test_postfix_before_end_is_seen_by_end_alone():
+def test_postfix_before_end_is_seen_by_end_only():
     """The effect of the postfix follows END when END moves; words before END never see the postfix."""
     method = dgl(shared_latent_space="linear", text_postfix="before_end")
     text, prompts = method.clip.text, method.latent()

@@ -228,7 +228,7 @@ class TestGradient:
     @pytest.mark.parametrize(
         "options", [{"use_intra": False}, {"use_inter": False}, {"static_prompts": True}, {"uniform_prompts": True}]
     )
-    def test_ablations_train_nothing_that_gets_none(self, options):
+    def test_ablations_train_no_tensor_without_a_gradient(self, options):
         for name, gradient in self.gradients(make_stop(TINY, **options)).items():
             assert gradient is not None, name
             assert gradient.abs().max() > 0, name

@@ -162,7 +162,7 @@ class TestMaps:
         class_token, tokens, _ = moving_clip()
         assert not attention_map(make_block(0), sequences(class_token, tokens).requires_grad_(), 4).requires_grad
 
-    def test_what_moves_alone_has_all_the_dynamics(self):
+    def test_the_only_moving_patch_has_all_the_dynamics(self):
         class_token, tokens, frame_mask = moving_clip()
         tokens[:] = tokens[:, :1].clone()
         tokens[:, 2:, 5] += torch.arange(WIDTH)
@@ -231,7 +231,7 @@ class TestGradient:
         direction = torch.randn(found.region_mask.shape, dtype=found.region_mask.dtype)
         return found, direction, inputs
 
-    def test_straight_through_is_that_of_the_rescaled_saliency(self):
+    def test_straight_through_is_the_gradient_of_the_rescaled_saliency(self):
         torch.manual_seed(0)
         prompter = make_prompter(2, 3, alpha=0.3)
         found, direction, (class_token, tokens, _) = self.of_the_mask(prompter)
@@ -254,7 +254,7 @@ class TestGradient:
         for name in (field.name for field in dataclasses.fields(SpatialPrompting)):
             torch.testing.assert_close(getattr(found[0], name), getattr(found[1], name), atol=1e-7, rtol=0, msg=name)
 
-    def test_hard_mask_has_none(self):
+    def test_the_hard_mask_has_none(self):
         prompter = make_prompter(2, 3, hard_region_mask=True)
         found, _, _ = self.of_the_mask(prompter)
         assert not found.region_mask.requires_grad
@@ -290,7 +290,7 @@ class TestGradient:
         assert torch.autograd.gradcheck(prompts, (tokens, *net.parameters()))
 
     @pytest.mark.parametrize("static_prompts", [False, True])
-    def test_of_the_region_mask_is_that_of_the_mask_times_all_prompts(self, static_prompts):
+    def test_of_the_region_mask_equals_that_of_the_mask_times_all_prompts(self, static_prompts):
         """It is, although no prompt is made where the mask is zero."""
         torch.manual_seed(0)
         prompter = make_prompter(2, 3, static_prompts=static_prompts)

@@ -20,7 +20,7 @@ def test_sequences_are_class_tokens_and_the_patches_of_their_frames(count):
     assert patches_of(x, 3).data_ptr() == x[:, :, 1:].data_ptr()
 
 
-def test_layer_norm_is_that_of_the_definition():
+def test_layer_norm_follows_the_definition():
     tokens, _ = slow.padded_clips(0, [3], 4, 8)
     expected = slow.stack_frames([[slow.normalised(token) for token in frame] for frame in 7 * tokens[0] + 3])
     torch.testing.assert_close(layer_norm(7 * tokens + 3)[0], expected, atol=1e-9, rtol=0)

@@ -26,7 +26,7 @@ HEART, STAR = Thing("red", "heart"), Thing("blue", "star")
 class TestCaptions:
     @settings(max_examples=60)
     @given(seed=st.integers(0, 2**32 - 1))
-    def test_twins_differ_in_the_direction_alone(self, seed: int) -> None:
+    def test_twins_differ_in_the_direction_only(self, seed: int) -> None:
         story = draw_story(np.random.default_rng(seed), held_out=False)
         forwards = caption(story, np.random.default_rng(seed))
         backwards = caption(story.reversed(), np.random.default_rng(seed))
