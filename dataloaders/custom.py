@@ -1,4 +1,4 @@
-"""Your own videos: a list of `path`, `caption`, and where wanted `start`, `end` and `split`.
+"""Your own videos: a list of `path`, `caption`, and optionally `start`, `end` and `split`.
 
 --train_csv lists the training videos, --val_csv the test videos. Both are csv files with a header, or `.jsonl` files
 with one object a line. `path` is a file within --features_path; a re-encoded file may have another extension. `start`

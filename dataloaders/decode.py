@@ -6,10 +6,10 @@ an error. Every frame up to the last chosen one is decoded; only the chosen ones
 header may promise another number of frames than there are, and some containers state none. `video_file.survey` finds
 out what to expect, and the frames are chosen again if something else comes out.
 
-A phone held upright records turned frames, one with a front camera mirrored ones, and notes in the file what undoes it.
-The display matrix is that of ISO/IEC 14496-12 (8.3.2.3): (a, b, u, c, d, v, x, y, w) shows the pixel of column p and
-row q in column a p + c q + x and row b p + d q + y. FFmpeg passes it on as nine 32-bit integers in the machine's byte
-order. Pixels need not be square: DVDs, camcorders and old phones store pictures that players stretch.
+A phone held upright records turned frames, and a front camera mirrored ones; the file says how to undo this. The
+display matrix is that of ISO/IEC 14496-12 (8.3.2.3): (a, b, u, c, d, v, x, y, w) shows the pixel of column p and row q
+in column a p + c q + x and row b p + d q + y. FFmpeg passes it on as nine 32-bit integers in the machine's byte order.
+Pixels need not be square: DVDs, camcorders and old phones store pictures that players stretch.
 
 OpenCV's reader is equally fast, but its versions 4.13 to 5.0 return a black or an old picture for every frame of an
 interlaced video (camcorders, television, DVDs) and report success.

@@ -6,9 +6,9 @@ scripts (AviSynth) and fetch addresses, whatever a file is called. A text named 
 frames, or a request to a server.
 
 We trust a header whose parts agree (an mp4's count, length and index); that costs nothing. For every other file we list
-the packets, which reads the file but decodes nothing, because headers err in many ways. Length times rate is no frame
-count if frames were dropped or the rate is a guess. An AVI counts empty slots. Packets are not frames either if a frame
-comes as two fields or if a packet holds a frame that is never shown; their times tell which.
+the packets, because headers err in many ways; this reads the file but decodes nothing. Length times rate is not the
+number of frames if frames were dropped or the rate is a guess. An AVI counts empty slots. Packets are not always frames
+either: a frame may come as two fields, and a packet may hold a frame that is never shown. Their times show which.
 
 Times are in seconds from the file's start, which is the earlier start of its picture and its sound, as `ffmpeg -ss` and
 players count. Sound that starts less than a frame before the picture does not count.

@@ -96,7 +96,7 @@ class Interrupted(Exception):
 
 @dataclass(frozen=True)
 class Compressor:
-    """Makes one output file of one video; called from many threads."""
+    """Makes one output file from one video; called from many threads."""
 
     ffmpeg: str
     encoding: Encoding
