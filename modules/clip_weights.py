@@ -3,8 +3,8 @@
 There are five kinds of source, recognised by their content: OpenAI's published archives (TorchScript; only the tensors
 are used), torch state dicts, .safetensors, and the folders of Hugging Face's `CLIPModel` and of open_clip. All keys are
 first renamed to OpenAI's, from which sizes are inferred and every name is checked, and then to those of
-`modules/clip.py`. Half precision becomes float32. The source or the user must state what
-weights do not show, above all the activation: a wrong guess would run as another network, so the loader never guesses.
+`modules/clip.py`. Half precision becomes float32. The source or the user must state what weights do not show, above all
+the activation. The loader never guesses it, because a wrong guess would run as another network.
 
 Shapes: P patches, L text positions, D width of a tower, E joint embedding, V vocabulary.
 """

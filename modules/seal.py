@@ -66,8 +66,8 @@ def check_sealed_file(path: Path, tensors: Mapping[str, Tensor]) -> bool:
 
 
 def damaged_entry(path: Path) -> str | None:
-    """Return the first damaged entry of a zip archive, or None. A damaged structure raises what `zipfile`
-    raises; an archive that may unpack to far more than its size raises BadZipFile."""
+    """Return the first damaged entry of a zip archive, or None. A damaged structure raises what `zipfile` raises;
+    an archive that may unpack to far more than its size raises BadZipFile."""
     with zipfile.ZipFile(path) as archive:
         for entry in archive.infolist():
             if entry.compress_type != zipfile.ZIP_STORED and "/code/" not in entry.filename:

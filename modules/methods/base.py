@@ -99,14 +99,14 @@ class Method(nn.Module):
         return any(parameter is known for known in self._pretrained)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
-        """Do what torch does behind `to`, `double` ..., which may replace parameters; remember the pre-trained."""
+        """Do what torch does behind `to`, `double` ..., which may replace parameters; track the pre-trained ones."""
         names = self._pretrained_names()
         super()._apply(fn, recurse)
         self._remember(names)
         return self
 
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
-        """Do what torch does, which replaces parameters if `assign` is set; remember the pre-trained."""
+        """Do what torch does, which replaces parameters if `assign` is set; track the pre-trained ones."""
         names = self._pretrained_names()
         result = super().load_state_dict(state_dict, strict, assign)
         self._remember(names)

@@ -84,8 +84,8 @@ class DGL(Method):
         return self._encode_text(token_ids, prompts), self._encode_video(video, frame_mask, prompts)
 
     def encode_video(self, video: Tensor, frame_mask: Tensor) -> Tensor:
-        """Embed clips, `[B,T,3,H,W]` -> `[B,E]`. The last real frame replaces padding frames, because
-        the loader of the release repeats that frame and has no padding."""
+        """Embed clips, `[B,T,3,H,W]` -> `[B,E]`. The last real frame replaces padding frames, because the
+        loader of the release repeats that frame and has no padding."""
         return self._encode_video(video, frame_mask, self.latent())
 
     def encode_text(self, token_ids: Tensor) -> Tensor:
