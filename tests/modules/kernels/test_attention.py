@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from modules import clip
+from modules import attention as attention_module
 from modules.kernels import usable
 
 ON_GPU = torch.cuda.is_available()
@@ -366,14 +366,14 @@ def test_a_block_uses_the_kernel_and_gives_the_same(rows, causal, masked, monkey
     if mask is not None:
         mask[..., 0] = True
     torch.manual_seed(0)
-    module = clip.Attention(32, 2).to(DEVICE, HALF)
+    module = attention_module.Attention(32, 2).to(DEVICE, HALF)
     x = torch.randn(2, length, 32, device=DEVICE, dtype=HALF)
     parts = [] if rows is None else [torch.randn(rows, others, 32, device=DEVICE, dtype=HALF) for _ in range(2)]
     results = []
     for used in (True, False):
-        monkeypatch.setattr(clip, "usable", lambda x, used=used: used)
+        monkeypatch.setattr(attention_module, "usable", lambda x, used=used: used)
         leaves = [part.clone().requires_grad_() for part in (x, *parts)]
-        context = None if rows is None else clip.KeysValues(*leaves[1:])
+        context = None if rows is None else attention_module.KeysValues(*leaves[1:])
         found = module(leaves[0], context, mask, causal)
         results.append([found, *torch.autograd.grad(found.float().square().sum(), leaves)])
     assert not torch.equal(results[0][1], results[1][1])
