@@ -7,7 +7,7 @@ the videos, named `v_....mp4`, with another extension, or without the `v_`.
 An optional `video_path.json` in --data_path, id -> file in --features_path, as STOP has it, says where each video is.
 Videos without an entry are left out, so it can select a part of the data set. STOP's authors also leave out
 v_NHznDFD3V3k, which is broken, and arrive at 9,933 and 4,869 videos. If an entry says `.avi`, an `.mp4` in the same
-folder will do.
+folder is found too.
 
 The one caption of a video joins all its sentences; the video is its first ceil(duration) seconds. The published test
 split is withheld, so val_1 is the test here, and there is no other validation split.
@@ -41,7 +41,7 @@ FILES = {"train": ("train_ids.json", "train.json"), "test": ("val_ids.json", "va
 def read_split(split: str, *, data_path: Path, features_path: Path, **other_flags: Path) -> list[Sample]:
     """Return the samples of "train" or "test", in the order of the list of ids, without videos that have no caption.
 
-    Raises ValueError for a file with wrong content and FileNotFoundError for a missing file; missing videos are no
+    Raises ValueError for a file with wrong content and FileNotFoundError for a missing file; missing videos are not an
     error here.
     """
     check_split("ActivityNet", split, SPLITS)

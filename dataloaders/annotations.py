@@ -73,7 +73,7 @@ def read_text(path: Path, flag: str) -> str:
     try:
         with path.open(encoding="utf-8-sig") as file:  # spreadsheet programs put a byte order mark first
             while chunk := file.read(TEXT_CHUNK):
-                if "\0" in chunk:  # UTF-16 without its mark, or bytes that are no text
+                if "\0" in chunk:  # UTF-16 without its mark, or bytes that are not text
                     raise ValueError(
                         f"{flag} {path} is not a text file in UTF-8, it holds NUL characters: download it again."
                     )
@@ -106,9 +106,9 @@ def read_csv(text: str, name: str) -> tuple[list[str], Iterator[tuple[int, Row]]
         name: the flag and the path, for messages.
 
     Raises:
-        ValueError: a column comes twice; and, from the iterator too: a line has more or fewer fields than there are
-            columns, text under a column without a name, a quotation mark that is not closed, or text behind one that
-            is. Names the line.
+        ValueError: if a column comes twice. From the iterator too, with the number of the line: if a line has more or
+            fewer fields than there are columns, text under a column without a name, a quotation mark that is not
+            closed, or text after a closing one.
     """
     lines = ((number, line) for number, line in enumerate(io.StringIO(text, newline=""), 1) if line.strip())
     number, first = next(lines, (1, ""))
@@ -215,8 +215,8 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def is_text(value: Any) -> bool:
-    """Whether a value is a string that can be tokenised and written to a file: no NUL, and no half of a surrogate pair,
-    which JSON's escapes allow."""
+    """Return whether a value is a string that can be tokenised and written to a file: it has no NUL, and no half of a
+    surrogate pair, which JSON's escapes allow."""
     if not isinstance(value, str):
         return False
     try:
@@ -227,7 +227,7 @@ def is_text(value: Any) -> bool:
 
 
 def is_texts(value: Any) -> bool:
-    """Whether a value is a list of such strings."""
+    """Return whether a value is a list of such strings."""
     return isinstance(value, list) and all(map(is_text, value))
 
 
@@ -239,7 +239,7 @@ def as_id(value: Any) -> str | None:
 
 
 def number(value: Any) -> float | None:
-    """Return a finite number, None for anything else."""
+    """Return the value if it is a finite number, else None."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         return None
     try:

@@ -13,8 +13,8 @@ that fails is made again.
 
 Each part of a file's identity sees what the others miss. Data sets and cameras have files of one name, size and time in
 different folders: place and sample tell them apart. A download that is written into a file of full size may change
-nothing that is sampled: the time tells. So keep the times of change when you copy videos (cp -p, rsync -t), or their
-entries are made again.
+nothing that is sampled: the time of change shows it. So keep these times when you copy videos (cp -p, rsync -t), or
+their entries are made again.
 
 Shapes: K stored frames, S image side.
 """

@@ -1,4 +1,4 @@
-"""Your own videos: a list of `path`, `caption`, and where wanted `start`, `end` and `split`.
+"""Your own videos: a list of `path`, `caption`, and optionally `start`, `end` and `split`.
 
 --train_csv lists the training videos, --val_csv the test videos. Both are csv files with a header, or `.jsonl` files
 with one object a line. `path` is a file within --features_path; a re-encoded file may have another extension. `start`
@@ -30,7 +30,7 @@ FIELDS = ("path", "caption", "start", "end", "split")
 def read_split(split: str, *, features_path: Path, train_csv: Path, val_csv: Path, **other_flags: Path) -> list[Sample]:
     """Return the samples of "train", "val" or "test", in the order of the list, one for each video or part of one.
 
-    Raises ValueError for a list with wrong content and FileNotFoundError for a missing file; missing videos are no
+    Raises ValueError for a list with wrong content and FileNotFoundError for a missing file; missing videos are not an
     error here.
     """
     check_split("custom", split, SPLITS)

@@ -26,7 +26,7 @@ class TrainingPairs(Dataset[Item]):
     """Video-caption pairs to train on, indexed by (epoch, index).
 
     With `expand_captions` there is one item for every caption; otherwise there is one for every video, with a caption
-    drawn anew in each epoch. An item: `video` uint8 [T, 3, S, S], `frame_mask` bool [T], `token_ids` int64 [L], `index`
+    drawn in each epoch. An item: `video` uint8 [T, 3, S, S], `frame_mask` bool [T], `token_ids` int64 [L], `index`
     and `video_index` int.
 
     `video_index`, int64 [N], gives each item's video as a row of `samples`.

@@ -1,17 +1,17 @@
-"""A video file and a choice of frame numbers -> those frames as uint8 RGB, read in order with PyAV (FFmpeg), in the
-orientation and shape that players show.
+"""Decodes chosen frames of a video file as uint8 RGB. PyAV (FFmpeg) reads them in order; they have the orientation and
+shape that players show.
 
 We never seek: seeking is several times slower on compressed clips and returns wrong frames from damaged files without
 an error. Every frame up to the last chosen one is decoded; only the chosen ones are converted to pixels. A file's
 header may promise another number of frames than there are, and some containers state none. `video_file.survey` finds
 out what to expect, and the frames are chosen again if something else comes out.
 
-A phone held upright records turned frames, one with a front camera mirrored ones, and notes in the file what undoes it.
-The display matrix is that of ISO/IEC 14496-12 (8.3.2.3): (a, b, u, c, d, v, x, y, w) shows the pixel of column p and
-row q in column a p + c q + x and row b p + d q + y. FFmpeg passes it on as nine 32-bit integers in the machine's byte
-order. Pixels need not be square: DVDs, camcorders and old phones store pictures that are to be stretched.
+A phone held upright records turned frames, and a front camera mirrored ones; the file says how to undo this. The
+display matrix is that of ISO/IEC 14496-12 (8.3.2.3): (a, b, u, c, d, v, x, y, w) shows the pixel of column p and row q
+in column a p + c q + x and row b p + d q + y. FFmpeg passes it on as nine 32-bit integers in the machine's byte order.
+Pixels need not be square: DVDs, camcorders and old phones store pictures that players stretch.
 
-OpenCV's reader is as fast, but its versions 4.13 to 5.0 return a black or an old picture for every frame of an
+OpenCV's reader is equally fast, but its versions 4.13 to 5.0 return a black or an old picture for every frame of an
 interlaced video (camcorders, television, DVDs) and report success.
 
 Shapes: K chosen frames, H x W pixels.
@@ -86,8 +86,8 @@ def read_frames(
 
     A file is damaged if, up to the last frame chosen, FFmpeg marks a frame as corrupt or cannot decode a packet. It is
     refused: FFmpeg fills such frames with guesses, which the others show too until the next key frame. We accept two
-    kinds of damage. Before its first frame, a recording may begin in the middle of others. And where a file is cut off,
-    its last packet is incomplete; the frame of it is left out.
+    kinds of damage. A recording may begin in the middle of other frames. If a file is cut off, its last packet is
+    incomplete, and we leave out that packet's frame.
 
     Raises VideoError if there is no such file, if no frame can be decoded or none is in the window, if more than
     MAX_SHORTFALL of the promised frames are missing, and for a damaged or encrypted file.

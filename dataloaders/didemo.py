@@ -3,7 +3,7 @@
 --data_path is a folder with the files that CLIP4Clip uses: `train_list.txt`, `val_list.txt` and `test_list.txt`, one id
 a line, and `train_data.json`, `val_data.json` and `test_data.json`, lists of objects with `video`, `description` and
 `times`. --features_path is the folder with the videos. Ids are names of uploaded files, `....mov`, `....avi`, some with
-a bare `.` or `.null` at the end. A video may have that name, `.mp4` behind it, or another extension instead.
+a bare `.` or `.null` at the end. A video may have that name, `.mp4` after it, or another extension instead.
 
 A video is its first CLIP_SECONDS, which covers all that was annotated (six chunks of 5 s); the moments in `times` are
 not used.
@@ -24,7 +24,7 @@ CLIP_SECONDS = 31.0
 def read_split(split: str, *, data_path: Path, features_path: Path, **other_flags: Path) -> list[Sample]:
     """Return the samples of "train", "val" or "test", in the order of the list.
 
-    Raises ValueError for a file with wrong content and FileNotFoundError for a missing file; missing videos are no
+    Raises ValueError for a file with wrong content and FileNotFoundError for a missing file; missing videos are not an
     error here.
     """
     check_split("DiDeMo", split, SPLITS)
@@ -41,7 +41,7 @@ def read_split(split: str, *, data_path: Path, features_path: Path, **other_flag
 
 
 def _without_mp4(name: str) -> str:
-    """Return the id behind a listed name; some lists put `.mp4` behind ids, even behind those that end in it."""
+    """Return the id of a listed name; some lists put `.mp4` after ids, even after those that end in it."""
     while name.endswith(".mp4"):
         name = name.removesuffix(".mp4")
     return name

@@ -32,7 +32,7 @@ class Quartiles(NamedTuple):
     high: float
 
     def apart_from(self, other: "Quartiles") -> bool:
-        """Whether the two ranges clearly differ; never if a median is 0, which means that the files do not state it."""
+        """Return whether the two ranges clearly differ; False if a median is 0, because the files do not state it."""
         overlap = self.low <= other.high and other.low <= self.high
         smaller, larger = sorted((self.median, other.median))
         return not overlap and larger > CLEARLY * smaller > 0
@@ -52,7 +52,7 @@ class FileKind:
 
     @property
     def facts(self) -> dict[str, Any]:
-        """The same as plain numbers and lists, for JSON."""
+        """Return the same as plain numbers and lists, for JSON."""
         return {**asdict(self), "short_side": list(self.short_side), "fps": list(self.fps)}
 
     @classmethod
@@ -65,7 +65,7 @@ class FileKind:
             return None
 
     def differs_from(self, other: "FileKind") -> bool:
-        """Whether sizes or rates differ; another codec alone changes little."""
+        """Return whether sizes or rates differ; another codec alone changes little."""
         return self.short_side.apart_from(other.short_side) or self.fps.apart_from(other.fps)
 
 

@@ -3,8 +3,8 @@
 `in_window` and `on_screen` find the part of a video that is given in seconds, for a constant frame rate and for times
 of any kind. `at_frame_rate` thins it out to n candidates. The others pick positions among the candidates: `uniform` as
 CLIP4Clip does; `segment_random` (training) and `segment_centres` (evaluation) over the whole clip; `released_training`
-and `released_evaluation` as the authors' released code of STOP does. For a short video `uniform` returns fewer than T
-positions, which the caller pads; the others always return T and repeat frames if they must.
+and `released_evaluation` do what the authors' released code of STOP does. For a short video `uniform` returns fewer
+than T positions, which the caller pads; the others always return T and repeat frames if necessary.
 
 Shapes: n candidate frames, T = `max_frames`. Everything returned is int64, sorted, and counts from 0.
 """

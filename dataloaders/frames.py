@@ -133,7 +133,7 @@ class FrameReader:
 
     @property
     def _draws(self) -> bool:
-        """Whether each call takes other frames."""
+        """Return whether each call takes other frames."""
         return self.training and self.frame_sampling != "uniform"
 
     def _stored(self, cache: FrameCache, path: Path, start: float | None, end: float | None) -> StoredFrames:
@@ -155,7 +155,7 @@ class FrameReader:
 
     @cached_property
     def _stored_frames(self) -> str:
-        """The frames of a video that go into the cache, and their form, as text."""
+        """Return a text that says which frames of a video go into the cache, and in which form."""
         taken = "every candidate"
         if not self._draws:
             taken = f"{self.frame_sampling} {self.max_frames}"

@@ -1,6 +1,6 @@
 """Find the videos of a list: a name as a data set lists it -> the file in --features_path.
 
-A listed name is rarely the file's name: ids have no extension, downloads get another one, `.mp4` is put behind the old
+A listed name is rarely the file's name: ids have no extension, downloads get another one, `.mp4` is added after the old
 one, and preprocess/compress_video.py replaces it. This module decides for all data sets which file belongs to a name.
 If it could be the wrong file, that is an error and not a guess.
 """
@@ -71,7 +71,7 @@ def find_videos(
     """Return the file of each video, in `features_path` or a folder below it; for a missing video the path where we
     expected it.
 
-    A file's name is the id, with or without one of VIDEO_EXTENSIONS behind it. If the id itself ends in an extension,
+    A file's name is the id, with or without one of VIDEO_EXTENSIONS after it. If the id itself ends in an extension,
     the file may have another one instead. Of several files in one folder the first in this order counts. An id with `/`
     says which folder the file is in. A file may lack the prefix `may_lack` of the ids.
 

@@ -41,7 +41,7 @@ def read_split(split: str, *, data_path: Path, features_path: Path, train_csv: P
     """Return the samples of "train" or "test", in the order of the csv, one for each video.
 
     `data_path` is the json, read for "train" only. Raises ValueError for a file with wrong content and
-    FileNotFoundError for a missing file; missing videos are no error here.
+    FileNotFoundError for a missing file; missing videos are not an error here.
     """
     check_split("MSR-VTT", split, SPLITS)
     if split == "train":

@@ -28,7 +28,7 @@ MOST_CHARACTERS = 64 * 2**20
 def read_split(split: str, *, data_path: Path, features_path: Path, **other_flags: Path) -> list[Sample]:
     """Return the samples of "train", "val" or "test", in the order of the list.
 
-    Raises ValueError for a file with wrong content and FileNotFoundError for a missing file; missing videos are no
+    Raises ValueError for a file with wrong content and FileNotFoundError for a missing file; missing videos are not an
     error here.
     """
     check_split("MSVD", split, SPLITS)
@@ -92,5 +92,5 @@ def _captions(content: Any) -> Iterator[tuple[str, list[str]]]:
 
 def _text(word: Any) -> str:
     if not isinstance(word, str | bytes):
-        raise ValueError(f"{quoted(word)} is no word")
+        raise ValueError(f"{quoted(word)} is not a word")
     return word.decode("utf-8") if isinstance(word, bytes) else word

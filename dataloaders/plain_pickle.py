@@ -1,6 +1,6 @@
 """Read pickles of text in lists and dictionaries without running anything, in time and memory proportional to the file.
 
-This is Python's own interpreter of pickles without most of its instructions. We removed those that call something,
+This is Python's own pickle interpreter without most of its instructions. We removed those that call something,
 except for two kinds of dictionary; those that hash anything but text, since hashing a tuple of tuples of tuples takes
 exponential time; and numbers, which no text needs.
 """
@@ -73,7 +73,7 @@ def _add(target: dict[str | bytes, Any], items: list[Any]) -> dict[str | bytes, 
     """Put alternating keys and values into a dictionary."""
     for key, value in zip(items[::2], items[1::2], strict=True):
         if type(key) not in (str, bytes):
-            raise pickle.UnpicklingError("a key of a dictionary is no text")
+            raise pickle.UnpicklingError("a key of a dictionary is not text")
         if target.setdefault(key, value) is not value:
             raise pickle.UnpicklingError(f"it has {quoted(key)} twice")
     return target

@@ -1,7 +1,7 @@
 """Checks before training: whether the videos of a split can be read, and how much room the frame cache will take.
 
 A problem with a video is found here or where the video is read. It ends the run with one sentence, unless `leave_out`
-may do without that many videos.
+is allowed to skip that many videos.
 """
 
 import shutil
@@ -116,7 +116,7 @@ def _entry_bytes(sample: Sample, frames: FrameReader) -> int:
 
 
 def forecast(samples: Sequence[Sample], frames: FrameReader, allow_missing: int = 0, jobs: int = 1) -> CacheForecast:
-    """Put a few videos, evenly spread over the split, into the cache and estimate from their size what all will take.
+    """Put a few videos, evenly spread over the split, into the cache; estimate from their size how much all will take.
 
     This reads a sample of every video file's content, from `jobs` files at a time; the cache remembers them. The files
     of `samples` must exist. `allow_missing` of those that are tried may be unreadable, but not all of them. Raises

@@ -70,13 +70,13 @@ class EpochSampler(Sampler[list[tuple[int, int]]]):
         self.set_epoch(0)
 
     def set_epoch(self, epoch: int, start_batch: int = 0) -> None:
-        """Choose the epoch that the next iteration yields, without its first `start_batch` batches, to resume in it."""
+        """Set the epoch of the next iteration, which skips the first `start_batch` batches to resume within it."""
         assert 0 <= start_batch <= self.n_batches, (start_batch, self.n_batches)
         self.epoch = epoch
         self.start_batch = start_batch
 
     def __len__(self) -> int:
-        """Batches in a whole epoch, whatever `start_batch` is."""
+        """Return the number of batches in a whole epoch, whatever `start_batch` is."""
         return self.n_batches
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:

@@ -1,4 +1,4 @@
-"""`Sample`, one video with its captions, of which every data set's reader returns a list; and the videos that two such
+"""`Sample`, one video with its captions (every data set's reader returns a list of them), and the videos that two such
 lists share."""
 
 import os

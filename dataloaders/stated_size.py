@@ -38,7 +38,7 @@ def stated_size(path: Path, stream: av.VideoStream) -> int:
 
 
 def is_cut(path: Path, stream: av.VideoStream) -> bool:
-    """Whether the file is shorter than it says."""
+    """Return whether the file is shorter than it says."""
     return path.stat().st_size < stated_size(path, stream)
 
 

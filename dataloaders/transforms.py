@@ -30,8 +30,8 @@ def resize_and_crop(frames: np.ndarray, size: int, interpolation: str = "bicubic
     contiguous.
 
     Resizing is antialiased and skipped if the short side has that size already. The long side keeps its proportion, its
-    fraction dropped. Bit for bit torchvision's v2 Resize and CenterCrop on uint8; CLIP's own Pillow pipeline differs
-    from these by single grey levels.
+    fraction dropped. The result equals torchvision's v2 Resize and CenterCrop on uint8 bit for bit; CLIP's own Pillow
+    pipeline differs from these by single grey levels.
     """
     video = _channels_first(frames)
     height, width = video.shape[-2:]
@@ -44,7 +44,7 @@ def resize_and_crop(frames: np.ndarray, size: int, interpolation: str = "bicubic
 def squash(frames: np.ndarray, size: int, interpolation: str = "bicubic") -> torch.Tensor:
     """Resize both sides to `size`, whatever the frame's shape: uint8 [T, H, W, 3] -> uint8 [T, 3, S, S], contiguous.
 
-    Bit for bit torchvision's v2 Resize to a square on uint8.
+    The result equals torchvision's v2 Resize to a square on uint8 bit for bit.
     """
     video = _channels_first(frames)
     if video.shape[-2:] != (size, size):

@@ -47,8 +47,8 @@ def read_twins(
         one, other = (rows[video_id] for video_id in ids)
         if one == other or not {int(twin_of[one]), int(twin_of[other])} <= {-1, one, other}:
             raise ValueError(
-                f"{flag} {path}, line {line}: {shorten(ids[0])} and {shorten(ids[1])} are no pair, because a clip has "
-                "exactly one twin, which is another clip; correct the line."
+                f"{flag} {path}, line {line}: {shorten(ids[0])} and {shorten(ids[1])} are not a pair, because a clip "
+                "has exactly one twin, which is another clip; correct the line."
             )
         twin_of[one], twin_of[other] = other, one
     return twin_of

@@ -22,7 +22,7 @@ EXPECTED = {"train": 25_991, "val": 1500, "test": 1500}  # videos
 def read_split(split: str, *, data_path: Path, features_path: Path, **other_flags: Path) -> list[Sample]:
     """Return the samples of "train", "val" or "test", in the order of the list.
 
-    Raises ValueError for a file with wrong content and FileNotFoundError for a missing file; missing videos are no
+    Raises ValueError for a file with wrong content and FileNotFoundError for a missing file; missing videos are not an
     error here.
     """
     check_split("VATEX", split, SPLITS)

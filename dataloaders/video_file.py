@@ -6,9 +6,9 @@ scripts (AviSynth) and fetch addresses, whatever a file is called. A text named 
 frames, or a request to a server.
 
 We trust a header whose parts agree (an mp4's count, length and index); that costs nothing. For every other file we list
-the packets, which reads the file but decodes nothing, because headers err in many ways. Length times rate is no frame
-count if frames were dropped or the rate is a guess. An AVI counts empty slots. Packets are not frames either if a frame
-comes as two fields or if a packet holds a frame that is never shown; their times tell which.
+the packets, because headers err in many ways; this reads the file but decodes nothing. Length times rate is not the
+number of frames if frames were dropped or the rate is a guess. An AVI counts empty slots. Packets are not always frames
+either: a frame may come as two fields, and a packet may hold a frame that is never shown. Their times show which.
 
 Times are in seconds from the file's start, which is the earlier start of its picture and its sound, as `ffmpeg -ss` and
 players count. Sound that starts less than a frame before the picture does not count.
@@ -141,7 +141,7 @@ class VideoFacts:
 
     @property
     def length(self) -> float:
-        """Seconds from the file's start to the end of its last frame."""
+        """Return the seconds from the file's start to the end of its last frame."""
         return self.offset + self.n_frames / self.rate if self.times is None else self.ends
 
     def window(self, start: float | None, end: float | None) -> tuple[int, int]:
@@ -154,7 +154,7 @@ class VideoFacts:
         return in_window(self.n_frames, self.rate, start, end)
 
     def may_be(self, number: int, time: float | None) -> bool:
-        """Whether the frame decoded as `number`, at `time` on the stream's clock, is the frame we expected there."""
+        """Return whether the frame decoded as `number`, at `time` on the stream's clock, is the one we expected."""
         return self.guess is None or time is None or abs(time - self.guess[number]) < 0.5 / self.rate
 
     def once_decoded(self, times: Sequence[float | None]) -> "VideoFacts":
@@ -231,7 +231,7 @@ def _right_rate(times: np.ndarray, tick: float, seconds: float, rate: float) -> 
         if abs(lasting * rate - frames) <= max(1.0, WRONG_RATE * frames):
             return rate
     mean = steps / span
-    # A clock's ticks may turn 30 into 29.9997, of which whole seconds would be cut as of 29.
+    # A clock's ticks may turn 30 into 29.9997, and cutting that to a whole number would give 29.
     usual = (round(mean), round(mean * 1.001) / 1.001)
     return float(next((near for near in usual if near and _is_constant(times, near, tick)), mean))
 
@@ -245,13 +245,13 @@ def picture_offset(container: InputContainer, stream: av.VideoStream, rate: floa
 
 
 def _has_constant_index(stream: av.VideoStream, rate: float) -> bool:
-    """Whether the frames of an index, which is in decoding order, come at `rate`."""
+    """Return whether the frames of an index, which is in decoding order, come at `rate`."""
     tick = float(stream.time_base or 0)
     return _is_constant(np.fromiter((entry.timestamp for entry in stream.index_entries), np.int64) * tick, rate, tick)
 
 
 def _is_constant(times: np.ndarray, rate: float, tick: float) -> bool:
-    """Whether times, in seconds, come at `rate`, apart from rounding to a clock's ticks.
+    """Return whether times, in seconds, come at `rate`, apart from rounding to a clock's ticks.
 
     Rounding moves a time by less than a tick (Matroska and FLV count in milliseconds); where a frame lasts only a few
     ticks, it must also stay well below a frame.
@@ -288,8 +288,8 @@ def _list_packets(path: Path) -> _Packets:
 def _shown(packets: _Packets, rate: float) -> np.ndarray:
     """Return the times of the packets that are frames.
 
-    These are all of them, unless there are more than `rate` allows and leaving out those that look like no frame of
-    their own gives just as many as it does.
+    These are all of them, unless there are more than `rate` allows. Then those that do not look like separate frames
+    are left out, if the rest are exactly as many as `rate` allows.
     """
     times = packets.times
     assert times is not None
@@ -304,7 +304,7 @@ def _shown(packets: _Packets, rate: float) -> np.ndarray:
 
 
 def _lacks_its_end(path: Path, stream: av.VideoStream, seconds: float) -> bool:
-    """Whether a file whose picture ends long before `seconds` is cut off; otherwise its sound lasts longer."""
+    """Return whether a file whose picture ends long before `seconds` is cut off; if not, its sound lasts longer."""
     if stated_size(path, stream):
         return is_cut(path, stream)
     reached = start = None

@@ -1,4 +1,4 @@
-"""Multi-head attention with the seams that methods use: a context, masks, deltas of the weights.
+"""Multi-head attention that takes what methods add to it: a context, masks, and deltas of the weights.
 
 Shapes: N rows (images or texts), L tokens of a row, S context tokens, D width.
 """
@@ -15,8 +15,9 @@ from modules.kernels import usable
 from modules.kernels.attention import fits, short_attention
 from modules.precision import FrozenWeightCache
 
-# Narrower heads take plain products on a CPU: all results of STOP, with its 10-wide heads, were computed so. It is no
-# longer faster: 8.9 ms for 22 gaps of 49 patches, forward and backward on one core, and 7.7 by torch's fused kernel.
+# On a CPU, narrower heads use plain matrix products, because all our results of STOP (heads 10 wide) were computed that
+# way. This is no longer faster: 22 gaps of 49 patches, forward and backward on one core, take 8.9 ms, and 7.7 ms with
+# torch's fused kernel.
 NARROW = 16
 
 
@@ -38,10 +39,10 @@ class KeysValues(NamedTuple):
 class Attention(nn.Module):
     """Multi-head attention: queries come from x, keys and values from x followed by a context if one is given.
 
-    Where a `norm` is given, x went through LayerNorm without its gain and bias; they are multiplied into the
-    projection, once if all these weights are frozen. STOP needs that: its attention map carries queries back through
-    the projection to such an x. In the block itself it is as fast as another LayerNorm (82.8 and 81.1 ms for half a
-    block, 16 frames, forward and backward), and faster than gain and bias on the tokens (103.9 ms).
+    If a `norm` is given, x has been through LayerNorm without gain and bias. The norm's gain and bias are then folded
+    into the projection, only once if all these weights are frozen. STOP needs this: its attention map carries queries
+    back through the projection to such an x. In the block itself it is about as fast as a second LayerNorm (82.8 and
+    81.1 ms for half a block, 16 frames, forward and backward), and faster than gain and bias on the tokens (103.9 ms).
     """
 
     def __init__(self, width: int, heads: int) -> None:
@@ -124,7 +125,7 @@ class Attention(nn.Module):
                 over x and these tokens joined, without the outputs of these tokens, at less cost.
             mask: broadcastable to [N, heads, L, L + S], the context last; bool (True: may attend) or float (added).
             causal: token i of x sees tokens 0..i of x; the whole context stays visible.
-            norm: the LayerNorm whose gain and bias x still lacks.
+            norm: the LayerNorm whose gain and bias are not yet applied to x.
         """
         qkv = self.project_parts(x, norm)
         others = 0 if context is None else context.keys.shape[1]
@@ -143,7 +144,7 @@ class Attention(nn.Module):
         return self.project_out(self.attend(q, seen, mask, causal))
 
     def _in_a_tile(self, qkv: Tensor, others: int, mask: Tensor | None) -> bool:
-        """Whether `short_attention` can do this, with so many tokens in the context."""
+        """Return whether `short_attention` can do this, with `others` tokens in the context."""
         return (
             qkv.dtype in (torch.bfloat16, torch.float16)  # in fp32 it would use no tensor cores
             and usable(qkv)
@@ -153,7 +154,7 @@ class Attention(nn.Module):
 
 
 def _with_causal(mask: Tensor | None, length: int, keys: int, device: torch.device) -> Tensor:
-    """Return a mask joined with the rule that query i may not see keys i+1 to length-1; the keys after are free."""
+    """Return the mask made causal: query i cannot see keys i+1 to length-1. Later keys are not affected."""
     future = torch.ones(length, keys, dtype=torch.bool, device=device).triu(1)
     future[:, length:] = False
     if mask is None:

@@ -60,7 +60,9 @@ class CLIPArchitecture:
         if self.activation not in ACTIVATIONS:
             raise ValueError(f"CLIP's activation must be one of {', '.join(ACTIVATIONS)}, not '{self.activation}'.")
         if self.image_size % self.patch_size:
-            raise ValueError(f"CLIP's image size {self.image_size} is no multiple of its patch size {self.patch_size}.")
+            raise ValueError(
+                f"CLIP's image size {self.image_size} is not a multiple of its patch size {self.patch_size}."
+            )
         for width, heads in ((self.vision_width, self.vision_heads), (self.text_width, self.text_heads)):
             if width % heads:
                 raise ValueError(f"CLIP's width {width} does not divide into {heads} attention heads.")
@@ -144,7 +146,7 @@ class Backbone:
     def differences(self, facts: Mapping[str, Any]) -> list[str]:
         """Return the differences to `facts` of another backbone, such as "vision_heads is 16 there and 20 here".
 
-        A fact that only one side has is no difference; a later version may have more.
+        A fact that only one side has does not count, because a later version may have more facts.
         """
         here, there = _flat(self.facts()), _flat(facts)
         return [
@@ -167,7 +169,7 @@ class Backbone:
 
 @dataclass(frozen=True)
 class StatedFacts:
-    """Facts that a file, a registry or a user states of a CLIP; None where nothing is stated.
+    """Facts that a file, a registry or a user states about a CLIP; None where nothing is stated.
 
     `architecture` is set if the source states all of it, `image_size` if it states that alone.
     """

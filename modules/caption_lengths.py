@@ -9,7 +9,7 @@ ENDS = 2  # START and END, which `max_words` counts too
 
 @dataclass(frozen=True)
 class CutCaptions:
-    """Of `captions` captions, `cut` have more tokens than `max_words`, START and END included, and lose words.
+    """Counts: `cut` of `captions` captions have more tokens than `max_words`, START and END included, and lose words.
 
     `longest` is the number of tokens of the longest caption, the least --max_words that cuts none. `confused` captions
     are equal to another one after the cut, and differed from it before.
@@ -32,7 +32,7 @@ class CutCaptions:
 def count_cut(captions: Iterable[str], words: Callable[[str], list[int]], max_words: int) -> CutCaptions:
     """Count what `Tokenizer(max_words)` cuts; `words` is its method of that name.
 
-    The result is that of tokenizing every caption, at a small part of the time.
+    The result is the same as from tokenizing every caption, in a fraction of the time.
     """
     words = _by_chunk(words)
     kept = max_words - ENDS
@@ -43,7 +43,7 @@ def count_cut(captions: Iterable[str], words: Callable[[str], list[int]], max_wo
         n_captions += 1
         n_cut += len(ids) > kept
         longest = max(longest, len(ids))
-        if len(ids) >= kept:  # a shorter one is like no other that was cut
+        if len(ids) >= kept:  # a shorter one cannot equal a cut one
             whole = tuple(ids)
             rows[whole[:kept]][whole] = rows[whole[:kept]].get(whole, 0) + 1
     confused = sum(sum(times.values()) for times in rows.values() if len(times) > 1)
@@ -53,7 +53,7 @@ def count_cut(captions: Iterable[str], words: Callable[[str], list[int]], max_wo
 def _by_chunk(words: Callable[[str], list[int]]) -> Callable[[str], list[int]]:
     """Return a function like `words` that remembers each chunk between spaces.
 
-    CLIP's tokens never reach over white space, and its cleaning treats each chunk alone, unless there are letters that
+    CLIP's tokens never cross white space, and its cleaning treats each chunk alone, unless there are letters that
     ftfy may repair, or HTML entities, which may stand for white space. Captions with those go to `words` whole.
     """
     known: dict[str, list[int]] = {}

@@ -1,4 +1,4 @@
-"""CLIP's two towers, a vision and a text transformer, with `embed`, `blocks` and `pool` as seams.
+"""CLIP's two towers, a vision and a text transformer, each in three parts: `embed`, `blocks` and `pool`.
 
 The `forward` of a tower is `pool(blocks(embed(x)))`. A method that changes what happens between the blocks runs that
 loop itself, on the same parts; this file knows no prompts and no videos (a video is N = B·T images).
@@ -9,8 +9,8 @@ loop itself, on the same parts; this file knows no prompts and no videos (a vide
 Shapes: N rows (images or texts), P patches, L words (tokens in a row), S context tokens, D width, E joint embedding.
 
 Source: Radford et al., "Learning Transferable Visual Models From Natural Language Supervision", ICML 2021, section 2.
-Names inside a block and the draws for fresh weights follow https://github.com/openai/CLIP, which gives the rule for a
-block's draws for the text tower; here it serves both.
+Names inside a block and the initial values of fresh weights follow https://github.com/openai/CLIP. Its rule for the
+blocks of the text tower serves both towers here.
 """
 
 import math
@@ -45,7 +45,7 @@ class MLP(nn.Module):
         nn.init.normal_(self.c_proj.weight, std=width**-0.5)
 
     def forward(self, x: Tensor) -> Tensor:
-        # s goes into the weights; that saves two passes over the widest tensors of the tower forward and two backward.
+        # We fold s into the weights. This saves two passes over the tower's widest tensors forward, and two backward.
         # An MLP of ViT-B/32 on 16 frames, forward and backward on one CPU core: 135 ms, and 165 as z sigmoid(1.702 z).
         hidden = F.linear(x, self._in(self.in_deltas.merged(self.c_fc.weight)), self._in_bias(self.c_fc.bias))
         hidden = self.activation(self.in_deltas.add_to(hidden, x, times=self.scale))
@@ -62,7 +62,7 @@ class Block(nn.Module):
         self.attn = Attention(width, heads)
         self.ln_2 = nn.LayerNorm(width)
         self.mlp = MLP(width, activation)
-        self.recompute = False  # the inside in backward instead of keeping it: less memory, one more forward pass
+        self.recompute = False  # True: compute the inside again in backward; less memory, one more forward pass
 
     def layers(self) -> dict[str, Layer]:
         """Return the linear layers by name, for deltas; qkv is q, k and v in one."""
@@ -92,7 +92,7 @@ class Block(nn.Module):
         """Run the first half, residual included: [N, L, D] -> [N, L, D].
 
         Args:
-            normal: x after LayerNorm without gain and bias, if it is at hand.
+            normal: x after LayerNorm without gain and bias, if the caller has it.
 
         The other arguments are those of `Attention.forward`.
         """
@@ -105,7 +105,7 @@ class Block(nn.Module):
         return x + self.attn(normal, context, mask, causal, norm)
 
     def _normalised(self, x: Tensor, normal: Tensor | None) -> tuple[Tensor, nn.LayerNorm | None]:
-        """Return the input of attention, and the norm whose gain and bias it still lacks."""
+        """Return the input of attention, and the norm whose gain and bias are not yet applied to it."""
         return (self.ln_1(x), None) if normal is None else (normal, self.ln_1)
 
     def feed_forward(self, x: Tensor) -> Tensor:
@@ -129,7 +129,7 @@ class Block(nn.Module):
         causal: bool = False,
         normal: Tensor | None = None,
     ) -> Tensor:
-        """[N, L, D] -> [N, L, D]; the arguments are those of `attend`."""
+        """Run the block: [N, L, D] -> [N, L, D]; the arguments are those of `attend`."""
         return self.feed_forward(self.attend(x, context, mask, causal, normal))
 
     def first_token(
@@ -139,9 +139,9 @@ class Block(nn.Module):
         mask: Tensor | None = None,
         normal: Tensor | None = None,
     ) -> Tensor:
-        """Return the first token of `forward` alone: [N, L, D] -> [N, 1, D]; `mask` must not depend on the query.
+        """Return only the first token of `forward`: [N, L, D] -> [N, 1, D]; `mask` must not depend on the query.
 
-        For a last block of which only the class token is read: the others then need keys and values only, which is a
+        For a last block, if only its class token is read: the other tokens then need keys and values only, which is a
         sixth of the work.
         """
         return self.feed_forward(self.run(self._first_attends, x, context, mask, normal))
@@ -160,7 +160,7 @@ class Block(nn.Module):
     ) -> Tensor:
         """Return one token of each row of `attend` with `causal`: [N, L, D] -> [N, 1, D].
 
-        For a last block of which only that token is read, as `first_token`.
+        For a last block, if only that token is read; compare `first_token`.
 
         Args:
             places: int64 [N], the token's place in each row.
@@ -282,7 +282,7 @@ class TextTransformer(nn.Module):
 class CLIP(nn.Module):
     """Both towers, with fresh weights, and the learned temperature: cosines are multiplied by `exp(logit_scale)`.
 
-    `backbone` says what belongs to these weights beside them; the default is OpenAI's CLIP. A backbone whose similarity
+    `backbone` has the facts that belong to the weights; the default is OpenAI's CLIP. A backbone whose similarity
     is "sigmoid" has a learned `logit_bias` too (`modules.losses.SigmoidLoss`); for others it is None.
     """
 

@@ -3,8 +3,8 @@
 There are five kinds of source, recognised by their content: OpenAI's published archives (TorchScript; only the tensors
 are used), torch state dicts, .safetensors, and the folders of Hugging Face's `CLIPModel` and of open_clip. All keys are
 first renamed to OpenAI's, from which sizes are inferred and every name is checked, and then to those of
-`modules/clip.py`. Half precision becomes float32. What weights do not show, above all the activation, the source or the
-user must say; the loader never guesses what would run as another network.
+`modules/clip.py`. Half precision becomes float32. The source or the user must state what weights do not show, above all
+the activation. The loader never guesses it, because a wrong guess would run as another network.
 
 Shapes: P patches, L text positions, D width of a tower, E joint embedding, V vocabulary.
 """
@@ -49,7 +49,7 @@ __all__ = [
     "from_openai_keys", "infer_architecture", "load_clip", "read_state_dict", "to_openai_key", "to_openai_keys",
 ]  # fmt: skip
 
-# Of the files OpenAI published; their sizes are in the weights.
+# What holds for all files that OpenAI published; their sizes are in the weights.
 OF_OPENAI = StatedFacts("quick_gelu", **asdict(Preprocessing()))
 OPENAI_URL = "https://openaipublic.azureedge.net/clip/models"
 
@@ -127,7 +127,7 @@ def load_clip(
 
 
 def _facts_of(name: str, path: Path, state: State, asked: StatedFacts) -> StatedFacts:
-    """Return the facts that the source states of its network, or that follow from its kind."""
+    """Return the facts that the source states about its network, or that follow from its kind."""
     if is_open_clip_name(name):
         return registered_facts(name)
     facts = stated_facts(path, state)
@@ -140,7 +140,7 @@ def _facts_of(name: str, path: Path, state: State, asked: StatedFacts) -> Stated
 def backbone_of(
     path_or_name: str | Path, pretrained_dir: str | Path | None = None, asked: StatedFacts | None = None
 ) -> Backbone:
-    """Return the backbone of a known name without any file, and of anything else as `load_clip` does."""
+    """Return the backbone of a source; a known name needs no file, anything else is read as `load_clip` reads it."""
     name, asked = str(path_or_name), asked or StatedFacts()
     if name in ARCHITECTURES:
         architecture = replace(ARCHITECTURES[name], activation=asked.activation or "quick_gelu")
@@ -220,7 +220,7 @@ def _check_facts(architecture: CLIPArchitecture, facts: StatedFacts, in_hugging_
             if getattr(architecture, item.name) != getattr(facts.architecture, item.name)
         ]
         if unlike:
-            raise ValueError(f"its weights are of other sizes than its configuration says: {', '.join(unlike)}.")
+            raise ValueError(f"its weights have other sizes than its configuration says: {', '.join(unlike)}.")
 
 
 def _refuse_trained_models(path: Path, state: Mapping[str, Tensor]) -> None:
@@ -235,7 +235,7 @@ def _refuse_trained_models(path: Path, state: Mapping[str, Tensor]) -> None:
 
 
 def find_weights(path_or_name: str | Path, pretrained_dir: str | Path | None = None) -> Path:
-    """Return the file or folder that `load_clip`'s arguments mean; FileNotFoundError if there is none."""
+    """Return the file or folder that `load_clip`'s arguments name; FileNotFoundError if there is none."""
     name = str(path_or_name)
     folder = Path(pretrained_dir) if pretrained_dir is not None else None
     if is_open_clip_name(name):
@@ -290,7 +290,7 @@ def infer_architecture(
 ) -> CLIPArchitecture:
     """Infer all sizes from weights with OpenAI's names; the number of heads is not in them and defaults to width / 64.
 
-    Raises ValueError if keys are missing or surplus (the first 10 of each are listed), if it is no CLIP or one with a
+    Raises ValueError if keys are missing or surplus (the first 10 of each are listed), if it is not a CLIP or has a
     ResNet, and if the tensors that give the sizes have a wrong number of dimensions.
     """
     vision_layers = _count_blocks(state, "visual.transformer.resblocks.")

@@ -19,7 +19,7 @@ from modules.precision import FrozenWeightCache
 
 
 class WeightDelta(nn.Module):
-    """A delta that is a matrix. W + ΔW takes the place of W; in evaluation it is kept until a tensor changes."""
+    """A delta that is a matrix. W + ΔW replaces W; in evaluation the sum is cached until a tensor changes."""
 
     def weight(self) -> Tensor:
         """Return ΔW, [outputs, inputs]."""

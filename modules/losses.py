@@ -21,7 +21,7 @@ def symmetric_info_nce(logits: Tensor, video_index: Tensor | None = None) -> Ten
     unless `video_index`, int64 `[N]`, gives the number of each pair's video. Then every pair of the same video is a
     positive, and the mean is over the positives' log-probabilities: L_out of SupCon (Khosla et al., NeurIPS 2020,
     eq. 2) between captions and videos and in both directions, as UniCL (Yang et al., CVPR 2022). The positives stay in
-    the denominators, so where a video's pairs all have the same clip embedding it is the plain loss again.
+    the denominators, so the result equals the plain loss if a video's pairs all have the same clip embedding.
 
     Raises:
         ValueError: if the logits are not square, or if `video_index` does not have one number per pair.
@@ -49,7 +49,7 @@ def _square(name: str, logits: Tensor, video_index: Tensor | None) -> Tensor:
 class Loss(nn.Module):
     """A loss of similarities: built from the CLIP in training, and called with the logits of a batch."""
 
-    # Whether the loss has a temperature of its own. Then `clip.logit_scale` cancels, and training freezes it.
+    # True if the loss has its own temperature. Then `clip.logit_scale` cancels, and training freezes it.
     owns_scale = False
 
     def __init__(self, clip: CLIP) -> None:

@@ -63,7 +63,7 @@ def registered_file(name: str, folder: Path | None) -> Path:
 def _parts(name: str) -> tuple[str, str]:
     model, _, tag = name.removeprefix(PREFIX).rpartition("/")
     if not model or not tag:
-        raise ValueError(f"{name} does not read {PREFIX}NAME/TAG, as in {PREFIX}ViT-B-32/laion2b_s34b_b79k.")
+        raise ValueError(f"{name} is not of the form {PREFIX}NAME/TAG, as in {PREFIX}ViT-B-32/laion2b_s34b_b79k.")
     return model.replace("/", "-"), tag
 
 

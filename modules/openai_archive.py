@@ -106,9 +106,7 @@ class _Walk:
         declared = self.own_names.get(module.full_name)
         attributes = module.__dict__.get("attributes", {})
         if not isinstance(attributes, dict):
-            raise ValueError(
-                f"{start or 'its module'} is saved in a way of its own, which would have to be run: {FIX}."
-            )
+            raise ValueError(f"{start or 'its module'} is saved by its own code, which would have to be run: {FIX}.")
         for name, value in attributes.items():
             self.steps += 1
             if self.steps > MOST_ATTRIBUTES or depth > DEEPEST:
@@ -170,7 +168,7 @@ class _Archive:
 
 
 class _Unpickler(pickle._Unpickler):  # in Python; the one in C allocates memory of any size that a file states
-    """Reads data.pkl. The functions that a pickle gets are made anew for each load, so no file changes the next."""
+    """Reads data.pkl. Each load makes the functions that a pickle gets anew, so no file can affect the next."""
 
     stack: list[Any]
     pop_mark: Callable[[], list[Any]]
@@ -195,7 +193,7 @@ class _Unpickler(pickle._Unpickler):  # in Python; the one in C allocates memory
     def load_build(self) -> None:
         state, module = self.stack.pop(), self.stack[-1]
         if not isinstance(module, _ScriptObject):
-            raise ValueError(f"it gives a state to something else than a module: {FIX}.")
+            raise ValueError(f"it gives a state to something other than a module: {FIX}.")
         module.__setstate__(state)
 
     def find_class(self, module: str, name: str) -> Any:
@@ -220,7 +218,7 @@ class _Unpickler(pickle._Unpickler):  # in Python; the one in C allocates memory
         match reference:
             case ("storage", _Kind() as kind, str() as key, _, int() as count) if count >= 0:
                 return self.storage(str(kind), key, count)
-        raise ValueError(f"it refers to something else than a storage: {FIX}.")
+        raise ValueError(f"it refers to something other than a storage: {FIX}.")
 
 
 SETS = (pickle.EMPTY_SET, pickle.ADDITEMS, pickle.FROZENSET)  # they hash their items; torch writes none
@@ -235,12 +233,12 @@ def _put(target: Any, items: list[Any]) -> None:
     """Put alternating keys and values into a dictionary. Keys are never tuples: hashing deeply nested ones would take
     endless time."""
     if type(target) is not dict or not all(isinstance(key, str | int | float) for key in items[::2]):
-        raise ValueError(f"it holds a dictionary of something else than names and numbers: {FIX}.")
+        raise ValueError(f"it holds a dictionary of something other than names and numbers: {FIX}.")
     target.update(zip(items[::2], items[1::2], strict=True))
 
 
 class _Kind(str):
-    """The name of a storage's type; a class of its own, so that no text in the pickle passes for one."""
+    """The name of a storage's type; a separate class, so that no text in the pickle passes for one."""
 
 
 def _rebuild(storage: Any, offset: Any, size: Any, stride: Any, *_: Any) -> Tensor:

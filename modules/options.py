@@ -1,7 +1,7 @@
 """Settings declared in annotations: type, help, range and choices in one place, for flags, checks and help alike.
 
 A setting is a keyword-only argument of a constructor or a field of a dataclass, annotated with its type and its help
-line, and where it needs them with a range or choices:
+line, and if needed with a range or choices:
 
     layers: Annotated[int, "blocks of the transformer over frames", Range(1)] = 4
     pooling: Annotated[Literal["mean", "max"], "how frames become one vector"] = "mean"

@@ -1,7 +1,7 @@
 """Loading checkpoints that other systems released into our methods.
 
-A method with a released counterpart names each of its tensors as that does (`Method.released_name`). This module maps
-the released names back, and lists everything that does not fit.
+A method with a released counterpart knows the released name of each of its tensors (`Method.released_name`). This
+module maps the released names back, and lists everything that does not fit.
 """
 
 from collections.abc import Mapping
@@ -27,7 +27,7 @@ def load_released_state_dict(method: Method, state_dict: Mapping[str, Tensor]) -
     backbone = method.clip.backbone
     if backbone.architecture.activation != "quick_gelu" or backbone.preprocessing != Preprocessing():
         raise ValueError(
-            f"the released weights are for OpenAI's CLIP, and the one given is run in another way ({backbone}); pass "
+            f"the released weights are for OpenAI's CLIP, and the one given runs differently ({backbone}); pass "
             "--pretrained_clip_name of OpenAI's"
         )
     theirs = {key.removeprefix("module."): tensor for key, tensor in state_dict.items()}

@@ -19,7 +19,7 @@ from torch import Tensor, uint8
 DIGEST = "content_sha256"
 # A second entry, so that damage to the name of the first does not pass for a file that never had one.
 MARK = "sealed"
-FOLDER = 0x10  # of the attributes of an entry in a zip archive
+FOLDER = 0x10  # the bit in the attributes of a zip archive's entry that marks a folder
 
 
 class DamagedFileError(ValueError):
@@ -66,8 +66,8 @@ def check_sealed_file(path: Path, tensors: Mapping[str, Tensor]) -> bool:
 
 
 def damaged_entry(path: Path) -> str | None:
-    """Return the first damaged entry of a zip archive, or None. A damaged structure raises as `zipfile` does, and
-    BadZipFile an archive that may unpack to far more than its size."""
+    """Return the first damaged entry of a zip archive, or None. A damaged structure raises what `zipfile` raises;
+    an archive that may unpack to far more than its size raises BadZipFile."""
     with zipfile.ZipFile(path) as archive:
         for entry in archive.infolist():
             if entry.compress_type != zipfile.ZIP_STORED and "/code/" not in entry.filename:
@@ -80,7 +80,7 @@ def damaged_entry(path: Path) -> str | None:
 def check_archive(path: Path) -> None:
     """Raise DamagedFileError if a checksum in a zip archive of torch is wrong; other files pass."""
     try:
-        if not zipfile.is_zipfile(path):  # raises itself where bytes say that the archive spans several disks
+        if not zipfile.is_zipfile(path):  # raises too if the file says that it spans several disks
             return
         damaged = damaged_entry(path)
     except (zipfile.BadZipFile, zlib.error, EOFError, ValueError, NotImplementedError, RuntimeError) as error:

@@ -25,7 +25,7 @@ def check_vocabulary(backbone: Backbone) -> None:
 
 
 class Tokenizer:
-    """Callable: captions -> int64 [N, max_words].
+    """Turns captions into int64 ids [N, max_words] when called.
 
     `max_words` counts START and END, as in the CLIP4Clip lineage; ValueError unless it is in 3..77.
     """
@@ -42,15 +42,15 @@ class Tokenizer:
         self._bpe = SimpleTokenizer()
 
     def words(self, text: str) -> list[int]:
-        """All word ids of one caption, uncut, after CLIP's cleaning (ftfy, HTML entities, white space, lower case).
+        """Return all word ids of one caption, uncut, after CLIP's cleaning (`modules.backbones.Tokens`).
 
-        A control token spelled out in a caption is no word and is left out: an END among the words would hide the rest
-        of the caption, since the text tower reads its answer where END stands.
+        A control token spelled out in a caption is left out: an END among the words would hide the rest of the caption,
+        because the text tower takes its output from the position of END.
         """
         return [token for token in self._bpe.encode(text) if token < START_TOKEN]
 
     def __call__(self, texts: str | Sequence[str]) -> Tensor:
-        """One caption or N -> int64 [N, max_words]; of a long caption the first max_words - 2 words stay."""
+        """Tokenize one caption or N: int64 [N, max_words]; a long caption keeps its first max_words - 2 words."""
         texts = [texts] if isinstance(texts, str) else texts
         token_ids = torch.zeros(len(texts), self.max_words, dtype=torch.int64)
         for row, text in zip(token_ids, texts, strict=True):

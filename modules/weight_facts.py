@@ -47,7 +47,7 @@ KINDS = {  # names of unsupported parts, for the message
     "tokenizer_kwargs": "another tokenizer than CLIP's",
     "multimodal_cfg": "CoCa's text decoder",
     "init_logit_bias": "a sigmoid similarity with a bias",
-    "custom_text": "a text tower of its own kind",
+    "custom_text": "a custom text tower",
     "no_causal_mask": "text attention without a causal mask",
 }
 

@@ -30,7 +30,7 @@ def read_state_dict(path: str | Path) -> State:
     """Read the tensors of a weights file, Hugging Face folder or open_clip folder, with the names they have there.
 
     Reads TorchScript archives, torch files (tensors only; also {"state_dict": ...} and {"model_state_dict": ...}) and
-    .safetensors. DistributedDataParallel's prefix "module." is removed. Entries that are no weights (sizes in OpenAI's
+    .safetensors. DistributedDataParallel's prefix "module." is removed. Entries that are not weights (sizes in OpenAI's
     archives, index buffers of Hugging Face) are left out.
 
     Raises FileNotFoundError if nothing is there, and ValueError if it is none of these or if a checksum shows that it
@@ -51,7 +51,7 @@ def read_state_dict(path: str | Path) -> State:
     others = [str(key) for key, value in state.items() if not (isinstance(key, str) and isinstance(value, Tensor))]
     if others:
         raise ValueError(
-            f"{path} is no state dict, for some entries are no named tensors ({len(others)}): {some(others)}."
+            f"{path} is not a state dict: some entries are not named tensors ({len(others)}): {some(others)}."
         )
     if state and all(key.startswith("module.") for key in state):
         state = {key.removeprefix("module."): tensor for key, tensor in state.items()}
@@ -79,22 +79,22 @@ def _load(path: Path) -> Any:
             raise
         raise ValueError(_unreadable(path)) from error
     except ValueError as error:
-        raise ValueError(f"{path} is no weights file: {error}") from error
+        raise ValueError(f"{path} is not a weights file: {error}") from error
     except pickle.UnpicklingError as error:
         if "Unsupported global" in str(error) or "Unsupported class" in str(error):
             raise ValueError(
-                f"{path} is no weights file: it holds Python objects beside tensors, which are not read because that "
-                f"would run code. Save the state_dict() of the model alone with torch.save and pass that file."
+                f"{path} is not a weights file: it holds Python objects beside tensors, which are not read because "
+                f"that would run code. Save the state_dict() of the model alone with torch.save and pass that file."
             ) from error
         raise ValueError(_unreadable(path)) from error
-    except Exception as error:  # bytes that are no pickle can fail in any way
+    except Exception as error:  # bytes that are not a pickle can fail in any way
         raise ValueError(_unreadable(path)) from error
 
 
 def _unreadable(path: Path) -> str:
     return (
-        f"{path} is no weights file (a TorchScript archive, a torch file of nothing but tensors, or .safetensors), or "
-        f"is damaged; if it was downloaded, download it again."
+        f"{path} is not a weights file (a TorchScript archive, a torch file of nothing but tensors, or .safetensors), "
+        f"or is damaged; if it was downloaded, download it again."
     )
 
 
@@ -144,5 +144,5 @@ def read_json(path: Path) -> dict[str, Any]:
     except ValueError as error:
         raise ValueError(f"{path} is not JSON ({shorten(str(error))}).") from error
     if not isinstance(content, dict):
-        raise ValueError(f"{path} is no JSON object.")
+        raise ValueError(f"{path} is not a JSON object.")
     return content

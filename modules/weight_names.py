@@ -14,7 +14,7 @@ from modules.quoting import some
 
 State = dict[str, Tensor]
 
-# Entries of OpenAI's archives that are no weights, and index buffers of older Hugging Face files.
+# Entries of OpenAI's archives that are not weights, and index buffers of older Hugging Face files.
 NOT_WEIGHTS = {
     "input_resolution",
     "context_length",
@@ -56,7 +56,7 @@ HUGGING_FACE_BLOCK_PARTS = {
 
 
 def has_hugging_face_keys(state: Mapping[str, Any]) -> bool:
-    """Whether the keys are those of a Hugging Face `CLIPModel`."""
+    """Return whether the keys are those of a Hugging Face `CLIPModel`."""
     return any(key.startswith(("text_model.", "vision_model.")) for key in state)
 
 
@@ -97,7 +97,7 @@ def from_hugging_face_keys(state: Mapping[str, Tensor]) -> State:
             present = [state[part] for part in parts if part in state]
             faults += [f"{part} is missing" for part in parts if part not in state]
             if len({part.shape for part in present}) > 1:
-                faults.append(f"{', '.join(parts)} have unlike shapes")
+                faults.append(f"{', '.join(parts)} have different shapes")
             else:
                 converted[joined] = torch.cat(present)
         else:

@@ -57,7 +57,7 @@ def fill(config: Config, backbone: Backbone, split: str, jobs: int, shard: tuple
 
 
 def run(argv: Sequence[str] | None) -> int:
-    """Run the command; returns the exit code 0 or 1. ValueError or OSError if it cannot start or go on."""
+    """Run the command; returns the exit code 0 or 1. ValueError or OSError if it cannot start or continue."""
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
     parser.add_argument("--split", default="all")
     parser.add_argument("--jobs", default=str(default_jobs()))

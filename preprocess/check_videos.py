@@ -113,7 +113,7 @@ def run(options: argparse.Namespace) -> int:
     samples = list({sample.path: sample for split in splits for sample in read_split(split, **files)}.values())
 
     findings = check_all([sample.path for sample in samples], options.max_frames, jobs)
-    for row, reason in missing_files(samples).items():  # they know which list names a file
+    for row, reason in missing_files(samples).items():  # these reasons name the list that asks for the file
         findings[row] = replace(findings[row], reason=reason)
     if options.output:
         write_report(options.output, findings)
@@ -133,7 +133,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
     parser = argparse.ArgumentParser(description="Decode every video that a data set needs and report what is wrong.")
     parser.add_argument("--datatype", choices=sorted(DATASETS), default="msrvtt")
-    parser.add_argument("--train_csv", type=Path, help="as for training; so are the next three")
+    parser.add_argument("--train_csv", type=Path, help="as for training, like the next three flags")
     parser.add_argument("--val_csv", type=Path)
     parser.add_argument("--data_path", type=Path)
     parser.add_argument("--features_path", type=Path, required=True, help="folder with the videos")

@@ -31,7 +31,7 @@ def plan(input_root: Path, output_root: Path) -> Plan:
     here, there = input_root.resolve(), output_root.resolve()
     if here == there or here in there.parents or there in here.parents:
         raise ValueError(
-            f"--output_root {output_root} and --input_root {input_root} lie in one another: separate them."
+            f"--output_root {output_root} and --input_root {input_root} overlap: name two separate folders."
         )
     sources: dict[Path, Path] = {}  # by output
     passed_over: list[Path] = []
@@ -61,7 +61,7 @@ def plan(input_root: Path, output_root: Path) -> Plan:
 
 
 def name_passed_over(files: Sequence[Path]) -> None:
-    """Name the files that were not taken for videos; of many only the first, and how many of each extension."""
+    """Print the files that were not taken for videos; if there are many, the first ones and a count per extension."""
     if not files:
         return
     print(f"{len(files)} files were passed over, since they have no video's extension:", file=sys.stderr)

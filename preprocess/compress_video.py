@@ -96,7 +96,7 @@ class Interrupted(Exception):
 
 @dataclass(frozen=True)
 class Compressor:
-    """Makes one output file of one video; called from many threads."""
+    """Makes one output file from one video; called from many threads."""
 
     ffmpeg: str
     encoding: Encoding
@@ -125,8 +125,8 @@ class Compressor:
         return True
 
     def _is_there(self, output: Path, source: Path, seconds: float | None) -> bool:
-        """Whether `output` was made from this version of `source`, is complete, and has square pixels, which files of
-        early versions lack."""
+        """Return whether `output` was made from this version of `source`, is complete, and has square pixels, which
+        files of early versions lack."""
         if not output.exists() or output.stat().st_mtime_ns < source.stat().st_mtime_ns:
             return False
         return self._shortfall(seconds, output, source) is None and has_square_pixels(output)
@@ -208,7 +208,7 @@ def picture_begins(container: InputContainer, stream: av.VideoStream) -> float:
 
 
 def has_square_pixels(path: Path) -> bool:
-    """Whether players show a file with square pixels, to within two pixels."""
+    """Return whether players show a file with square pixels, to within two pixels."""
     with open_video(path) as (_, stream):
         ratio = float(stream.sample_aspect_ratio or 1)
         return abs(ratio - 1) * max(stream.width, stream.height) < 2
@@ -217,8 +217,8 @@ def has_square_pixels(path: Path) -> bool:
 def video_seconds(path: Path) -> float | None:
     """Return the length of a file's picture as its header states it, None if it states none.
 
-    In containers that state one length for all streams (flv) it is that of the sound if the sound is longer. VideoError
-    if `path` cannot be opened as a video.
+    If a container states one length for all streams (flv), this is the length of the sound if that is longer.
+    VideoError if `path` cannot be opened as a video.
     """
     with open_video(path) as (container, stream):
         if stream.frames > path.stat().st_size:  # an AVI without a known end, whose length derives from that number
@@ -263,7 +263,7 @@ def find_ffmpeg() -> str:
             if b"libx264" in said.stdout and version and int(version[1]) >= MIN_LIBAVFILTER:
                 return program
     raise FileNotFoundError(
-        "no ffmpeg from version 5 on with libx264 was found: install one, or run pip install imageio-ffmpeg --upgrade."
+        "no ffmpeg of version 5 or newer with libx264 was found: install one, or pip install imageio-ffmpeg --upgrade."
     )
 
 

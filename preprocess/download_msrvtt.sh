@@ -10,7 +10,7 @@
 #   parts="weights captions" bash preprocess/download_msrvtt.sh
 # clip_url, captions_url and videos_url set another address, also file:///... Needs curl.
 # After an interruption, run it again: it continues the unfinished file, NAME.part, skips what is there, and unpacks
-# again what was half unpacked. A file with its final name is complete; an answer that is no archive never gets it.
+# again what was half unpacked. A file with its final name is complete; an answer that is not an archive never gets it.
 set -euo pipefail
 NGPU=1 source "$(dirname "$0")/../scripts/_launch.sh" # for PYTHON and repository; launches nothing
 
@@ -119,7 +119,7 @@ has_directory() {
     "$PYTHON" -c 'import sys, zipfile; sys.exit(not zipfile.is_zipfile(sys.argv[1]))' "$1"
 }
 
-# fetch URL FILE SHA256 VARIABLE [MOST_MB]: download URL to FILE; VARIABLE is the one that sets another address; with
+# fetch URL FILE SHA256 VARIABLE [MOST_MB]: download URL to FILE; VARIABLE sets another address; with
 # MOST_MB, the file must be a zip file of at most that size
 fetch() {
     local url=$1 file=$2 sha256=$3 variable=$4 most_mb=${5:-}
@@ -153,7 +153,7 @@ fetch() {
                 rm -f "$part"
                 fail "$url is larger than the $(in_words "$most_mb") that $file may have: set $variable to another place."
                 ;;
-            23:*) fail "$part cannot be written: make room and run again, it goes on from there." ;;
+            23:*) fail "$part cannot be written: make room and run again, it continues from there." ;;
             1:* | 3:* | 37:*) fail "$url is not a valid address: set $variable to another place." ;;
         esac
         tries=$((tries + 1))
@@ -162,7 +162,7 @@ fetch() {
             tries=0
         fi
         [ "$tries" -lt "$max_tries" ] || fail "$url cannot be reached (curl's exit code is $status): run again later," \
-            "it goes on where it stopped, or set $variable to another place."
+            "it continues where it stopped, or set $variable to another place."
         sleep "$retry_wait"
     done
     if ! has_sha256 "$part" "$sha256"; then
@@ -239,7 +239,7 @@ except ImportError as error:
 name, folder = sys.argv[1:]
 if name not in RELEASES:
     names = ", ".join(RELEASES)
-    sys.exit(f"error: pretrained_clip_name={name} is none of {names}: choose one, or leave weights out of parts.")
+    sys.exit(f"error: pretrained_clip_name={name} is not one of {names}: choose one, or leave weights out of parts.")
 try:
     found = find_weights(name, folder).name
 except FileNotFoundError:
@@ -307,9 +307,9 @@ done
 if [ ${#plan[@]} -gt 0 ]; then
     echo "To fetch:"
     printf '  %s\n' "${plan[@]}"
-    echo "Unpacked and with the archives it takes about $(in_words "$clip_mb") in $pretrained_dir and" \
-        "$(in_words "$data_mb") in $DATA_PATH; free are $(in_words "$(free_mb "$pretrained_dir")") and" \
-        "$(in_words "$(free_mb "$DATA_PATH")")."
+    echo "Archives and unpacked files together take about $(in_words "$clip_mb") in $pretrained_dir and" \
+        "$(in_words "$data_mb") in $DATA_PATH; $(in_words "$(free_mb "$pretrained_dir")") and" \
+        "$(in_words "$(free_mb "$DATA_PATH")") are free there."
     echo "The weights are OpenAI's, MSR-VTT is Microsoft Research's, and the videos belong to those who published them."
     echo "None of it is part of this project: their licences and terms apply to it; read them first."
     clip_disk=$(disk_of "$pretrained_dir")
@@ -321,7 +321,7 @@ if [ ${#plan[@]} -gt 0 ]; then
         check_space "$data_mb" "$DATA_PATH"
     fi
     if [ -z "$yes" ]; then
-        [ -t 0 ] || refuse "nothing was fetched, because there is no terminal to ask at: pass --yes to agree."
+        [ -t 0 ] || refuse "nothing was fetched, because there is no terminal to ask on: pass --yes to agree."
         read -r -p "Fetch it? [y/N] " answer
         case $answer in
             y | Y | yes | Yes) ;;

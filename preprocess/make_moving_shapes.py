@@ -1,4 +1,4 @@
-"""Make the made world on disk: h264 clips of moving shapes, with csv and json files in MSR-VTT's formats.
+"""Write the made world to disk: h264 clips of moving shapes, with csv and json files in MSR-VTT's formats.
 
     python preprocess/make_moving_shapes.py --output_dir data/moving_shapes
 
@@ -189,7 +189,7 @@ def _settings(options: argparse.Namespace) -> dict[str, object]:
 
 
 def _already_made(output: Path, settings: dict[str, object]) -> bool:
-    """Whether `output` holds exactly this world; ValueError if it holds files that this command did not make."""
+    """Return whether `output` holds exactly this world; ValueError if it holds files that this command did not make."""
     if output.exists() and not output.is_dir():
         raise ValueError(f"--output_dir {output} is a file: name a folder.")
     if not output.is_dir() or not any(output.iterdir()):
@@ -232,7 +232,7 @@ def make(options: argparse.Namespace) -> None:
         return
     training, test = plan(options.train_pairs, options.test_pairs, options.captions_per_video, options.seed)
     output.parent.mkdir(parents=True, exist_ok=True)
-    # Built next to its place and moved there in one step, so that a failed run leaves nothing that looks complete.
+    # Built beside its final place and moved there in one step: a failed run leaves nothing that looks complete.
     with tempfile.TemporaryDirectory(prefix=f".{output.name}.", dir=output.parent) as scratch:
         made = Path(scratch) / "made"
         made.mkdir()
@@ -251,7 +251,7 @@ def make(options: argparse.Namespace) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
-    parser = argparse.ArgumentParser(description="Make the made world of moving shapes in MSR-VTT's file formats.")
+    parser = argparse.ArgumentParser(description="Write clips of moving shapes in MSR-VTT's file formats.")
     parser.add_argument("--output_dir", type=Path, required=True, help="folder to make, for example data/moving_shapes")
     parser.add_argument("--train_pairs", type=int, default=2000, help="number of training clips and backwards twins")
     parser.add_argument("--test_pairs", type=int, default=120, help="number of test clips and backwards twins")

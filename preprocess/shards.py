@@ -1,4 +1,4 @@
-"""Shared by the commands over many videos: dividing work over machines, processes and processors, and exit codes."""
+"""What the commands over many videos share: dividing work over machines, processes and processors, and exit codes."""
 
 import argparse
 import os

@@ -1,4 +1,4 @@
-"""Train the small CLIP of the made world, on still images alone.
+"""Train the small CLIP of the made world, on still images only.
 
     python preprocess/train_small_clip.py --output pretrained/moving_shapes_clip.safetensors --seed 0
 
@@ -180,7 +180,7 @@ def embed(model: CLIP, pixels: Tensor, token_ids: Tensor) -> tuple[Tensor, Tenso
 
 
 def _distinct(stills: Iterator[Still], signed: bool, n: int) -> list[Still]:
-    """Return `n` stills, signed or not, such that no caption fits another still; twins of signed stills may occur."""
+    """Return `n` stills, signed or not. No caption fits another still, but twins of signed stills may occur."""
     found: dict[object, Still] = {}
     for still in stills:
         if still.signed == signed:

@@ -50,7 +50,7 @@ def short_attention(
 
     Args:
         qkv: [N, L, 3 D] of bf16, fp16 or fp32: queries, keys and values one after another on the last axis.
-        context_keys: [N, S, D], or [1, S, D] for the same in all rows. Views need no copy if their last axis has a
+        context_keys: [N, S, D], or [1, S, D] if all rows share it. Views need no copy if their last axis has a
             unit stride. Other dtypes are cast to that of qkv.
         context_values: as `context_keys`; both or neither.
         mask: bool (True: may attend), broadcastable to [N, 1, L, L + S], the context last.
@@ -175,7 +175,7 @@ def _room(qkv: Tensor, context: Tensor) -> Tensor:
 
 
 def _gathered(gradient: Tensor | None, context: Tensor | None, qkv: Tensor) -> Tensor:
-    """Turn a context's gradient in each row into that of the context as it was given."""
+    """Turn the gradient of a context in each row into the gradient of the context as it was given."""
     if gradient is None or context is None:
         return qkv.new_empty(0)
     if len(context) == len(gradient):

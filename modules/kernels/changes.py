@@ -46,7 +46,7 @@ if HAS_TRITON:
 
     @triton.jit
     def _frame_start(frame, frames_a_sequence, per_sequence, patches, width):
-        """The offset of a frame's first patch in its clip; each sequence begins with a class token."""
+        """Return the offset of a frame's first patch in its clip; each sequence begins with a class token."""
         return (frame // frames_a_sequence) * per_sequence + (1 + frame % frames_a_sequence * patches) * width
 
     @triton.jit
@@ -54,7 +54,7 @@ if HAS_TRITON:
         tokens, gaps, changes, clips, frames, frames_a_sequence, per_clip, per_sequence, patches, width,
         MASKED: tl.constexpr, Q: tl.constexpr, PATCHES: tl.constexpr, CHANNELS: tl.constexpr,
     ):  # fmt: skip
-        """Tokens -> changes."""
+        """Compute the changes from the tokens."""
         row = tl.program_id(0).to(tl.int64)
         clip, j = row // (frames + 1), row % (frames + 1)
         channel = tl.program_id(1) * CHANNELS + tl.arange(0, CHANNELS)
@@ -77,7 +77,7 @@ if HAS_TRITON:
         of_changes, gaps, of_tokens, clips, frames, frames_a_sequence, per_clip, per_sequence, patches, width,
         MASKED: tl.constexpr, Q: tl.constexpr, PATCHES: tl.constexpr, CHANNELS: tl.constexpr,
     ):  # fmt: skip
-        """The gradient of changes -> that of tokens."""
+        """Compute the gradient of the tokens from that of the changes."""
         clip, frame = tl.program_id(0).to(tl.int64) // frames, tl.program_id(0) % frames
         channel = tl.program_id(1) * CHANNELS + tl.arange(0, CHANNELS)
         patch = tl.program_id(2) * PATCHES + tl.arange(0, PATCHES)
@@ -98,14 +98,14 @@ if HAS_TRITON:
 
     @triton.jit
     def _tap(to, of, patches, grid):
-        """The tap, 0 to 8, by which the feature at patch `of` sees the change at patch `to`; 9 if it does not."""
+        """Return the tap, 0 to 8, by which the feature at patch `of` sees the change at `to`; 9 if it does not."""
         dy, dx = to // grid - of // grid + 1, to % grid - of % grid + 1
         near = (dy >= 0) & (dy < 3) & (dx >= 0) & (dx < 3) & (to < patches) & (of < patches) & (to >= 0) & (of >= 0)
         return tl.where(near, 3 * dy + dx, 9)
 
     @triton.jit
     def _matrix(taps, seen, out, patches, grid, BACK: tl.constexpr):
-        """One tap in time as a matrix from the patches seen to the patches written."""
+        """Return one tap in time as a matrix from the patches seen to the patches written."""
         if BACK:
             which = _tap(out[None, :], seen[:, None], patches, grid)
         else:
@@ -140,7 +140,7 @@ if HAS_TRITON:
         BACK: tl.constexpr, TAPS: tl.constexpr, ROWS: tl.constexpr,
         Q: tl.constexpr, CHUNK: tl.constexpr, HALO: tl.constexpr,
     ):  # fmt: skip
-        """Changes -> features; with BACK, the gradient of features -> that of changes."""
+        """Compute the features from the changes; with BACK, the gradient of the changes from that of the features."""
         channel = tl.program_id(0).to(tl.int64)
         out = tl.program_id(2) * CHUNK + tl.arange(0, CHUNK)
         seen = out - HALO
@@ -211,8 +211,8 @@ if HAS_TRITON:
         TAPS: tl.constexpr, ROWS: tl.constexpr, Q: tl.constexpr,
         CHUNK: tl.constexpr, FIRST: tl.constexpr, SEEN: tl.constexpr,
     ):  # fmt: skip
-        """Changes and the gradient of features -> a channel's kernel's gradient, from the features of one chunk and the
-        SEEN patches from FIRST on that they see."""
+        """Compute the gradient of a channel's kernel from the changes and the gradient of the features: of the features
+        of one chunk, and the SEEN patches from FIRST on that they see."""
         part, channel, chunk = tl.program_id(0), tl.program_id(1), tl.program_id(2)
         of = chunk * CHUNK + tl.arange(0, CHUNK)
         to = chunk * CHUNK + FIRST + tl.arange(0, SEEN)
@@ -238,7 +238,7 @@ if HAS_TRITON:
 
 @torch.library.custom_op("stop::frame_changes", mutates_args=())
 def frame_changes(tokens: Tensor, gap_mask: Tensor | None, frames: int) -> Tensor:
-    """Take the changes `[D,B,T+1,Q]` of sequences `[B,C,L,D]` of T frames; differentiable once.
+    """Return the changes `[D,B,T+1,Q]` of sequences `[B,C,L,D]` of T frames; differentiable once.
 
     Changes in gaps that bool `[B,T-1]` marks false are zero.
     """
@@ -308,7 +308,7 @@ def change_energy(changes: Tensor, kernel: Tensor, patches: int) -> tuple[Tensor
 
     Returns:
         The energy fp32 `[B,N,P]`, the mean square over channels of the features; and the features themselves, kept for
-        the gradient, which lie as the changes do and are zero behind the N places.
+        the gradient, which lie as the changes do and are zero after the N places.
     """
     width, batch, per_clip, q = changes.shape
     places, size = per_clip + 1 - kernel.shape[2], batch * per_clip * q
@@ -410,12 +410,12 @@ def padded(patches: int) -> int:
 
 
 def _patches(count: int, length: int, frames: int) -> int:
-    """P of T frames in C sequences of L tokens."""
+    """Return P for T frames in C sequences of L tokens."""
     return (length - 1) * count // frames
 
 
 def _chunks(patches: int, x: Tensor) -> tuple[int, int, int]:
-    """Return the patches in a chunk, the chunks in a frame, and how far a chunk sees before and behind itself."""
+    """Return the patches in a chunk, the chunks in a frame, and how far a chunk sees before and after itself."""
     most = CHUNK if x.element_size() == 2 else CHUNK // 2
     size = min(most, max(LEAST, triton.next_power_of_2(patches)))
     count = triton.cdiv(patches, size)

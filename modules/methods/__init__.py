@@ -1,4 +1,4 @@
-"""All methods, by the name that `--method` takes. A new method is a file in this folder and a line here."""
+"""All methods, by the name that `--method` takes. To add a method, add a file to this folder and a line here."""
 
 from typing import Any
 

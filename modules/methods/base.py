@@ -34,11 +34,11 @@ class DeadParameters:
 class Method(nn.Module):
     """A way to turn CLIP into a video-text model. Subclasses set `requires_grad` and own the loop over CLIP's blocks.
 
-    `clip` stays one child, `self.clip`. The parameters that it has here are pre-trained, and all others are new, even
-    those that a method adds inside `clip` later, such as a parametrization of a weight.
+    `clip` becomes one child, `self.clip`. The parameters that it has at that moment are pre-trained. All others are
+    new, even those that a method adds inside `clip` later, such as a parametrization of a weight.
     """
 
-    # Whether each side is one vector and `similarity` a scaled dot product, which is what a vector index can search.
+    # True if each side is one vector and `similarity` is a scaled dot product. A vector index can search nothing else.
     is_dot_product: ClassVar[bool] = True
 
     def __init__(self, clip: CLIP) -> None:
@@ -68,15 +68,15 @@ class Method(nn.Module):
         return cosine_similarity(text, video, self.clip.logit_scale)
 
     def forward(self, video: Tensor, frame_mask: Tensor, token_ids: Tensor) -> tuple[Any, Any]:
-        """Embed a batch of pairs: the rows of text and those of video."""
+        """Embed a batch of pairs; return the rows of text and those of video."""
         return self.encode_text(token_ids), self.encode_video(video, frame_mask)
 
     def decays(self, name: str, parameter: nn.Parameter) -> bool:
-        """Whether weight decay applies to this parameter: matrices and kernels yes, biases, norms and scalars no."""
+        """Return whether weight decay applies: to matrices and kernels, not to biases, norms and scalars."""
         return parameter.dim() > 1
 
     def parameter_groups(self, lr: float, coef_lr: float, weight_decay: float) -> list[dict[str, Any]]:
-        """The trainable parameters as optimiser groups, each with `name`, `params`, `lr`, `weight_decay`.
+        """Return the trainable parameters as optimiser groups, each with `name`, `params`, `lr`, `weight_decay`.
 
         New parameters learn at `lr`, pre-trained ones at `lr * coef_lr` (as in CLIP4Clip).
         """
@@ -95,18 +95,18 @@ class Method(nn.Module):
         ]
 
     def is_pretrained(self, parameter: nn.Parameter) -> bool:
-        """Whether this very parameter came with the CLIP that the method was built around."""
+        """Return whether this very parameter came with the CLIP that the method was built around."""
         return any(parameter is known for known in self._pretrained)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
-        """torch's own, behind `to`, `to_empty`, `double` and so on, which may exchange parameters for others."""
+        """Do what torch does behind `to`, `double` ..., which may replace parameters; track the pre-trained ones."""
         names = self._pretrained_names()
         super()._apply(fn, recurse)
         self._remember(names)
         return self
 
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
-        """torch's own, which exchanges parameters for others where `assign` is set."""
+        """Do what torch does, which replaces parameters if `assign` is set; track the pre-trained ones."""
         names = self._pretrained_names()
         result = super().load_state_dict(state_dict, strict, assign)
         self._remember(names)

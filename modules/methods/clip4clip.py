@@ -94,7 +94,7 @@ class CLIP4Clip(Method):
         return masked_mean(frames, frame_mask)
 
     def decays(self, name: str, parameter: nn.Parameter) -> bool:
-        """As in the released code, biases alone do not decay: LayerNorm weights and the temperature do."""
+        """Return False only for biases: as in the released code, LayerNorm weights and the temperature decay."""
         return not name.endswith("bias")
 
     def released_name(self, name: str) -> str:

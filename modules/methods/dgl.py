@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from modules.clip import CLIP, Block, KeysValues
 from modules.methods.base import DeadParameters, Method
 from modules.options import Range
+from modules.released.padding import hold_last_frame
 from modules.released.shared_latent import (
     LatentPrompts,
     LinearLatentSpace,
@@ -24,7 +25,6 @@ from modules.released.shared_latent import (
     round_to_half,
     uniform_prompts,
 )
-from modules.stop.tokens import hold_last_frame
 from modules.text_prompts import encode_with_context, seen_after_start, seen_from_end
 
 GLOBAL_PROMPTS = 4  # G; the first of them becomes the clip's embedding
@@ -43,8 +43,8 @@ class DGL(Method):
     """Sections 3.2 and 3.3: shared latent space and global-local attention, as released.
 
     Raises:
-        ValueError: if the towers differ in depth. With the shared latent space `transformer`, which has prompts for
-            each frame, also by `encode_video` for clips of other than `max_frames` frames.
+        ValueError: if the towers differ in depth. `encode_video` raises it for clips of other than `max_frames` frames
+            if the shared latent space is `transformer`, which has prompts for each frame.
     """
 
     def __init__(
@@ -84,8 +84,8 @@ class DGL(Method):
         return self._encode_text(token_ids, prompts), self._encode_video(video, frame_mask, prompts)
 
     def encode_video(self, video: Tensor, frame_mask: Tensor) -> Tensor:
-        """Embed clips, `[B,T,3,H,W]` -> `[B,E]`. The last real frame replaces padding frames: the release has no
-        padding, its loader repeats that frame."""
+        """Embed clips, `[B,T,3,H,W]` -> `[B,E]`. The last real frame replaces padding frames, because the
+        loader of the release repeats that frame and has no padding."""
         return self._encode_video(video, frame_mask, self.latent())
 
     def encode_text(self, token_ids: Tensor) -> Tensor:
@@ -126,23 +126,25 @@ class DGL(Method):
         return encode_with_context(self.clip.text, context, seen, token_ids, partial(self.feed_forward, "text"))
 
     def feed_forward(self, tower: Literal["visual", "text"], layer: int, block: Block, x: Tensor) -> Tensor:
-        """Run the second half of a block, a seam for adapters: `[...,D]` -> `[...,D]`."""
+        """Run the second half of a block: `[...,D]` -> `[...,D]`. A subclass can add adapters here."""
         return block.feed_forward(x)
 
     def decays(self, name: str, parameter: nn.Parameter) -> bool:
-        """The releases exempt only tensors with `bias` in their name: learned prompts and norms decay."""
+        """Return False only for tensors with `bias` in their name, as in the releases: prompts and norms decay."""
         return "bias" not in name
 
     def dead_parameters(self) -> list[DeadParameters]:
-        """The transformer space has dead key biases. The linear space has a dead projection of the postfix; the postfix
-        of the transformer space has no tensors of its own."""
+        """Return the key biases of the transformer space, or the linear space's projection of the postfix.
+
+        The postfix of the transformer space has no separate tensors.
+        """
         if isinstance(self.latent, TransformerLatentSpace):
             return [DeadParameters("latent.block.attn.in_proj_bias", KEY_BIAS, 1 / 3)]
         if self.text_postfix == "before_end":
             return []
         return [
             DeadParameters(
-                "latent.postfix", "behind the padding, where the causal mask hides it; weight decay alone changes it"
+                "latent.postfix", "after the padding, where the causal mask hides it; weight decay alone changes it"
             )
         ]
 
@@ -168,7 +170,7 @@ def global_local_attention(
         x: `[R,D]`, the global prompts clip by clip, then class token and patches, frame by frame.
         prompts: `[B or 1,T or 1,F,D]`.
         size: B, T, 1 + P.
-        first_only: only for the first global prompt of each clip, which is all that is read after the last block.
+        first_only: compute only the first global prompt of each clip; after the last block nothing else is read.
 
     Returns:
         `[R,D]`, or `[B,D]` with `first_only`; without the residual.

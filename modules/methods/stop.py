@@ -52,7 +52,7 @@ class STOP(Method):
         *,
         attention: Annotated[
             Literal["joint", "frame"],
-            "frame: a class token in every frame, their mean is the clip; joint: one sees the whole clip (Figure 2)",
+            "frame: a class token per frame, their mean is the clip; joint: one for the whole clip (Figure 2)",
         ] = "frame",
         prompt_depth: Annotated[int, "blocks with prompts, from the first; 0: all", Range(0)] = 0,
         use_intra: Annotated[bool, "intra-frame spatial prompting"] = True,
@@ -135,7 +135,7 @@ class STOP(Method):
     def _encode(self, video: Tensor, frame_mask: Tensor, maps: list[PromptMaps] | None = None) -> Tensor:
         frame_mask = frame_mask.bool()
         visual = self.clip.visual
-        x = visual.embed(video.flatten(0, 1)).unflatten(0, video.shape[:2])  # [B,T,1+P,D]: one sequence a frame
+        x = visual.embed(video.flatten(0, 1)).unflatten(0, video.shape[:2])  # [B,T,1+P,D]: one sequence per frame
         if self.attention == "joint":
             x = sequences(x[:, :1, 0], x[:, :, 1:])  # before the first block all frames have the same class token
         timing = FrameTiming.of(frame_mask, at_least_fp32(x).dtype)
@@ -160,7 +160,7 @@ class STOP(Method):
     ) -> Tensor:
         """Run the frozen block on the prompted sequences, `[B,C,L,D]` in and out.
 
-        Only the class tokens are read behind the last block, which therefore returns `[B,C,1,D]`.
+        Only the class tokens are read after the last block, which therefore returns `[B,C,1,D]`.
         """
         patches = self.clip.visual.grid**2
         mask: Tensor | None
@@ -175,7 +175,7 @@ class STOP(Method):
     def encode_text(self, token_ids: Tensor) -> Tensor:
         """Encode captions `[N,L]` to `[N,E]`: CLIP's frozen text tower with learned tokens after START in every block.
 
-        [D] The lineage trains such tokens too.
+        [D] The methods that STOP builds on train such tokens too.
         """
         return encode_with_prefix(self.clip.text, self.text_prompts, token_ids)
 

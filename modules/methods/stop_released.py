@@ -1,7 +1,7 @@
 """STOP as its authors released it: DGL with a prompter on the pixels, one between the frames, and adapters.
 
-The numbers of the paper came from this model, which differs from the paper's in nearly every line; the documentation,
-"Paper against release", lists where. It keeps the faults of the release, and each has an option that fixes it.
+The numbers of the paper came from this model. It differs from the model in the paper in nearly every line;
+docs/paper_vs_release.md lists the differences. It keeps the faults of the release. Each has an option that fixes it.
 
 Shapes: B clips, T frames, P patches, D width, G = 4 global prompts, F = 4 prompts of a frame.
 
@@ -17,10 +17,10 @@ from modules.clip import CLIP, Block
 from modules.methods.base import DeadParameters
 from modules.methods.dgl import DGL, KEY_BIAS
 from modules.options import Range, between
+from modules.released.padding import hold_last_frame
 from modules.released.prompts import InterFramePrompt, ParallelAdapter, PixelPrompter
 from modules.released.shared_latent import LatentPrompts, round_to_half
 from modules.released_weights import load_released_state_dict
-from modules.stop.tokens import hold_last_frame
 
 __all__ = ["STOPReleased", "load_released_state_dict"]
 
@@ -47,8 +47,8 @@ class STOPReleased(DGL):
     """The released model.
 
     Raises:
-        ValueError: if `n_regions` is not below the number of patches; also as DGL, and by `encode_video` for a batch
-            whose frames all score the same (see `InterFramePrompt`).
+        ValueError: if `n_regions` is not below the number of patches, and where DGL raises it. `encode_video` raises it
+            for a batch whose frames all have the same score (see `InterFramePrompt`).
     """
 
     def __init__(
@@ -118,7 +118,7 @@ class STOPReleased(DGL):
         return out + adapters[layer](x) if adapters else out
 
     def decays(self, name: str, parameter: nn.Parameter) -> bool:
-        """As DGL, but without tensors that the released optimiser skips because they have no gradient."""
+        """Return what DGL does, but False for tensors that the released optimiser skips for lack of a gradient."""
         skipped = self.pixel.hard_region_mask and name.startswith("pixel.scorer.")
         return super().decays(name, parameter) and not skipped
 
@@ -127,7 +127,7 @@ class STOPReleased(DGL):
         if self.pixel.hard_region_mask:
             dead.append(
                 DeadParameters(
-                    "pixel.scorer", "behind a comparison, which has no gradient; it keeps its initial values"
+                    "pixel.scorer", "used in a comparison, which has no gradient; it keeps its initial values"
                 )
             )
         return [

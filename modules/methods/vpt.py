@@ -1,7 +1,7 @@
 """VPT-deep (Jia et al., "Visual Prompt Tuning", ECCV 2022, arXiv 2203.12119) on every frame of a clip.
 
 The static-prompt baseline: learned tokens join the frozen CLIP's attention in every block, the same for every frame and
-clip. Frames are averaged, so their order means nothing.
+clip. Frames are averaged, so their order has no effect.
 
 Shapes: B clips, T frames, N captions, L words, S prompts, D width, E joint embedding.
 """
@@ -52,5 +52,5 @@ class VPT(Method):
         return encode_with_prefix(self.clip.text, self.text_prompts, token_ids)
 
     def decays(self, name: str, parameter: nn.Parameter) -> bool:
-        """Prompts do not decay."""
+        """Return False: prompts do not decay."""
         return False

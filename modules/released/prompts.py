@@ -1,7 +1,7 @@
 """The two prompters and the adapter of STOP's released code, which differ from those of its paper.
 
-They follow what that code computes; the documentation, "Paper against release", compares the two. Those of the paper
-are in `modules/stop/intra_frame.py` and `modules/stop/inter_frame.py`. Where the release has a fault, an option fixes
+They follow what that code computes. The prompters of the paper are in `modules/stop/intra_frame.py` and
+`modules/stop/inter_frame.py`; docs/paper_vs_release.md compares the two. Where the release has a fault, an option fixes
 it, and the default keeps it.
 
 Shapes: B clips, T frames, G = H / patch size = 7, P = G*G patches, D width, F = 4 prompts of a frame.
@@ -105,8 +105,8 @@ class InterFramePrompt(nn.Module):
 
     Raises:
         ValueError: in `forward`, if all frames of the batch have the same score, which cannot be stretched; the release
-            goes on with NaN. In training the result is NaN here too, which the training loop looks for: a check at this
-            place would make the host wait for a GPU.
+            goes on with NaN. In training the result is NaN here too, and the training loop looks for it: a check here
+            would make the host wait for a GPU.
     """
 
     def __init__(self, width: int, heads: int, patches: int, *, norm: str) -> None:

@@ -16,15 +16,15 @@ from torch import Tensor, nn
 from modules.clip import MLP, Attention, Block
 
 FRAME_PROMPTS = 4  # F, prompts of a frame
-TEXT_PROMPTS = 4  # before the words, and another 4 behind them
+TEXT_PROMPTS = 4  # before the words, and another 4 after them
 
 
 class LatentPrompts(NamedTuple):
     """The prompts of all blocks."""
 
-    prefix: Tensor  # [blocks,4,D'], behind START
-    postfix: Tensor  # [blocks,4,D'], behind the padding, where no word sees them
-    frames: Tensor  # [blocks,T,F,D]; [blocks,1,F,D] where all frames have the same
+    prefix: Tensor  # [blocks,4,D'], after START
+    postfix: Tensor  # [blocks,4,D'], after the padding, where no word sees them
+    frames: Tensor  # [blocks,T,F,D]; [blocks,1,F,D] if all frames share them
 
 
 def uniform_prompts(*shape: int) -> nn.Parameter:

@@ -47,8 +47,8 @@ class DynamicsNet(nn.Module):
 def taps_on_changes(weight: Tensor) -> Tensor:
     """Turn N_s's kernels on tokens into the same kernels on changes, `[D,1,3,3,3]` -> `[D,1,2,3,3]`.
 
-    Less their mean, the taps a, b, c in time sum to zero. On tokens they then equal -a on the change before a frame and
-    c on the change after it. In this form a still clip gives zero without rounding.
+    With their mean subtracted, the taps a, b, c in time sum to zero. On tokens they then equal -a on the change before
+    a frame and c on the change after it. In this form a still clip gives zero without rounding.
     """
     mean = weight.mean(dim=2)
     return torch.stack([mean - weight[:, :, 0], weight[:, :, 2] - mean], dim=2)

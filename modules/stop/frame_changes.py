@@ -55,7 +55,7 @@ class FrameChanges:
 
 
 def frame_changes(x: Tensor, timing: FrameTiming) -> FrameChanges:
-    """Take the changes of LayerNormed sequences `[B,C,L,D]`."""
+    """Return the changes of LayerNormed sequences `[B,C,L,D]`."""
     gap_mask = timing.gap_mask if timing.padded else None
     patches = patches_of(x, timing.frames)
     if usable(x):
@@ -103,7 +103,7 @@ class _DepthwiseConvolution(torch.autograd.Function):
 def _volume(tokens: Tensor) -> Tensor:
     """Return `[...,P,D]` as `[1,D,n,G,G]`, a view with the channels last in memory."""
     grid = math.isqrt(tokens.shape[-2])
-    # In this order, or the stride of the first axis would not tell torch that the channels are last.
+    # In this order; otherwise the stride of the first axis would not tell torch that the channels are last.
     return tokens.reshape(1, -1, grid, grid, tokens.shape[-1]).permute(0, 4, 1, 2, 3)
 
 

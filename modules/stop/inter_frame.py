@@ -29,8 +29,8 @@ from modules.stop.timing import FrameTiming, PlaceGain
 from modules.stop.tokens import convolve_frames
 
 # [D] A change of at most this share of the clip's largest (or of the noise floor) is rounding noise and gets no prompt,
-# N_t = 0. Eq. 4 to the letter gives a prompt to any W_t above 0: two equal frames would get one for the last bit of a
-# sum.
+# N_t = 0. Eq. 4 taken literally gives a prompt to any W_t above 0: two equal frames would get one because of the last
+# bit of a sum.
 NEGLIGIBLE = 1e-3
 
 
@@ -147,7 +147,7 @@ class TemporalPromptNet(nn.Module):
     gets its gradient. The gap's place in the clip enters before the ReLU, see `PlaceGain`.
 
     [D] The attention has a residual connection, and the weights start at He's scale without biases. A fresh attention
-    is a plain mean over the patches: behind it, 1 % of the differences between clips was left (measured behind the
+    is a plain mean over the patches: after it, 1 % of the differences between clips was left (measured after the
     Linear over tokens, as deviation over root mean square). The Linear over tokens starts as random weights around a
     mean over the patches; around zero, the sign of what changed would depend on where it changed. The last Linear
     starts at zero, so the prompts begin as the slot tokens alone: random prompts that change with the clip would
@@ -193,10 +193,10 @@ class TemporalPromptNet(nn.Module):
 def insert_joint(
     block: Block, frame_mask: Tensor, patches: int, prompting: TemporalPrompting | None
 ) -> tuple[KeysValues | None, Tensor]:
-    """Insert the prompts in one sequence a clip, Figure 2: `[h_cls, h^s_1, p^t_1, h^s_2, ..., h^s_T]`.
+    """Insert the prompts in one sequence per clip, Figure 2: `[h_cls, h^s_1, p^t_1, h^s_2, ..., h^s_T]`.
 
     Attention does not depend on the order of its keys, and a prompt's own output is thrown away after the block. So the
-    prompts stand behind the tokens as a context: keys and values only, no queries and no MLP.
+    prompts follow the tokens as a context: keys and values only, no queries and no MLP.
 
     Args:
         frame_mask: bool `[B,T]`.
@@ -217,7 +217,7 @@ def insert_joint(
 def insert_by_frame(
     block: Block, patches: int, prompting: TemporalPrompting | None
 ) -> tuple[KeysValues | None, Tensor | None]:
-    """Insert the prompts in one sequence a frame: class token, patches, and the prompts of the two gaps beside it.
+    """Insert the prompts in one sequence per frame: class token, patches, and the prompts of the two gaps beside it.
 
     The prompts are a context, as in `insert_joint`. A gap's prompts are projected once for both frames.
 

@@ -26,7 +26,7 @@ from modules.stop.frame_changes import frame_changes
 from modules.stop.timing import FrameTiming, PlaceGain
 from modules.stop.tokens import add_to_patches, at_least_fp32, convolve_frames, layer_norm, patches_of
 
-STILL = 1e-3  # a frame whose N_s features have a smaller mean square counts as still, the more the smaller
+STILL = 1e-3  # below this mean square of its N_s features, a frame gradually counts as still
 FLAT = 1e-3  # saliencies of a frame that differ by less than this are hardly ranked
 
 
@@ -107,7 +107,7 @@ class IntraFramePrompter(nn.Module):
         # All frames of a clip share one choice, so that the choice itself changes nothing between them.
         if self.training:
             return torch.rand_like(like[:, :1]).expand_as(like)
-        # In evaluation every clip, in any batch, gets the same.
+        # In evaluation every clip, in any batch, gets the same choice.
         generator = torch.Generator().manual_seed(0)
         return torch.rand(like.shape[-1], generator=generator).to(like).expand_as(like)
 

@@ -25,7 +25,7 @@ class FrameTiming:
 
     @staticmethod
     def of(frame_mask: Tensor, dtype: torch.dtype) -> "FrameTiming":
-        """Build it from a bool `[B,T]`, padding last; places have type `dtype`."""
+        """Build the timing from a bool `[B,T]`, padding last; places have type `dtype`."""
         gap_mask = frame_mask[:, 1:]
         places = waves(frame_mask, dtype), waves(gap_mask, dtype)
         return FrameTiming(frame_mask, gap_mask, *places, padded=not surely_whole(frame_mask))
@@ -39,7 +39,7 @@ class FrameTiming:
 def waves(real: Tensor, dtype: torch.dtype) -> Tensor:
     """Encode where each frame or gap lies in its clip: bool `[B,T]` -> `[B,T,2*WAVES]`.
 
-    The i-th of a clip's n real ones gets the sines and cosines of k pi (i+1)/(n+1), k = 1..WAVES.
+    The i-th of a clip's n real frames or gaps gets the sines and cosines of k pi (i+1)/(n+1), k = 1..WAVES.
     """
     count = real.to(dtype)
     place = count.cumsum(dim=1) / (count.sum(dim=1, keepdim=True) + 1)

@@ -65,10 +65,3 @@ def convolve_frames(conv: nn.Conv2d, tokens: Tensor, grid: int) -> Tensor:
     """Apply a 1x3x3 convolution, that is a 2-D one to every frame: `[B,T,P,c]` -> `[B,T,P,c']`."""
     images = tokens.flatten(0, 1).unflatten(1, (grid, grid)).permute(0, 3, 1, 2)
     return conv(images).permute(0, 2, 3, 1).flatten(1, 2).unflatten(0, tokens.shape[:2])
-
-
-def hold_last_frame(tokens: Tensor, frame_mask: Tensor) -> Tensor:
-    """Replace padding frames by the clip's last real frame: `[B,T,P,D]`, bool `[B,T]` -> `[B,T,P,D]`."""
-    last = frame_mask.sum(dim=1) - 1
-    held = tokens[torch.arange(len(tokens), device=tokens.device), last]
-    return torch.where(frame_mask[:, :, None, None], tokens, held.unsqueeze(1))

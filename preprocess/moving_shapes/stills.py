@@ -28,7 +28,7 @@ from preprocess.moving_shapes.stories import (
 from preprocess.moving_shapes.takes import OUTLINES, Pose, arc, blend, coverage, paint, stage
 
 # Colours that no thing has. A sign's drawing says which kind of motion; drawing and colour together say which way, or
-# which of two events is first. A small model takes far longer to learn signs that differ in a small arrow head alone.
+# which of two events is first. A small model takes far longer to learn signs that differ only in a small arrow head.
 _SIGN_COLOURS = ((0, 225, 235), (255, 96, 190))
 _SIGN_EDGE = (30, 30, 50)
 

@@ -141,7 +141,7 @@ class Story:
 
     @property
     def is_order(self) -> bool:
-        """Whether the story is about which of two events comes first."""
+        """True if the story is about which of two events comes first."""
         return self.motions[0] in EVENTS
 
     @property
@@ -160,12 +160,12 @@ class Story:
 
     @property
     def held_out(self) -> bool:
-        """Whether the content belongs to the test split. The content alone decides, so no seed can leak it."""
+        """True if the content belongs to the test split. The content alone decides, so no seed can leak it."""
         return zlib.crc32(self.content.encode()) % HELD_OUT_EVERY == 0
 
     @property
     def plays_backwards(self) -> bool:
-        """Whether this story is the staged take played backwards."""
+        """True if this story is the staged take played backwards."""
         return self.things[0] > self.things[1] if self.is_order else self.motions[0] not in STAGED
 
     def reversed(self) -> "Story":

@@ -35,7 +35,7 @@ def small(data: SmallData, output: Path) -> list[str]:
 
 @pytest.fixture
 def taken(monkeypatch) -> list[tuple[torch.Size, torch.Size]]:
-    """Shapes of clips and captions of every step."""
+    """Record the shapes of clips and captions of every step."""
     shapes = []
     take_step = Training.take_step
 

@@ -31,7 +31,7 @@ MADE = [
 
 
 def gone(process: int) -> bool:
-    """Whether a process has ended; one that nobody has waited for yet counts as ended."""
+    """Return whether a process has ended; one that nobody has waited for yet counts as ended."""
     try:
         with open(f"/proc/{process}/stat") as file:
             return file.read().rpartition(")")[2].split()[0] == "Z"
@@ -66,7 +66,7 @@ def test_each_outcome_has_a_line_and_a_place_in_the_file(tmp_path, capsys):
         assert gone(int(process)), "the whole group ends, workers included"
 
 
-def test_when_time_is_up_the_rest_is_not_run(tmp_path):
+def test_the_rest_is_not_run_when_the_time_is_up(tmp_path):
     assert run_check(MADE[0], tmp_path, 0.0).summary == "no time left for it"
     assert run_check(MADE[3], tmp_path, 0.2).summary == "stopped after 0 s"
 
@@ -84,7 +84,7 @@ def test_without_a_gpu_one_sentence_says_so(tmp_path, capsys, monkeypatch):
 
 
 @pytest.mark.parametrize(("only", "code"), [("good,measures", 0), ("good, fails", 1), ("", 1)])
-def test_the_exit_status_tells(only, code, tmp_path, capsys, monkeypatch):
+def test_the_exit_status_says_what_happened(only, code, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(gpu_check, "default_device", lambda: torch.device("cpu"))
     monkeypatch.setattr(gpu_check, "all_checks", lambda: [MADE[0], MADE[2], MADE[4]])

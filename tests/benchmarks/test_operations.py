@@ -28,7 +28,7 @@ def test_each_gradient_of_a_convolution_costs_as_much_as_its_forward_pass(groups
     assert counter.get_total_flops() == forward * (1 + input_wants)
 
 
-def test_counts_of_bare_clip_are_those_of_its_sizes():
+def test_counts_of_bare_clip_follow_from_its_sizes():
     """CLIP4Clip: weights and activations need gradients, except those that embed pixels and words."""
     frames, words = 3, 8
 

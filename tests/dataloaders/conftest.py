@@ -1,4 +1,4 @@
-"""Fixtures of the tests of reading."""
+"""Fixtures for the tests of reading videos."""
 
 from collections import Counter
 from pathlib import Path
@@ -14,7 +14,7 @@ from tests.dataloaders.small_clips import write_ramps
 
 @pytest.fixture
 def decoded_frames(monkeypatch) -> list:
-    """Collects every frame that is decoded."""
+    """Collect every frame that is decoded."""
     seen, pictures = [], decode._pictures
 
     def watch(*args):
@@ -28,7 +28,7 @@ def decoded_frames(monkeypatch) -> list:
 
 @pytest.fixture
 def decoded(monkeypatch) -> Counter:
-    """Counts how often each file is decoded in this process."""
+    """Count how often each file is decoded in this process."""
     counts: Counter = Counter()
 
     def counted(path, *args, **settings):

@@ -24,7 +24,7 @@ from dataloaders.annotations import (
 from tests.dataloaders.folders import assert_one_sentence, result_or_message
 
 
-def test_a_huge_file_that_is_no_text_is_refused_by_its_beginning(tmp_path):
+def test_a_huge_file_that_is_not_text_is_refused_at_its_first_chunk(tmp_path):
     path = tmp_path / "list.csv"
     with path.open("wb") as file:
         file.truncate(2**40)
@@ -39,7 +39,7 @@ def test_texts_of_several_chunks(tmp_path, monkeypatch):
     assert read_text(tmp_path / "list", "--val_csv") == "caf\u00e9,\n\u4e00\u53ea\u732b\n\nend"
 
 
-def test_sentences_are_cut_at_line_ends_alone(tmp_path):
+def test_sentences_are_cut_at_line_ends_only(tmp_path):
     (tmp_path / "list").write_bytes("one\u2028two\r\nthree\x85\n\nthree\x85\n".encode())
     assert read_lines(tmp_path / "list", "--data_path") == ["one\u2028two", "three"]
 
@@ -118,7 +118,7 @@ def test_columns_without_a_name_may_be_empty():
         (['{"path": "a"', '"b": 3}'], '{"path": "a", "b": 3}; it looks like JSON'),
     ],
 )
-def test_what_there_is_instead_of_the_columns(header, shown):
+def test_the_error_shows_the_columns_of_the_file(header, shown):
     assert columns_of(header) == shown
 
 

@@ -93,7 +93,7 @@ def test_jpeg_entries_are_smaller(tmp_path):
     assert jpeg < raw / 4
 
 
-def test_what_is_returned_is_the_caller_s_own(tmp_path):
+def test_the_caller_owns_the_returned_frames(tmp_path):
     path = write_video(tmp_path / "a.mp4", waves(9))
     cached = reader(tmp_path / "cache")
     first, _ = cached(path)

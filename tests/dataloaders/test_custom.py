@@ -73,7 +73,7 @@ def test_re_encoded_files_are_found_under_their_old_names(read, tmp_path):
     assert [sample.video_id for sample in found] == ["x.mpg", "sub/y.MOV", "sub/none.avi"]
 
 
-def test_a_start_at_zero_is_no_other_video(read, tmp_path):
+def test_a_start_at_zero_is_the_same_video(read, tmp_path):
     path = tmp_path / "list.csv"
     write_lines(path, ["path,caption,start,end", "a.mp4,one,,", "a.mp4,two,0,", "a.mp4,three,0.0,2", "a.mp4,four,,2"])
     samples = read("test", train_csv=path, val_csv=path)

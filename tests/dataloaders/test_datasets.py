@@ -150,7 +150,7 @@ def test_global_generators_are_neither_used_nor_moved(data, num_workers):
 
 
 @pytest.mark.parametrize("prefetch_factor", [1, 3])
-def test_workers_read_so_many_batches_ahead(data, prefetch_factor):
+def test_workers_read_that_many_batches_ahead(data, prefetch_factor):
     asked_for = []
 
     class Watched(EpochSampler):
@@ -172,7 +172,7 @@ def test_workers_read_so_many_batches_ahead(data, prefetch_factor):
     assert evaluation.prefetch_factor == prefetch_factor
 
 
-def test_training_workers_live_on_between_epochs(data):
+def test_training_workers_stay_alive_between_epochs(data):
     pairs = training_pairs(data)
     loader = make_training_loader(pairs, EpochSampler(len(pairs), 5, 0, 1, seed=0), num_workers=1)
     list(loader)

@@ -30,7 +30,7 @@ def every_frame(n_frames: int, fps: float) -> range:
     ("name", "codec"),
     [("a.mp4", "libx264"), ("a.mkv", "libx264"), ("a.mov", "libx264"), ("a.avi", "mpeg4"), ("a.webm", "libvpx")],
 )
-def test_frames_are_those_asked_for(tmp_path, name, codec):
+def test_the_frames_asked_for_are_returned(tmp_path, name, codec):
     path = write_video(tmp_path / name, grey_ramp(20, step=11), fps=5, codec=codec)
     asked = []
 

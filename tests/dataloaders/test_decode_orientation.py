@@ -36,7 +36,7 @@ def every_frame(n_frames: int, fps: float) -> range:
 
 
 @pytest.mark.parametrize("matrix", [*EIGHT, *FLAT], ids=str)
-def test_a_display_matrix_shows_what_ffmpeg_shows(tmp_path, matrix):
+def test_a_display_matrix_gives_what_ffmpeg_shows(tmp_path, matrix):
     assert len(EIGHT) == 8
     path = with_matrix(tmp_path / "a.mp4", *matrix)
     size = (64, 48) if matrix[0] == 0 and matrix not in FLAT else (48, 64)
@@ -102,7 +102,7 @@ def test_square_and_absurd_pixels_change_nothing(tmp_path, aspect):
     assert torch.equal(FrameReader(5, 32)(path)[0], resize_and_crop(plain, 32))
 
 
-def test_what_rounding_to_even_sides_leaves_is_no_shape(tmp_path):
+def test_rounding_to_even_sides_is_no_pixel_shape(tmp_path):
     """`ffmpeg -vf scale=-2:48` makes such files: an even width instead of 85.33 pixels, and a note of it."""
     path = write(tmp_path / "a.mp4", moving(5, 36, 64), *X264, "-vf", "setsar=1,scale=-2:48")
     with av.open(str(path)) as container:

@@ -80,11 +80,11 @@ def test_only_a_few_files_are_opened(monkeypatch):
         (kind([224] * 16, [0] * 16), kind([224] * 16, [25] * 16), False),  # a rate that the files do not state
     ],
 )
-def test_another_kind_is_one_of_other_sizes_or_rates(there, here, differ):
+def test_other_sizes_or_rates_are_another_kind(there, here, differ):
     assert there.differs_from(here) == here.differs_from(there) == differ
 
 
-def test_an_evaluation_on_raw_files_of_what_was_trained_on_small_ones_says_so(tmp_path):
+def test_an_evaluation_on_raw_files_after_training_on_small_ones_says_so(tmp_path):
     data = write_small_data(tmp_path / "data", n_train=4, n_test=2)
     flags = [*data.flags(), "--epochs", "1", "--batch_size", "4", "--output_dir", str(tmp_path / "run")]
     assert main(["--do_train", "--method", "vpt", *flags]) == 0

@@ -53,7 +53,7 @@ def test_rate_zero_keeps_every_frame_and_asks_for_no_fps():
 
 
 @given(counts, st.floats(0.01, 1e9), st.floats(0, 1000))
-def test_candidates_begin_at_the_first_frame_and_rise(n_frames, fps, rate):
+def test_candidates_begin_at_the_first_frame_and_increase(n_frames, fps, rate):
     numbers = at_frame_rate(n_frames, fps, rate)
     assert numbers.dtype == np.int64
     assert numbers[0] == 0
@@ -67,7 +67,7 @@ def moments(bound: float) -> st.SearchStrategy[float | None]:
 
 @given(st.lists(st.integers(1, 4000), min_size=1, max_size=30), moments(60), moments(60))
 def test_a_window_holds_the_frames_on_screen_at_one_of_its_moments(gaps, start, end):
-    """The same as looking every millisecond, which is the clock of the frames."""
+    """The result equals a look at every millisecond, the clock of the frames."""
     times = np.cumsum([0, *gaps]) / 1000
     times, ends = times[:-1], times[-1]
     first, stop = on_screen(times, ends, start, end)

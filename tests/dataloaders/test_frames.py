@@ -133,7 +133,7 @@ def test_a_video_without_frame_rate_cannot_be_thinned_out(data, monkeypatch):
         (3.9, 99.0, [19]),
     ],
 )
-def test_frames_come_from_the_window_alone(data, start, end, expected):
+def test_frames_come_from_the_window_only(data, start, end, expected):
     # 20 frames at 5 fps are 4 seconds
     video, frame_mask = FrameReader(4, 32)(data[0].path, start=start, end=end)
     assert numbers(video[frame_mask]) == expected

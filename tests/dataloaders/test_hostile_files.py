@@ -28,7 +28,12 @@ X265 = ("-c:v", "libx265", "-x265-params", "log-level=error", "-tag:v", "hvc1")
 VP9 = ("-c:v", "libvpx-vp9", "-deadline", "realtime", "-cpu-used", "8", "-b:v", "2M", "-pix_fmt", "yuv420p")
 AV1 = ("-c:v", "libsvtav1", "-svtav1-params", "lp=1", "-pix_fmt", "yuv420p")
 FRONT_INDEX = ("-movflags", "faststart")
-UNEVEN = ("-vf", "setpts=(N+3*floor(N/4))/5/TB", "-fps_mode", "passthrough")  # every fourth frame stays on
+UNEVEN = (
+    "-vf",
+    "setpts=(N+3*floor(N/4))/5/TB",
+    "-fps_mode",
+    "passthrough",
+)  # every fourth frame stays on screen longer
 
 
 def every_frame(n_frames: int, fps: float) -> range:
@@ -281,7 +286,7 @@ def distances(frames: np.ndarray, frame: np.ndarray) -> np.ndarray:
     return np.abs(frames.astype(np.int16) - frame).mean(axis=(1, 2, 3))
 
 
-def test_frames_are_those_of_ffmpeg(good):
+def test_frames_equal_ffmpegs(good):
     path, case, expected = good
     frames, n_frames, _ = read_frames(path, every_frame)
     assert n_frames == len(expected)

@@ -38,14 +38,14 @@ def test_the_file_of_an_id(tmp_path, video_id, files, expected):
 
 @pytest.mark.parametrize("ending", [".", ".null", ".3g2", ".m2ts", ".qt", ".3gpp", ".asf", ".divx", ".ogv", ".MTS"])
 @pytest.mark.parametrize("file", ["{name}", "{name}.mp4", "{stem}.mp4", "{stem}.mkv"])
-def test_uploaded_names_are_found_as_listed_and_as_downloads_and_re_encoding_leave_them(tmp_path, ending, file):
+def test_uploaded_names_are_found_in_every_form_that_files_take(tmp_path, ending, file):
     name, stem = f"12@N01_345_0a1b{ending}", "12@N01_345_0a1b"
     touch_videos(tmp_path, file.format(name=name, stem=stem), "12@N01_345_0a1c.mp4")
     assert find_videos([name], tmp_path) == [tmp_path / file.format(name=name, stem=stem)]
 
 
 @pytest.mark.parametrize("video_id", ["a_0.5-0.9", "a.part1", "a.mp3"])
-def test_what_is_no_extension_of_a_video_is_a_part_of_the_name(tmp_path, video_id):
+def test_an_unknown_extension_is_part_of_the_name(tmp_path, video_id):
     touch_videos(tmp_path, "a_0.5-0.mp4", "a.mp4")
     assert find_videos([video_id], tmp_path) == [tmp_path / f"{video_id}.mp4"]
 
@@ -134,7 +134,7 @@ def test_whatever_a_list_says_the_path_lies_within_the_folder(tmp_path_factory, 
         assert path.resolve().is_relative_to(videos.resolve())
 
 
-def test_a_place_in_a_list_is_that_place_alone(tmp_path):
+def test_a_place_in_a_list_means_only_that_place(tmp_path):
     touch_videos(tmp_path, "sub/a.mp4", "b.mpg", "b.mp4", "sub/c.mp4", "sub/c.mkv", "sub/d.avi.mp4")
     names = ["a.mp4", "b.mpg", "sub/c.mpg", "sub/d.avi", "sub/none.avi"]
     expected = [tmp_path / name for name in ("a.mp4", "b.mpg", "sub/c.mp4", "sub/d.avi.mp4", "sub/none.avi")]
@@ -201,7 +201,7 @@ def test_the_order_of_files_does_not_depend_on_the_disk(tmp_path, monkeypatch):
     assert list(walk_files(tmp_path)) == expected
 
 
-def test_a_folder_that_cannot_be_read_is_told(tmp_path, monkeypatch):
+def test_a_folder_that_cannot_be_read_is_reported(tmp_path, monkeypatch):
     touch_videos(tmp_path, "a/1.mp4", "b/2.mp4")
     scandir = os.scandir
 

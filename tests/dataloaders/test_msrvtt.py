@@ -98,8 +98,8 @@ def test_registry():
 
 @pytest.fixture
 def published(reference, tmp_path) -> Path:
-    """The folder of the published csv files. MSRVTT_data.json is not public: 20 captions a video replace it, as many as
-    the real file has, and empty files replace the videos."""
+    """Return a folder of the published csv files. MSRVTT_data.json is not public, so 20 captions per video replace it:
+    the real file has that many. Empty files replace the videos."""
     folder = reference / "data" / "msrvtt"
     (tmp_path / "videos").mkdir()
     for number in range(10_000):
@@ -246,7 +246,7 @@ def test_empty_captions_are_left_out_and_counted(folder, caplog):
 
 
 @pytest.mark.parametrize(("first", "noted"), [(7010, True), (9000, True), (20, False), (10_000, False)])
-def test_another_count_is_noted_for_the_published_list_alone(folder, caplog, first, noted):
+def test_another_count_is_noted_for_the_published_list_only(folder, caplog, first, noted):
     caplog.set_level("INFO", "stop")
     folder.val_csv = folder.val_csv.with_name("MSRVTT_JSFUSION_test.csv")
     folder.val_csv.write_text(f"video_id,sentence\nvideo{first},a dog\nvideo{first + 1},a cat\n")

@@ -87,8 +87,8 @@ def test_another_file_than_the_pickle(tmp_path, content):
         (["a dog runs", "a cat"], "vid has the caption 'a dog runs'"),
         ({"caption": "a dog runs"}, "vid has {'caption': 'a dog runs'}"),
         ([{"caption": "a dog runs"}], "vid has the caption {'caption': 'a dog runs'}"),
-        ([[["a"], ["dog"]]], "['a'] is no word"),
-        ([["a", None]], "None is no word"),
+        ([[["a"], ["dog"]]], "['a'] is not a word"),
+        ([["a", None]], "None is not a word"),
         ([["a", 3]], "instruction 'K'"),
         (None, "vid has None"),
     ],
@@ -124,7 +124,7 @@ def nested(levels: int, width: int) -> list:
 def test_lists_that_grow_when_they_are_written_out(tmp_path, levels):
     path = tmp_path / "raw-captions.pkl"
     path.write_bytes(pickle.dumps({"vid": nested(levels, 10_000 if levels == 3 else 2)}))
-    assert_one_sentence(lambda: read_captions(path), ValueError, "is no word")
+    assert_one_sentence(lambda: read_captions(path), ValueError, "is not a word")
 
 
 def test_captions_that_grow_when_they_are_written_out(tmp_path):

@@ -42,7 +42,7 @@ def files(reference, tmp_path_factory) -> Callable[[str], Path]:
 
 @pytest.fixture(scope="module")
 def facts(reference) -> dict[str, dict]:
-    """The facts about each real file, by its name."""
+    """Return the facts about each real file, by its name."""
     found = {fact["file"]: fact for fact in json.loads((reference / "data" / "videos" / "facts.json").read_text())}
     assert set(found) == REAL
     return found
@@ -126,7 +126,7 @@ def test_windows_hold_what_ffmpeg_shows_in_them(files, name):
         ("tika__testASF.asf", 1.0, range(0, 108, 7)),
     ],
 )
-def test_thinning_out_goes_by_the_rate_of_the_frames(files, name, rate, taken):
+def test_thinning_out_follows_the_rate_of_the_frames(files, name, rate, taken):
     path = files(name)
     every, _ = FrameReader(108, 32)(path)
     thinned, mask = FrameReader(30, 32, feature_framerate=rate)(path)

@@ -92,8 +92,8 @@ def test_no_batch_has_a_video_twice(captions, spare, world_size, epoch, seed, dr
         assert batches == global_batches(n, batch_size, world_size, **settings | {"video_index": None})[0]
 
 
-def test_epochs_of_videos_kept_apart_differ_in_everything():
-    """Order, leftovers and company all vary, and none depends on the place in the list."""
+def test_epochs_of_videos_kept_apart_differ_in_every_way():
+    """Order, leftovers and the items of a batch all vary, and none depends on the place in the list."""
     videos = np.repeat(np.arange(6), 4)
     videos = np.append(videos, [6, 7, 8])
     orders, missing, positions, met = set(), set(), set(), set()
@@ -189,7 +189,7 @@ def test_too_few_items_for_a_batch(n, batch_size, drop_last, message):
         EpochSampler(n, batch_size, rank=0, world_size=2, seed=0, drop_last=drop_last)
 
 
-def test_the_order_is_no_neighbour_of_the_items_draws():
+def test_the_order_shares_no_random_stream_with_the_items():
     """NumPy pads seeds with zeros: with the seed [seed, epoch], the order would share its stream with item 0."""
     assert np.random.default_rng([3, 1]).random() == np.random.default_rng([3, 1, 0]).random()
     order = [index for batch in global_batches(50, 1, 1, epoch=1, seed=3)[0] for _, index in batch]

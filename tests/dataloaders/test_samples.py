@@ -38,7 +38,7 @@ windows = st.tuples(st.sampled_from("ab"), times, times).filter(lambda w: w[2] i
 
 
 @given(st.lists(windows, max_size=8), st.lists(windows, max_size=8))
-def test_as_from_the_definition(training, test):
+def test_shared_videos_follow_the_definition(training, test):
     def meet(one, other):
         seconds = [
             set(range(start or 0, 20 if end is None else end)) for _, start, end in (one, other)

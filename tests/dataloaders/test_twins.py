@@ -29,8 +29,8 @@ def test_a_pair_with_a_video_that_was_left_out_does_not_count(tmp_path):
         ("video_id,twin_id\na,z\n", "names z, not in the test split"),
         ("video_id,twin_id\na\n", "line 2: fewer fields than columns"),
         ("video_id,twin_id\na,b,c\n", "line 2: more fields than columns"),
-        ("video_id,twin_id\na,b\nc,a\n", "line 3: c and a are no pair"),
-        ("video_id,twin_id\na,a\n", "line 2: a and a are no pair"),
+        ("video_id,twin_id\na,b\nc,a\n", "line 3: c and a are not a pair"),
+        ("video_id,twin_id\na,a\n", "line 2: a and a are not a pair"),
     ],
 )
 def test_wrong_files(tmp_path, text, message):

@@ -123,7 +123,7 @@ def test_a_whole_file_is_not_called_cut(whole):
     assert (finding.status, finding.frames, finding.reason) == ("ok", n_frames, "")
 
 
-def test_the_rate_is_that_of_the_frames(whole):
+def test_the_rate_fits_the_frames(whole):
     path, n_frames = whole
     times = shown_times(path)
     assert read_frames(path, lambda n, fps: [0]).fps == pytest.approx((n_frames - 1) / (times[-1] - times[0]), rel=0.06)
@@ -143,14 +143,13 @@ WINDOWS = [(0.0, 1.0), (1.0, 3.0), (2.5, 2.6), (0.95, 3.05), (3.0, None), (None,
 
 
 def test_a_window_holds_what_is_on_screen_in_it(whole):
-    """Return the frames in a window, from ffmpeg's times: each is on screen from its time until the next one's."""
+    """Each frame is on screen from its time, as ffmpeg shows it, until the next frame's time."""
     path, n_frames = whole
     if path.suffix == ".avi":
         pytest.skip("an AVI says in which order to decode, and FFmpeg guesses when to show")
     times = shown_times(path)
     times -= times[0]
     every = read_frames(path, lambda n, fps: range(n)).frames
-    leaves = [*times[1:], np.inf]
     leaves = [*times[1:], np.inf]
     for start, end in WINDOWS:
         before_end = [end is None or times[f] < end - 1e-6 for f in range(n_frames)]

@@ -22,14 +22,14 @@ CONFIG: dict[str, Any] = {
 
 
 class NoFiles:
-    """A tokenizer with nothing to save, as CLIP's own; `save_for_hf` asks for one."""
+    """A tokenizer with nothing to save, like CLIP's; `save_for_hf` needs one."""
 
     def save_pretrained(self, folder: Path) -> None:
         pass
 
 
 def changed(**changes: Any) -> dict[str, Any]:
-    """CONFIG with other fields; those of the towers are joined."""
+    """Return CONFIG with these fields changed; fields of the towers are merged."""
     return {
         name: {**CONFIG[name], **value} if isinstance(value, dict) and name in CONFIG else value
         for name, value in {**CONFIG, **changes}.items()
@@ -43,7 +43,7 @@ def write_hub_folder(
     safe: bool | str = True,
     noise: float = 0.1,
 ) -> Any:
-    """Make open_clip's model of `config`, save it and give it back; `noise` makes its biases and norms random too."""
+    """Build open_clip's model of `config`, save it and return it; `noise` makes its biases and norms random too."""
     blank = folder / "blank"
     blank.mkdir(parents=True)
     (blank / "open_clip_config.json").write_text(json.dumps({"model_cfg": config, "preprocess_cfg": pixels or {}}))
@@ -62,7 +62,7 @@ def relative(found: Tensor, expected: Tensor) -> float:
 
 
 def picture(width: int, height: int) -> np.ndarray:
-    """Something with edges, slopes and fine grain, uint8 [H, W, 3]."""
+    """Return a picture with edges, slopes and fine grain, uint8 [H, W, 3]."""
     x, y = np.meshgrid(np.linspace(0, 9, width), np.linspace(0, 7, height))
     waves = np.stack([np.sin(x * y), np.cos(x - y), np.sign(np.sin(3 * x))], axis=-1)
     grain = np.random.default_rng(0).normal(0, 0.05, waves.shape)

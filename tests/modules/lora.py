@@ -29,7 +29,7 @@ class MergedLoRA(WeightDelta):
 
 
 class LoRA(MergedLoRA, InputDelta):
-    """The same; in training B A x, with dropout on x."""
+    """The same ΔW; training computes B A x, with dropout on x."""
 
     def forward(self, x: Tensor) -> Tensor:
         return F.linear(F.linear(F.dropout(x, self.dropout, self.training), self.a), self.b)

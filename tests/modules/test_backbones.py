@@ -1,4 +1,4 @@
-"""A CLIP runs as its weights were trained: activation, heads, pixels and words are those of open_clip, transformers."""
+"""A CLIP runs as its weights were trained: its activation, heads, pixels and words match open_clip and transformers."""
 
 import dataclasses
 import json
@@ -48,7 +48,7 @@ CAPTIONS = [
 
 @pytest.fixture(scope="module", params=CASES)
 def pair(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Any, Any, CLIP]:
-    """(folder, open_clip's model, its transform of pictures, ours), of one case."""
+    """Return the folder, open_clip's model, its transform of pictures, and our CLIP, of one case."""
     folder = tmp_path_factory.mktemp("hub")
     config, pixels = CASES[request.param]
     write_hub_folder(folder, config, pixels)
@@ -90,8 +90,8 @@ def test_token_ids_are_open_clips(tmp_path: Path) -> None:
     assert torch.equal(Tokenizer(77)(CAPTIONS), theirs(CAPTIONS))
 
 
-def test_the_cases_tell_right_from_wrong(tmp_path: Path) -> None:
-    """Each fact that the cases vary changes what comes out by far more than the tolerances above."""
+def test_each_fact_of_the_cases_changes_the_result(tmp_path: Path) -> None:
+    """Each fact that the cases vary changes the result by far more than the tolerances above."""
     write_hub_folder(tmp_path, changed(quick_gelu=True, vision_cfg=WIDE_HEADS), HALF)
     clip = load_clip(tmp_path)
     state, pixels = to_openai_keys(clip.state_dict()), torch.randn(3, 3, 32, 32)
@@ -118,7 +118,7 @@ def test_weights_of_either_kind(tmp_path: Path, safe: bool | str) -> None:
 
 
 def test_an_open_clip_training_checkpoint(tmp_path: Path) -> None:
-    """Its weights stand in "state_dict", every name with "module." before it, beside the optimizer's."""
+    """Its weights are in "state_dict", beside the optimizer's, and every name begins with "module."."""
     theirs = write_hub_folder(tmp_path, CONFIG)
     wrapped = {f"module.{name}": tensor for name, tensor in theirs.state_dict().items()}
     for name in ("state_dict", "model_state_dict"):
@@ -131,13 +131,13 @@ def test_an_open_clip_training_checkpoint(tmp_path: Path) -> None:
     "statistics",
     [((math.nan, 0.5, 0.5), (0.5,) * 3), ((0.5,) * 3, (0.5, math.nan, 0.5)), ((0.5,) * 3, (math.inf,) * 3)],
 )
-def test_pixels_that_would_be_no_numbers_are_refused(statistics: tuple) -> None:
+def test_statistics_that_would_give_nan_are_refused(statistics: tuple) -> None:
     with pytest.raises(ValueError, match="must be three finite numbers each, the deviation above 0"):
         Preprocessing(*statistics)
 
 
 class TestTheObject:
-    def test_one_line_says_all(self) -> None:
+    def test_one_line_has_every_fact(self) -> None:
         line = str(Backbone(ARCHITECTURES["ViT-B/32"]))
         assert line == (
             "vision 224/32 pixels, 12 x 768 wide, 12 heads; text 77 of 49408 tokens (CLIP's byte pairs), "
@@ -171,12 +171,12 @@ class TestTheObject:
         ]
         assert one.differences({}) == []
 
-    def test_a_preprocessing_that_cannot_be(self) -> None:
+    def test_an_impossible_preprocessing_is_refused(self) -> None:
         for change in ({"resize_mode": "longest"}, {"interpolation": "nearest"}, {"std": (1.0, 0.0, 1.0)}):
             with pytest.raises(ValueError, match="CLIP's"):
                 Preprocessing(**change)
 
-    def test_data_and_modules_mean_the_same_by_a_mode(self) -> None:
+    def test_data_and_modules_agree_on_every_mode(self) -> None:
         """Neither may import the other."""
         assert (transforms.RESIZE_MODES, transforms.INTERPOLATIONS) == (
             backbones.RESIZE_MODES,
@@ -184,7 +184,7 @@ class TestTheObject:
         )
         assert STATISTICS["clip"] == (transforms.CLIP_MEAN, transforms.CLIP_STD)
 
-    def test_a_vocabulary_the_tokenizer_has_not(self) -> None:
+    def test_a_vocabulary_that_the_tokenizer_does_not_have(self) -> None:
         with pytest.raises(ValueError, match="vocabulary of 100 tokens"):
             check_vocabulary(Backbone(dataclasses.replace(ARCHITECTURES["ViT-B/32"], vocab_size=100)))
 
@@ -194,7 +194,7 @@ class TestTheObject:
 @torch.no_grad()
 def test_a_model_of_real_size(tmp_path: Path, name: str) -> None:
     """Twelve blocks of open_clip's own configuration, with the pixels of a picture and the words of a caption."""
-    # More noise than this makes weights so wide that attention turns rounding errors into others' answers.
+    # More noise than this makes weights so large that attention amplifies rounding errors.
     write_hub_folder(tmp_path, open_clip.get_model_config(name), HALF, noise=0.01)
     theirs, _, transform = open_clip.create_model_and_transforms(f"local-dir:{tmp_path}")
     ours, frame = load_clip(tmp_path), picture(320, 240)

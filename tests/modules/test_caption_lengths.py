@@ -1,4 +1,4 @@
-"""How many captions lose words, against tokenizing all of them."""
+"""The count of captions that lose words, against tokenizing all of them."""
 
 from collections import Counter
 
@@ -17,7 +17,7 @@ caption = st.lists(chunk | st.text(max_size=4), max_size=9).map(" ".join)
 
 
 def naive(captions: list[str], max_words: int) -> tuple[int, int, int]:
-    """(cut, longest, confused), from the definition."""
+    """Return (cut, longest, confused) by the definition."""
     whole = [tuple(TOKENIZER.words(text)) for text in captions]
     kept = max_words - 2
     after = Counter(row[:kept] for row in set(whole))
@@ -29,7 +29,7 @@ def naive(captions: list[str], max_words: int) -> tuple[int, int, int]:
 @given(st.lists(caption, max_size=6), st.integers(3, 8))
 @example(["a dog runs far", "a dog runs away", "a dog runs", "A  dog\truns"], 5)
 @example(["caf\u00e9 au lait", "cafÃ© au lait", "&eacute; &quot;x", "a\x1b[31mb c"], 4)
-def test_as_when_all_captions_are_tokenized(captions, max_words):
+def test_counts_equal_those_of_tokenizing_every_caption(captions, max_words):
     found = count_cut(captions, TOKENIZER.words, max_words)
     assert (found.cut, found.longest, found.confused) == naive(captions, max_words)
     assert (found.captions, found.max_words) == (len(captions), max_words)

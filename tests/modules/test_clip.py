@@ -1,4 +1,4 @@
-"""Both towers against Hugging Face's CLIPModel and open_clip, and the contract of the seams."""
+"""Both towers against Hugging Face's CLIPModel and open_clip, and the contract of `embed`, `blocks` and `pool`."""
 
 import dataclasses
 
@@ -27,7 +27,7 @@ MASKS = ["none", "bool", "float", "per_head"]
 
 
 def randomised(module: nn.Module, seed: int = 0) -> nn.Module:
-    """Every parameter drawn, biases and norms too, so that a misplaced one shows."""
+    """Draw every parameter at random, biases and norms too, so that a misplaced one shows."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, parameter in module.named_parameters():
@@ -38,7 +38,7 @@ def randomised(module: nn.Module, seed: int = 0) -> nn.Module:
 
 
 def batch(seed: int = 0) -> tuple[Tensor, Tensor]:
-    """Pixels [3, 3, 32, 32] and token ids [3, 16] whose END (99) stands at 15, 6 and 2."""
+    """Return pixels [3, 3, 32, 32] and token ids [3, 16] with END (99) at 15, 6 and 2."""
     generator = torch.Generator().manual_seed(seed)
     pixels = torch.randn(3, 3, 32, 32, generator=generator)
     token_ids = torch.randint(1, 98, (3, 16), generator=generator)
@@ -135,7 +135,7 @@ def test_forward_is_embed_blocks_pool() -> None:
 
 
 @pytest.mark.parametrize("with_context", [False, True])
-def test_first_token_is_that_of_the_whole_block(with_context: bool) -> None:
+def test_first_token_equals_the_whole_blocks(with_context: bool) -> None:
     block = randomised(CLIP(TINY)).visual.blocks[0]
     x, context = torch.randn(3, 5, 64), torch.randn(3, 4, 64) if with_context else None
     mask = torch.rand(3, 1, 1, 9 if with_context else 5) > 0.3
@@ -160,7 +160,7 @@ def test_a_block_takes_tokens_already_normalised(frozen: bool) -> None:
 
 
 @pytest.mark.parametrize("contexts", [0, 1, 3])
-def test_attending_from_one_token_alone_is_that_of_the_whole_block(contexts: int) -> None:
+def test_attending_from_one_token_equals_the_whole_block(contexts: int) -> None:
     """`contexts` 1: the same context for all rows, but each row's tokens see other parts of it."""
     block = randomised(CLIP(TINY)).text.blocks[0]
     x, places, context, seen, mask = torch.randn(3, 5, 48), torch.tensor([4, 0, 2]), None, None, None
@@ -216,7 +216,7 @@ def test_context_equals_joined_tokens_whose_outputs_are_dropped(causal: bool) ->
 
 
 def slow_attention(attention: Attention, x: Tensor, context: Tensor, bias: Tensor) -> Tensor:
-    """softmax(q k / sqrt(d) + bias) v, head by head; bias [N, heads, L, L + S]."""
+    """Return softmax(q k / sqrt(d) + bias) v, head by head; bias [N, heads, L, L + S]."""
     width, heads = attention.width, attention.heads
     joined = torch.cat([x, context], dim=1)
     wq, wk, wv = attention.in_proj_weight.split(width)
@@ -350,7 +350,7 @@ def test_too_long_a_text_is_refused() -> None:
     ("change", "message"),
     [
         ({"activation": "relu"}, "must be one of quick_gelu, gelu, not 'relu'"),
-        ({"patch_size": 7}, "32 is no multiple of its patch size 7"),
+        ({"patch_size": 7}, "32 is not a multiple of its patch size 7"),
         ({"text_heads": 5}, "width 48 does not divide into 5 attention heads"),
     ],
 )

@@ -53,7 +53,7 @@ def clip() -> CLIP:
 
 
 def assert_same(loaded: CLIP, original: CLIP) -> None:
-    """Bit-equal weights, float32, trainable, in evaluation mode, same architecture."""
+    """Check for bit-equal weights, float32, trainable, in evaluation mode, same architecture."""
     assert loaded.architecture == original.architecture
     assert not any(module.training for module in loaded.modules())
     assert all(parameter.requires_grad and parameter.dtype == torch.float32 for parameter in loaded.parameters())
@@ -64,7 +64,7 @@ def assert_same(loaded: CLIP, original: CLIP) -> None:
 
 
 def save_archive(state: dict[str, Tensor], path: Path) -> None:
-    """A TorchScript archive with these parameter names and, as OpenAI's has them, three sizes as buffers."""
+    """Write a TorchScript archive with these parameter names and, like OpenAI's, three sizes as buffers."""
     root = nn.Module()
     for key, tensor in state.items():
         module = root
@@ -86,7 +86,7 @@ def half_openai(clip: CLIP) -> dict[str, Tensor]:
 
 
 def to_hugging_face(clip: CLIP, activation: str = "quick_gelu", vision_heads: int = 2, text_heads: int = 1):
-    """A Hugging Face model with the weights of `clip`, its tensors filled one by one from their meaning."""
+    """Return a Hugging Face model with the weights of `clip`, its tensors filled one by one by their meaning."""
     transformers = pytest.importorskip("transformers")
     a = clip.architecture
     theirs = transformers.CLIPModel(
@@ -249,7 +249,7 @@ class TestNames:
         save_file(half_openai(clip), tmp_path / "small.safetensors")
         assert_same(load_clip("small.safetensors", pretrained_dir=tmp_path, activation="quick_gelu"), clip)
 
-    def test_what_was_looked_for_and_where_to_get_it(self, tmp_path: Path) -> None:
+    def test_the_error_names_the_candidates_and_where_to_get_them(self, tmp_path: Path) -> None:
         with pytest.raises(FileNotFoundError) as caught:
             load_clip("ViT-B/32", tmp_path)
         for part in (str(tmp_path), "ViT-B-32.pt", "clip-vit-base-patch32", RELEASES["ViT-B/32"].url):
@@ -281,7 +281,7 @@ class TestHash:
         monkeypatch.setitem(clip_weights.RELEASES, "ViT-B/32", release)
         assert_same(load_clip("ViT-B/32", tmp_path), clip)
 
-    def test_a_users_state_dict_may_bear_the_name(self, clip: CLIP, tmp_path: Path) -> None:
+    def test_a_users_state_dict_may_have_the_name(self, clip: CLIP, tmp_path: Path) -> None:
         torch.save(half_openai(clip), tmp_path / "ViT-B-32.pt")
         assert_same(load_clip("ViT-B/32", tmp_path, activation="quick_gelu"), clip)
 
@@ -303,7 +303,7 @@ class TestActivation:
         pixels = torch.randn(1, 3, 32, 32)
         assert (loaded.visual(pixels) - clip.visual(pixels)).abs().max() > 1e-4
 
-    def test_one_against_the_files_own_word_is_refused(self, clip: CLIP, tmp_path: Path) -> None:
+    def test_one_that_contradicts_the_file_is_refused(self, clip: CLIP, tmp_path: Path) -> None:
         file = tmp_path / "clip.safetensors"
         save_file(half_openai(clip), file, metadata={"activation": "gelu"})
         with pytest.raises(ValueError, match=r"states that its activation is gelu, and quick_gelu was asked for"):
@@ -323,7 +323,7 @@ class TestActivation:
             ({"text_config": {"layer_norm_eps": 1e-6}}, "layer_norm_eps 1e-06"),
         ],
     )
-    def test_a_config_this_code_cannot_honour(self, clip: CLIP, tmp_path: Path, change: dict, message: str) -> None:
+    def test_an_unsupported_config_is_refused(self, clip: CLIP, tmp_path: Path, change: dict, message: str) -> None:
         torch.save(to_hugging_face(clip).state_dict(), tmp_path / "pytorch_model.bin")
         (tmp_path / "config.json").write_text(json.dumps(change))
         with pytest.raises(ValueError, match=message):
@@ -390,7 +390,7 @@ class TestWrongKeys:
         lacking = {key: value for key, value in state.items() if key != f"{start}q_proj.weight"}
         with pytest.raises(ValueError, match=r"layers\.1\.self_attn\.q_proj\.weight is missing\.$"):
             from_hugging_face_keys(lacking)
-        with pytest.raises(ValueError, match=r"v_proj\.bias have unlike shapes"):
+        with pytest.raises(ValueError, match=r"v_proj\.bias have different shapes"):
             from_hugging_face_keys(state | {f"{start}v_proj.bias": torch.zeros(3)})
 
     def test_renaming_keeps_unknown_keys_and_the_input(self, clip: CLIP) -> None:
@@ -409,32 +409,32 @@ class TestWrongFiles:
     @pytest.mark.parametrize("content", [b"", b"these are my notes\n" * 50, b"\x80\x02garbage"])
     def test_something_else(self, tmp_path: Path, name: str, content: bytes) -> None:
         (tmp_path / name).write_bytes(content)
-        with pytest.raises(ValueError, match=rf"{name} is no weights file .* download it again"):
+        with pytest.raises(ValueError, match=rf"{name} is not a weights file .* download it again"):
             load_clip(tmp_path / name)
 
     def test_another_zip(self, tmp_path: Path) -> None:
         with zipfile.ZipFile(tmp_path / "videos.zip", "w") as archive:
             archive.writestr("a.txt", "text")
-        with pytest.raises(ValueError, match=r"videos\.zip is no weights file"):
+        with pytest.raises(ValueError, match=r"videos\.zip is not a weights file"):
             load_clip(tmp_path / "videos.zip")
 
     def test_half_a_download(self, clip: CLIP, tmp_path: Path) -> None:
         save_archive(half_openai(clip), tmp_path / "whole.pt")
         content = (tmp_path / "whole.pt").read_bytes()
         (tmp_path / "ViT-B-32.pt").write_bytes(content[: len(content) // 2])
-        with pytest.raises(ValueError, match=r"ViT-B-32\.pt is no weights file .* download it again"):
+        with pytest.raises(ValueError, match=r"ViT-B-32\.pt is not a weights file .* download it again"):
             load_clip("ViT-B/32", tmp_path)
 
     def test_a_pickle_that_would_run_code(self, tmp_path: Path) -> None:
         torch.save({"state_dict": {}, "settings": Path("x")}, tmp_path / "run.pt")
-        with pytest.raises(ValueError, match=r"run\.pt is no weights file"):
+        with pytest.raises(ValueError, match=r"run\.pt is not a weights file"):
             load_clip(tmp_path / "run.pt")
 
     @pytest.mark.parametrize(
         ("content", "message"),
         [
             ([1, 2], "holds a list and not a state dict"),
-            ({"epoch": 3, "lr": 0.1}, r"some entries are no named tensors \(2\): epoch, lr"),
+            ({"epoch": 3, "lr": 0.1}, r"some entries are not named tensors \(2\): epoch, lr"),
             ({"encoder.weight": torch.zeros(2)}, r"none of its keys is one of CLIP's \(it has encoder\.weight\)"),
             ({}, r"none of its keys is one of CLIP's \(it has none\)"),
             ({"visual.layer1.0.conv1.weight": torch.zeros(2), "visual.conv1.weight": torch.zeros(2)}, "is a ResNet"),
@@ -460,7 +460,7 @@ class TestWrongFiles:
         ):
             load_clip(tmp_path)
 
-    @pytest.mark.parametrize(("config", "message"), [("{", "is not JSON"), ("[]", "is no JSON object")])
+    @pytest.mark.parametrize(("config", "message"), [("{", "is not JSON"), ("[]", "is not a JSON object")])
     def test_a_broken_config(self, clip: CLIP, tmp_path: Path, config: str, message: str) -> None:
         torch.save(to_hugging_face(clip).state_dict(), tmp_path / "pytorch_model.bin")
         (tmp_path / "config.json").write_text(config)

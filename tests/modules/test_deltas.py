@@ -19,7 +19,7 @@ ROWS = {"q": 0, "k": 1, "v": 2}
 
 
 def lora(kind: str = "input", dropout: float = 0.0, rank: int = 4) -> LoRAMethod:
-    """LoRA whose B is drawn, so that it does something."""
+    """Return LoRA with a random B, so that it has an effect."""
     method = LoRAMethod(tiny_clip(), rank=rank, dropout=dropout, kind=kind)
     torch.manual_seed(1)
     with torch.no_grad():
@@ -33,7 +33,7 @@ def blocks_of(clip) -> list[Block]:
 
 
 def dense_weight(block: Block, name: str) -> tuple[Tensor, slice]:
-    """The weight that holds the layer, and its rows."""
+    """Return the weight that holds the layer, and its rows."""
     if name in ROWS:
         width = block.attn.width
         return block.attn.in_proj_weight, slice(ROWS[name] * width, (ROWS[name] + 1) * width)
@@ -41,7 +41,7 @@ def dense_weight(block: Block, name: str) -> tuple[Tensor, slice]:
 
 
 def dense_twin(method: LoRAMethod):
-    """A CLIP without deltas whose weights are W + B A, all of them trained."""
+    """Return a CLIP without deltas whose weights are W + B A, all of them trained."""
     clip = tiny_clip()
     clip.load_state_dict(method.clip.state_dict())
     deltas = iter(method.deltas)
@@ -134,7 +134,7 @@ def test_the_sum_is_made_once_until_a_tensor_changes(kind, monkeypatch):
         assert len(calls) == len(method.deltas)
         method(*batch)
         assert len(calls) == len(method.deltas)
-        for times in (1, 2, 3):  # a sum may be made where an older one was in memory
+        for times in (1, 2, 3):  # a new sum may get the memory of an older one
             method.deltas[0].b.add_(1)
             changed = method(*batch)
             assert len(calls) == len(method.deltas) + 3 * times  # q, k and v are rows of one weight
@@ -150,7 +150,7 @@ def test_the_sum_is_made_once_until_a_tensor_changes(kind, monkeypatch):
         assert len(calls) == len(method.deltas) + 9
 
 
-def test_dropout_is_for_training_alone():
+def test_dropout_acts_in_training_only():
     method = lora(dropout=0.5)
     batch = tiny_batch()
     with torch.no_grad():
@@ -160,7 +160,7 @@ def test_dropout_is_for_training_alone():
             assert torch.equal(one, other)
 
 
-def test_training_leaves_the_base_alone_and_learns():
+def test_training_learns_and_leaves_the_base_unchanged():
     method = lora().train()
     before, sha256 = copy.deepcopy(method.clip.state_dict()), backbone_sha256(method.clip)
     assert list(before) == list(tiny_clip().state_dict())
@@ -245,7 +245,7 @@ def test_bf16_autocast_is_near_fp32(kind):
 
 
 class Adapter(InputDelta):
-    """A bottleneck that is no matrix: it is never merged."""
+    """A bottleneck that is not a matrix, so it is never merged."""
 
     def __init__(self, outputs: int, inputs: int) -> None:
         super().__init__()
@@ -269,7 +269,7 @@ class Gain(WeightDelta):
 @pytest.mark.parametrize("activation", ["quick_gelu", "gelu"])
 @pytest.mark.parametrize("name", [*LAYERS, "qkv"])
 def test_an_adapter_reads_and_writes_what_the_layer_does(name, activation):
-    """Each layer's own input and output, whatever factors are folded into the weights beside it."""
+    """It sees the layer's own input and output, whatever factors are folded into the weights beside it."""
     torch.manual_seed(0)
     block = Block(16, 2, activation).requires_grad_(False).eval()
     adapter = Adapter(block.layers()[name].outputs, block.layers()[name].inputs)

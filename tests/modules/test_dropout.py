@@ -11,7 +11,7 @@ def test_each_value_is_dropped_with_the_probability_and_the_rest_scaled(p):
     torch.manual_seed(0)
     dropped = PromptDropout(p)(torch.full((400, 501), 3.0))
     share = (dropped == 0).double()
-    for axis in (0, 1):  # and nothing goes by place: neither rows nor the four of one number
+    for axis in (0, 1):  # and places do not matter: neither rows nor the four values of one number
         assert (share.mean(dim=axis) - p).abs().max() < 5 * (p * (1 - p) / share.shape[axis]) ** 0.5
     for four in range(4):
         assert abs(share.flatten()[four::4].mean() - p) < 5 * (p * (1 - p) / 50_000) ** 0.5

@@ -20,7 +20,7 @@ SAME_VIDEOS = torch.tensor([4, 0, 4, 7, 0, 4])
 
 
 def loss_by_loops(logits: torch.Tensor, videos: list[int]) -> float:
-    """Of every pair, in both directions: the mean over its positives of minus the log of the softmax."""
+    """Return the mean over pairs and directions of: minus the log of the softmax, averaged over the positives."""
     n, total = len(videos), 0.0
     for i in range(n):
         positives = [j for j in range(n) if videos[j] == videos[i]]
@@ -60,8 +60,8 @@ def test_gradients(video_index):
     assert torch.autograd.gradcheck(lambda rows: symmetric_info_nce(rows, video_index), logits)
 
 
-def test_the_best_are_equal_logits_of_all_positives():
-    """Where the minimum is: all the probability on the positives, as much on each."""
+def test_the_minimum_has_equal_logits_of_all_positives():
+    """At the minimum the positives have all the probability, in equal shares."""
     logits = torch.where(SAME_VIDEOS[:, None] == SAME_VIDEOS, 0.0, -1e4).requires_grad_()
     loss = symmetric_info_nce(logits, SAME_VIDEOS)
     assert loss.item() == pytest.approx((3 * math.log(3) + 2 * math.log(2)) / 6, rel=1e-5)
@@ -83,11 +83,11 @@ def test_half_precision_is_computed_in_single():
         assert torch.equal(loss, symmetric_info_nce(logits.float(), video_index))
 
 
-def test_no_knowledge_costs_log_batch():
+def test_equal_logits_cost_the_log_of_the_batch_size():
     assert float(symmetric_info_nce(torch.zeros(8, 8))) == pytest.approx(math.log(8))
 
 
-def test_oblong_logits_are_refused():
+def test_logits_that_are_not_square_are_refused():
     with pytest.raises(ValueError, match=r"\(2, 3\)"):
         symmetric_info_nce(torch.zeros(2, 3))
     with pytest.raises(ValueError, match=r"video_index for each of the 3 pairs; got \(2,\)"):
@@ -95,7 +95,7 @@ def test_oblong_logits_are_refused():
 
 
 def sigmoid_by_loops(cosines: torch.Tensor, scale: float, bias: float, videos: list[int]) -> float:
-    """Equation 1 of arXiv 2303.15343."""
+    """Return the loss by equation 1 of arXiv 2303.15343."""
     total = 0.0
     for i, row in enumerate(cosines.tolist()):
         for j, cosine in enumerate(row):
@@ -148,7 +148,7 @@ def test_sigmoid_starts_as_published_or_as_its_backbone():
     assert "logit_bias" not in tiny_clip().state_dict()
 
 
-def test_the_scale_of_clip_has_no_part_in_sigmoid():
+def test_sigmoid_does_not_use_the_scale_of_clip():
     torch.manual_seed(0)
     text, clips = torch.randn(2, 5, 8)
     clip = tiny_clip()

@@ -38,8 +38,8 @@ def test_what_published_weights_are(name: str) -> None:
     assert architecture_of(f"open_clip:{name}") == backbone.architecture
 
 
-def test_the_whole_registry_is_run_right_or_refused() -> None:
-    """Every model with every tag: the sizes and heads that open_clip would build, or one sentence."""
+def test_every_model_of_the_registry_runs_correctly_or_is_refused() -> None:
+    """Every model with every tag gives the sizes and heads that open_clip would build, or one sentence."""
     supported, refused = 0, []
     for model, tag in open_clip.list_pretrained():
         try:
@@ -63,8 +63,8 @@ def test_the_whole_registry_is_run_right_or_refused() -> None:
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("ViT-B-32", r"does not read open_clip:NAME/TAG"),
-        ("/openai", r"does not read open_clip:NAME/TAG"),
+        ("ViT-B-32", r"is not of the form open_clip:NAME/TAG"),
+        ("/openai", r"is not of the form open_clip:NAME/TAG"),
         ("ViT-B-23/openai", r"knows no model ViT-B-23; did you mean ViT-B-32"),
         ("ViT-B-32/laion", r"knows no tag laion of ViT-B-32; its tags are: openai, laion400m_e31, "),
         ("ViT-B-16-SigLIP/webli", r"not supported: it has .*a vision tower of timm"),
@@ -82,7 +82,7 @@ def test_names_that_cannot_be_used(tmp_path: Path, name: str, message: str) -> N
 
 @pytest.fixture
 def registered(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
-    """A small model in open_clip's registry with a tag of QuickGELU, 0.5 statistics and squash, its weights apart."""
+    """Register a small model with a tag of QuickGELU, 0.5 statistics and squash; return the file of its weights."""
     config = changed(vision_cfg={"width": 160, "head_width": 80})
     write_hub_folder(tmp_path / "hub", config, {})
     tag = {**_PRETRAINED["ViT-B-32"]["openai"], "hf_hub": "someone/A-Small-CLIP/", "url": "", "quick_gelu": True}
@@ -121,7 +121,7 @@ def test_weights_of_another_size_than_the_name_says(registered: Path, tmp_path: 
         load_clip("open_clip:small-vit/drawn", tmp_path)
 
 
-def test_flags_against_the_registry_are_refused(registered: Path, tmp_path: Path) -> None:
+def test_flags_that_contradict_the_registry_are_refused(registered: Path, tmp_path: Path) -> None:
     shutil.copy(registered, tmp_path / "drawn.safetensors")
     with pytest.raises(ValueError, match="states that its activation is quick_gelu, and gelu was asked for"):
         load_clip("open_clip:small-vit/drawn", tmp_path, asked=StatedFacts("gelu"))
@@ -173,7 +173,7 @@ def test_offline_the_error_says_what_to_fetch(
 
 
 def test_a_registry_without_activations_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Older versions of open_clip say nothing, which would read as GELU."""
+    """Older versions of open_clip state no activation, which would be read as GELU."""
     tags = {name: {k: v for k, v in tag.items() if k != "quick_gelu"} for name, tag in _PRETRAINED["ViT-B-32"].items()}
     monkeypatch.setitem(_PRETRAINED, "ViT-B-32", tags)
     with pytest.raises(ValueError, match="does not say which activation weights were trained with: pip install"):

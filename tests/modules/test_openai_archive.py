@@ -30,7 +30,7 @@ class Inner(nn.Module):
         self.register_buffer("flags", torch.tensor([True, False]), persistent=False)
         self.register_buffer("bf16", torch.randn(3).bfloat16())
         self.register_buffer("nothing", torch.zeros(0, 4))
-        self.mask = torch.full((2, 2), float("-inf"))  # no weight, and torch leaves it out
+        self.mask = torch.full((2, 2), float("-inf"))  # not a weight; torch leaves it out
         self.sizes = [1, 2]
         self.name = "inner"
 
@@ -92,7 +92,7 @@ def test_tensors_are_torchs(tmp_path: Path, make: Callable[[nn.Module, Path], Pa
 
 
 def test_a_whole_clip_that_was_traced(tmp_path: Path) -> None:
-    """With forward code of its own, as OpenAI's archives have, in half precision."""
+    """Like OpenAI's archives it has forward code, in half precision."""
     clip = tiny_clip()
 
     class Both(nn.Module):
@@ -151,13 +151,13 @@ def test_code_that_runs_on_loading_does_not_run(tmp_path: Path) -> None:
     assert target.read_bytes() == b"AAAA"  # so the archive is a hostile one
     target.unlink()
     for read in (read_state_dict, load_clip):
-        with pytest.raises(ValueError, match=r"model\.pt is no weights file: its module is saved in a way of its own"):
+        with pytest.raises(ValueError, match=r"model\.pt is not a weights file: its module is saved by its own code"):
             read(path)
     assert not target.exists()
 
 
 def rewrite(path: Path, change: Callable[[str, bytes], bytes | None], compression: int = zipfile.ZIP_STORED) -> None:
-    """Write an archive anew with other contents; None leaves an entry out."""
+    """Rewrite an archive with other contents; None leaves an entry out."""
     with zipfile.ZipFile(path) as archive:
         contents = {name: archive.read(name) for name in archive.namelist()}
     with zipfile.ZipFile(path, "w", compression) as archive:
@@ -181,7 +181,7 @@ class Calls:
 
 
 def doubled(levels: int) -> bytes:
-    """A module in a module, twice in each level: few bytes with 2^levels names."""
+    """Return a pickle of modules in modules, each in two places: few bytes with 2^levels names."""
     content = b"\x80\x02"
     for level in range(levels + 1):
         content += b"c__torch__\nM\n)\x81}(X\x01\x00\x00\x00aN"
@@ -191,7 +191,7 @@ def doubled(levels: int) -> bytes:
 
 
 def doubled_tuples(levels: int) -> bytes:
-    """A tuple of two tuples, in each level the same: to hash it takes 2^levels steps."""
+    """Return a pickle of tuples that hold one tuple twice, level by level: a hash takes 2^levels steps."""
     return b")q\x00" + b"".join(b"h%ch%c\x86q%c" % (level, level, level + 1) for level in range(levels))
 
 
@@ -204,7 +204,7 @@ def doubled_tuples(levels: int) -> bytes:
         ),
         (pickle.dumps(Calls(torch.load, "file"), 2), r"asks for torch\.serialization\.load"),
         (pickle.dumps([1, 2], 2), "holds a list and no module"),
-        (b"\x80\x02X\x01\x00\x00\x00aQ.", "refers to something else than a storage"),
+        (b"\x80\x02X\x01\x00\x00\x00aQ.", "refers to something other than a storage"),
         (doubled(40), "holds more modules, or deeper ones, than any CLIP"),
         (doubled(100), "holds more modules, or deeper ones, than any CLIP"),
     ],
@@ -212,7 +212,7 @@ def doubled_tuples(levels: int) -> bytes:
 def test_other_pickles_are_refused_by_what_they_ask(tmp_path: Path, content: bytes, message: str) -> None:
     path = script(nn.Linear(2, 2), tmp_path / "model.pt")
     rewrite(path, with_pickle(content))
-    with pytest.raises(ValueError, match=rf"model\.pt is no weights file: it {message}"):
+    with pytest.raises(ValueError, match=rf"model\.pt is not a weights file: it {message}"):
         read_state_dict(path)
 
 
@@ -225,25 +225,25 @@ def test_other_pickles_are_refused_by_what_they_ask(tmp_path: Path, content: byt
         b"(" + doubled_tuples(60) + b"K\x01d.",
         b"\x8f(" + doubled_tuples(60) + b"\x90.",
         b"(" + doubled_tuples(60) + b"\x91.",
-        b"}r\xff\xff\xff\xff.",  # remembered as number 2^32 - 1, for which a list of as many places was made
-        b"\x8e\x00\x00\x00\x00\x00\x01\x00\x00x.",  # a terabyte of bytes, it says
+        b"}r\xff\xff\xff\xff.",  # remembered as number 2^32 - 1, for which a list of that many places was made
+        b"\x8e\x00\x00\x00\x00\x00\x01\x00\x00x.",  # claims a terabyte of bytes
     ],
 )
 def test_few_bytes_take_neither_time_nor_memory(tmp_path: Path, content: bytes) -> None:
     path = script(nn.Linear(2, 2), tmp_path / "model.pt")
     rewrite(path, with_pickle(b"\x80\x04" + content))
-    with pytest.raises(ValueError, match="no weights file"):
+    with pytest.raises(ValueError, match="not a weights file"):
         read_state_dict(path)
 
 
-def test_what_a_pickle_changes_ends_with_it(tmp_path: Path) -> None:
+def test_a_pickles_changes_do_not_outlast_it(tmp_path: Path) -> None:
     """BUILD sets attributes of whatever is on the stack, also of functions that were asked for."""
     path = script(nn.Linear(2, 2), tmp_path / "model.pt")
     expected = read_state_dict(path)
     ask = b"ctorch._utils\n_rebuild_tensor_v2\n"
     hostile = script(nn.Linear(2, 2), tmp_path / "hostile.pt")
     rewrite(hostile, with_pickle(b"\x80\x02" + ask + b"N}X\x0c\x00\x00\x00__defaults__N)s\x86b."))
-    with pytest.raises(ValueError, match="no weights file"):
+    with pytest.raises(ValueError, match="not a weights file"):
         read_state_dict(hostile)
     assert all(torch.equal(tensor, expected[name]) for name, tensor in read_state_dict(path).items())
 
@@ -282,7 +282,7 @@ def test_a_flipped_bit_is_found(tmp_path: Path) -> None:
 
 
 def test_any_byte_may_be_wrong(tmp_path: Path) -> None:
-    """It loads as it was, where the byte stands for nothing that is read, or there is one sentence."""
+    """The archive loads unchanged, if the byte is in nothing that is read, or there is one sentence."""
     path = script(nn.Sequential(nn.Linear(2, 2), nn.LayerNorm(2)), tmp_path / "model.pt")
     whole, expected = path.read_bytes(), by_torch(path)
     damaged, refused = tmp_path / "damaged.pt", 0
@@ -342,7 +342,7 @@ def test_a_tensor_beyond_its_storage(tmp_path: Path, shape: tuple, message: str)
 def test_other_torch_files_say_what_is_wrong(tmp_path: Path) -> None:
     torch.save({"weights": torch.zeros(2), "path": Path("x")}, tmp_path / "run.pt")
     with pytest.raises(
-        ValueError, match=r"run\.pt is no weights file: it holds Python objects .* state_dict"
+        ValueError, match=r"run\.pt is not a weights file: it holds Python objects .* state_dict"
     ) as caught:
         read_state_dict(tmp_path / "run.pt")
     assert "download" not in str(caught.value)

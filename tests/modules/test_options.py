@@ -159,7 +159,7 @@ def test_help_says_what_a_setting_takes():
 
 @pytest.mark.parametrize("name", METHODS)
 def test_every_method_checks_what_it_declares(name):
-    """With the value just below each range, a name that is no choice, and NaN."""
+    """Try a value just below each range, a name that is not a choice, and NaN."""
     for option in method_options(METHODS[name]):
         bad = []
         if option.choices:

@@ -88,7 +88,7 @@ class OnGPU(torch.Tensor):
     is_cuda = True
 
 
-def test_on_a_gpu_what_lacks_to_a_multiple_of_eight_is_filled_up():
+def test_on_a_gpu_sizes_are_padded_to_a_multiple_of_eight():
     x = torch.ones(3, 12, 10)
     on_gpu = x.as_subclass(OnGPU)
     assert pad_for_tensor_cores(on_gpu, -1).shape == (3, 12, 16)
@@ -98,7 +98,7 @@ def test_on_a_gpu_what_lacks_to_a_multiple_of_eight_is_filled_up():
     assert pad_for_tensor_cores(x, -1) is x
 
 
-def test_products_filled_up_are_the_same(monkeypatch):
+def test_padded_products_are_the_same(monkeypatch):
     results = []
     for more in (0, 5):
         for module in (intra_frame, inter_frame):

@@ -1,4 +1,4 @@
-"""A seal on a file: no single bit of it can flip and the file load as something else."""
+"""A sealed file never loads as something else after a single bit has flipped."""
 
 import struct
 import zipfile
@@ -36,7 +36,7 @@ def content(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
         return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
 
 
-def test_a_whole_file_passes_and_one_without_a_seal_is_told_apart(sealed, tmp_path):
+def test_a_whole_file_passes_and_one_without_a_seal_is_recognised(sealed, tmp_path):
     tensors, metadata = content(sealed)
     assert check_seal(sealed, tensors, metadata)
     assert check_sealed_file(sealed, tensors)
@@ -49,8 +49,8 @@ def test_a_whole_file_passes_and_one_without_a_seal_is_told_apart(sealed, tmp_pa
 
 
 def test_every_bit_counts(sealed):
-    """All bits of the tensors and of the seal's own names, and one of each byte of the rest of the header: the file
-    does not open, its seal is broken, or exactly the same is read from it."""
+    """Flip all bits of the tensors and of the seal's own names, and one of each byte of the rest of the header. The
+    file does not open, its seal is broken, or exactly the same is read from it."""
     whole, (tensors, metadata) = sealed.read_bytes(), content(sealed)
     begin = 8 + int.from_bytes(whole[:8], "little")
     bits = set(range(64)) | set(range(8 * begin, 8 * len(whole)))
@@ -103,7 +103,7 @@ def test_what_torch_saved_is_checked_by_its_own_checksums(tmp_path):
 
 
 def test_an_archive_that_says_it_spans_disks_is_damaged(tmp_path):
-    """`zipfile.is_zipfile`, which is to answer yes or no, raises an error of its own for it."""
+    """`zipfile.is_zipfile` raises an error for it instead of returning True or False."""
     path = tmp_path / "cut.pt"
     path.write_bytes(struct.pack("<4sLQL", b"PK\x06\x07", 0, 0, 2) + b"PK\x05\x06" + bytes(18))
     with pytest.raises(DamagedFileError, match=r"cut\.pt: is damaged .*multiple disks"):

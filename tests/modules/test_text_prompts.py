@@ -22,7 +22,7 @@ def tower() -> TextTransformer:
 
 
 def captions() -> Tensor:
-    """[3, 9] ids whose END stands at 7, 3 and 1; zeros behind it."""
+    """Return ids [3, 9] with END at 7, 3 and 1, and zeros after it."""
     generator = torch.Generator().manual_seed(0)
     token_ids = torch.randint(300, 49000, (3, 9), generator=generator)
     for row, end in zip(token_ids, (7, 3, 1), strict=True):
@@ -36,8 +36,8 @@ def drawn_prompts(count: int) -> Tensor:
 
 
 def inserted(text: TextTransformer, token_ids: Tensor, prefix: Tensor, postfix: Tensor | None = None) -> Tensor:
-    """Caption by caption: START, prefix, words, postfix, END under a causal mask; every block replaces the outputs of
-    the prompts by its own. The inserted tokens have no positions, and the others keep theirs."""
+    """Encode caption by caption: START, prefix, words, postfix, END under a causal mask. Every block replaces the
+    outputs of earlier prompts by its prompts. The inserted tokens have no positions, and the others keep theirs."""
     rows = []
     for ids in token_ids:
         end = int(ids.argmax())
@@ -74,7 +74,7 @@ def test_a_postfix_equals_tokens_inserted_before_end():
     torch.testing.assert_close(ours, inserted(text, token_ids, prefix, postfix), rtol=1e-4, atol=1e-5)
 
 
-def test_gradients_are_those_of_finite_differences():
+def test_gradients_equal_finite_differences():
     text, token_ids = tower().double(), captions()[:2]
     prompts = drawn_prompts(2).double().requires_grad_()
     assert torch.autograd.gradcheck(lambda prompts: encode_with_prefix(text, prompts, token_ids), prompts)
@@ -98,7 +98,7 @@ def test_a_caption_does_not_depend_on_others_or_on_padding():
         short = encode_with_prefix(text, prompts, token_ids[row : row + 1, : end + 1])
         torch.testing.assert_close(alone[0], together[row], rtol=1e-5, atol=1e-5)
         torch.testing.assert_close(short[0], together[row], rtol=1e-5, atol=1e-5)
-    token_ids[1, 5:] = 77  # behind END
+    token_ids[1, 5:] = 77  # after END
     torch.testing.assert_close(encode_with_prefix(text, prompts, token_ids), together, rtol=1e-5, atol=1e-5)
 
 
@@ -117,8 +117,8 @@ def test_prompts_are_drawn_for_every_block():
     assert prompts.requires_grad
 
 
-def test_the_second_half_of_a_block_is_a_seam():
-    """It gets the number of the block, the block and the tokens; behind the last block only END's are left."""
+def test_the_second_half_of_a_block_can_be_replaced():
+    """It gets the number of the block, the block and the tokens; in the last block only END's are left."""
     text, prompts, token_ids = tower(), drawn_prompts(2), captions()
     calls = []
 

@@ -1,4 +1,4 @@
-"""What configurations, metadata and flags say of weights: it counts, or it is refused with a sentence that names it."""
+"""Facts that configurations, metadata and flags state about weights are used, or refused in a sentence with a name."""
 
 import dataclasses
 import json
@@ -54,7 +54,7 @@ class TestHuggingFace:
         assert relative(logits, expected.logits_per_text) < 1e-5
 
     @pytest.mark.parametrize("first", [True, False])
-    def test_of_a_tower_that_is_stated_twice_the_second_counts(self, folder: Path, first: bool) -> None:
+    def test_if_a_tower_is_stated_twice_the_second_counts(self, folder: Path, first: bool) -> None:
         transformers = pytest.importorskip("transformers")
         config = json.loads((folder / "config.json").read_text())
         for name, heads in (("vision", 12), ("text", 6)):
@@ -74,7 +74,7 @@ class TestHuggingFace:
             ({"size": {"height": 32, "width": 32}, "do_center_crop": False}, "squash", "bicubic"),
         ],
     )
-    def test_pixels_are_those_of_the_preprocessor(
+    def test_pixels_follow_the_preprocessor(
         self, folder: Path, settings: dict[str, Any], mode: str, interpolation: str
     ) -> None:
         transformers = pytest.importorskip("transformers")
@@ -133,7 +133,7 @@ class TestHuggingFace:
 @pytest.mark.parametrize(
     ("change", "named"),
     [
-        ({"custom_text": True}, "a text tower of its own kind (custom_text True)"),
+        ({"custom_text": True}, "a custom text tower (custom_text True)"),
         ({"vision_cfg": {"timm_model_name": "vit_x"}}, "a vision tower of timm (timm_model_name vit_x)"),
         ({"text_cfg": {"hf_model_name": "xlm"}}, "a text tower of Hugging Face (hf_model_name xlm)"),
         ({"text_cfg": {"hf_tokenizer_name": "t5"}}, "another tokenizer than CLIP's (hf_tokenizer_name t5)"),
@@ -148,7 +148,7 @@ class TestHuggingFace:
         ({"something_new": 3}, "something_new 3"),
     ],
 )
-def test_what_cannot_be_run_is_named(plain: Path, tmp_path: Path, change: dict[str, Any], named: str) -> None:
+def test_the_unsupported_part_is_named(plain: Path, tmp_path: Path, change: dict[str, Any], named: str) -> None:
     (tmp_path / plain.name).symlink_to(plain)
     config = {"model_cfg": changed(**change), "preprocess_cfg": {}}
     (tmp_path / "open_clip_config.json").write_text(json.dumps(config))
@@ -186,7 +186,7 @@ class TestBareFiles:
         save_file(to_openai_keys(load_clip(tmp_path / "hub").state_dict()), path)
         return path
 
-    def test_an_activation_nobody_states_is_asked_for(self, bare: Path) -> None:
+    def test_a_missing_activation_is_asked_for(self, bare: Path) -> None:
         with pytest.raises(ValueError, match=r"bare\.safetensors .* pass --clip_activation quick_gelu .* or gelu"):
             load_clip(bare)
 
@@ -195,7 +195,7 @@ class TestBareFiles:
         known = load_clip(bare.parent / "hub").architecture
         assert dataclasses.replace(architecture, activation="gelu", vision_heads=2, text_heads=2) == known
 
-    def test_flags_say_all(self, bare: Path) -> None:
+    def test_flags_can_state_every_fact(self, bare: Path) -> None:
         asked = StatedFacts("gelu", 2, 2, (0.5,) * 3, (0.5,) * 3, "squash", "bilinear")
         clip = load_clip(bare, asked=asked)
         assert clip.backbone.preprocessing == Preprocessing((0.5,) * 3, (0.5,) * 3, "squash", "bilinear")
@@ -212,7 +212,7 @@ class TestBareFiles:
             (StatedFacts(mean=(0.5, 0.5, 0.5)), "states that its mean is 0.4815 0.4578 0.4082, and 0.5 0.5 0.5 was"),
         ],
     )
-    def test_flags_against_the_files_own_word_are_refused(self, bare: Path, asked: StatedFacts, message: str) -> None:
+    def test_flags_that_contradict_the_file_are_refused(self, bare: Path, asked: StatedFacts, message: str) -> None:
         with pytest.raises(ValueError, match=message):
             load_clip(bare.parent / "hub", asked=asked)
 
@@ -227,7 +227,7 @@ class TestBareFiles:
         loaded = load_clip(tmp_path / "h14.safetensors", asked=StatedFacts(vision_heads=16))
         assert loaded.architecture.vision_heads == 16
 
-    def test_heads_in_the_files_own_words(self, bare: Path) -> None:
+    def test_heads_stated_in_the_file(self, bare: Path) -> None:
         state = to_openai_keys(load_clip(bare.parent / "hub").state_dict())
         save_file(state, bare, {"activation": "gelu", "vision_heads": "2", "text_heads": "2"})
         assert load_clip(bare).backbone == load_clip(bare.parent / "hub").backbone

@@ -1,4 +1,4 @@
-"""Folders for the tests of re-encoding."""
+"""Folders for the tests of re-encoding videos."""
 
 from pathlib import Path
 

@@ -53,7 +53,7 @@ def test_the_splits_asked_for(data, tmp_path, flags, count, capsys):
 
 
 def test_the_validation_split_is_stored_as_evaluation_reads_it(data, tmp_path, capsys, monkeypatch):
-    """Without draws, as the test split."""
+    """It is stored without random draws, like the test split."""
     lists = {split: tmp_path / f"{split}.csv" for split in ("val", "test")}
     for split, path in lists.items():
         path.write_text(f"path,caption,split\nvideo7.mp4,one,{split}\nvideo8.mp4,two,{split}\n")

@@ -40,7 +40,7 @@ def test_other_files_are_passed_over_and_named(source, output, capsys):
     assert capsys.readouterr().err == ""
 
 
-def test_of_many_files_the_first_are_named_and_all_are_counted(capsys):
+def test_if_there_are_many_files_the_first_are_named_and_all_counted(capsys):
     files = [Path(f"{number:02}.{'jpg' if number < 23 else 'json'}") for number in range(25)]
     name_passed_over([*files, Path("README")])
     lines = capsys.readouterr().err.splitlines()

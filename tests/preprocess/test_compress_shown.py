@@ -114,7 +114,7 @@ def test_pixels_that_are_not_square_come_out_as_shown(source, output, width, hei
     assert stored(output / "a.mp4")[:3] == (*(shown if turn == 0 else shown[::-1]), 1.0)
 
 
-def test_files_made_before_with_pixels_that_are_not_square_are_made_anew(source, output, capsys):
+def test_older_files_with_pixels_that_are_not_square_are_made_again(source, output, capsys):
     write_video(source / "a.mp4", corners())
     write_video(source / "b.mp4", corners())
     assert compress(source, output) == 0
@@ -130,7 +130,7 @@ def test_files_made_before_with_pixels_that_are_not_square_are_made_anew(source,
     assert (output / "a.mp4").read_bytes() == whole
 
 
-def test_a_video_that_is_newer_than_its_output_is_made_anew(source, output, capsys):
+def test_a_video_that_is_newer_than_its_output_is_made_again(source, output, capsys):
     for name in ("a.mp4", "b.mp4"):
         write_video(source / name, corners())
     assert compress(source, output) == 0
@@ -159,7 +159,7 @@ def test_square_pixels_keep_the_size_that_ffmpeg_itself_chooses(seed):
         assert sizes[0] == sizes[1], (width, height, side)
 
 
-def test_of_two_pictures_the_one_is_taken_that_training_reads(source, output):
+def test_the_picture_stream_that_training_reads_is_taken(source, output):
     small = write_video(source.parent / "small.mp4", corners()[:, ::2, ::2])
     large = write_video(source.parent / "large.mp4", corners()[:, :, ::-1])
     flags = ("-map", "0", "-map", "1", "-c", "copy", "-disposition:v:0", "0", "-disposition:v:1", "default")
@@ -180,7 +180,7 @@ def test_a_playlist_is_no_video(source, output, capsys):
 
 
 def test_a_header_beyond_the_last_frame_is_no_missing_end(source, output, reference):
-    """Write an ASF file that states 15 s and whose last frame comes at 14.1 s."""
+    """The ASF file states 15 s, and its last frame comes at 14.1 s."""
     content = (reference / "data/videos/tika__testASF.asf").read_bytes()
     (source / "whole.asf").write_bytes(content)
     (source / "cut.asf").write_bytes(content[: len(content) * 9 // 10])
@@ -241,7 +241,7 @@ def test_an_ffmpeg_that_does_not_mirror_is_too_old(tmp_path, monkeypatch, versio
     assert (find_ffmpeg() == old) == taken
     if not taken:
         monkeypatch.setitem(sys.modules, "imageio_ffmpeg", None)
-        with pytest.raises(FileNotFoundError, match="no ffmpeg from version 5 on with libx264"):
+        with pytest.raises(FileNotFoundError, match="no ffmpeg of version 5 or newer with libx264"):
             find_ffmpeg()
 
 

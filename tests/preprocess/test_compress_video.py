@@ -167,7 +167,7 @@ def program(path: Path, script: str) -> str:
     return str(path)
 
 
-def test_what_ffmpeg_says_is_passed_on_and_nothing_stays(source, output, tmp_path):
+def test_ffmpegs_message_is_passed_on_and_no_file_stays(source, output, tmp_path):
     script = 'for last; do :; done; echo half >"$last"; echo "No space left on device" >&2; exit 1'
     encoding = Encoding(fps=3, short_side=32, rate_control="r", fast_decode=False)
     compressor = Compressor(program(tmp_path / "fake", script), encoding, 0.05, threading.Event())
@@ -191,7 +191,7 @@ def test_a_clip_too_short_for_a_frame_of_the_filter_is_named(source, output):
     assert compress(source, output.with_name("r")) == 0
 
 
-def test_what_is_whole_is_left_alone_and_what_is_not_is_made_anew(source, output, capsys):
+def test_complete_outputs_stay_and_others_are_made_again(source, output, capsys):
     for name in ("a.mp4", "b.mp4"):
         write_video(source / name, noise(20))
     assert compress(source, output) == 0
@@ -223,7 +223,7 @@ def start(source: Path, output: Path) -> subprocess.Popen:
     return process
 
 
-def test_a_killed_run_goes_on_to_the_same_files(source, output, tmp_path):
+def test_a_killed_run_continues_to_the_same_files(source, output, tmp_path):
     for number in range(5):
         write_video(source / f"video{number}.mp4", noise(40 + number, 120, 160))
     killed = start(source, output)
@@ -315,7 +315,7 @@ def test_folders_that_do_not_fit_are_refused(source, output, capsys):
     assert refused("is not a folder", source / "nowhere", output)
     assert refused("holds no video", source, output)
     write_video(source / "a.mp4", grey_ramp(3))
-    assert refused("lie in one another", source, source / "small")
+    assert refused("overlap: name two separate folders", source, source / "small")
     assert refused("is a file", source, source / "a.mp4")
     output.mkdir()
     write_video(output / "mine.mp4", grey_ramp(3))

@@ -198,15 +198,15 @@ def test_it_says_what_it_would_do_and_does_nothing_without_a_terminal(tmp_path, 
     public = dict.fromkeys(["clip_url", "clip_sha256", "captions_url", "videos_url", "captions_mb"], "")
     place = Place(tmp_path, "")
     done = place.run(parts="weights captions videos", pretrained_clip_name=name, **public)
-    assert error_of(done) == "error: nothing was fetched, because there is no terminal to ask at: pass --yes to agree."
+    assert error_of(done) == "error: nothing was fetched, because there is no terminal to ask on: pass --yes to agree."
     assert f"weights, about 1 MB: {release.url} -> {place.weights}/{release.file}\n" in done.stdout
     assert "captions, about 50 MB: https://github.com/ArrowLuo/CLIP4Clip/releases/" in done.stdout
     assert (
         f"videos, about 1 MB: https://www.robots.ox.ac.uk/~maxbain/frozen-in-time/data/MSRVTT.zip -> {place.data}"
         in (done.stdout)
     )
-    assert f"about 1 MB in {place.weights} and 102 MB in {place.data}; free are" in done.stdout
-    assert re.search(r"free are [\d.]+ [MG]B and [\d.]+ [MG]B\.\n", done.stdout)
+    assert f"about 1 MB in {place.weights} and 102 MB in {place.data}; " in done.stdout
+    assert re.search(r"; [\d.]+ [MG]B and [\d.]+ [MG]B are free there\.\n", done.stdout)
     assert "their licences and terms apply" in done.stdout
     assert list(tmp_path.iterdir()) == []
 
@@ -226,7 +226,7 @@ def test_it_asks_at_a_terminal(place, server, answer, fetched):
     assert fetched or "nothing was fetched: the answer was no." in done.stderr
 
 
-def test_a_broken_download_goes_on_within_a_run(place, server):
+def test_a_broken_download_resumes_within_a_run(place, server):
     server.breaks = 1
     done = place.run("--yes")
     assert done.returncode == 0, done.stderr
@@ -234,7 +234,7 @@ def test_a_broken_download_goes_on_within_a_run(place, server):
     assert server.asked == [("/captions.zip", None), ("/captions.zip", f"bytes={half}-"), ("/videos.zip", None)]
 
 
-def test_a_broken_download_goes_on_in_the_next_run(place, server):
+def test_a_broken_download_resumes_in_the_next_run(place, server):
     server.breaks, server.status_after_break = 1, 503
     assert "cannot be reached (curl's exit code is 22): run again later" in error_of(place.run("--yes"))
     half = len(server.files["/captions.zip"]) // 2
@@ -252,7 +252,7 @@ def test_tries_count_only_while_nothing_comes(place, server):
     assert place.run("--yes", max_tries="2").returncode == 0
 
 
-def test_a_server_that_always_breaks_and_never_goes_on(place, server):
+def test_a_server_that_always_breaks_and_never_resumes(place, server):
     server.breaks, server.ranges = 1000, False
     assert "cannot be reached (curl's exit code is 18)" in error_of(place.run("--yes"))
     assert len(server.asked) < 10
@@ -260,7 +260,7 @@ def test_a_server_that_always_breaks_and_never_goes_on(place, server):
 
 @pytest.mark.parametrize("ranges", [False, True])
 @pytest.mark.parametrize("left", ["a part of something else", "all", "too much"])
-def test_a_part_that_cannot_be_continued_is_fetched_anew(place, server, ranges, left):
+def test_a_part_that_cannot_be_continued_is_fetched_again(place, server, ranges, left):
     """A server without ranges sends whole files; a server with ranges has nothing beyond the end."""
     content = server.files["/captions.zip"]
     part = {"a part of something else": b"x" * 100, "all": content, "too much": content + b"x"}[left]
@@ -320,7 +320,7 @@ def test_too_little_room(place, server):
 @pytest.mark.parametrize(
     "answer", [b"<html>Please log in</html>", b"<!DOCTYPE html>" + b" " * 10**5, b"\x1f\x8b", bytes(9)]
 )
-def test_an_answer_that_is_no_archive_never_gets_the_name_of_one(place, server, answer):
+def test_an_answer_that_is_not_an_archive_never_gets_the_name_of_one(place, server, answer):
     whole = server.files["/captions.zip"]
     server.files["/captions.zip"] = answer
     (place.folder / "captions.zip").write_bytes(answer)
@@ -438,7 +438,7 @@ def test_an_archive_with_too_few_videos(place, server):
     assert not (place.data / "videos").exists()
 
 
-def test_half_unpacked_is_unpacked_anew(place, server, small_data):
+def test_a_half_unpacked_archive_is_unpacked_again(place, server, small_data):
     assert place.run("--yes").returncode == 0
     (place.data / "videos").rename(place.data / ".videos.partial")
     (place.data / ".videos.partial" / "video0.mp4").write_bytes(b"half of")
@@ -449,7 +449,7 @@ def test_half_unpacked_is_unpacked_anew(place, server, small_data):
     assert not (place.data / ".videos.partial").exists()
 
 
-def test_files_of_ones_own_are_left_as_they_are(place, server):
+def test_the_users_own_files_stay_unchanged(place, server):
     (place.data / "videos").mkdir(parents=True)
     (place.data / "videos" / "video0.mp4").write_bytes(b"mine")
     (place.data / "MSRVTT_data.json").write_text("mine")
@@ -465,7 +465,7 @@ def test_files_of_ones_own_are_left_as_they_are(place, server):
     [
         (("--force",), {}, "--force is unknown: the only flag is --yes"),
         ((), {"parts": "captions films"}, 'parts="captions films" names films: choose among'),
-        ((), {"parts": "weights", "pretrained_clip_name": "ViT-B/64"}, "ViT-B/64 is none of ViT-B/32, ViT-B/16"),
+        ((), {"parts": "weights", "pretrained_clip_name": "ViT-B/64"}, "ViT-B/64 is not one of ViT-B/32, ViT-B/16"),
     ],
 )
 def test_wrong_commands(place, server, flags, changed, message):
@@ -475,7 +475,7 @@ def test_wrong_commands(place, server, flags, changed, message):
     assert server.asked == []
 
 
-def test_weights_under_another_known_name_do(place, server):
+def test_weights_under_another_known_name_are_enough(place, server):
     (place.weights / "clip-vit-base-patch32").mkdir(parents=True)
     done = place.run(parts="weights")
     assert done.returncode == 0, done.stderr

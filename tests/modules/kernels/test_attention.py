@@ -13,12 +13,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from modules import clip
+from modules import attention as attention_module
 from modules.kernels import usable
 
 ON_GPU = torch.cuda.is_available()
 DEVICE = "cuda" if ON_GPU else "cpu"
-FP32 = 5e-6  # what fp32 may be away from fp64
+FP32 = 5e-6  # largest allowed error of fp32 against fp64
 HALF = torch.bfloat16 if ON_GPU else torch.float16  # triton's interpreter multiplies the bits of bf16 as integers
 
 pytestmark = [pytest.mark.gpu] if ON_GPU else []
@@ -63,7 +63,7 @@ every_case = pytest.mark.parametrize("case", CASES.values(), ids=CASES.keys())
 
 
 def inputs_of(case: Case, dtype: torch.dtype = torch.float32) -> tuple[list[Tensor], Tensor | None, Tensor]:
-    """qkv and the context, of which a gradient is asked; a mask; and the gradient of the result."""
+    """Return qkv and the context, which require gradients; a mask; and the gradient of the result."""
     source = torch.Generator().manual_seed(0)
     width = case.heads * case.head_width
 
@@ -86,7 +86,7 @@ def inputs_of(case: Case, dtype: torch.dtype = torch.float32) -> tuple[list[Tens
 
 
 def reference(inputs: list[Tensor], mask: Tensor | None, heads: int) -> Tensor:
-    """Torch's attention, the context's keys and values put behind the own ones."""
+    """Return torch's attention, with the context's keys and values appended to those of the tokens."""
     q, k, v = inputs[0].chunk(3, dim=-1)
     if len(inputs) > 1:
         k, v = (
@@ -98,7 +98,7 @@ def reference(inputs: list[Tensor], mask: Tensor | None, heads: int) -> Tensor:
 
 
 def exact(inputs: list[Tensor], mask: Tensor | None, gradient: Tensor, heads: int) -> list[Tensor]:
-    """Result and gradients in fp64."""
+    """Return result and gradients in fp64."""
     doubles = [part.detach().double().requires_grad_() for part in inputs]
     found = reference(doubles, mask, heads)
     return [found, *torch.autograd.grad(found, doubles, gradient.double())]
@@ -110,7 +110,7 @@ def of_kernels(attend: Any, inputs: list[Tensor], mask: Tensor | None, gradient:
 
 
 def assert_close(ours: list[Tensor], theirs: list[Tensor], tolerance: float) -> None:
-    """Each tensor to within a part of the largest number in it."""
+    """Check each tensor to within a share of its largest number."""
     assert len(ours) == len(theirs)
     for our, their in zip(ours, theirs, strict=True):
         assert our.shape == their.shape
@@ -119,7 +119,7 @@ def assert_close(ours: list[Tensor], theirs: list[Tensor], tolerance: float) -> 
 
 
 @every_case
-def test_values_and_gradients_are_those_of_torch(attention, case):
+def test_values_and_gradients_equal_torchs(attention, case):
     inputs, mask, gradient = inputs_of(case)
     ours = of_kernels(attention.short_attention, inputs, mask, gradient, case.heads)
     assert_close(ours, exact(inputs, mask, gradient, case.heads), FP32)
@@ -135,7 +135,7 @@ def test_half_precision_rounds_no_more_than_its_steps(attention, name):
 
 
 def test_gradient_of_a_shared_context_is_summed_before_it_is_rounded(attention):
-    """Only the context is visible, so that its gradient is the sum of all: 1 + e - 1, where 1 + e rounds to 1."""
+    """Only the context is visible, so its gradient is the sum over the rows: 1 + e - 1, where 1 + e rounds to 1."""
     e = torch.finfo(HALF).eps / 4
     qkv = torch.randn(2, 2, 3, device=DEVICE, dtype=HALF)
     keys, values = (torch.randn(1, 1, 1, device=DEVICE, dtype=HALF, requires_grad=True) for _ in range(2))
@@ -147,7 +147,7 @@ def test_gradient_of_a_shared_context_is_summed_before_it_is_rounded(attention):
 
 
 @pytest.mark.parametrize("wanted", ["qkv", "context_keys", "context_values"])
-def test_gradient_of_one_input_alone(attention, wanted):
+def test_gradient_of_a_single_input(attention, wanted):
     case = CASES["text"]
     inputs, mask, gradient = inputs_of(case)
     place = ["qkv", "context_keys", "context_values"].index(wanted)
@@ -168,7 +168,7 @@ def test_context_gradients_are_made_only_where_wanted(attention):
 
 
 def test_context_may_be_views(attention):
-    """As of one projection of keys and values, of every second token, with any last stride."""
+    """Views of one projection to keys and values, of every second token, and with any last stride."""
     case = CASES["vision"]
     inputs, mask, gradient = inputs_of(case)
     joined = torch.cat([part.detach().repeat_interleave(2, dim=1) for part in inputs[1:]], dim=-1)
@@ -180,7 +180,7 @@ def test_context_may_be_views(attention):
     assert_close(ours, exact(inputs, mask, gradient, case.heads), FP32)
 
 
-def test_qkv_and_the_gradient_may_lie_anyhow(attention):
+def test_qkv_and_the_gradient_may_have_any_layout(attention):
     case = CASES["prompter"]
     inputs, mask, gradient = inputs_of(case)
     views = [inputs[0].detach().transpose(0, 1).contiguous().transpose(0, 1).requires_grad_()]
@@ -202,7 +202,7 @@ def test_masks_broadcast(attention, shape):
     assert_close(ours, exact(inputs, mask, gradient, case.heads), FP32)
 
 
-def test_a_query_that_sees_nothing_finds_zeros_and_harms_no_other(attention):
+def test_a_query_that_sees_nothing_gets_zeros_and_affects_no_other(attention):
     case = CASES["text"]
     inputs, mask, gradient = inputs_of(case)
     assert mask is not None
@@ -292,7 +292,7 @@ def test_autocast_changes_nothing(attention):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["vision, some keys hidden", "prompter", "text"])
-def test_compiled_is_eager(attention, name):
+def test_compiled_equals_eager(attention, name):
     case = CASES[name]
     inputs, mask, gradient = inputs_of(case)
     compiled = torch.compile(attention.short_attention, backend="aot_eager", fullgraph=True)
@@ -302,7 +302,7 @@ def test_compiled_is_eager(attention, name):
 
 
 @pytest.mark.slow
-def test_compiled_for_any_size_is_eager(attention):
+def test_compiled_for_any_size_equals_eager(attention):
     torch._dynamo.reset()
     compiled = torch.compile(attention.short_attention, backend="aot_eager", fullgraph=True)
     for name in ("prompter", "text"):  # the second is traced with sizes that are not known
@@ -314,7 +314,7 @@ def test_compiled_for_any_size_is_eager(attention):
 
 
 @pytest.mark.parametrize("name", ["one token", "one token, one context token", "just over a tile"])
-def test_operators_keep_what_torch_asks_of_them(attention, name):
+def test_operators_follow_torchs_rules(attention, name):
     case = CASES[name]
     inputs, mask, gradient = inputs_of(case)
     padded = [*inputs, *[None] * (3 - len(inputs))]
@@ -335,7 +335,7 @@ def test_sizes_that_fit(attention):
     assert not any(attention.fits(*sizes) for sizes in ((65, 0, 64), (50, 79, 64), (50, 8, 65)))
 
 
-def test_usable_on_a_gpu_alone():
+def test_usable_only_on_a_gpu():
     assert not usable(torch.zeros(1))
     assert usable(torch.zeros(1, device=DEVICE)) == ON_GPU
 
@@ -354,8 +354,8 @@ def test_usable_on_a_gpu_alone():
         (2, False, "by query"),
     ],
 )
-def test_a_blocks_attention_uses_it_and_stays_the_same(rows, causal, masked, monkeypatch):
-    """Also that it does so, since the kernel's and torch's results differ in their last bits."""
+def test_a_block_uses_the_kernel_and_gives_the_same(rows, causal, masked, monkeypatch):
+    """The kernel is really used: its results differ from torch's in the last bits."""
     length, others = 6, 0 if rows is None else 4
     masks = {
         None: None,
@@ -366,14 +366,14 @@ def test_a_blocks_attention_uses_it_and_stays_the_same(rows, causal, masked, mon
     if mask is not None:
         mask[..., 0] = True
     torch.manual_seed(0)
-    module = clip.Attention(32, 2).to(DEVICE, HALF)
+    module = attention_module.Attention(32, 2).to(DEVICE, HALF)
     x = torch.randn(2, length, 32, device=DEVICE, dtype=HALF)
     parts = [] if rows is None else [torch.randn(rows, others, 32, device=DEVICE, dtype=HALF) for _ in range(2)]
     results = []
     for used in (True, False):
         monkeypatch.setattr("modules.attention.usable", lambda x, used=used: used)
         leaves = [part.clone().requires_grad_() for part in (x, *parts)]
-        context = None if rows is None else clip.KeysValues(*leaves[1:])
+        context = None if rows is None else attention_module.KeysValues(*leaves[1:])
         found = module(leaves[0], context, mask, causal)
         results.append([found, *torch.autograd.grad(found.float().square().sum(), leaves)])
     assert not torch.equal(results[0][1], results[1][1])

@@ -39,13 +39,13 @@ def use_kernels(monkeypatch, used: bool) -> None:
 
 
 def measured(normal: Tensor, net: DynamicsNet, linear: Tensor, timing: FrameTiming) -> tuple[Tensor, Tensor]:
-    """The energy of the changes, and a Linear of them."""
+    """Return the energy of the changes, and a Linear of them."""
     changes = frame_changes(normal, timing)
     return net(changes), changes.linear(linear.to(normal.dtype))
 
 
 def all_of(size: tuple[int, ...], sees: str, padded: bool, dtype: torch.dtype, which: str) -> list[Tensor]:
-    """The results of `measured`, and every gradient, from random gradients of the parts that `which` names."""
+    """Return the results of `measured`, and every gradient, from random gradients of the parts that `which` names."""
     clips, count, frames, grid, width = size
     torch.manual_seed(0)
     normal = torch.randn(clips, count, 1 + grid * grid * frames // count, width)
@@ -144,7 +144,7 @@ def test_a_step_of_stop_is_the_same_by_kernels(attention, monkeypatch):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("sees", ["tokens", "changes"])
-def test_compiled_is_eager(sees, monkeypatch):
+def test_compiled_equals_eager(sees, monkeypatch):
     use_kernels(monkeypatch, True)
     eager = all_of(SIZES[0], sees, True, torch.float32, "el")
     torch._dynamo.reset()
@@ -154,7 +154,7 @@ def test_compiled_is_eager(sees, monkeypatch):
 
 
 @pytest.mark.parametrize(("taps", "masked"), [(2, True), (3, False)])
-def test_operators_keep_torchs_rules(taps, masked):
+def test_operators_follow_torchs_rules(taps, masked):
     """Traced results have the real layout, nothing is written to or aliased, and gradients are registered."""
     tokens = torch.randn(2, 4, 5, 2, device=DEVICE, requires_grad=True)
     gap_mask = torch.tensor([[True, True, True], [True, False, True]], device=DEVICE) if masked else None

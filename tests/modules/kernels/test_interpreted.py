@@ -1,7 +1,7 @@
 """Runs the tests of this folder in triton's interpreter on machines without a GPU.
 
 Triton decides whether to interpret when it is first imported, for the whole process. So the other tests of this folder
-run in a process of their own, and are skipped in this one. An interpreter older than numpy may fail or read wrong
+run in a separate process, and are skipped in this one. An interpreter older than numpy may fail or read wrong
 memory, whatever the kernel: triton 3.0 with numpy 2 does, and triton 3.6 with numpy 2.4.
 """
 

@@ -128,7 +128,7 @@ def test_every_option_has_help_and_a_default_of_its_type(name):
 
 @pytest.mark.parametrize("name", METHOD_NAMES)
 def test_default_options_are_options(name):
-    """Named one by one, they build the same network as none, also on a CLIP of fewer blocks than they are meant for."""
+    """Defaults passed by name build the same network as no options, even on a CLIP with fewer blocks than usual."""
     defaults = {option.name: option.default for option in method_options(METHODS[name])}
     networks = []
     for options in ({}, defaults):
@@ -139,7 +139,7 @@ def test_default_options_are_options(name):
 
 
 def test_saved_and_loaded_it_embeds_the_same(method):
-    """By its `state_dict` alone: nothing else of a trained method counts."""
+    """Its `state_dict` alone is saved: a trained method has no other state."""
     with torch.no_grad():
         for _, parameter in method.trainable_parameters():
             parameter.add_(0.05 * torch.randn_like(parameter))

@@ -1,4 +1,4 @@
-"""What is new in a method is told by the parameters themselves, wherever they stand and whatever became of them."""
+"""Tests of which parameters of a method count as new, wherever they are and however they were converted."""
 
 import copy
 
@@ -60,7 +60,7 @@ def moved_to_empty(method: Method) -> Method:
 
 
 def with_new_parameters(method: Method) -> Method:
-    """As torch converts modules in future: every parameter is another object afterwards."""
+    """Convert modules as torch will in future: every parameter becomes another object."""
     torch.__future__.set_overwrite_module_params_on_conversion(True)
     try:
         return method.to(torch.float64)
@@ -110,14 +110,14 @@ def test_a_copy_does_not_know_the_parameters_of_the_original():
     assert not copied.is_pretrained(method.clip.visual.proj)
 
 
-def test_what_is_remembered_is_not_registered():
+def test_pretrained_parameters_are_remembered_but_not_registered():
     method = Adapted(tiny_clip())
     assert not [name for name in method.state_dict() if "pretrained" in name]
     assert len(list(method.parameters())) == len({id(parameter) for parameter in method.parameters()})
 
 
 @pytest.mark.parametrize("name", METHODS)
-def test_in_the_methods_here_all_that_is_pretrained_is_below_clip(name):
+def test_in_every_method_the_pretrained_parameters_are_inside_clip(name):
     method = build_method(name, tiny_clip())
     for group, names in names_by_group(method).items():
         assert all(name.startswith("clip.") == group.startswith("clip") for name in names)

@@ -11,18 +11,18 @@ from modules.methods import build_method
 from tests.reference_numbers import largest_relative_difference, load_oracle
 from tests.tiny import TINY, tiny_batch, tiny_clip
 
-SQUARE = replace(TINY, text_width=TINY.embed_dim)  # seqTransf starts as text blocks, which so must fit frame embeddings
+SQUARE = replace(TINY, text_width=TINY.embed_dim)  # seqTransf starts as text blocks, so they must fit frame embeddings
 
 
 def sequential(**options):
-    """A tiny CLIP4Clip with the temporal transformer, unless an option says otherwise."""
+    """Return a tiny CLIP4Clip with the temporal transformer, unless an option says otherwise."""
     options = {"sim_header": "seqTransf", "cross_num_hidden_layers": 2, **options}
     return build_method("clip4clip", tiny_clip(architecture=SQUARE), **options)
 
 
 @pytest.fixture(scope="module", params=["meanP", "seqTransf"])
 def original(reference, request):
-    """(reference run, our method with its weights, its video with padding frames zeroed, its frame mask)."""
+    """Return the reference run, our method with its weights, its video with zeroed padding frames, and its mask."""
     oracle = load_oracle(reference, f"clip4clip_{request.param}")
     method = build_method("clip4clip", CLIP(ARCHITECTURES["ViT-B/32"]), sim_header=request.param)
     method.load_state_dict({name: oracle.weights[method.released_name(name)] for name in method.state_dict()})
@@ -52,7 +52,7 @@ def test_equals_the_original(original):
     "original", ["meanP", pytest.param("seqTransf", marks=pytest.mark.slow)], indirect=True, scope="module"
 )
 def test_learns_as_the_original(original):
-    """The norm of every gradient, and no gradient exactly where the original has none."""
+    """Every gradient has the original's norm, and is None exactly where the original has none."""
     oracle, method, video, frame_mask = original
     text, clips = method(video, frame_mask, oracle.token_ids)
     symmetric_info_nce(method.similarity(text, clips)).backward()
@@ -101,7 +101,7 @@ def test_padding_frames_change_nothing():
 
 
 @pytest.mark.parametrize("sim_header", ["meanP", "seqTransf"])
-def test_the_order_of_frames_matters_to_the_sequential_type_alone(sim_header):
+def test_the_order_of_frames_matters_to_the_sequential_type_only(sim_header):
     method = sequential(sim_header=sim_header)
     video, _, _ = tiny_batch(architecture=SQUARE)
     frame_mask = torch.ones(video.shape[:2], dtype=torch.bool)
@@ -125,7 +125,7 @@ def test_sequential_type_refuses_what_it_cannot_do():
         build_method("clip4clip", tiny_clip(), sim_header="seqLSTM")
 
 
-def test_frozen_are_the_embeddings_and_the_first_blocks():
+def test_the_embeddings_and_the_first_blocks_are_frozen():
     method = build_method("clip4clip", tiny_clip(), freeze_layer_num=1)
     frozen = {name for name, parameter in method.named_parameters() if not parameter.requires_grad}
     for name in frozen:
@@ -141,7 +141,7 @@ def test_freeze_layer_num_out_of_range(layers, allowed):
         build_method("clip4clip", tiny_clip(), freeze_layer_num=layers)
 
 
-def test_groups_have_the_lineages_rates_and_decay():
+def test_groups_have_the_published_rates_and_decay():
     method = build_method("clip4clip", tiny_clip())
     groups = {group["name"]: group for group in method.parameter_groups(1e-4, 1e-3, 0.2)}
     assert set(groups) == {"clip", "clip, no decay"}

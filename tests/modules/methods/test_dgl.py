@@ -61,7 +61,7 @@ def test_video_equals_one_masked_sequence(space):
 @pytest.mark.parametrize("first_only", [False, True])
 @pytest.mark.parametrize(("of_clips", "of_frames"), [(1, 1), (1, 3), (2, 3)])
 def test_gradients_of_the_attention_are_right(of_clips, of_frames, first_only):
-    """Of prompts for all, for each frame, and for each frame of each clip."""
+    """For prompts shared by all, for those of each frame, and for those of each frame of each clip."""
     torch.manual_seed(0)
     block = tiny_clip().visual.blocks[0].double().requires_grad_(False)
     size, width = (2, 3, 2), block.attn.width
@@ -106,8 +106,8 @@ def test_postfix_is_dead_as_released_and_its_fix_is_not():
             assert torch.equal(method.encode_text(token_ids), before) != matters
 
 
-def test_postfix_before_end_is_seen_by_end_alone():
-    """Moving END's place moves what the postfix does with it; words before it never see the postfix."""
+def test_postfix_before_end_is_seen_by_end_only():
+    """The effect of the postfix follows END when END moves; words before END never see the postfix."""
     method = dgl(shared_latent_space="linear", text_postfix="before_end")
     text, prompts = method.clip.text, method.latent()
     _, _, token_ids = tiny_batch(words=8)
@@ -143,7 +143,7 @@ def test_trainable_count_of_the_published_model(space, count):
     assert sum(parameter.numel() for _, parameter in method.trainable_parameters()) == count
 
 
-def test_padding_is_the_last_frame_again():
+def test_padding_repeats_the_last_frame():
     method = dgl()
     video, frame_mask, _ = tiny_batch(frames=4)
     repeated = video.clone()
@@ -161,7 +161,7 @@ def test_decay_follows_the_release():
     assert any(p is method.latent.block.ln_1.weight for p in groups["new"]["params"])
 
 
-def test_what_it_refuses():
+def test_bad_input_is_refused():
     video = torch.zeros(1, 3, 3, 32, 32)
     with pytest.raises(ValueError, match="the clip has 3 frames, and this model was made for max_frames=4"):
         dgl().encode_video(video, torch.ones(1, 3))

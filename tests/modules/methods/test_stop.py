@@ -209,7 +209,7 @@ class TestGradient:
 
     @LAYOUTS
     def test_every_trained_tensor_gets_one(self, attention):
-        """The gradient is not all zeros. Tensors are random here: behind a layer of zeros all gradients are zero."""
+        """The gradient is not all zeros. Tensors are random here: before a layer of zeros all gradients are zero."""
         for name, gradient in self.gradients(make_stop(TINY, attention=attention)).items():
             assert gradient is not None, name
             assert gradient.isfinite().all(), name
@@ -217,7 +217,7 @@ class TestGradient:
 
     @LAYOUTS
     def test_with_the_hard_mask_exactly_the_spatial_dynamics_nets_get_none(self, attention):
-        """As published. They are frozen, so that neither the optimiser nor DDP waits for gradients that never come."""
+        """The published mask. Those nets are frozen, so neither the optimiser nor DDP waits for missing gradients."""
         method = make_stop(TINY, attention=attention, hard_region_mask=True)
         gradients = self.gradients(method)
         without = {name for name, parameter in method.named_parameters() if parameter.grad is None}
@@ -228,7 +228,7 @@ class TestGradient:
     @pytest.mark.parametrize(
         "options", [{"use_intra": False}, {"use_inter": False}, {"static_prompts": True}, {"uniform_prompts": True}]
     )
-    def test_ablations_train_nothing_that_gets_none(self, options):
+    def test_ablations_train_no_tensor_without_a_gradient(self, options):
         for name, gradient in self.gradients(make_stop(TINY, **options)).items():
             assert gradient is not None, name
             assert gradient.abs().max() > 0, name
@@ -249,7 +249,7 @@ class TestGradient:
 
 
 def operations(call) -> int:
-    """Floating-point operations of a call on tensors without data; fused attention is taken apart to be counted."""
+    """Count the operations of a call on tensors without data; fused attention is taken apart to be counted."""
     with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         call()
     return counter.get_total_flops()

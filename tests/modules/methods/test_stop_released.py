@@ -25,7 +25,7 @@ def released(**options):
 
 @pytest.fixture(scope="module", params=[pytest.param("linear", marks=pytest.mark.slow), "transformer"])
 def original(reference, request):
-    """(reference run, our method with its weights, its frame mask)."""
+    """Return the reference run, our method with its weights, and its frame mask."""
     oracle = load_oracle(reference, f"stop_released_{request.param}")
     method = build_method(
         "stop_released", CLIP(ARCHITECTURES["ViT-B/32"]), shared_latent_space=request.param, prompt_dropout=0.0
@@ -56,7 +56,7 @@ def test_equals_the_original(original):
 @pytest.mark.slow
 @pytest.mark.parametrize("original", ["linear", "transformer"], indirect=True, scope="module")
 def test_learns_as_the_original(original):
-    """The norm of every gradient, and none (here: exactly zero) where the original has none."""
+    """Every gradient has the original's norm, and is exactly zero where the original has none."""
     oracle, method, frame_mask = original
     text, clips = method(oracle.video, frame_mask, oracle.token_ids)
     symmetric_info_nce(method.similarity(text, clips)).backward()
@@ -89,7 +89,7 @@ def test_trainable_count_of_the_released_model(space, adapters, count):
 
 @pytest.mark.parametrize("space", ["linear", "transformer"])
 def test_dead_parameters_change_no_embedding(space):
-    """Each of them moved in a way that its reason covers, and nothing comes out different."""
+    """Change each of them in a way that its reason covers; the embeddings stay the same."""
     method = released(shared_latent_space=space).eval()
     video, frame_mask, token_ids = tiny_batch(frames=4)
     parameters = dict(method.named_parameters())
@@ -98,7 +98,7 @@ def test_dead_parameters_change_no_embedding(space):
         dead = method.dead_parameters()
         assert len(dead) == 5
         for part in dead:
-            if part.name == "pixel.scorer":  # what it says matters; that it never learns is another test
+            if part.name == "pixel.scorer":  # its values matter; the next test shows that it never learns
                 continue
             for name, parameter in parameters.items():
                 if f"{name}.".startswith(f"{part.name}."):
@@ -129,7 +129,7 @@ def test_a_clip_depends_on_its_batch_as_released_and_its_fix():
     for norm, depends in (("batch", True), ("clip", False)):
         method = released(inter_frame_norm=norm).eval()
         with torch.no_grad():
-            for parameter in method.inter.parameters():  # as drawn, the prompts between frames are next to nothing
+            for parameter in method.inter.parameters():  # at the start the prompts between frames are close to zero
                 parameter.mul_(3)
             together = method.encode_video(video, frame_mask)[:1]
             alone = method.encode_video(video[:1], frame_mask[:1])
@@ -137,7 +137,7 @@ def test_a_clip_depends_on_its_batch_as_released_and_its_fix():
 
 
 def test_one_flat_frame_is_an_error_and_not_nan():
-    """In training, where to ask would make the host wait for a GPU, it is NaN, and the loop stops at its loss."""
+    """In training, where a check would make the host wait for a GPU, the loss is NaN, and the loop stops there."""
     method = released(shared_latent_space="linear")
     frame = torch.zeros(1, 1, 3, 32, 32), torch.ones(1, 1)
     with pytest.raises(ValueError, match="all frames of this batch have the same score"):
@@ -146,7 +146,7 @@ def test_one_flat_frame_is_an_error_and_not_nan():
 
 
 def test_adapters_do_not_start_at_zero():
-    """So the first step is not zero-shot CLIP; DGL's first step is not either, its class tokens being unused."""
+    """So the first step is not zero-shot CLIP. Neither is DGL's, which does not use the class tokens."""
     _, _, token_ids = tiny_batch(frames=4)
     method = released()
     with torch.no_grad():
@@ -168,7 +168,7 @@ def test_released_checkpoints_are_read(space):
             parameter.add_(torch.randn_like(parameter))
     state = their_state(source)
     prompts = "clip.visual_prompt_embedding" if space == "linear" else "clip.unified_prompt_embedding.weight"
-    flat = state[f"module.{prompts}"].flatten(1)  # all blocks side by side, as there
+    flat = state[f"module.{prompts}"].flatten(1)  # all blocks side by side, as in the release
     state[f"module.{prompts}"] = flat.unsqueeze(0) if space == "linear" else flat
     load_released_state_dict(target, state)
     for name, tensor in target.state_dict().items():
@@ -185,7 +185,7 @@ def test_a_clip_that_the_released_code_could_not_run_is_refused(change):
         method.clip.backbone = replace(backbone, architecture=replace(backbone.architecture, activation="gelu"))
     else:
         method.clip.backbone = replace(backbone, preprocessing=Preprocessing(resize_mode="squash"))
-    with pytest.raises(ValueError, match="for OpenAI's CLIP, and the one given is run in another way"):
+    with pytest.raises(ValueError, match="for OpenAI's CLIP, and the one given runs differently"):
         load_released_state_dict(method, state)
     method.clip.backbone = backbone
     load_released_state_dict(method, state)
@@ -221,6 +221,6 @@ def test_what_does_not_fit_is_named_and_nothing_is_loaded():
         ({"prompt_dropout": 1.0}, "--prompt_dropout 1 is out of range: it takes a number from 0 to 0.99"),
     ],
 )
-def test_what_it_refuses(option, message):
+def test_bad_input_is_refused(option, message):
     with pytest.raises(ValueError, match=message):
         released(**option)

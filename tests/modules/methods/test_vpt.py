@@ -61,7 +61,7 @@ def test_a_clip_depends_on_no_other_clip_and_on_no_padding():
         torch.testing.assert_close(turned, together, rtol=1e-5, atol=1e-5)
 
 
-def test_the_order_of_frames_means_nothing():
+def test_the_order_of_frames_has_no_effect():
     method = vpt()
     video, _, _ = tiny_batch()
     mask = torch.ones(video.shape[:2], dtype=torch.bool)
@@ -80,11 +80,11 @@ def test_only_prompts_are_trained_and_none_decays():
     assert method.prompts.std().item() == pytest.approx(0.02, rel=0.3)
 
 
-def test_the_size_that_stops_table_lists():
+def test_the_size_is_the_one_in_stops_table():
     assert describe("vpt", "ViT-B/32", "pretrained", {}, 12, 32)["trainable_parameters"] == 184_320  # 0.18 M
 
 
-def test_text_prompts_are_for_texts_alone():
+def test_text_prompts_affect_texts_only():
     with_prompts, without = vpt(text_prompt_length=2), vpt()
     with torch.no_grad():
         with_prompts.prompts.copy_(without.prompts)

@@ -79,7 +79,7 @@ def test_mask_of_pixels(region_mask):
 
 
 def test_convolutions_follow_each_other_as_released():
-    """No non-linearity between the first two."""
+    """There is no non-linearity between the first two."""
     prompter = pixel_prompter()
     volume = torch.randn(2, 3, 4, 14, 14)
     x = volume
@@ -103,7 +103,7 @@ def test_equal_scores_put_fewer_into_the_mask():
 
 
 def test_a_prompt_survives_training_dropout_one_time_in_four():
-    """Half in the 16 channels, then half of a half of the prompts; what survives is four times as large."""
+    """Dropout in the 16 channels spares the bias here; two more keep a quarter of the prompts, four times as large."""
     prompter = pixel_prompter(dropout=0.5)
     with torch.no_grad():
         prompter.mlp[2].weight.zero_()

@@ -1,7 +1,7 @@
 """A slow, plain second implementation of STOP: one clip at a time, loops over frames, patches, gaps, slots and heads.
 
-Written from the equations, without masks. Padding frames take no part anywhere, so here they do not exist: a clip is
-its real frames. Parameters are read from the modules under test; nothing else of theirs is used.
+Written from the equations, without masks. Padding frames must not matter, so here a clip has only its real frames.
+Parameters are read from the modules under test; nothing else of theirs is used.
 
 Shapes: T real frames of one clip, G grid side, P = G*G patches in rows, D width, c channels of a bottleneck.
 """
@@ -56,7 +56,7 @@ def relu(x: Tensor) -> Tensor:
 
 
 def neighbour(volume: Tensor, grid: int, i: int, row: int, column: int, repeat_ends: bool) -> Tensor:
-    """The token of a place that may lie outside: zero beyond the frame's edges; in time the nearest frame or zero."""
+    """Return a token whose place may lie outside: zero beyond the frame's edges; in time the nearest frame or zero."""
     inside_time = 0 <= i < len(volume)
     if not (0 <= row < grid and 0 <= column < grid) or not (inside_time or repeat_ends):
         return torch.zeros_like(volume[0, 0])
@@ -64,10 +64,10 @@ def neighbour(volume: Tensor, grid: int, i: int, row: int, column: int, repeat_e
 
 
 def dynamics_features(net: torch.nn.Module, volume: Tensor, grid: int, repeat_ends: bool) -> Tensor:
-    """N_s or N_t: each channel convolved by itself over 3 frames, 3 rows and 3 columns: `[T,P,D]` -> `[T,P,D]`.
+    """Apply N_s or N_t: convolve each channel alone over 3 frames, rows and columns: `[T,P,D]` -> `[T,P,D]`.
 
-    The kernels of N_s, the one that sees tokens, are taken less their means over the three frames. Their sum is then
-    zero, and the token of the middle frame may be taken off all three, so that no change is zero without rounding.
+    N_s sees tokens. We subtract from its kernels their means over the three frames. Their sum is then zero, so the
+    middle frame's token can be subtracted from all three tokens, and no change gives zero without rounding.
     """
     out = torch.zeros_like(volume)
     kernel = net.conv.weight[:, 0]
@@ -90,7 +90,7 @@ def dynamics_features(net: torch.nn.Module, volume: Tensor, grid: int, repeat_en
 
 
 def convolve_time(linear: torch.nn.Linear, volume: Tensor) -> Tensor:
-    """A 3x1x1 convolution, zero beyond the ends: `[T,P,c]` -> `[T,P,c']`; `weight` holds the taps side by side."""
+    """Apply a 3x1x1 convolution, zero beyond the ends: `[T,P,c]` -> `[T,P,c']`; `weight` has the taps side by side."""
     taps = linear.weight.chunk(3, dim=1)
     out = volume.new_zeros(*volume.shape[:2], len(linear.bias))
     for i in range(len(volume)):
@@ -103,7 +103,7 @@ def convolve_time(linear: torch.nn.Linear, volume: Tensor) -> Tensor:
 
 
 def scaled_by_place(net: torch.nn.Module, volume: Tensor) -> Tensor:
-    """Channels scaled by where in the clip a frame or gap lies, given as four sines and four cosines: `[T,P,c]`."""
+    """Scale channels by where in the clip a frame or gap lies, given as four sines and four cosines: `[T,P,c]`."""
     scaled = []
     for i, tokens in enumerate(volume):
         angles = [k * math.pi * (i + 1) / (len(volume) + 1) for k in (1, 2, 3, 4)]
@@ -113,7 +113,7 @@ def scaled_by_place(net: torch.nn.Module, volume: Tensor) -> Tensor:
 
 
 def convolve_space(conv: torch.nn.Conv2d, volume: Tensor, grid: int) -> Tensor:
-    """A 1x3x3 convolution: `[T,P,c]` -> `[T,P,c']`, zero beyond the edges."""
+    """Apply a 1x3x3 convolution: `[T,P,c]` -> `[T,P,c']`, zero beyond the edges."""
     out = torch.zeros_like(volume)
     for i in range(len(volume)):
         for j in range(grid * grid):
@@ -130,7 +130,7 @@ def convolve_space(conv: torch.nn.Conv2d, volume: Tensor, grid: int) -> Tensor:
 def attend(
     tokens: list[Tensor], in_proj: tuple[Tensor, Tensor], out_proj: torch.nn.Linear, heads: int, causal: bool = False
 ) -> list[Tensor]:
-    """Multi-head self-attention over a list of tokens `[D]`, each with a query, a key and a value."""
+    """Run multi-head self-attention over a list of tokens `[D]`, each with a query, a key and a value."""
     size = len(tokens[0]) // heads
     # Queries, keys and values of every token, head by head: 3 * heads pieces each.
     projected = [(in_proj[0] @ token + in_proj[1]).split(size) for token in tokens]
@@ -147,7 +147,7 @@ def attend(
 
 
 def run_block(block: torch.nn.Module, tokens: list[Tensor], causal: bool = False) -> list[Tensor]:
-    """A transformer block on a list of tokens, with query, key, value and MLP for each."""
+    """Run a transformer block on a list of tokens, with query, key, value and MLP for each."""
     attention = block.attn
     updates = attend(
         [layer_norm(block.ln_1, token) for token in tokens],
@@ -173,7 +173,7 @@ def stack_frames(frames: list[list[Tensor]]) -> Tensor:
 
 
 def attention_map(block: torch.nn.Module, class_tokens: Tensor, tokens: Tensor) -> Tensor:
-    """A_i = Attn(h_cls, h_i); `class_tokens` `[1,D]` (one a video) or `[T,D]` (one a frame)."""
+    """A_i = Attn(h_cls, h_i); `class_tokens` `[1,D]` (one per video) or `[T,D]` (one per frame)."""
     attention, width = block.attn, tokens.shape[-1]
     size = width // attention.heads
     rows = []
@@ -204,12 +204,12 @@ def dynamics_map(features: Tensor) -> Tensor:
 
 
 def chosen(saliency: list[float], n_regions: int) -> list[int]:
-    """The N_s largest; ties go to the lower index."""
+    """Return the N_s largest; ties go to the lower index."""
     return sorted(range(len(saliency)), key=lambda j: (-saliency[j], j))[:n_regions]
 
 
 def rescaled(saliency: Tensor) -> Tensor:
-    """Each frame's saliencies shifted and stretched to 0..1, or stretched by 1000 where their range is below 0.001."""
+    """Shift and stretch each frame's saliencies to 0..1, or stretch by 1000 if their range is below 0.001."""
     return torch.stack([(row - min(row)) / max(max(row) - min(row), 0.001) for row in saliency])
 
 
@@ -231,7 +231,7 @@ def spatial_prompts(net: torch.nn.Module, normal: Tensor, grid: int) -> Tensor:
 
 
 def prompt_frames(prompter: torch.nn.Module, block: torch.nn.Module, class_tokens: Tensor, tokens: Tensor) -> Spatial:
-    """The whole stage on the real frames of a clip: class tokens `[1 or T,D]`, h `[T,P,D]`."""
+    """Run the whole stage on the real frames of a clip: class tokens `[1 or T,D]`, h `[T,P,D]`."""
     frames, patches, _ = tokens.shape
     grid = math.isqrt(patches)
     normal = stack_frames([[normalised(token) for token in frame] for frame in tokens])
@@ -264,7 +264,7 @@ def frame_variation(features: Tensor, region_mask: Tensor, beta: float) -> list[
 
 
 def prompt_gaps(prompter: torch.nn.Module, tokens: Tensor, region_mask: Tensor) -> Temporal:
-    """The whole stage on the real frames of a clip: h^s `[T,P,D]`, r `[T,P]`, T >= 2."""
+    """Run the whole stage on the real frames of a clip: h^s `[T,P,D]`, r `[T,P]`, T >= 2."""
     frames, patches, _ = tokens.shape
     grid = math.isqrt(patches)
     normal = stack_frames([[normalised(token) for token in frame] for frame in tokens])
@@ -303,7 +303,7 @@ def temporal_prompts(
 
 
 def valid_prompts(temporal: Temporal | None, gap: int) -> list[Tensor]:
-    """The first N_t prompts of a gap; none before the first frame and after the last one."""
+    """Return the first N_t prompts of a gap; none before the first frame and after the last one."""
     if temporal is None or not 0 <= gap < len(temporal.prompts):
         return []
     return temporal.prompts[gap][: temporal.prompts_per_gap[gap]]
@@ -319,7 +319,7 @@ def keep(tokens: list[Tensor], is_prompt: list[bool]) -> list[Tensor]:
 def run_joint(
     block: torch.nn.Module, class_tokens: Tensor, tokens: Tensor, temporal: Temporal | None
 ) -> tuple[Tensor, Tensor]:
-    """The block on [h_cls, h^s_1, p^t_1, h^s_2, p^t_2, ..., h^s_T]; the prompts' outputs are dropped."""
+    """Run the block on [h_cls, h^s_1, p^t_1, h^s_2, p^t_2, ..., h^s_T]; the prompts' outputs are dropped."""
     sequence, is_prompt = [class_tokens[0]], [False]
     for i in range(len(tokens)):
         sequence += list(tokens[i])
@@ -334,7 +334,7 @@ def run_joint(
 def run_by_frame(
     block: torch.nn.Module, class_tokens: Tensor, tokens: Tensor, temporal: Temporal | None
 ) -> tuple[Tensor, Tensor]:
-    """The block on [p^t_{i-1}, h_cls,i, h^s_i, p^t_i] for every frame i; the prompts' outputs are dropped."""
+    """Run the block on [p^t_{i-1}, h_cls,i, h^s_i, p^t_i] for every frame i; the prompts' outputs are dropped."""
     new_class_tokens, new_tokens = [], []
     for i in range(len(tokens)):
         before, after = valid_prompts(temporal, i - 1), valid_prompts(temporal, i)
@@ -347,7 +347,7 @@ def run_by_frame(
 
 
 def encode_video(method: torch.nn.Module, video: Tensor) -> tuple[Tensor, list[tuple[Spatial | None, Temporal | None]]]:
-    """The real frames `[T,3,H,W]` of one clip -> its embedding `[E]`, and what every layer found."""
+    """Return the embedding `[E]` of one clip's real frames `[T,3,H,W]`, and what every layer found."""
     visual = method.clip.visual
     embedded = visual.embed(video)
     joint = method.attention == "joint"
@@ -370,7 +370,7 @@ def encode_video(method: torch.nn.Module, video: Tensor) -> tuple[Tensor, list[t
 
 
 def encode_caption(method: torch.nn.Module, token_ids: Tensor) -> Tensor:
-    """One caption `[L]`: in every text block its own prompts stand after START, in full, and are then dropped."""
+    """Encode one caption `[L]`: every text block inserts its prompts after START and then drops them."""
     text = method.clip.text
     tokens = [text.token_embedding.weight[token] + text.positional_embedding[i] for i, token in enumerate(token_ids)]
     for layer, block in enumerate(text.blocks):
@@ -386,13 +386,13 @@ def encode_caption(method: torch.nn.Module, token_ids: Tensor) -> Tensor:
 
 
 def in_sequences(patches: Tensor, count: int = 1) -> Tensor:
-    """Patches `[B,T,P,D]` in `count` sequences a clip, with class tokens too large to be mistaken for patches."""
+    """Put patches `[B,T,P,D]` into `count` sequences per clip, with class tokens far too large for patches."""
     by_sequence = patches.reshape(len(patches), count, -1, patches.shape[-1])
     return torch.cat([torch.full_like(by_sequence[:, :, :1], 1e3), by_sequence], dim=2)
 
 
 def padded_clips(seed: int, frames_of_clip: list[int], patches: int, width: int) -> tuple[Tensor, Tensor]:
-    """Clips of tokens `[B,T,P,D]` float64, T the longest, and their frame mask `[B,T]`; padding holds large nonsense.
+    """Return clips of tokens `[B,T,P,D]` float64, T the longest, and their mask `[B,T]`; padding is large nonsense.
 
     From frame to frame anything from nothing to everything changes.
     """

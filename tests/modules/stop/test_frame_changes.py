@@ -48,7 +48,7 @@ def changes(normal: Tensor, frame_mask: Tensor) -> Tensor:
     sees=st.sampled_from(["tokens", "changes"]),
 )
 def test_equals_loops_over_frames_and_patches(seed, grid, frames_of_clip, width, sees):
-    """Every clip gives what it gives alone, although all are convolved as one."""
+    """Every clip gives the same result as alone, although all are convolved as one."""
     tokens, frame_mask = slow.padded_clips(seed, frames_of_clip, grid * grid, width)
     net = net_of(width, sees=sees, seed=seed)
     with torch.no_grad():

@@ -42,7 +42,7 @@ def make_prompter(seed: int, grid: int, **options) -> IntraFramePrompter:
 
 
 def moving_clip(grid: int = 3, frames: int = 4, seed: int = 0) -> tuple[Tensor, Tensor, Tensor]:
-    """(one class token `[1,1,D]`, tokens `[1,T,P,D]` that change everywhere, frame mask all true)."""
+    """Return a class token `[1,1,D]`, tokens `[1,T,P,D]` that change everywhere, and an all-true frame mask."""
     generator = torch.Generator().manual_seed(seed)
     tokens = torch.randn(1, frames, grid * grid, WIDTH, generator=generator, dtype=torch.float64)
     class_token = torch.randn(1, 1, WIDTH, generator=generator, dtype=torch.float64)
@@ -60,7 +60,7 @@ def most_salient(saliency: Tensor, n_regions: int) -> Tensor:
 
 
 def prompts_of(net: SpatialPromptNet | StaticSpatialPrompt, normal: Tensor, frame_mask: Tensor) -> Tensor:
-    """p^s of every patch of LayerNormed sequences, `[B,T,P,D]`."""
+    """Return p^s of every patch of LayerNormed sequences, `[B,T,P,D]`."""
     return of_every_patch(net(normal, timing_of(frame_mask)))
 
 
@@ -162,7 +162,7 @@ class TestMaps:
         class_token, tokens, _ = moving_clip()
         assert not attention_map(make_block(0), sequences(class_token, tokens).requires_grad_(), 4).requires_grad
 
-    def test_what_moves_alone_has_all_the_dynamics(self):
+    def test_the_only_moving_patch_has_all_the_dynamics(self):
         class_token, tokens, frame_mask = moving_clip()
         tokens[:] = tokens[:, :1].clone()
         tokens[:, 2:, 5] += torch.arange(WIDTH)
@@ -231,7 +231,7 @@ class TestGradient:
         direction = torch.randn(found.region_mask.shape, dtype=found.region_mask.dtype)
         return found, direction, inputs
 
-    def test_straight_through_is_that_of_the_rescaled_saliency(self):
+    def test_straight_through_is_the_gradient_of_the_rescaled_saliency(self):
         torch.manual_seed(0)
         prompter = make_prompter(2, 3, alpha=0.3)
         found, direction, (class_token, tokens, _) = self.of_the_mask(prompter)
@@ -254,7 +254,7 @@ class TestGradient:
         for name in (field.name for field in dataclasses.fields(SpatialPrompting)):
             torch.testing.assert_close(getattr(found[0], name), getattr(found[1], name), atol=1e-7, rtol=0, msg=name)
 
-    def test_hard_mask_has_none(self):
+    def test_the_hard_mask_has_none(self):
         prompter = make_prompter(2, 3, hard_region_mask=True)
         found, _, _ = self.of_the_mask(prompter)
         assert not found.region_mask.requires_grad
@@ -290,8 +290,8 @@ class TestGradient:
         assert torch.autograd.gradcheck(prompts, (tokens, *net.parameters()))
 
     @pytest.mark.parametrize("static_prompts", [False, True])
-    def test_of_the_region_mask_is_that_of_the_mask_times_all_prompts(self, static_prompts):
-        """Although no prompt is made where the mask is zero."""
+    def test_of_the_region_mask_equals_that_of_the_mask_times_all_prompts(self, static_prompts):
+        """It is, although no prompt is made where the mask is zero."""
         torch.manual_seed(0)
         prompter = make_prompter(2, 3, static_prompts=static_prompts)
         class_token, tokens, frame_mask = moving_clip()
@@ -324,7 +324,7 @@ class TestGradient:
             assert parameter.grad.isfinite().all(), name
 
 
-def test_static_prompts_are_those_of_the_place():
+def test_static_prompts_depend_on_the_place_only():
     prompter = make_prompter(4, 3, static_prompts=True)
     class_token, tokens, frame_mask = moving_clip()
     found = prompter(make_block(0), sequences(class_token, tokens), timing_of(frame_mask))

@@ -1,11 +1,9 @@
-"""The layout of tokens, normalised tokens, and padding frames."""
+"""Tests of the layout of tokens and of normalised tokens."""
 
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
-from modules.stop.tokens import hold_last_frame, layer_norm, patches_of, sequences
+from modules.stop.tokens import layer_norm, patches_of, sequences
 from tests.modules.stop import stop_reference as slow
 
 
@@ -22,17 +20,7 @@ def test_sequences_are_class_tokens_and_the_patches_of_their_frames(count):
     assert patches_of(x, 3).data_ptr() == x[:, :, 1:].data_ptr()
 
 
-def test_layer_norm_is_that_of_the_definition():
+def test_layer_norm_follows_the_definition():
     tokens, _ = slow.padded_clips(0, [3], 4, 8)
     expected = slow.stack_frames([[slow.normalised(token) for token in frame] for frame in 7 * tokens[0] + 3])
     torch.testing.assert_close(layer_norm(7 * tokens + 3)[0], expected, atol=1e-9, rtol=0)
-
-
-@settings(max_examples=25)
-@given(seed=st.integers(0, 10**6), frames_of_clip=st.lists(st.integers(1, 5), min_size=1, max_size=4))
-def test_padding_frames_become_the_last_real_one(seed, frames_of_clip):
-    tokens, frame_mask = slow.padded_clips(seed, frames_of_clip, 4, 3)
-    held = hold_last_frame(tokens, frame_mask)
-    for clip, frames in enumerate(frames_of_clip):
-        for place in range(held.shape[1]):
-            assert torch.equal(held[clip, place], tokens[clip, min(place, frames - 1)])

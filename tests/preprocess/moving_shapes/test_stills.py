@@ -16,7 +16,7 @@ def _sign_colour(image: np.ndarray) -> np.ndarray:
 
 
 class TestStills:
-    def test_signed_twins_differ_in_the_signs_alone(self) -> None:
+    def test_signed_twins_differ_in_the_signs_only(self) -> None:
         for seed in range(60):
             story = draw_story(np.random.default_rng(seed), held_out=False)
             one = signed_still(story, np.random.default_rng(seed))
@@ -29,7 +29,7 @@ class TestStills:
             around = cv2.dilate(signs, np.ones((7, 7), np.uint8)) > 0
             assert (differing & ~around).sum() < 10  # a ring may be cut off by the frame
 
-    def test_plain_stills_speak_of_looks_alone(self) -> None:
+    def test_plain_stills_describe_looks_only(self) -> None:
         for seed in range(60):
             story = draw_story(np.random.default_rng(seed), held_out=False)
             still = plain_still(story, np.random.default_rng(seed))

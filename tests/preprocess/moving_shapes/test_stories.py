@@ -26,7 +26,7 @@ HEART, STAR = Thing("red", "heart"), Thing("blue", "star")
 class TestCaptions:
     @settings(max_examples=60)
     @given(seed=st.integers(0, 2**32 - 1))
-    def test_twins_differ_in_the_direction_alone(self, seed: int) -> None:
+    def test_twins_differ_in_the_direction_only(self, seed: int) -> None:
         story = draw_story(np.random.default_rng(seed), held_out=False)
         forwards = caption(story, np.random.default_rng(seed))
         backwards = caption(story.reversed(), np.random.default_rng(seed))
@@ -84,7 +84,7 @@ def test_drawn_stories_are_of_every_kind_and_held_out_by_content() -> None:
 
 
 def test_a_seed_gives_the_same_stories_and_captions_in_every_version() -> None:
-    """Results on the made world are compared across versions of the code."""
+    """Versions of the code are compared by their results on the made world."""
     rng = np.random.default_rng(0)
     drawn = [draw_story(rng, held_out) for held_out in (False, True) for _ in range(200)]
     text = "\n".join(f"{story} {caption(story, rng)}" for story in drawn)
