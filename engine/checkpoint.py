@@ -25,6 +25,7 @@ from modules.methods import Method
 from modules.seal import check_seal, damaged_entry, seal
 
 LOSS = "loss."  # prefix of the loss's tensor names
+TEMPERATURE = "clip.logit_scale"  # a loss that has a scale of its own freezes it
 
 
 @dataclass(frozen=True)
@@ -77,7 +78,8 @@ def load_checkpoint(
 ) -> CheckpointHeader:
     """Copy a checkpoint's tensors into `method` and return its header.
 
-    Tensors of the loss go into `loss` if the names and shapes match; otherwise `loss` starts fresh and the log says so.
+    Tensors of the loss go into `loss` if names and shapes match; another loss starts fresh, and the log says so. CLIP's
+    temperature stays as it is if one of the two losses trains it and the other has its own scale.
 
     Raises:
         FileNotFoundError: the file does not exist.
@@ -99,7 +101,8 @@ def load_checkpoint(
             "the same --pretrained_clip_name and clip_ flags"
         )
     of_loss = {name: tensors.pop(name) for name in list(tensors) if name.startswith(LOSS)}
-    _load_exactly(path, method, tensors, header)
+    of_another_loss = bool(_tensors_of_loss(loss) if TEMPERATURE in tensors else of_loss)
+    _load_exactly(path, method, tensors, header, {TEMPERATURE} if of_another_loss else set())
     if loss is not None:
         _load_loss(path, loss, of_loss)
     return header
@@ -163,8 +166,13 @@ def _load_loss(path: Path, loss: nn.Module, tensors: dict[str, torch.Tensor]) ->
 
 
 @torch.no_grad()
-def _load_exactly(path: Path, method: Method, tensors: dict[str, torch.Tensor], header: CheckpointHeader) -> None:
+def _load_exactly(
+    path: Path, method: Method, tensors: dict[str, torch.Tensor], header: CheckpointHeader, on_one_side: set[str]
+) -> None:
+    """Copy `tensors` into the method, which must have the same ones; names of `on_one_side` may be there alone."""
     own = _tensors_of(method, header)
+    apart = {name for name in on_one_side if (name in own) != (name in tensors)}
+    own, tensors = ({name: t for name, t in side.items() if name not in apart} for side in (own, tensors))
     wrong = [f"{name} is missing" for name in own if name not in tensors]
     wrong += [
         f"{name} is not a {'' if header.full else 'trained '}tensor of this method"

@@ -71,7 +71,7 @@ def settings_of_checkpoint(argv: Sequence[str] | None, sections: Mapping[str, An
     if known.do_train or not known.init_model.endswith(".safetensors"):
         return {}
     header, task = read_header(Path(known.init_model)), sections["task"]
-    _check_kinds(known.init_model, header.settings, sections)
+    check_kinds(known.init_model, header.settings, sections)
     not_taken = {option.name for option in options_of(sections["run"])} | {"init_model", *task.of_the_run}
     if header.task != task.task:  # another task's data set and training settings do not apply here
         not_taken |= {option.name for section in ("task", "optim") for option in options_of(sections[section])}
@@ -79,8 +79,8 @@ def settings_of_checkpoint(argv: Sequence[str] | None, sections: Mapping[str, An
     return {name: value for name, value in header.settings.items() if name not in not_taken}
 
 
-def _check_kinds(path: str, settings: Mapping[str, Any], sections: Mapping[str, Any]) -> None:
-    """Raise ValueError if a setting in a checkpoint's header has another type than its flag."""
+def check_kinds(path: str, settings: Mapping[str, Any], sections: Mapping[str, Any]) -> None:
+    """Check that each setting in a checkpoint's header is of its flag's kind; raises ValueError."""
     hints = [get_type_hints(section) for section in sections.values()]  # Annotated[int, ...] is int here
     kinds = {name: kind for section in hints for name, kind in section.items()}
     method = settings.get("method")

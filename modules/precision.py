@@ -45,14 +45,15 @@ class FrozenWeightCache:
     def __call__(self, weight: Tensor, *others: Tensor) -> Tensor:
         """Return `make(weight, *others)`, or the weight if there is no `make`; autocast casts weights in training."""
         weights = (weight, *others)
-        if torch.compiler.is_compiling() or any(part.requires_grad for part in weights):
+        passing = torch.compiler.is_compiling() or any(part.requires_grad or part.is_inference() for part in weights)
+        if passing:  # a tensor of torch.inference_mode has no version to tell whether it was written to
             return weight if self.make is None else self.make(*weights)
         dtype = compute_dtype(weight)
         if self.make is None and dtype == weight.dtype:
             return weight
         made_of = (dtype, *((part.data_ptr(), part._version, part.device, part.dtype) for part in weights))
         if self._made is None or self._made_of != made_of:
-            with torch.no_grad():
+            with torch.inference_mode(False), torch.no_grad():  # so that training can use it too
                 made = weight if self.make is None else self.make(*weights)
                 self._made, self._made_of, self._weights = made.to(dtype), made_of, weights
         return self._made

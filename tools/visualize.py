@@ -16,8 +16,10 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from dataloaders.quoting import quoted
 from engine.checkpoint import load_checkpoint, read_header
-from engine.config import Config
+from engine.cli import check_kinds
+from engine.config import Config, sections_with
 from engine.data import frame_reader
 from engine.flags import check_file
 from engine.messages import print_error
@@ -35,7 +37,13 @@ def restore(checkpoint: Path, clip_activation: str = "") -> Restored:
     `clip_activation` is for an old checkpoint on a CLIP that does not state its activation.
     """
     header = read_header(checkpoint)
+    if header.task not in TASKS:
+        raise ValueError(
+            f"{checkpoint}: was trained for the task {quoted(header.task)}; pass a checkpoint of one of the tasks: "
+            f"{', '.join(TASKS)}"
+        )
     task = TASKS[header.task]
+    check_kinds(str(checkpoint), header.settings, sections_with(task.settings))
     asked = {"clip_activation": clip_activation} if clip_activation else {}
     config = Config.from_flat(header.settings | asked, task.settings)
     clip = load_clip(config.model.pretrained_clip_name, config.model.pretrained_dir, asked=config.model.asked_of_clip())

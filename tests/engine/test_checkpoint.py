@@ -15,6 +15,7 @@ import engine.checkpoint as checkpoint
 from engine.checkpoint import CheckpointHeader, load_checkpoint, save_checkpoint
 from main_task_retrieval import main
 from modules.backbones import STATISTICS, Preprocessing
+from modules.losses import build_loss
 from modules.methods import build_method
 from tests.tiny import tiny_clip
 
@@ -230,3 +231,27 @@ def test_a_bit_that_flips_in_a_resume_point_is_noticed_or_changes_nothing(tmp_pa
         path.write_bytes(damaged)
         with suppress(ValueError):
             assert same(checkpoint.read_resume_point(path), before), bit
+
+
+@pytest.mark.parametrize(
+    ("saved_with", "loaded_for"), [("sigmoid", "symmetric_info_nce"), ("symmetric_info_nce", "sigmoid")]
+)
+def test_one_of_another_loss_loads_although_only_one_of_them_trains_the_temperature(tmp_path, saved_with, loaded_for):
+    def built(name: str):
+        method = build_method("clip4clip", tiny_clip())
+        loss = build_loss(name, method.clip)
+        method.clip.logit_scale.requires_grad_(not loss.owns_scale)
+        return method, loss
+
+    (one, its_loss), (other, own_loss) = built(saved_with), built(loaded_for)
+    with torch.no_grad():
+        for parameter in one.parameters():
+            parameter.add_(0.5)
+    own_scale = other.clip.logit_scale.clone()
+    path = tmp_path / "last.safetensors"
+    save_checkpoint(path, one, CheckpointHeader({"method": "clip4clip"}, 1, "sha"), its_loss)
+    load_checkpoint(path, other, "sha", own_loss)
+    assert torch.equal(other.clip.logit_scale, own_scale)
+    trained = {name: p for name, p in one.trainable_parameters() if name != "clip.logit_scale"}
+    for name, parameter in trained.items():
+        assert torch.equal(dict(other.named_parameters())[name], parameter), name

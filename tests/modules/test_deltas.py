@@ -319,3 +319,18 @@ def test_without_deltas_the_weights_are_used_as_they_are():
     y = torch.zeros(2, 3)
     assert block.mlp.in_deltas.add_to(y, torch.ones(2, 3)) is y
     assert y.eq(0).all()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_inference_mode_gives_the_same_and_training_goes_on_after_it(kind):
+    method = lora(kind).eval()
+    batch = tiny_batch()
+    with torch.autocast("cpu", torch.bfloat16):
+        with torch.inference_mode():
+            first = method(*batch)
+        with torch.no_grad():
+            for one, other in zip(method(*batch), first, strict=True):
+                assert torch.equal(one, other)
+        text, video = method.train()(*batch)
+    method.similarity(text.float(), video.float()).sum().backward()
+    assert all(parameter.grad is not None for parameter in method.deltas.parameters())

@@ -115,3 +115,14 @@ def test_padded_products_are_the_same(monkeypatch):
         results.append([clips, *(p.grad for p in method.parameters() if p.grad is not None)])
     for ours, theirs in zip(*results, strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5 * theirs.abs().max().item())
+
+
+def test_what_inference_mode_computes_serves_training_and_its_own_tensors_pass():
+    cache, weight, x = times(3.0), torch.ones(2), torch.ones(2, requires_grad=True)
+    with torch.inference_mode():
+        made = cache(weight)
+        own = torch.ones(2)
+        assert cache(own).tolist() == [3.0, 3.0]
+    assert cache(weight) is made
+    (cache(weight) * x).sum().backward()
+    assert x.grad.tolist() == [3.0, 3.0]

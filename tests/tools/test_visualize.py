@@ -1,9 +1,14 @@
 """The picture of a trained STOP has a row per map and shows the counts; mistakes are one sentence."""
 
+import json
+
 import cv2
 import pytest
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 
 from main_task_retrieval import main as train
+from modules.seal import DIGEST, seal
 from tools.pictures import GAP, LABEL, SIDE
 from tools.visualize import main
 
@@ -63,3 +68,22 @@ def test_mistakes(checkpoints, tmp_path, run, flags, message, capsys):
 def test_missing_checkpoint(tmp_path, capsys):
     assert main(["maps", str(tmp_path / "none.safetensors")]) == 2
     assert "no such checkpoint" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [({"task": "juggling"}, "was trained for the task 'juggling'"), ({"method": ["stop"]}, "its setting method is")],
+)
+def test_a_header_of_another_program(checkpoints, tmp_path, change, message, capsys):
+    path = tmp_path / "other.safetensors"
+    trained = checkpoints / "clip4clip/last.safetensors"
+    with safe_open(trained, framework="pt") as file:
+        metadata = dict(file.metadata())
+    settings = json.loads(metadata["settings"])
+    settings |= {name: value for name, value in change.items() if name in settings}
+    metadata |= {"settings": json.dumps(settings), "task": change.get("task", metadata["task"])}
+    metadata.pop(DIGEST)
+    tensors = load_file(trained)
+    save_file(tensors, path, seal(tensors, metadata))
+    assert main(["retrieval", str(path), "--output", str(tmp_path / "x.png")]) == 2
+    assert message in capsys.readouterr().err
