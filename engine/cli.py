@@ -95,6 +95,11 @@ def check_kinds(path: str, settings: Mapping[str, Any], sections: Mapping[str, A
             )
 
 
+def _about(cls: type) -> str | None:
+    """Return a class's docstring, but not the one that a dataclass gets where its author wrote none."""
+    return None if (cls.__doc__ or "").startswith(f"{cls.__name__}(") else cls.__doc__
+
+
 def parse_flags(
     sections: Mapping[str, Any],
     default_method: str,
@@ -114,7 +119,7 @@ def parse_flags(
 
     defaults = defaults or {}
     parser = _Parser(allow_abbrev=False)
-    groups = [(section, cls.__doc__, options_of(cls)) for section, cls in sections.items()]
+    groups: list[Any] = [(section, _about(cls), options_of(cls)) for section, cls in sections.items()]
     # The settings refuse an unknown method later; here it has no options.
     groups.append((f"method {method}", None, method_options(METHODS[method]) if method in METHODS else []))
     known: set[str] = set()

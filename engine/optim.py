@@ -4,6 +4,7 @@ import math
 from typing import Any
 
 import torch
+from torch.autograd.graph import increment_version
 
 BETAS = (0.9, 0.98)  # CLIP's, kept by CLIP4Clip and STOP
 EPS = 1e-6
@@ -13,7 +14,11 @@ LEAST_LR = 1e-8  # where STOP's released schedule starts, and its floor
 def build_optimizer(groups: list[dict[str, Any]]) -> torch.optim.AdamW:
     """Return AdamW with CLIP's constants; each group has its own learning rate and weight decay."""
     # Fused, because the other versions make the host wait for a GPU under a GradScaler, and are 3x slower on a CPU.
-    return torch.optim.AdamW(groups, betas=BETAS, eps=EPS, fused=True)
+    optimizer = torch.optim.AdamW(groups, betas=BETAS, eps=EPS, fused=True)
+    parameters = [parameter for group in groups for parameter in group["params"]]
+    # A fused step does not count up the versions of tensors, by which `modules.precision` notices that they changed.
+    optimizer.register_step_post_hook(lambda *_: increment_version(parameters))
+    return optimizer
 
 
 def warmup_cosine(step: int, total_steps: int, warmup_proportion: float) -> float:

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from modules.precision import FrozenWeightCache
+from modules.precision import FrozenWeightCache, without_autocast
 
 
 class WeightDelta(nn.Module):
@@ -52,9 +52,9 @@ class Deltas:
         if not deltas:
             return weight
         sources = [weight, *chain.from_iterable(chain(delta.parameters(), delta.buffers()) for delta in deltas)]
-        if not torch.is_grad_enabled():
+        if not torch.is_grad_enabled() and not any(delta.training for delta in deltas):
             sources = [source.detach() for source in sources]  # the cache keeps frozen tensors only
-        with torch.autocast(weight.device.type, enabled=False):
+        with without_autocast(weight.device.type):
             return self._cache(*sources)
 
     def _sum(self, weight: Tensor, *_: Tensor) -> Tensor:

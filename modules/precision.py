@@ -1,6 +1,7 @@
 """The precision of matrix products, which autocast may set, and a cache of tensors derived from frozen weights."""
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 
 import torch
@@ -16,6 +17,12 @@ def compute_dtype(x: Tensor) -> torch.dtype:
     if available and torch.is_autocast_enabled(device):
         return torch.get_autocast_dtype(device)
     return x.dtype
+
+
+def without_autocast(device: str) -> AbstractContextManager[object]:
+    """Return a context without autocast, on any type of device, such as "cuda" or "meta"."""
+    available = torch.compiler.is_compiling() or torch.amp.is_autocast_available(device)
+    return torch.autocast(device, enabled=False) if available else nullcontext()
 
 
 def pad_for_tensor_cores(x: Tensor, dim: int) -> Tensor:
