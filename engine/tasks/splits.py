@@ -59,7 +59,8 @@ class Splits:
     def read(self, split: str) -> list[Sample]:
         """The samples of a split whose videos can be used; what is wrong with the others goes into the log.
 
-        The test split's videos are tried before a training, which would meet a broken one only at its end.
+        Before a training, the videos of the test and the validation split are tried: it would meet a broken one only
+        after an epoch or at its end.
 
         Raises ValueError if more videos than --allow_missing are missing or cannot be read.
         """
@@ -69,7 +70,7 @@ class Splits:
         samples = leave_out(listed, problems, allowed, split)
         if frames.cache is not None:
             self._announce_cache(split, samples, frames)
-        if allowed or (split == "test" and self.config.run.do_train):
+        if allowed or (split != "train" and self.config.run.do_train):
             problems |= self.find_unreadable(listed, [row for row in range(len(listed)) if row not in problems], frames)
             samples = leave_out(listed, problems, allowed, split)
             for row in sorted(problems):
