@@ -60,10 +60,7 @@ def parse_config(argv: Sequence[str] | None, task: type[TaskSettings]) -> Config
 
 
 def settings_of_checkpoint(argv: Sequence[str] | None, sections: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the settings that the checkpoint on the command line was trained with, without those of its run.
-
-    Returns an empty dictionary for a training, or if --init_model names no checkpoint of this project.
-    """
+    """Return what a checkpoint to evaluate was trained with, without its run's settings; {} if there is none."""
     first = _Parser(add_help=False, allow_abbrev=False)
     first.add_argument("--init_model", default="")
     first.add_argument("--do_train", action=argparse.BooleanOptionalAction)
@@ -95,11 +92,6 @@ def check_kinds(path: str, settings: Mapping[str, Any], sections: Mapping[str, A
             )
 
 
-def _about(cls: type) -> str | None:
-    """Return a class's docstring, but not the one that a dataclass gets where its author wrote none."""
-    return None if (cls.__doc__ or "").startswith(f"{cls.__name__}(") else cls.__doc__
-
-
 def parse_flags(
     sections: Mapping[str, Any],
     default_method: str,
@@ -119,7 +111,8 @@ def parse_flags(
 
     defaults = defaults or {}
     parser = _Parser(allow_abbrev=False)
-    groups: list[Any] = [(section, _about(cls), options_of(cls)) for section, cls in sections.items()]
+    about = {cls: None if cls.__doc__.startswith(f"{cls.__name__}(") else cls.__doc__ for cls in sections.values()}
+    groups: list[Any] = [(section, about[cls], options_of(cls)) for section, cls in sections.items()]
     # The settings refuse an unknown method later; here it has no options.
     groups.append((f"method {method}", None, method_options(METHODS[method]) if method in METHODS else []))
     known: set[str] = set()

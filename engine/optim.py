@@ -15,9 +15,8 @@ def build_optimizer(groups: list[dict[str, Any]]) -> torch.optim.AdamW:
     """Return AdamW with CLIP's constants; each group has its own learning rate and weight decay."""
     # Fused, because the other versions make the host wait for a GPU under a GradScaler, and are 3x slower on a CPU.
     optimizer = torch.optim.AdamW(groups, betas=BETAS, eps=EPS, fused=True)
-    parameters = [parameter for group in groups for parameter in group["params"]]
     # A fused step does not count up the versions of tensors, by which `modules.precision` notices that they changed.
-    optimizer.register_step_post_hook(lambda *_: increment_version(parameters))
+    optimizer.register_step_post_hook(lambda *_: increment_version([p for group in groups for p in group["params"]]))
     return optimizer
 
 

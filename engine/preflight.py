@@ -103,8 +103,7 @@ def check_trainable(method: Method, name: str) -> None:
 class ZeroShotProbe:
     """Tells whether an untrained method scores like CLIP with the mean of the frame embeddings.
 
-    It compares scores, not parameter names: a method may add parameters that change nothing at first, or change the
-    result without any parameter.
+    It compares scores: a method may add parameters that change nothing, or change the result without any parameter.
     """
 
     def __init__(self, clip: CLIP, max_frames: int, max_words: int) -> None:

@@ -59,7 +59,8 @@ class Splits:
     def read(self, split: str) -> list[Sample]:
         """Return the samples of a split whose videos can be used; log what is wrong with the others.
 
-        The test split's videos are tried before training, because the run would only notice a broken one at its end.
+        The videos of the test and the validation split are tried before training, because the run would only notice a
+        broken one at its end or after an epoch.
 
         Raises ValueError if more than --allow_missing videos are missing or cannot be read.
         """
@@ -69,7 +70,7 @@ class Splits:
         samples = leave_out(listed, problems, allowed, split)
         if frames.cache is not None:
             self._announce_cache(split, samples, frames)
-        if allowed or (split == "test" and self.config.run.do_train):
+        if allowed or (split != "train" and self.config.run.do_train):
             problems |= self.find_unreadable(listed, [row for row in range(len(listed)) if row not in problems], frames)
             samples = leave_out(listed, problems, allowed, split)
             for row in sorted(problems):
