@@ -63,7 +63,7 @@ def test_a_checkpoint_brings_its_loss_and_another_loss_starts_anew(small_data, t
     assert all(torch.equal(tensor, load_file(tmp_path / "on" / "last.safetensors")[name])
                for name, tensor in load_file(weights).items())  # fmt: skip
     assert main(training(small_data, tmp_path / "other", *METHODS["stop"], *more)) == 0
-    assert "was trained with another loss: the parameters of this one start anew" in (
+    assert "was trained with another loss: the parameters of this loss start fresh" in (
         (tmp_path / "other" / "log.txt").read_text()
     )
 
