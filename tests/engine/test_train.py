@@ -166,7 +166,8 @@ def test_cached_gradients_are_exact(dropout, compiled, video_index):
     whole.backward()
     torch.testing.assert_close(loss, whole.detach())
     for name, parameter in method.trainable_parameters():
-        torch.testing.assert_close(ours[name], parameter.grad, atol=1e-6, rtol=1e-4, msg=name)
+        rounding = 1e-6 * max(1.0, parameter.grad.abs().max().item())  # small values are sums of large ones
+        torch.testing.assert_close(ours[name], parameter.grad, atol=rounding, rtol=1e-4, msg=name)
 
 
 @pytest.mark.parametrize("name", ["stop", "clip4clip", "dgl"])
