@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import torch
 from torch import Tensor
 
-from dataloaders.quoting import quoted
 from engine.cli import parse_flags
 from engine.distributed import Process
 from engine.errors import explained, one_sentence
@@ -65,12 +64,6 @@ def print_report(report: Callable[[], str]) -> int:
         print_error(one_sentence(known))
         return 2
     return 0
-
-
-def check_method(flag: str, name: str) -> None:
-    """Raise ValueError if no method has this name."""
-    if name not in METHODS:
-        raise ValueError(f"{flag} {quoted(name)} is not one of: {', '.join(METHODS)}")
 
 
 def check_clip(name: str, max_words: int) -> CLIPArchitecture:

@@ -36,7 +36,7 @@ from dataloaders.listed_videos import VIDEO_EXTENSIONS
 from dataloaders.sampler import EpochSampler
 from dataloaders.samples import Sample
 from dataloaders.transforms import normalise
-from modules.options import between
+from modules.options import Checked, Range
 
 SOURCES = ("video files", *FRAME_CACHE_FORMAT)
 MADE = "made, 224 pixels"
@@ -44,22 +44,17 @@ CAPTIONS = 4  # per clip, so an epoch reads each clip four times
 
 
 @dataclass(frozen=True)
-class Settings:
+class Settings(Checked):
     """The flags."""
 
     videos: Annotated[str, "folder with video files"] = "data/moving_shapes/videos"
-    image_size: Annotated[int, "S for --videos"] = 112
-    clips: Annotated[int, "clips per set"] = 16
-    max_frames: Annotated[int, "T, frames per clip"] = 12
-    batch_size: Annotated[int, "clips per batch"] = 16
-    num_thread_reader: Annotated[int, "worker processes of the loader; 0: none"] = 1
-    repeats: Annotated[int, "rounds to take the median of"] = 5
+    image_size: Annotated[int, "S for --videos", Range(1)] = 112
+    clips: Annotated[int, "clips per set", Range(1)] = 16
+    max_frames: Annotated[int, "T, frames per clip", Range(1)] = 12
+    batch_size: Annotated[int, "clips per batch", Range(1)] = 16
+    num_thread_reader: Annotated[int, "worker processes of the loader; 0: none", Range(0)] = 1
+    repeats: Annotated[int, "rounds to take the median of", Range(1)] = 5
     output: Annotated[str, "json file for the numbers; empty: none"] = ""
-
-    def __post_init__(self) -> None:
-        lowest = dict.fromkeys(("image_size", "clips", "max_frames", "batch_size", "repeats"), 1)
-        for name, low in (lowest | {"num_thread_reader": 0}).items():
-            between(name, getattr(self, name), low)
 
 
 @dataclass(frozen=True)

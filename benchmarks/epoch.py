@@ -35,7 +35,6 @@ from tqdm import tqdm
 
 from benchmarks.common import (
     check_clip,
-    check_method,
     check_outputs,
     default_device,
     origin_of,
@@ -56,8 +55,8 @@ from engine.precision import auto_precision
 from engine.tasks.retrieval import Retrieval, RetrievalSettings, RetrievalSplit
 from engine.train import Training
 from modules.clip import CLIP
-from modules.methods import Method, build_method
-from modules.options import between
+from modules.methods import METHODS, Method, build_method
+from modules.options import Checked, Choices, Range, between
 from modules.tokenizer import Tokenizer
 
 MSRVTT_PAIRS = 180_000  # per epoch
@@ -71,32 +70,29 @@ WHO, DOES, WHERE = (
 
 
 @dataclass(frozen=True)
-class Settings:
+class Settings(Checked):
     """The flags."""
 
-    method: Annotated[str, "one of modules.methods.METHODS"] = "stop"
+    method: Annotated[str, "the method", Choices(METHODS)] = "stop"
     pretrained_clip_name: Annotated[str, "a CLIP by name (ViT-B/32 ...) or by its weights; only its sizes count"] = (
         "ViT-B/32"
     )
-    clips: Annotated[int, "made clips"] = 1000
+    clips: Annotated[int, "made clips", Range(1)] = 1000
     pairs: Annotated[int, "pairs per epoch; the clips get as many captions as that takes"] = MSRVTT_PAIRS
     steps: Annotated[int, "steps to time; 0: a whole epoch"] = 0
-    batch_size: Annotated[int, "pairs per step"] = 128
-    batch_size_val: Annotated[int, "clips or captions per batch in evaluation"] = 16
-    max_frames: Annotated[int, "T, frames per clip"] = 12
+    batch_size: Annotated[int, "pairs per step", Range(2)] = 128
+    batch_size_val: Annotated[int, "clips or captions per batch in evaluation", Range(1)] = 16
+    max_frames: Annotated[int, "T, frames per clip", Range(1)] = 12
     max_words: Annotated[int, "tokens per caption, START and END included"] = 32
     precision: Annotated[
         Literal["auto", "fp32", "bf16", "fp16"], "precision of the encoders; auto: bf16 on a GPU that has it"
     ] = "auto"
     compile: Annotated[bool, "train through torch.compile, as main_task_retrieval.py --compile does"] = False
-    num_thread_reader: Annotated[int, "worker processes of the loader; 0: none"] = 8
+    num_thread_reader: Annotated[int, "worker processes of the loader; 0: none", Range(0)] = 8
     output: Annotated[str, "json file for the numbers; empty: none"] = "results/benchmark_epoch.json"
 
     def __post_init__(self) -> None:
-        check_method("--method", self.method)
-        lowest = {"clips": 1, "batch_size": 2, "batch_size_val": 1, "max_frames": 1, "num_thread_reader": 0}
-        for name, low in lowest.items():
-            between(name, getattr(self, name), low)
+        super().__post_init__()
         between("pairs", self.pairs, self.batch_size)
         between("steps", self.steps, 0, self.pairs // self.batch_size)
 

@@ -25,9 +25,8 @@ from typing import Annotated, Any
 import torch
 
 from benchmarks.common import check_outputs, default_device, origin_of, parse_settings, print_report, write_json
-from dataloaders.quoting import quoted
 from modules.methods import METHODS
-from modules.options import between
+from modules.options import Checked, Range, one_of
 
 ROOT = Path(__file__).parent.parent
 KERNEL_TESTS = "tests/modules/kernels"
@@ -37,15 +36,15 @@ MOST_OUTPUT = 4000  # characters kept of a failed check's output
 
 
 @dataclass(frozen=True)
-class Settings:
+class Settings(Checked):
     """The flags."""
 
     only: Annotated[str, "names of checks to run, separated by commas; empty: all"] = ""
-    seconds: Annotated[int, "time limit for all checks together; a check that does not fit in it fails"] = 520
+    seconds: Annotated[int, "time limit for all checks together; a check that does not fit in it fails", Range(1)] = 520
     output: Annotated[str, "json file for the results"] = "results/gpu_check.json"
 
     def __post_init__(self) -> None:
-        between("seconds", self.seconds, 1)
+        super().__post_init__()
         if not self.output:
             raise ValueError("--output is empty; name a json file")
 
@@ -183,8 +182,7 @@ def chosen(checks: Sequence[Check], only: str) -> list[Check]:
     known = {check.name: check for check in checks}
     names = [name.strip() for name in only.split(",")] if only else list(known)
     for name in names:
-        if name not in known:
-            raise ValueError(f"--only {quoted(name)} is not one of: {', '.join(known)}")
+        one_of("only", name, known)
     return [known[name] for name in names]
 
 

@@ -37,14 +37,14 @@ from dataloaders.quoting import quoted
 from modules.clip import CLIP
 from modules.clip_weights import architecture_of
 from modules.methods import build_method
-from modules.options import between
+from modules.options import Checked, Range
 
 ATTENTION = ("frame", "joint")
 OFF_THE_LINE = 1.1  # times the cost per frame of the shortest clip
 
 
 @dataclass(frozen=True)
-class Settings:
+class Settings(Checked):
     """The flags."""
 
     pretrained_clip_name: Annotated[str, "a CLIP by name (ViT-B/32 ...) or by its weights; only its sizes count"] = (
@@ -52,9 +52,9 @@ class Settings:
     )
     frames: Annotated[str, "T of the first curve, with B = 1; the second curve has the least of these"] = "4,8,16,32,64"
     batches: Annotated[str, "B of the second curve"] = "1,2,4,8,16,32,64"
-    max_words: Annotated[int, "L, tokens per caption"] = 32
+    max_words: Annotated[int, "L, tokens per caption", Range(3)] = 32
     precision: Annotated[Literal["fp32", "bf16"], "precision of the encoders"] = "fp32"
-    repeats: Annotated[int, "steps to take the median of, after one warm-up step"] = 3
+    repeats: Annotated[int, "steps to take the median of, after one warm-up step", Range(1)] = 3
     output: Annotated[str, "json file for the numbers; empty: none"] = "results/benchmark_growth.json"
     chart: Annotated[str, "picture of the curves; empty: none"] = "figs/benchmark_growth.png"
 
@@ -65,8 +65,7 @@ class Settings:
                 raise ValueError(
                     f"--{name} {quoted(getattr(self, name))} is not a list such as 4,8,16 of at least {least}"
                 )
-        for name, least in (("max_words", 3), ("repeats", 1)):
-            between(name, getattr(self, name), least)
+        super().__post_init__()
 
     @property
     def sizes(self) -> list[tuple[int, int]]:

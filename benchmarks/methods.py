@@ -41,7 +41,6 @@ from tqdm import tqdm
 from benchmarks.ceilings import BUDGET, measure_ceilings
 from benchmarks.common import (
     check_clip,
-    check_method,
     check_outputs,
     default_device,
     origin_of,
@@ -60,39 +59,39 @@ from engine.precision import AUTOCAST, auto_precision
 from modules.clip import CLIP
 from modules.clip_weights import architecture_of
 from modules.methods import METHODS, build_method
-from modules.options import between
+from modules.options import Checked, Range, one_of
 
 PHASES = ("text", "visual", "prompters", "backward", "optimiser")
 COMPILED_PHASES = ("forward", "backward", "optimiser")
 
 
 @dataclass(frozen=True)
-class Settings:
+class Settings(Checked):
     """The flags."""
 
     only: Annotated[str, "methods to measure, separated by commas; empty: all"] = ""
     pretrained_clip_name: Annotated[str, "a CLIP by name (ViT-B/32 ...) or by its weights; only its sizes count"] = (
         "ViT-B/32"
     )
-    batch_size: Annotated[int, "B, clips per step; 0: 128 on a GPU, 2 on a CPU"] = 0
-    frames: Annotated[int, "T, frames per clip"] = 12
-    max_words: Annotated[int, "L, tokens per caption"] = 32
+    batch_size: Annotated[int, "B, clips per step; 0: 128 on a GPU, 2 on a CPU", Range(0)] = 0
+    frames: Annotated[int, "T, frames per clip", Range(1)] = 12
+    max_words: Annotated[int, "L, tokens per caption", Range(3)] = 32
     precision: Annotated[
         Literal["auto", "fp32", "bf16", "fp16"], "precision of the encoders; auto: bf16 on a GPU that has it"
     ] = "auto"
     compile: Annotated[bool, "run the step's forward pass through torch.compile, as training does"] = False
     memory_search: Annotated[bool, "search for the largest batch that fits the GPU's memory"] = True
-    repeats: Annotated[int, "steps (on a GPU, rows of steps) to take the median of, after one warm-up step"] = 5
-    ceiling_seconds: Annotated[float, "time limit for measuring the device's rate, per precision"] = BUDGET
+    repeats: Annotated[
+        int, "steps (on a GPU, rows of steps) to take the median of, after one warm-up step", Range(1)
+    ] = 5
+    ceiling_seconds: Annotated[float, "time limit for measuring the device's rate, per precision", Range(0)] = BUDGET
     output: Annotated[str, "json file for the numbers; empty: none"] = "results/benchmark.json"
     chart: Annotated[str, "picture of the steps; empty: none"] = "figs/benchmark.png"
 
     def __post_init__(self) -> None:
         for name in self.methods:
-            check_method("--only", name)
-        for name, low in (("batch_size", 0), ("frames", 1), ("max_words", 3), ("repeats", 1)):
-            between(name, getattr(self, name), low)
-        between("ceiling_seconds", self.ceiling_seconds, 0)
+            one_of("only", name, METHODS)
+        super().__post_init__()
 
     def for_this_machine(self) -> "Settings":
         """Return these settings with the batch size for 0 and the precision for auto on this machine."""

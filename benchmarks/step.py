@@ -24,7 +24,6 @@ from torch import Tensor, nn
 from benchmarks.common import (
     Batch,
     check_clip,
-    check_method,
     default_device,
     origin_of,
     parse_with_options,
@@ -37,30 +36,25 @@ from engine.data import normalise_for
 from engine.precision import autocast_for
 from engine.tasks.contrastive import ContrastiveStep
 from modules.clip import CLIP
-from modules.methods import Method, build_method
-from modules.options import between
+from modules.methods import METHODS, Method, build_method
+from modules.options import Checked, Choices, Range
 
 STEP, EVALUATION, TEXT, REST = "whole step", "evaluation forward", "text", "towers and the rest"
 
 
 @dataclass(frozen=True)
-class Settings:
+class Settings(Checked):
     """The flags."""
 
-    method: Annotated[str, "one of modules.methods.METHODS"] = "stop"
+    method: Annotated[str, "the method", Choices(METHODS)] = "stop"
     pretrained_clip_name: Annotated[str, "a CLIP by name (ViT-B/32 ...) or by its weights; only its sizes count"] = (
         "ViT-B/32"
     )
-    batch_size: Annotated[int, "clips, and captions, per step"] = 2
-    max_frames: Annotated[int, "T, frames per clip"] = 12
-    max_words: Annotated[int, "tokens per caption, START and END included"] = 32
-    repeats: Annotated[int, "runs to take the median of, after one warm-up run"] = 3
+    batch_size: Annotated[int, "clips, and captions, per step", Range(1)] = 2
+    max_frames: Annotated[int, "T, frames per clip", Range(1)] = 12
+    max_words: Annotated[int, "tokens per caption, START and END included", Range(3)] = 32
+    repeats: Annotated[int, "runs to take the median of, after one warm-up run", Range(1)] = 3
     precision: Annotated[Literal["fp32", "bf16"], "precision of the encoders"] = "fp32"
-
-    def __post_init__(self) -> None:
-        check_method("--method", self.method)
-        for name, low in (("batch_size", 1), ("max_frames", 1), ("max_words", 3), ("repeats", 1)):
-            between(name, getattr(self, name), low)
 
 
 @dataclass(frozen=True)

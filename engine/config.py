@@ -1,8 +1,7 @@
 """Every setting of a run, in frozen dataclasses. `engine.cli` turns each field into a flag of the same name.
 
-A field's annotation has its help line, choices and range (`modules.options`). Settings of only one task are in its
-`TaskSettings`. A method's settings are the keyword arguments of its constructor (`modules.methods.base`);
-`ModelConfig.options` holds their values.
+A field's annotation has its help line, choices and range (`modules.options`). `TaskSettings` has the settings of one
+task, `ModelConfig.options` the values of a method's settings, which are its constructor's keyword arguments.
 """
 
 from collections.abc import Callable, Mapping
@@ -10,17 +9,13 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
+from dataloaders.cache import FrameCacheFormat
+from dataloaders.frame_sampling import FrameSampling
 from dataloaders.samples import Sample
+from dataloaders.transforms import FrameTransform
 from modules.backbones import ACTIVATIONS, INTERPOLATIONS, RESIZE_MODES, STATISTICS, StatedFacts
 from modules.methods import METHODS, method_options
-from modules.options import Choices, Range, check_options, options_of
-
-
-class Checked:
-    """A dataclass that checks its values against their annotations; raises ValueError."""
-
-    def __post_init__(self) -> None:
-        check_options(options_of(type(self)), vars(self))
+from modules.options import Checked, Choices, Range
 
 
 @dataclass(frozen=True)
@@ -71,12 +66,12 @@ class DataConfig(Checked):
     max_words: Annotated[int, "tokens per text, including START and END", Range(3, 77)] = 32
     max_frames: Annotated[int, "T, frames per clip", Range(1)] = 12
     frame_sampling: Annotated[
-        Literal["uniform", "segment", "released"],
+        FrameSampling,
         "uniform: as CLIP4Clip, short clips are padded; segment: one frame per segment, drawn at random in training; "
         "released: as STOP's released code, whose training never sees the last frames left over by n // T",
     ] = "uniform"
     frame_transform: Annotated[
-        Literal["resize", "crop"],
+        FrameTransform,
         "resize: scale the short side to CLIP's size, then crop the middle square; crop: only crop the middle square, "
         "as STOP's released code does, for videos re-encoded to that short side",
     ] = "resize"
@@ -149,7 +144,7 @@ class RunConfig(Checked):
     output_dir: Annotated[str, "folder for the log, metrics, checkpoints and config.json"] = "runs/default"
     frame_cache: Annotated[str, "folder to keep decoded frames in, to decode each video only once; empty: none"] = ""
     frame_cache_format: Annotated[
-        Literal["raw", "jpeg"],
+        FrameCacheFormat,
         "raw: same pixels as without a cache, 150 kB per frame at 224 pixels; jpeg: a tenth of that, slightly lossy",
     ] = "raw"
     allow_missing: Annotated[

@@ -123,6 +123,13 @@ def check_options(options: Iterable[Option], values: Mapping[str, Any]) -> None:
             _in_range(option.name, value, option.range)
 
 
+class Checked:
+    """A dataclass that checks its values against their annotations; raises ValueError."""
+
+    def __post_init__(self) -> None:
+        check_options(options_of(type(self)), vars(self))
+
+
 def between(name: str, value: float, low: float, high: float = math.inf, *, why: str = "") -> None:
     """Check that `value` of the setting `name` is finite and lies from `low` to `high`; `why` explains the bounds.
 

@@ -16,7 +16,7 @@ from engine.precision import random_state
 from engine.tasks.base import Part, TaskStep
 from modules.losses import build_loss
 from modules.methods import Method
-from modules.rows import Rows, join, map_rows, rebuild, tensors_of, to_float
+from modules.rows import Rows, join, map_rows, tensors_of, to_float
 
 
 @dataclass(frozen=True)
@@ -114,7 +114,8 @@ class ContrastiveStep(TaskStep):
         divided = [(None,) * count if tensor is None else tensor.chunk(count) for tensor in own]
         n_text = len(tensors_of(text))
         cached = [CachedGradient(part[:n_text], part[n_text:]) for part in zip(*divided, strict=True)]
-        cached[-1] = replace(cached[-1], whole_batch=(_detached(text), _detached(clips), videos))
+        whole_batch = map_rows(Tensor.detach, text), map_rows(Tensor.detach, clips), videos
+        cached[-1] = replace(cached[-1], whole_batch=whole_batch)
         parts = zip(pieces, cached, states, strict=True)
         return loss.detach(), [Part((*piece, None, gradient), state) for piece, gradient, state in parts]
 
@@ -130,10 +131,6 @@ class ContrastiveStep(TaskStep):
 
 def _as_leaf(tensor: Tensor) -> Tensor:
     return tensor.requires_grad_() if tensor.is_floating_point() else tensor
-
-
-def _detached(rows: Rows) -> Rows:
-    return rebuild(rows, [tensor.detach() for tensor in tensors_of(rows)])
 
 
 def _products(rows: Rows, gradients: tuple[Tensor | None, ...]) -> Tensor:

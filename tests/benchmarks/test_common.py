@@ -6,7 +6,9 @@ import time
 import pytest
 import torch
 
-from benchmarks.common import check_clip, check_method, check_outputs, origin_of, random_batch, timed, write_json
+from benchmarks.common import check_clip, check_outputs, origin_of, random_batch, timed, write_json
+from modules.methods import METHODS
+from modules.options import one_of
 from tests.tiny import TINY
 
 CPU = torch.device("cpu")
@@ -45,7 +47,7 @@ def test_no_name_of_an_output_means_no_file():
 
 def test_wrong_inputs_are_one_sentence():
     with pytest.raises(ValueError, match=r"^--only 'clap' is not one of: stop, "):
-        check_method("--only", "clap")
+        one_of("only", "clap", METHODS)
     with pytest.raises(ValueError, match=r"^--max_words 78 is out of range: it takes a number from 3 to 77"):
         check_clip("ViT-B/32", 78)
     with pytest.raises(OSError, match="no CLIP weights at none"):
