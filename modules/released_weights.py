@@ -5,15 +5,18 @@ module maps the released names back, and lists everything that does not fit.
 """
 
 from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
 from torch import Tensor
 
 from modules.backbones import Preprocessing
-from modules.methods.base import Method
 from modules.quoting import some
 
+if TYPE_CHECKING:  # the methods import this module
+    from modules.methods.base import Method
 
-def load_released_state_dict(method: Method, state_dict: Mapping[str, Tensor]) -> None:
+
+def load_released_state_dict(method: "Method", state_dict: Mapping[str, Tensor]) -> None:
     """Load all weights of a released model, its frozen CLIP included, into `method`.
 
     Args:

@@ -1,6 +1,8 @@
 """The layout of the code: imports point one way, files stay short, and the engine knows no task."""
 
 import ast
+import subprocess
+import sys
 import tokenize
 from pathlib import Path
 
@@ -87,3 +89,19 @@ def test_the_checker_sees_a_forbidden_import(tmp_path):
     bad = tmp_path / "bad.py"
     bad.write_text("def f():\n    from engine.train import train\n")
     assert imports_of(bad) == {("engine.train", "train")}
+
+
+@pytest.mark.parametrize(
+    ("module", "name"),
+    [
+        ("modules.released_weights", "load_released_state_dict"),
+        ("modules.methods", "build_method"),
+        ("modules.methods", "METHODS"),
+        ("modules.clip_weights", "load_clip"),
+    ],
+)
+def test_what_others_import_can_be_imported_first(module, name):
+    """No circle of imports is in the way, whatever a script imports before."""
+    code = f"from {module} import {name}"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
