@@ -6,29 +6,26 @@ an error. Every frame up to the last chosen one is decoded; only the chosen ones
 header may promise another number of frames than there are, and some containers state none. `video_file.survey` finds
 out what to expect, and the frames are chosen again if something else comes out.
 
-A phone held upright records turned frames, and a front camera mirrored ones; the file says how to undo this. The
-display matrix is that of ISO/IEC 14496-12 (8.3.2.3): (a, b, u, c, d, v, x, y, w) shows the pixel of column p and row q
-in column a p + c q + x and row b p + d q + y. FFmpeg passes it on as nine 32-bit integers in the machine's byte order.
-Pixels need not be square: DVDs, camcorders and old phones store pictures that players stretch.
-
 OpenCV's reader is equally fast, but its versions 4.13 to 5.0 return a black or an old picture for every frame of an
 interlaced video (camcorders, television, DVDs) and report success.
 
 Shapes: K chosen frames, H x W pixels.
 """
 
-import math
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
-from fractions import Fraction
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple
 
 import av
 import numpy as np
-from av.buffer import Buffer
 from av.container import InputContainer
 
+from dataloaders.picture_shape import display_matrix, shown_width, turned
+from dataloaders.skipping import Skipping, Unsure, may_skip
 from dataloaders.video_file import (
     FIX,
     MAX_SHORTFALL,
@@ -42,8 +39,6 @@ from dataloaders.video_file import (
 
 AT_THE_END = 4  # last frames that a packet cut short may spoil: its own and some that are decoded before it
 READING = 2  # version of this module's rules; a change of them may give other frames of the same file
-MAX_PIXEL_ASPECT = 4  # of a pixel's long side to its short one; anamorphic film and video stay below 2.4
-UPRIGHT = (1, 0, 0, 0, 1, 0, 0, 0, 1)
 
 Choose = Callable[[int, float], "Sequence[int] | np.ndarray"]
 Convert = Callable[[np.ndarray], np.ndarray]  # one frame uint8 [H, W, 3] RGB -> what to keep of it
@@ -64,6 +59,15 @@ def decoder_version() -> str:
     return f"av {av.__version__} (libavcodec {codecs}), reading {READING}"
 
 
+class Window(NamedTuple):
+    """The frames to take from one window of a file, in seconds from the file's start; None is the file's own start or
+    end. `choose` is that of `read_frames`."""
+
+    choose: Choose
+    start: float | None = None
+    end: float | None = None
+
+
 def read_frames(
     path: str | Path,
     choose: Choose,
@@ -72,6 +76,7 @@ def read_frames(
     start: float | None = None,
     end: float | None = None,
     square_pixels: bool = False,
+    thorough: bool = False,
 ) -> DecodedFrames:
     """Decode the frames that `choose` asks for. Each passes through `convert` at once, so that memory never holds all
     whole frames of a long video.
@@ -85,46 +90,122 @@ def read_frames(
     shape that players show; otherwise the pixels are those in the file, even if they are not square.
 
     A file is damaged if, up to the last frame chosen, FFmpeg marks a frame as corrupt or cannot decode a packet. It is
-    refused: FFmpeg fills such frames with guesses, which the others show too until the next key frame. We accept two
+    refused: FFmpeg fills such frames with guesses, which the others show too until the next key frame. We accept three
     kinds of damage. A recording may begin in the middle of other frames. If a file is cut off, its last packet is
-    incomplete, and we leave out that packet's frame.
+    incomplete, and we leave out that packet's frame. A frame that nobody asked for and that no other is built from is
+    not looked at (see `skipping`), unless the reading is `thorough`.
 
     Raises VideoError if there is no such file, if no frame can be decoded or none is in the window, if more than
     MAX_SHORTFALL of the promised frames are missing, and for a damaged or encrypted file.
     """
+    window = Window(choose, start, end)
+    ((_, read),) = read_windows(path, [window], convert, square_pixels=square_pixels, thorough=thorough)
+    if isinstance(read, VideoError):
+        raise read
+    return read
+
+
+def read_windows(
+    path: str | Path,
+    windows: Iterable[Window],
+    convert: Convert | None = None,
+    *,
+    square_pixels: bool = False,
+    thorough: bool = False,
+) -> Iterator[tuple[int, DecodedFrames | VideoError]]:
+    """Decode a file once for many windows. For each, yield its index and what `read_frames` would return, as soon as
+    its last frame has come, or the VideoError that `read_frames` would raise.
+
+    Windows may overlap, repeat and come in any order. A frame is kept until the last window that wants it is complete,
+    so that memory grows with the windows that are open at a moment and not with the length of the video. A window
+    without a frame, or one that damage reaches, does not affect the others. Raises VideoError if the whole file cannot
+    be read.
+    """
     path = Path(path)
     file_status(path)
-
-    def chosen(facts: VideoFacts) -> tuple[np.ndarray, int]:
-        """Return the numbers of the frames wanted, and how many they were chosen from."""
-        first, stop = _window(path, facts, start, end)
-        return first + np.asarray(choose(stop - first, facts.rate)), stop - first
-
+    windows = list(windows)
+    facts: dict[bool, VideoFacts] = {}
+    requests, failed = [], []
     with open_video(path) as (container, stream):
-        facts = survey(path, container, stream, _frame_rate(stream), timed=start is not None or end is not None)
-        if facts.n_frames == 0:
-            raise _without_frames(path)
-        _check_shortfall(path, facts)
-        numbers, n_frames = chosen(facts)
-        pictures = _pictures(path, container, stream)
-        frames, times = _decode(path, stream, pictures, numbers, convert, square_pixels)
-        complete = frames.keys() >= set(numbers.tolist())
-        if complete and all(facts.may_be(number, times[number]) for number in frames):
-            return DecodedFrames(_in_order(frames, numbers), n_frames, facts.rate)
-        if complete:
-            times += [picture.time for picture in pictures if picture]
+        for timed in {window.start is not None or window.end is not None for window in windows}:
+            facts[timed] = survey(path, container, stream, _frame_rate(stream), timed=timed)
+            if facts[timed].n_frames == 0:
+                raise _without_frames(path)
+            _check_shortfall(path, facts[timed])
+        for index, window in enumerate(windows):
+            try:
+                timed = window.start is not None or window.end is not None
+                requests.append(_request(path, index, window, facts[timed]))
+            except VideoError as error:
+                failed.append((index, error))
+        yield from failed
+        if not requests:
+            return
+        reading = _Reading(path, requests, convert, square_pixels)
+        skipping = None
+        wanted = reading.users.keys()
+        if not thorough and all(may_skip(stream, found, wanted) for found in facts.values()):
+            skipping = Skipping(stream, requests[0].facts.rate, frozenset(wanted))
+        try:
+            yield from reading.run(stream, _pictures(path, container, stream, skipping), skipping)
+            is_sure = True
+        except Unsure:
+            is_sure = False
+    if not is_sure:
+        reading = _Reading(path, reading.waiting, convert, square_pixels)
+        with open_video(path) as (container, stream):
+            yield from reading.run(stream, _pictures(path, container, stream))
 
-    if not times:
-        raise _without_frames(path)
-    facts = facts.once_decoded(times)
-    _check_shortfall(path, facts)
-    numbers, n_frames = chosen(facts)
-    with open_video(path) as (container, stream):
-        pictures = _pictures(path, container, stream)
-        frames, times = _decode(path, stream, pictures, numbers, convert, square_pixels)
-    if not frames.keys() >= set(numbers.tolist()):
-        raise DamagedVideoError(f"{path} is damaged: its frame {len(times)} cannot be decoded; {FIX}.")
-    return DecodedFrames(_in_order(frames, numbers), n_frames, facts.rate)
+    # The video has other frames than it seemed to have: choose again.
+    again = []
+    for unread, times in reading.unread:
+        corrected: dict[int, VideoFacts] = {}
+        for request in unread:
+            try:
+                if not times:
+                    raise _without_frames(path)
+                if (key := id(request.facts)) not in corrected:
+                    corrected[key] = request.facts.once_decoded(times)
+                _check_shortfall(path, corrected[key])
+                again.append(_request(path, request.index, request.window, corrected[key]))
+            except VideoError as error:
+                yield request.index, error
+    if again:
+        reading = _Reading(path, again, convert, square_pixels)
+        with open_video(path) as (container, stream):
+            yield from reading.run(stream, _pictures(path, container, stream))
+        for unread, times in reading.unread:
+            for request in unread:
+                yield (
+                    request.index,
+                    DamagedVideoError(f"{path} is damaged: its frame {len(times)} cannot be decoded; {FIX}."),
+                )
+
+
+@dataclass(frozen=True, eq=False)
+class _Request:
+    """The frames of one window: their `numbers` in the file, chosen from `n_frames`."""
+
+    index: int
+    window: Window
+    facts: VideoFacts
+    numbers: np.ndarray
+    n_frames: int
+
+    @cached_property
+    def distinct(self) -> set[int]:
+        return set(self.numbers.tolist())
+
+    @cached_property
+    def last(self) -> int:
+        return max(self.distinct)
+
+
+def _request(path: Path, index: int, window: Window, facts: VideoFacts) -> _Request:
+    """Choose the frames of a window; VideoError if it holds none."""
+    first, stop = _window(path, facts, window.start, window.end)
+    numbers = first + np.asarray(window.choose(stop - first, facts.rate))
+    return _Request(index, window, facts, numbers, stop - first)
 
 
 def _damage(path: Path, number: int, seconds: float) -> DamagedVideoError:
@@ -167,12 +248,16 @@ def _frame_rate(stream: av.VideoStream) -> float:
     return float(stream.average_rate or stream.guessed_rate or 0)
 
 
-def _pictures(path: Path, container: InputContainer, stream: av.VideoStream) -> Iterator[av.VideoFrame | None]:
+def _pictures(
+    path: Path, container: InputContainer, stream: av.VideoStream, skipping: Skipping | None = None
+) -> Iterator[av.VideoFrame | None]:
     """Yield the frames of a freshly opened file in order, None for a packet that cannot be decoded."""
     is_looked_at = False
     with suppress(av.FFmpegError):
         for packet in container.demux(stream):
             frames: list[av.VideoFrame] | None = None
+            if skipping is not None:
+                skipping.send(packet)
             with suppress(av.FFmpegError):
                 frames = packet.decode()
             if frames is None or not is_looked_at:  # not each time: it takes longer than the rest of the loop
@@ -189,87 +274,103 @@ def _rgb(frame: av.VideoFrame, width: int, height: int) -> np.ndarray:
     return np.ascontiguousarray(turned(pixels, display_matrix(frame)))
 
 
-def display_matrix(frame: av.VideoFrame) -> Sequence[int]:
-    """Return the nine numbers of a decoded frame's display matrix, UPRIGHT if it has none."""
-    data = frame.side_data.get("DISPLAYMATRIX")
-    return np.frombuffer(bytes(data), np.int32).tolist() if isinstance(data, Buffer) else UPRIGHT
+class _Reading:
+    """One pass over a file for several windows.
 
-
-def shown_width(width: int, height: int, pixel_aspect: Fraction | None) -> int:
-    """Return the width in square pixels of a picture of width x height pixels before it is turned; its height stays.
-
-    `pixel_aspect` is the width of a pixel over its height. These count as square: None and zero, which mean unknown;
-    anything beyond MAX_PIXEL_ASPECT either way, which no camera or disc has; and a change of a side by less than two
-    pixels, which is how FFmpeg's scaling notes that it rounded a side.
+    `waiting` are those not complete yet, the next one last. After the pass, `unread` are those for which frames must be
+    chosen again, with the times of the decoded frames on the stream's clock. `users` counts the windows that still want
+    a frame.
     """
-    if not pixel_aspect or not 1 / MAX_PIXEL_ASPECT <= pixel_aspect <= MAX_PIXEL_ASPECT:
-        return width
-    if abs(pixel_aspect - 1) * max(width, height) < 2:
-        return width
-    return max(1, round(width * pixel_aspect))
 
+    def __init__(self, path: Path, requests: Iterable[_Request], convert: Convert | None, square_pixels: bool) -> None:
+        self.waiting = sorted(requests, key=lambda request: request.last, reverse=True)
+        self.users = Counter(number for request in self.waiting for number in request.distinct)
+        self.unread: list[tuple[list[_Request], list[float | None]]] = []
+        self._frames: dict[int, np.ndarray] = {}
+        self._path, self._convert, self._square_pixels = path, convert, square_pixels
 
-def turned(pixels: np.ndarray, matrix: Sequence[int]) -> np.ndarray:
-    """Turn pixels [H, W, 3] by quarters and mirror them as the matrix asks; a view [H, W, 3] or [W, H, 3].
-
-    FFmpeg shows the same eight orientations. An angle in between becomes the nearest. A matrix that flattens the
-    picture, such as zeros, asks for nothing that can be shown; like FFmpeg we leave the picture as it is.
-    """
-    a, b, _, c, d = matrix[:5]
-    if a * d == b * c:
-        return pixels
-    across, down = math.hypot(a, c), math.hypot(b, d)
-    if abs(b) / down > abs(a) / across:  # columns become rows
-        pixels, a, d = pixels.swapaxes(0, 1), c, b
-    return pixels[:: -1 if d < 0 else 1, :: -1 if a < 0 else 1]
-
-
-def _decode(
-    path: Path,
-    stream: av.VideoStream,
-    pictures: Iterable[av.VideoFrame | None],
-    numbers: np.ndarray,
-    convert: Convert | None,
-    square_pixels: bool,
-) -> tuple[dict[int, np.ndarray], list[float | None]]:
-    """Decode the frames `numbers` from the `pictures` of a freshly opened file.
-
-    Returns them by number, fewer than asked for if the video ended, and the time of every decoded frame on the stream's
-    clock. Raises VideoError for a damaged file.
-    """
-    wanted = set(numbers.tolist())
-    last = max(wanted)
-    frames: dict[int, np.ndarray] = {}
-    times: list[float | None] = []
-    corrupt = lost = None  # numbers: the first marked frame, the first one after a lost packet
-    for picture in pictures:
-        number = len(times)
-        if picture is None:
-            lost = number if lost is None and number else lost
-            continue
-        if picture.is_corrupt and corrupt is None:
-            corrupt = number
-        if number == 0:
-            width, height = picture.width, picture.height
-            if square_pixels:
-                width = shown_width(width, height, stream.sample_aspect_ratio)
-        if number in wanted:
-            try:
-                rgb = _rgb(picture, width, height)
-            except av.FFmpegError:  # a kind of pixels that cannot be converted
+    def run(
+        self, stream: av.VideoStream, pictures: Iterator[av.VideoFrame | None], skipping: Skipping | None = None
+    ) -> Iterator[tuple[int, DecodedFrames | VideoError]]:
+        """Yield windows from the `pictures` of a freshly opened file. Raises Unsure if some were skipped and it is not
+        certain which."""
+        times: list[float | None] = []
+        misjudged: list[_Request] = []
+        corrupt = lost = None  # numbers: the first marked frame, the first one after a lost packet
+        width = height = 0
+        for picture in pictures:
+            number = len(times) if skipping is None else skipping.number(picture)
+            if picture is None:
+                lost = number if lost is None and number else lost
+                continue
+            if picture.is_corrupt and corrupt is None:
+                corrupt = number
+            if number == 0:
+                width, height = picture.width, picture.height
+                if self._square_pixels:
+                    width = shown_width(width, height, stream.sample_aspect_ratio)
+            if number in self.users:
+                try:
+                    rgb = _rgb(picture, width, height)
+                except av.FFmpegError:  # a kind of pixels that cannot be converted
+                    if skipping is not None:
+                        raise Unsure from None
+                    self._give_up([request for request in self.waiting if number in request.distinct], times[:number])
+                else:
+                    self._frames[number] = self._convert(rgb) if self._convert else rgb
+            if skipping is None:
+                times.append(picture.time)
+            damaged = min((place for place in (corrupt, lost) if place is not None), default=None)
+            if damaged is None:
+                while self.waiting and self.waiting[-1].last <= number:
+                    request = self.waiting.pop()
+                    if self._fits(request, times):
+                        yield request.index, self._frames_of(request)
+                    else:
+                        misjudged.append(request)
+                        self._forget(request)
+            elif number >= damaged + AT_THE_END:
+                error = _damage(self._path, damaged, (times[damaged] or 0) - (times[0] or 0))
+                while self.waiting:
+                    yield self.waiting.pop().index, error
+            if not self.waiting:
                 break
-            frames[number] = convert(rgb) if convert else rgb
-        times.append(picture.time)
-        damaged = min((place for place in (corrupt, lost) if place is not None), default=None)
-        if damaged is not None and number >= damaged + AT_THE_END:
-            raise _damage(path, damaged, (times[damaged] or 0) - (times[0] or 0))
-        if damaged is None and number >= last:
-            break
-    else:
-        if corrupt is not None:
-            return {number: frame for number, frame in frames.items() if number < corrupt}, times[:corrupt]
-    return frames, times
+        else:
+            if skipping is not None:
+                raise Unsure
+            there = times[:corrupt]
+            for request in self.waiting[::-1]:
+                if request.last < len(there) and self._fits(request, times):
+                    yield request.index, self._frames_of(request)
+                    self.waiting.remove(request)
+            self._give_up(self.waiting, there)
+        if misjudged:
+            times += [picture.time for picture in pictures if picture]
+            self.unread.append((misjudged, times))
 
+    def _give_up(self, requests: list[_Request], times: list[float | None]) -> None:
+        """Leave windows to the next pass, which expects frames at these times."""
+        if requests:
+            self.unread.append((requests, times))
+            self.waiting = [request for request in self.waiting if request not in requests]
+            for request in requests:
+                self._forget(request)
 
-def _in_order(frames: dict[int, np.ndarray], numbers: np.ndarray) -> np.ndarray:
-    return np.stack([frames[number] for number in numbers.tolist()])
+    def _fits(self, request: _Request, times: list[float | None]) -> bool:
+        """Return whether the frames of a window came at the times at which we expected them."""
+        return request.facts.guess is None or all(
+            request.facts.may_be(number, times[number]) for number in request.distinct
+        )
+
+    def _frames_of(self, request: _Request) -> DecodedFrames:
+        frames = np.stack([self._frames[number] for number in request.numbers.tolist()])
+        self._forget(request)
+        return DecodedFrames(frames, request.n_frames, request.facts.rate)
+
+    def _forget(self, request: _Request) -> None:
+        """Drop the frames that no window but this one wants."""
+        self.users.subtract(request.distinct)
+        for number in request.distinct:
+            if not self.users[number]:
+                del self.users[number]
+                self._frames.pop(number, None)

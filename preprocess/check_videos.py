@@ -61,7 +61,7 @@ def check(path: Path, max_frames: int) -> Finding:
     if not path.is_file():
         return Finding(path, "missing", reason=f"{path} does not exist: download it.")
     try:
-        frames, n_frames, fps = read_frames(path, lambda n_frames, fps: [n_frames - 1])
+        frames, n_frames, fps = read_frames(path, lambda n_frames, fps: [n_frames - 1], thorough=True)
         with open_video(path) as (_, stream):
             n_bytes, stated_bytes = path.stat().st_size, stated_size(path, stream)
             # An AVI counts the ticks of its clock; its index shows whether they are frames.

@@ -41,7 +41,8 @@ from av.stream import Disposition
 from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from dataloaders.decode import MAX_PIXEL_ASPECT, read_frames
+from dataloaders.decode import read_frames
+from dataloaders.picture_shape import MAX_PIXEL_ASPECT
 from dataloaders.quoting import shorten
 from dataloaders.stated_size import is_cut, stated_size
 from dataloaders.video_file import DamagedVideoError, VideoError, open_video, picture_offset
@@ -193,7 +194,7 @@ def check_damage(source: Path) -> None:
     ffmpeg reports such frames, but also harmless things; the reader decides.
     """
     try:
-        read_frames(source, lambda n_frames, fps: [n_frames - 1])
+        read_frames(source, lambda n_frames, fps: [n_frames - 1], thorough=True)
     except DamagedVideoError:
         raise
     except VideoError:  # --max_shortfall decides about a missing end

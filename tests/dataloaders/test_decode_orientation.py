@@ -11,8 +11,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dataloaders.decode import read_frames, shown_width, turned
+from dataloaders.decode import read_frames
 from dataloaders.frames import FrameReader
+from dataloaders.picture_shape import shown_width, turned
 from dataloaders.transforms import resize_and_crop
 from tests.ffmpeg_files import X264, ffmpeg, ffmpeg_frames, moving, write
 

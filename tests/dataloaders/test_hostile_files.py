@@ -308,6 +308,9 @@ def test_every_frame_is_decoded_once_and_the_same_each_time(good, decoded_frames
     assert torch.equal(first[1], again[1])
     # Its header counts missing frames, so that frames are chosen again.
     times = 2 if case.make is cut_mp4 else 1
+    decoded_frames.clear()
+    for _ in range(2):
+        read_frames(path, every_frame)
     assert sum(picture is not None for picture in decoded_frames) == 2 * times * len(expected)
 
 
