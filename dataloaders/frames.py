@@ -5,7 +5,7 @@ Videos travel as uint8; `transforms.normalise` turns them into floats on the dev
 Shapes: T = `max_frames`, S image side.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from dataloaders.cache import FrameCache, StoredFrames
-from dataloaders.decode import VideoError, read_frames
+from dataloaders.decode import Choose, VideoError, Window, read_frames, read_windows
 from dataloaders.frame_sampling import (
     FRAME_SAMPLING,
     SPREAD,
@@ -102,15 +102,66 @@ class FrameReader:
         too small to crop and for a window without a frame; OSError if the cache cannot be written.
         """
         if self.cache is None:
-            frames = self._read(path, start, end, lambda n: self._positions(n, generator))
-        else:
-            stored = self._stored(self.cache, path, start, end)
-            positions = np.arange(len(stored))
-            if self._draws:  # draw again if the video ends before a drawn frame, as decoding does
-                positions = self._positions(stored.promised, generator)
-                if positions[-1] >= len(stored):
-                    positions = self._positions(len(stored), generator)
-            frames = stored.take(positions)
+            return self._padded(self._read(path, start, end, lambda n: self._positions(n, generator)))
+        return self._padded(self._taken(self._stored(self.cache, path, start, end), generator))
+
+    def read_windows(
+        self,
+        path: Path,
+        windows: Iterable[tuple[float | None, float | None]],
+        generator: np.random.Generator | None = None,
+    ) -> Iterator[tuple[int, torch.Tensor, torch.Tensor]]:
+        """Read many windows (start, end) of a video, which is decoded only once. Yield each one's index, and video and
+        frame_mask as of a call, as soon as its last frame has come.
+
+        They come in the order in which they end, those in the cache first. Memory holds the frames of the windows that
+        are open at a moment, however long the video. A window that cannot be read does not stop the others: after the
+        last of them, the VideoError of the first one that failed is raised. What was not yielded was not read.
+        """
+        windows = list(windows)
+        errors: dict[int, VideoError] = {}
+        cache, missing = self.cache, list(range(len(windows)))
+        if cache is not None:
+            missing = [index for index in missing if not self.cache_place(path, *windows[index]).exists()]
+            for index in sorted(set(range(len(windows))).difference(missing)):
+                try:
+                    yield index, *self(path, generator, *windows[index])
+                except VideoError as error:
+                    errors[index] = error
+        promised: dict[int, int] = {}
+
+        def choose(index: int) -> Choose:
+            def positions(n: int) -> np.ndarray:
+                promised.setdefault(index, n)
+                return self._positions(n, generator) if cache is None else self._stored_positions(n)
+
+            return self._choose(path, positions)
+
+        asked = [Window(choose(index), *windows[index]) for index in missing]
+        for place, read in read_windows(path, asked, partial(self._square, path=path), square_pixels=True):
+            index = missing[place]
+            if isinstance(read, VideoError):
+                errors[index] = read
+                continue
+            frames = torch.from_numpy(read.frames)
+            if cache is not None:
+                stored = self._store(cache, path, windows[index], frames, promised[index])
+                frames = self._taken(stored, generator)
+            yield index, *self._padded(frames)
+        if errors:
+            raise errors[min(errors)]
+
+    def _taken(self, stored: StoredFrames, generator: np.random.Generator | None) -> torch.Tensor:
+        """Return the frames that are taken of those in the cache."""
+        positions = np.arange(len(stored))
+        if self._draws:  # draw again if the video ends before a drawn frame, as decoding does
+            positions = self._positions(stored.promised, generator)
+            if positions[-1] >= len(stored):
+                positions = self._positions(len(stored), generator)
+        return stored.take(positions)
+
+    def _padded(self, frames: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return frames uint8 [K, 3, S, S] as video [T, 3, S, S] and frame_mask [T]."""
         n_real = len(frames)
         if n_real == self.max_frames:
             return frames, torch.ones(n_real, dtype=torch.bool)
@@ -124,7 +175,9 @@ class FrameReader:
         if self.cache is not None:
             self._stored(self.cache, path, start, end)
         else:
-            self._read(path, start, end, lambda n: np.array([n - 1]) if self._draws else self._positions(n, None))
+            choose = self._choose(path, lambda n: np.array([n - 1]) if self._draws else self._positions(n, None))
+            convert = partial(self._square, path=path)
+            read_frames(path, choose, convert, start=start, end=end, square_pixels=True, thorough=True)
 
     def cache_place(self, path: Path, start: float | None = None, end: float | None = None) -> Path:
         """Return the path of a video's entry in the cache, existing or not; VideoError if there is no such video."""
@@ -144,11 +197,24 @@ class FrameReader:
 
             def all_that_may_be_taken(n: int) -> np.ndarray:
                 counts.append(n)
-                return np.arange(n) if self._draws else self._positions(n, None)
+                return self._stored_positions(n)
 
             return self._read(path, start, end, all_that_may_be_taken), counts[0]
 
         return cache.load(path, self._cache_settings(start, end), read)
+
+    def _store(
+        self,
+        cache: FrameCache,
+        path: Path,
+        window: tuple[float | None, float | None],
+        frames: torch.Tensor,
+        promised: int,
+    ) -> StoredFrames:
+        return cache.load(path, self._cache_settings(*window), lambda: (frames, promised))
+
+    def _stored_positions(self, n: int) -> np.ndarray:
+        return np.arange(n) if self._draws else self._positions(n, None)
 
     def _cache_settings(self, start: float | None, end: float | None) -> str:
         return f"{self._stored_frames}, from {start} to {end}"
@@ -170,6 +236,12 @@ class FrameReader:
         self, path: Path, start: float | None, end: float | None, positions: Callable[[int], np.ndarray]
     ) -> torch.Tensor:
         """Decode the frames at `positions(n)` of the n candidates; uint8 [K, 3, S, S]."""
+        choose, convert = self._choose(path, positions), partial(self._square, path=path)
+        read = read_frames(path, choose, convert, start=start, end=end, square_pixels=True)
+        return torch.from_numpy(read.frames)
+
+    def _choose(self, path: Path, positions: Callable[[int], np.ndarray]) -> Choose:
+        """Return the function that picks the frames at `positions(n)` of the n candidates."""
 
         def choose(n_frames: int, fps: float) -> np.ndarray:
             if self.feature_framerate > 0 and fps == 0:
@@ -177,9 +249,7 @@ class FrameReader:
             candidates = at_frame_rate(n_frames, fps, self.feature_framerate)
             return candidates[positions(len(candidates))]
 
-        convert = partial(self._square, path=path)
-        read = read_frames(path, choose, convert, start=start, end=end, square_pixels=True)
-        return torch.from_numpy(read.frames)
+        return choose
 
     def _positions(self, n: int, generator: np.random.Generator | None) -> np.ndarray:
         if self.frame_sampling == "uniform":

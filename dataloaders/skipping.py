@@ -167,6 +167,8 @@ def may_skip(stream: av.VideoStream, facts: VideoFacts, wanted: Collection[int])
         return False
     if facts.guess is not None or stream.container.format.name == "avi":  # an AVI states no times of B frames
         return False
+    if facts.is_steady:
+        return True
     times = facts.times
     if times is None:  # the index is in decoding order, in which a constant rate shows as well
         ticks = np.fromiter((entry.timestamp for entry in stream.index_entries), np.int64)

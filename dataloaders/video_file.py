@@ -127,7 +127,8 @@ class VideoFacts:
     `times`, float64 [n], says when each frame comes on screen, `ends` when the last one leaves it. The stream's own
     clock is `zero` ahead of them. If the rate is constant, `times` is None and frame f comes at `offset` + f / `rate`.
     `guess`, float64 [n], holds times on the stream's clock if we ruled out some packets as no frames and may be wrong.
-    `promised` is the number of frames that a file should have if its end is missing, else `n_frames`.
+    `promised` is the number of frames that a file should have if its end is missing, else `n_frames`. `is_steady` says
+    that the packets were listed and have the times of a constant rate.
     """
 
     n_frames: int
@@ -138,6 +139,7 @@ class VideoFacts:
     zero: float = 0.0
     guess: np.ndarray | None = None
     promised: int = 0
+    is_steady: bool = False
 
     @property
     def length(self) -> float:
@@ -216,7 +218,7 @@ def survey(
         elif stream.duration:
             ends = max(ends, times[0] + seconds)  # the last frame stays on screen
     if _is_constant(times, rate, tick):
-        return VideoFacts(len(times), rate, offset, guess=guess, promised=promised)
+        return VideoFacts(len(times), rate, offset, guess=guess, promised=promised, is_steady=True)
     zero = times[0] - offset
     return VideoFacts(len(times), rate, offset, times - zero, ends - zero, zero, guess, promised)
 
