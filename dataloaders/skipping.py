@@ -122,17 +122,22 @@ class Skipping:
         return not any(data[unit] & 0x60 for unit in of_pictures) and bool(of_pictures)
 
     def _nal_units(self, data: bytes) -> Iterator[int]:
-        """Yield where each NAL unit begins."""
+        """Yield where each NAL unit begins. Unsure for a packet with bytes that none may hold, such as the zeros of a
+        sector that a disk lost."""
         if self._length_bytes:
             start = 0
             while start + self._length_bytes < len(data):
                 length = int.from_bytes(data[start : start + self._length_bytes], "big")
                 start += self._length_bytes
+                if data.find(b"\0\0\0", start, start + length) >= 0 or data.find(b"\0\0\1", start, start + length) >= 0:
+                    raise Unsure
                 yield start
                 start += length
             if start != len(data):
                 raise Unsure
         else:
+            if b"\0\0\0\0" in data or b"\0\0\2" in data:
+                raise Unsure
             start = data.find(b"\0\0\1")
             while 0 <= start < len(data) - 5:
                 yield start + 3
