@@ -187,7 +187,7 @@ def test_damage_in_the_middle_leaves_the_windows_before_it(tmp_path):
 
 def test_windows_near_the_end_of_a_cut_file(tmp_path):
     path = cut(write_video(tmp_path / "a.mp4", noise(60)), 0.9)
-    windows = [Window(ends), *(Window(ends, start, start + 3) for start in range(0, 20, 5)), Window(ends, 5)]
+    windows = [Window(ends), *(Window(ends, start, start + 3) for start in range(0, 22, 3)), Window(ends, 5)]
     reads = dict(read_windows(path, windows))
     assert len(reads) == len(windows)
     for index, read in reads.items():
