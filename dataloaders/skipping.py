@@ -116,32 +116,44 @@ class Skipping:
 
     def _is_for_itself(self, data: bytes) -> bool:
         """Return whether no other frame is built from a packet's frame."""
-        of_pictures = [unit for unit in self._nal_units(data) if self._holds_a_picture(data, unit)]
-        if self._is_hevc:
-            return all(data[unit] >> 1 < 16 and not data[unit] >> 1 & 1 for unit in of_pictures) and bool(of_pictures)
-        return not any(data[unit] & 0x60 for unit in of_pictures) and bool(of_pictures)
+        needed = []
+        for unit, _ in self._nal_units(data):
+            if self._holds_a_picture(data, unit):
+                kind = data[unit] >> 1
+                needed.append(kind >= 16 or kind & 1 if self._is_hevc else data[unit] & 0x60)
+                if needed[-1] and not self._is_hevc:  # in HEVC, what follows a picture may end its sequence
+                    return False
+        if not needed or any(needed):
+            return False
+        self._check_bytes(data)
+        return True
 
-    def _nal_units(self, data: bytes) -> Iterator[int]:
-        """Yield where each NAL unit begins. Unsure for a packet with bytes that none may hold, such as the zeros of a
-        sector that a disk lost."""
+    def _nal_units(self, data: bytes) -> Iterator[tuple[int, int]]:
+        """Yield where each NAL unit begins, and where it ends."""
         if self._length_bytes:
             start = 0
             while start + self._length_bytes < len(data):
                 length = int.from_bytes(data[start : start + self._length_bytes], "big")
                 start += self._length_bytes
-                if data.find(b"\0\0\0", start, start + length) >= 0 or data.find(b"\0\0\1", start, start + length) >= 0:
-                    raise Unsure
-                yield start
+                yield start, start + length
                 start += length
             if start != len(data):
                 raise Unsure
         else:
-            if b"\0\0\0\0" in data or b"\0\0\2" in data:
-                raise Unsure
             start = data.find(b"\0\0\1")
             while 0 <= start < len(data) - 5:
-                yield start + 3
-                start = data.find(b"\0\0\1", start + 3)
+                end = data.find(b"\0\0\1", start + 3)
+                yield start + 3, end if end >= 0 else len(data)
+                start = end
+
+    def _check_bytes(self, data: bytes) -> None:
+        """Raise Unsure for a packet with bytes that none may hold, such as the zeros of a sector that a disk lost."""
+        if self._length_bytes:
+            for unit in self._nal_units(data):
+                if data.find(b"\0\0\0", *unit) >= 0 or data.find(b"\0\0\1", *unit) >= 0:
+                    raise Unsure
+        elif b"\0\0\0\0" in data or b"\0\0\2" in data:
+            raise Unsure
 
     def _holds_a_picture(self, data: bytes, unit: int) -> bool:
         """Return whether a NAL unit holds a part of a picture.
