@@ -5,7 +5,6 @@ from typing import Any
 
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils.flop_counter import FlopCounterMode
 
 from engine.describe import count_operations
 from modules.clip import CLIP, CLIPArchitecture
@@ -24,6 +23,8 @@ def count_step(name: str, architecture: CLIPArchitecture, frames: int, max_words
 
     Counts a batch of two clips and halves the sum: a batch of one would count twice what a method shares between clips.
     """
+    from torch.utils.flop_counter import FlopCounterMode  # imports Triton
+
     counter = FlopCounterMode(
         display=False,
         custom_mapping={

@@ -25,7 +25,7 @@ import os
 import platform
 import threading
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from glob import escape
@@ -84,8 +84,8 @@ class StoredFrames:
         if self._pixels is not None:
             return torch.from_numpy(self._pixels.take(positions, axis=0))
         assert self._jpegs is not None
-        decoded = {position: _from_jpeg(self._jpegs[position]) for position in set(positions.tolist())}
-        return torch.from_numpy(np.stack([decoded[position] for position in positions.tolist()]))
+        jpegs = [self._jpegs[position] for position in positions.tolist()]
+        return torch.from_numpy(_from_jpegs(jpegs))
 
 
 @dataclass(frozen=True)
@@ -249,13 +249,22 @@ def _to_jpeg(frame: np.ndarray) -> np.ndarray:
     return cv2.imencode(".jpg", picture, [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY])[1].reshape(-1)
 
 
-def _from_jpeg(jpeg: np.ndarray) -> np.ndarray:
-    """Decode a JPEG file, uint8 [n] bytes, to a frame uint8 [3, S, S] RGB."""
+def _from_jpegs(jpegs: Sequence[np.ndarray]) -> np.ndarray:
+    """Decode k JPEG files of one size, each uint8 [n] bytes, to frames uint8 [k, 3, S, S] RGB."""
     import cv2
 
-    picture = cv2.imdecode(jpeg, cv2.IMREAD_COLOR)
-    assert picture is not None  # the checksum was right
-    return cv2.cvtColor(picture, cv2.COLOR_BGR2RGB).transpose(2, 0, 1)
+    frames = np.empty(0, dtype=np.uint8)
+    for number, jpeg in enumerate(jpegs):
+        if number > 0 and jpeg is jpegs[number - 1]:  # a short video repeats its frames
+            frames[number] = frames[number - 1]
+            continue
+        picture = cv2.imdecode(jpeg, cv2.IMREAD_COLOR)
+        assert picture is not None  # the checksum was right
+        if number == 0:
+            frames = np.empty((len(jpegs), 3, *picture.shape[:2]), dtype=np.uint8)
+        red, green, blue = frames[number]
+        cv2.split(picture, [blue, green, red])  # writes into `frames` while the picture is in the processor's cache
+    return frames
 
 
 def _is_alive(process: int) -> bool:

@@ -164,7 +164,8 @@ class FrameReader:
         """Return frames uint8 [K, 3, S, S] as video [T, 3, S, S] and frame_mask [T]."""
         n_real = len(frames)
         if n_real == self.max_frames:
-            return frames, torch.ones(n_real, dtype=torch.bool)
+            # torch.ones takes a tenth of the time that a cached clip takes.
+            return frames, torch.from_numpy(np.ones(n_real, dtype=bool))
         video = torch.zeros(self.max_frames, *frames.shape[1:], dtype=torch.uint8)
         video[:n_real] = frames
         return video, torch.arange(self.max_frames) < n_real

@@ -6,7 +6,6 @@ from typing import Any
 import torch
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils.flop_counter import FlopCounterMode
 
 from modules.backbones import StatedFacts
 from modules.clip import CLIP
@@ -83,6 +82,8 @@ def count_operations(method: Method, max_frames: int, max_words: int) -> int:
 
     Counts matrix products and convolutions, as torch does; leaves out Fourier transforms.
     """
+    from torch.utils.flop_counter import FlopCounterMode  # imports Triton
+
     visual = method.clip.visual
     device = next(method.parameters()).device
     video = torch.empty(1, max_frames, 3, visual.image_size, visual.image_size, device=device)

@@ -33,6 +33,7 @@ from modules.clip import CLIP
 from modules.open_clip_names import is_open_clip_name, registered_facts, registered_file
 from modules.openai_archive import calls_gelu, is_archive
 from modules.quoting import some
+from modules.undrawn import undrawn
 from modules.weight_facts import stated_facts
 from modules.weight_files import metadata_of, read_state_dict
 from modules.weight_names import (
@@ -174,7 +175,7 @@ def _in_openai_keys(state: State) -> State:
 def _build(state: State, facts: StatedFacts) -> CLIP:
     in_hugging_face_keys, state = has_hugging_face_keys(state), _in_openai_keys(state)
     architecture = infer_architecture(state, facts.activation or "quick_gelu", facts.vision_heads, facts.text_heads)
-    with torch.device("meta"):
+    with undrawn():
         clip = CLIP(architecture, Backbone(architecture, facts.preprocessing()))
     shapes = {key: tensor.shape for key, tensor in to_openai_keys(clip.state_dict()).items()}
     wrong = [
@@ -341,7 +342,7 @@ def _check_names(state: Mapping[str, Tensor], vision_layers: int, text_layers: i
         raise ValueError("its vision tower is one of timm (SigLIP, EVA, PE, ...), and only CLIP's own is supported.")
     if any(key.startswith("text.transformer.") for key in state):
         raise ValueError("its text tower is one of open_clip's custom ones, and only CLIP's own is supported.")
-    with torch.device("meta"):
+    with undrawn():
         smallest = CLIP(CLIPArchitecture(1, 1, 1, 1, vision_layers, 1, 1, 1, 1, text_layers, 1))
     expected = to_openai_keys(smallest.state_dict())
     missing = [key for key in expected if key not in state]

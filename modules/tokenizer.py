@@ -4,6 +4,10 @@ Shapes: N captions, L = max_words tokens. A row reads START, words, END, zeros; 
 """
 
 from collections.abc import Sequence
+from functools import cache
+from importlib.machinery import PathFinder
+from importlib.util import find_spec, module_from_spec
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -24,6 +28,25 @@ def check_vocabulary(backbone: Backbone) -> None:
         )
 
 
+@cache
+def _byte_pairs() -> Any:
+    """Return open_clip's `SimpleTokenizer`, from the package's file alone.
+
+    The package imports timm, transformers and more for its models, which takes seconds; its tokenizer needs only ftfy
+    and regex.
+    """
+    package = find_spec("open_clip")  # finds the folder and runs nothing in it
+    folders = package.submodule_search_locations if package else None
+    spec = PathFinder.find_spec("open_clip.tokenizer", folders)
+    if spec is None or spec.loader is None:
+        raise ModuleNotFoundError(
+            "No module named 'open_clip.tokenizer': pip install open_clip_torch", name="open_clip"
+        )
+    module = module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.SimpleTokenizer()
+
+
 class Tokenizer:
     """Turns captions into int64 ids [N, max_words] when called.
 
@@ -35,11 +58,11 @@ class Tokenizer:
             raise ValueError(
                 f"--max_words must be in 3..{LONGEST_TEXT} (START, at least one word, END), not {max_words}."
             )
-        # open_clip takes seconds to import, and the constants above are needed without it.
-        from open_clip.tokenizer import SimpleTokenizer
-
         self.max_words = max_words
-        self._bpe = SimpleTokenizer()
+        self._bpe = _byte_pairs()
+
+    def __reduce__(self) -> tuple[type["Tokenizer"], tuple[int]]:
+        return Tokenizer, (self.max_words,)  # a started process loads the byte pairs itself
 
     def words(self, text: str) -> list[int]:
         """Return all word ids of one caption, uncut, after CLIP's cleaning (`modules.backbones.Tokens`).

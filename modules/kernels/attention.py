@@ -19,15 +19,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from modules.kernels import HAS_TRITON
-
-if HAS_TRITON:
-    import triton
-    import triton.language as tl
+from modules.kernels import tile_side
 
 LONGEST = 64  # most queries, and most channels of a head, with which a tile stays in registers
 MOST_KEYS = 128  # most keys, the context's included
-LEAST = 16  # the minimum of tensor cores along any axis
 DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 
 
@@ -107,10 +102,14 @@ def _check(
 def _attend(
     qkv: Tensor, context_keys: Tensor | None, context_values: Tensor | None, mask: Tensor | None, heads: int
 ) -> Tensor:
+    from modules.kernels import attention_tiles
+
     rows, length, width = qkv.shape
     found = qkv.new_empty(rows, length, width // 3)
     with torch.cuda.device_of(qkv):
-        _forward[(rows * heads,)](found=found, **_arguments(qkv, context_keys, context_values, mask, heads))
+        attention_tiles.forward[(rows * heads,)](
+            found=found, **_arguments(qkv, context_keys, context_values, mask, heads)
+        )
     return found
 
 
@@ -133,6 +132,8 @@ def _attend_backward(
     context_wanted: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return gradients of qkv and of the context's keys and values; those not wanted are empty."""
+    from modules.kernels import attention_tiles
+
     of_qkv = qkv.new_empty(qkv.shape)
     of_keys = of_values = None
     if context_wanted:
@@ -140,7 +141,7 @@ def _attend_backward(
         assert context_values is not None
         of_keys, of_values = _room(qkv, context_keys), _room(qkv, context_values)
     with torch.cuda.device_of(qkv):
-        _backward[(len(qkv) * heads,)](
+        attention_tiles.backward[(len(qkv) * heads,)](
             gradient=gradient.contiguous(),
             of_qkv=of_qkv,
             of_keys=of_keys,
@@ -226,9 +227,9 @@ def _arguments(
         "HEADS": heads,
         "WIDTH": width // heads,
         "MASKED": "" if mask is None else "by key" if mask.stride(2) == 0 else "by query",
-        "BLOCK_L": _block(length),
-        "BLOCK_K": _block(length + context),
-        "BLOCK_D": _block(width // heads),
+        "BLOCK_L": tile_side(length),
+        "BLOCK_K": tile_side(length + context),
+        "BLOCK_D": tile_side(width // heads),
         # fp32 is multiplied in registers, and fewer warps have too few of them for a tile.
         "num_warps": 8 if qkv.dtype == torch.float32 else 4,
         "num_stages": 1,
@@ -238,119 +239,3 @@ def _arguments(
 def _in_rows(context: Tensor, rows: int) -> Tensor:
     """Expand [N or 1, S, D] to [N, S, D] with a unit stride on the last axis, as a view where possible."""
     return (context if context.stride(-1) == 1 else context.contiguous()).expand(rows, -1, -1)
-
-
-def _block(size: int) -> int:
-    """Return the side of a tile that holds `size`."""
-    return max(LEAST, 1 << (size - 1).bit_length())
-
-
-if HAS_TRITON:
-
-    @triton.jit
-    def _load(start, stride, tokens, channels, FIRST: tl.constexpr, END: tl.constexpr, WIDTH: tl.constexpr):
-        inside = (tokens >= FIRST)[:, None] & (tokens < END)[:, None] & (channels < WIDTH)[None, :]
-        return tl.load(start + tokens[:, None] * stride + channels[None, :], mask=inside, other=0.0)
-
-    @triton.jit
-    def _store(tile, start, stride, tokens, channels, FIRST: tl.constexpr, END: tl.constexpr, WIDTH: tl.constexpr):
-        inside = (tokens >= FIRST)[:, None] & (tokens < END)[:, None] & (channels < WIDTH)[None, :]
-        at = start + tokens[:, None] * stride + channels[None, :]
-        tl.store(at, tile.to(start.dtype.element_ty), mask=inside)
-
-    @triton.jit
-    def _product(a, b):
-        # Without "ieee" fp32 would be rounded to tf32; half precisions ignore it.
-        return tl.dot(a, b, input_precision="ieee")
-
-    @triton.jit
-    def _load_keys(
-        own, of_context, own_stride, context_stride, keys, channels,
-        L: tl.constexpr, S: tl.constexpr, WIDTH: tl.constexpr,
-    ):  # fmt: skip
-        """Load keys (or values) of the tokens, then of the context, into one tile."""
-        tile = _load(own, own_stride, keys, channels, 0, L, WIDTH)
-        if S > 0:
-            tile += _load(of_context - L * context_stride, context_stride, keys, channels, L, L + S, WIDTH)
-        return tile
-
-    @triton.jit
-    def _shares(
-        q, k, scale, mask, by_query, by_key, queries, keys, L: tl.constexpr, S: tl.constexpr, MASKED: tl.constexpr
-    ):
-        """Return each key's unnormalised share, and the factor that normalises the shares of a query."""
-        scores = _product(q, tl.trans(k)) * (scale * 1.4426950408889634)  # to the base of 2
-        seen = (keys < L + S)[None, :]
-        if MASKED == "by key":  # the same for all queries: a hundredth of the loads
-            seen = seen & (tl.load(mask + keys * by_key, mask=keys < L + S, other=0) != 0)[None, :]
-        elif MASKED == "by query":
-            inside = (queries < L)[:, None] & seen
-            at = mask + queries[:, None] * by_query + keys[None, :] * by_key
-            seen = tl.load(at, mask=inside, other=0) != 0
-        scores = tl.where(seen, scores, float("-inf"))
-        peak = tl.max(scores, axis=1)
-        # Queries that see nothing, such as those beyond L: their exponentials must be 0 and not exp(inf - inf).
-        peak = tl.where(peak == float("-inf"), 0.0, peak)
-        exponentials = tl.exp2(scores - peak[:, None])
-        total = tl.sum(exponentials, axis=1)
-        return exponentials, 1.0 / tl.where(total == 0.0, 1.0, total)
-
-    @triton.jit
-    def _forward(
-        found, qkv, context_keys, context_values, mask,
-        keys_by_row, keys_by_token, values_by_row, values_by_token, mask_by_row, mask_by_query, mask_by_key, scale,
-        L: tl.constexpr, S: tl.constexpr, HEADS: tl.constexpr, WIDTH: tl.constexpr, MASKED: tl.constexpr,
-        BLOCK_L: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_D: tl.constexpr,
-    ):  # fmt: skip
-        D: tl.constexpr = HEADS * WIDTH
-        # The heads of a row run side by side: narrow ones share sectors of memory.
-        row = (tl.program_id(0) // HEADS).to(tl.int64)  # large batches have more than 2^31 elements
-        first = (tl.program_id(0) % HEADS) * WIDTH
-        queries, keys, channels = tl.arange(0, BLOCK_L), tl.arange(0, BLOCK_K), tl.arange(0, BLOCK_D)
-        at = qkv + row * (L * 3 * D) + first
-        q = _load(at, 3 * D, queries, channels, 0, L, WIDTH)
-        others = at if S == 0 else context_keys + row * keys_by_row + first
-        k = _load_keys(at + D, others, 3 * D, keys_by_token, keys, channels, L, S, WIDTH)
-        others = at if S == 0 else context_values + row * values_by_row + first
-        v = _load_keys(at + 2 * D, others, 3 * D, values_by_token, keys, channels, L, S, WIDTH)
-        if MASKED != "":
-            mask += row * mask_by_row
-        shares, factor = _shares(q, k, scale, mask, mask_by_query, mask_by_key, queries, keys, L, S, MASKED)
-        tile = _product(shares.to(v.dtype), v) * factor[:, None]
-        _store(tile, found + row * (L * D) + first, D, queries, channels, 0, L, WIDTH)
-
-    @triton.jit
-    def _backward(
-        gradient, of_qkv, of_keys, of_values, qkv, context_keys, context_values, mask,
-        keys_by_row, keys_by_token, values_by_row, values_by_token, mask_by_row, mask_by_query, mask_by_key, scale,
-        L: tl.constexpr, S: tl.constexpr, HEADS: tl.constexpr, WIDTH: tl.constexpr, MASKED: tl.constexpr,
-        WANTED: tl.constexpr, BLOCK_L: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_D: tl.constexpr,
-    ):  # fmt: skip
-        D: tl.constexpr = HEADS * WIDTH
-        row = (tl.program_id(0) // HEADS).to(tl.int64)
-        first = (tl.program_id(0) % HEADS) * WIDTH
-        queries, keys, channels = tl.arange(0, BLOCK_L), tl.arange(0, BLOCK_K), tl.arange(0, BLOCK_D)
-        at = qkv + row * (L * 3 * D) + first
-        q = _load(at, 3 * D, queries, channels, 0, L, WIDTH)
-        others = at if S == 0 else context_keys + row * keys_by_row + first
-        k = _load_keys(at + D, others, 3 * D, keys_by_token, keys, channels, L, S, WIDTH)
-        others = at if S == 0 else context_values + row * values_by_row + first
-        v = _load_keys(at + 2 * D, others, 3 * D, values_by_token, keys, channels, L, S, WIDTH)
-        out = _load(gradient + row * (L * D) + first, D, queries, channels, 0, L, WIDTH)
-        if MASKED != "":
-            mask += row * mask_by_row
-        shares, factor = _shares(q, k, scale, mask, mask_by_query, mask_by_key, queries, keys, L, S, MASKED)
-        shares *= factor[:, None]
-        of_shares = _product(out, tl.trans(v))
-        delta = tl.sum(shares * of_shares, axis=1)
-        of_scores = (shares * (of_shares - delta[:, None]) * scale).to(q.dtype)
-        of_k = _product(tl.trans(of_scores), q)
-        of_v = _product(tl.trans(shares.to(q.dtype)), out)
-        at = of_qkv + row * (L * 3 * D) + first
-        _store(_product(of_scores, k), at, 3 * D, queries, channels, 0, L, WIDTH)
-        _store(of_k, at + D, 3 * D, keys, channels, 0, L, WIDTH)
-        _store(of_v, at + 2 * D, 3 * D, keys, channels, 0, L, WIDTH)
-        if WANTED:
-            start = row * (S * D) + first - L * D
-            _store(of_k, of_keys + start, D, keys, channels, L, L + S, WIDTH)
-            _store(of_v, of_values + start, D, keys, channels, L, L + S, WIDTH)

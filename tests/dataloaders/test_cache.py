@@ -11,6 +11,7 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 import torch
@@ -82,6 +83,20 @@ def test_jpeg_entries_give_nearly_the_same_tensors(tmp_path, decoded, training, 
         another_frame = (expected.int() - expected.roll(3, 0).int()).abs().float().mean(dim=(1, 2, 3))
         assert error.max() < 4 < another_frame.min() / 2
     assert decoded == {}
+
+
+def test_jpeg_entries_give_the_pixels_of_opencv(tmp_path):
+    path = write_video(tmp_path / "a.mp4", waves(5), fps=3)
+    cached = reader(tmp_path / "cache", "jpeg", frame_sampling="segment", training=True)
+    cached.prepare(path)
+    (place,) = entries(tmp_path / "cache")
+    entry = load_file(place)
+    files = np.split(entry["jpeg"].numpy(), entry["ends"].tolist()[:-1])
+    pictures = [cv2.cvtColor(cv2.imdecode(file, cv2.IMREAD_COLOR), cv2.COLOR_BGR2RGB) for file in files]
+    expected = torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2)
+    for positions in ([0, 1, 2, 3, 4], [0, 0, 0], [3, 3, 1, 3], [2]):
+        stored = cached.cache.load(path, cached._cache_settings(None, None), lambda: pytest.fail("decoded again"))
+        assert torch.equal(stored.take(np.array(positions)), expected[positions])
 
 
 def test_jpeg_entries_are_smaller(tmp_path):

@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from modules.tokenizer import END_TOKEN, START_TOKEN, Tokenizer
+from modules.tokenizer import END_TOKEN, START_TOKEN, Tokenizer, _byte_pairs
 
 CAPTIONS = [
     "a man is driving a car",
@@ -72,3 +72,10 @@ def test_impossible_lengths_are_refused(max_words: int) -> None:
 def test_travels_to_data_workers() -> None:
     tokenizer = pickle.loads(pickle.dumps(Tokenizer(16)))
     assert torch.equal(tokenizer(CAPTIONS), Tokenizer(16)(CAPTIONS))
+
+
+def test_a_missing_open_clip_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("modules.tokenizer.find_spec", lambda name: None)
+    _byte_pairs.cache_clear()
+    with pytest.raises(ModuleNotFoundError, match=r"open_clip.*pip install open_clip_torch"):
+        Tokenizer()
