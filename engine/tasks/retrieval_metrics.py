@@ -61,8 +61,9 @@ def count_better(scores: torch.Tensor, right: torch.Tensor) -> tuple[np.ndarray,
     if not _all_finite(scores):
         bad = int((~torch.isfinite(scores)).any(dim=1).sum())
         raise ValueError(_no_rank(bad, len(scores)))
-    above, equal = _compare(scores, scores.gather(1, right.unsqueeze(1)), dim=1)
-    return above.cpu().numpy(), equal.cpu().numpy() - 1
+    scores = _float(scores)
+    above, equal = _compare(scores, scores.gather(1, right.unsqueeze(1)), 1, torch.empty_like(scores))
+    return above.long().cpu().numpy(), equal.long().cpu().numpy() - 1
 
 
 def summarise(better: np.ndarray, tied: np.ndarray) -> dict[str, float]:
@@ -151,10 +152,10 @@ def retrieval_metrics(
     shape, because a matrix product of another shape may round differently, and then equal rows would not tie.
 
     Args:
-        similarity: scores of captions with videos; called for tiles of at most `4 * block` captions and `block` videos.
+        similarity: scores of captions with videos; called for tiles of at most `block` captions and `block` videos.
         video_of_caption: int64 `[N]`, each caption's own video.
         n_videos: V.
-        block: number of videos handled at once.
+        block: number of captions, and of videos, handled at once.
 
     Returns:
         `{"text_to_video": {...}, "video_to_text": {...}}` with the keys of `summarise`.
@@ -165,14 +166,15 @@ def retrieval_metrics(
     video_of_caption = _checked(video_of_caption, n_videos)
     captions = np.argsort(video_of_caption, kind="stable")  # the captions of a video stand together
     owner = video_of_caption[captions]
-    rows = _Windows(len(owner), block * min(4, len(owner) // n_videos))
+    rows = _Windows(len(owner), block)
     columns = _Windows(n_videos, block)
     own = _own_scores(similarity, captions, owner, rows, columns)
     device_owner = torch.as_tensor(owner, device=own.device)
     own_best = own.new_full((n_videos,), -torch.inf).scatter_reduce(0, device_owner, own, "amax")
-    text = torch.zeros(2, len(owner), dtype=torch.int64, device=own.device)  # better and tied candidates of each query
-    video = torch.zeros(2, n_videos, dtype=torch.int64, device=own.device)
+    text = own.new_zeros(2, len(owner), dtype=torch.float64)  # better and equal candidates of each query; whole numbers
+    video = own.new_zeros(2, n_videos, dtype=torch.float64)
     unfinished = torch.empty_like(own_best)  # best scores of the captions, so far, of a video with more in the next row
+    flags = own.new_empty(rows.size, columns.size)
     total = own.new_zeros(())
     for row, new_rows in rows:
         group = device_owner[new_rows] - owner[new_rows.start]
@@ -183,7 +185,9 @@ def retrieval_metrics(
             scores = _float(similarity(captions[row], np.arange(column.start, column.stop)))
             scores = scores[new_rows.start - row.start :, new_columns.start - column.start :]
             total += scores.sum()
-            text[:, new_rows] += torch.stack(_compare(scores, own[new_rows, None], dim=1))
+            above, equal = _compare(scores, own[new_rows, None], 1, flags)
+            text[0, new_rows] += above
+            text[1, new_rows] += equal
             best = scores
             if goes_on or n_groups < len(scores):
                 best = scores.new_full((n_groups, scores.shape[1]), -torch.inf)
@@ -193,14 +197,16 @@ def retrieval_metrics(
             if breaks:
                 unfinished[new_columns] = best[-1]
                 best = best[:-1]
-            video[:, new_columns] += torch.stack(_compare(best, own_best[new_columns], dim=0))
+            above, equal = _compare(best, own_best[new_columns], 0, flags)
+            video[0, new_columns] += above
+            video[1, new_columns] += equal
     if not torch.isfinite(total):
         _check_finite(similarity, len(owner), n_videos, block)
-    better, tied = text.cpu().numpy()[:, np.argsort(captions)]  # as given, which a mean of rounded shares depends on
-    video_better, video_tied = video.cpu().numpy()
+    better, equal = text.long().cpu().numpy()[:, np.argsort(captions)]  # as given, for the order of sums in means
+    video_better, video_equal = video.long().cpu().numpy()
     return {
-        "text_to_video": summarise(better, tied - 1),
-        "video_to_text": summarise(video_better, video_tied - 1),
+        "text_to_video": summarise(better, equal - 1),
+        "video_to_text": summarise(video_better, video_equal - 1),
     }
 
 
@@ -244,14 +250,16 @@ def _float(scores: torch.Tensor) -> torch.Tensor:
     return scores.float() if scores.element_size() < 4 else scores
 
 
-def _compare(scores: torch.Tensor, own: torch.Tensor, dim: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Count the scores above `own` and those equal to it along a dimension, as int64.
+def _compare(
+    scores: torch.Tensor, own: torch.Tensor, dim: int, flags: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Count the scores above `own` and those equal to it along a dimension; `flags` is memory of at least their size.
 
     The sums of zeros and ones in floating point are exact, up to 2^24 in fp32, and much faster than those of bools.
     """
-    flags = torch.empty_like(scores)
-    above = torch.gt(scores, own, out=flags).sum(dim).long()
-    return above, torch.eq(scores, own, out=flags).sum(dim).long()
+    flags = flags[: scores.shape[0], : scores.shape[1]]
+    above = torch.gt(scores, own, out=flags).sum(dim)
+    return above, torch.eq(scores, own, out=flags).sum(dim)
 
 
 def _all_finite(scores: torch.Tensor) -> bool:
