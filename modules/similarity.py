@@ -23,7 +23,17 @@ def masked_mean(frames: torch.Tensor, frame_mask: torch.Tensor) -> torch.Tensor:
 
 def cosine_similarity(text: torch.Tensor, video: torch.Tensor, logit_scale: torch.Tensor) -> torch.Tensor:
     """Return all cosines of captions with videos, times `exp(logit_scale)`: `[N,E]`, `[B,E]` -> `[N,B]` in fp32."""
+    return scaled_product(unit(text), unit(video), logit_scale)
+
+
+def unit(rows: torch.Tensor) -> torch.Tensor:
+    """Return rows `[N,E]` with length 1, in fp32."""
+    with torch.autocast(rows.device.type, enabled=False):
+        return F.normalize(rows.float(), dim=-1)
+
+
+def scaled_product(text: torch.Tensor, video: torch.Tensor, logit_scale: torch.Tensor) -> torch.Tensor:
+    """Return all dot products, times `exp(logit_scale)`: fp32 `[N,E]`, `[B,E]` -> fp32 `[N,B]`."""
     with torch.autocast(text.device.type, enabled=False):
-        text = F.normalize(text.float(), dim=-1)
-        video = F.normalize(video.float(), dim=-1)
-        return logit_scale.float().exp() * (text @ video.T)
+        scale, product = logit_scale.float().exp(), text @ video.T
+        return scale * product if torch.is_grad_enabled() else product.mul_(scale)

@@ -190,11 +190,12 @@ class Retrieval(Task):
             The directions of `retrieval_metrics`; with twins, "twins" among the text-to-video numbers. With `final`,
             also the numbers of --dsl and --qb_norm, as further directions "text_to_video (DSL)" and so on.
         """
-        videos, captions = self.encode_clips(split.videos), self.encode_texts(split.captions)
+        videos = self.method.prepare(self.encode_clips(split.videos))
+        captions = self.method.prepare(self.encode_texts(split.captions))
 
         @torch.no_grad()
         def scores(text: Rows, caption_ids: np.ndarray, video_ids: np.ndarray) -> torch.Tensor:
-            return self.method.similarity(take(text, caption_ids), take(videos, video_ids))
+            return self.method.similarity_of_prepared(take(text, caption_ids), take(videos, video_ids))
 
         def similarity_of(text: Rows) -> Similarity:
             return partial(scores, text) if self.method.is_dot_product else in_tiles(partial(scores, text))
@@ -202,7 +203,7 @@ class Retrieval(Task):
         bank = None
         if final and self.querybank is not None:
             beta = QB_NORM_BETA / self.method.clip.logit_scale.exp().item()
-            bank_rows = self.encode_texts(self.querybank, "query bank")
+            bank_rows = self.method.prepare(self.encode_texts(self.querybank, "query bank"))
             bank = QueryBank(similarity_of(bank_rows), len(self.querybank), beta)
         dsl_temperature = self.options.dsl_temperature if final and self.options.dsl else None
         owner, twin_of = split.captions.video_index, split.twin_of

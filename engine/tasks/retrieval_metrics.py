@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 RECALL_AT = (1, 5, 10)
+BLOCK = 512  # captions or videos; with a larger tile, its scores leave the processor's cache between two operations
 TILE = 2**16  # pairs; with 77 words and 64 frames, the maximum of all methods here, they take 1.3 GB in fp32
 
 Similarity = Callable[[np.ndarray, np.ndarray], torch.Tensor]
@@ -57,11 +58,12 @@ def count_better(scores: torch.Tensor, right: torch.Tensor) -> tuple[np.ndarray,
     Raises:
         ValueError: a score is NaN or infinite, so that there is no rank.
     """
-    if not torch.isfinite(scores).all():
+    if not _all_finite(scores):
         bad = int((~torch.isfinite(scores)).any(dim=1).sum())
-        raise ValueError(f"{bad} of {len(scores)} queries have a NaN or infinite similarity, so they have no rank")
-    own = scores.gather(1, right.unsqueeze(1))
-    return (scores > own).sum(dim=1).cpu().numpy(), (scores == own).sum(dim=1).cpu().numpy() - 1
+        raise ValueError(_no_rank(bad, len(scores)))
+    scores = _float(scores)
+    above, equal = _compare(scores, scores.gather(1, right.unsqueeze(1)), 1, torch.empty_like(scores))
+    return above.long().cpu().numpy(), equal.long().cpu().numpy() - 1
 
 
 def summarise(better: np.ndarray, tied: np.ndarray) -> dict[str, float]:
@@ -137,7 +139,7 @@ def video_to_text_metrics(
 
 
 def retrieval_metrics(
-    similarity: Similarity, video_of_caption: np.ndarray, n_videos: int, block: int = 256
+    similarity: Similarity, video_of_caption: np.ndarray, n_videos: int, block: int = BLOCK
 ) -> dict[str, dict[str, float]]:
     """Return text-to-video and video-to-text metrics without ever holding the whole similarity matrix.
 
@@ -145,11 +147,15 @@ def retrieval_metrics(
     own captions, and the captions of a video count as one candidate with the best of their scores. With one caption
     per video, this is the transposed matrix.
 
+    Both directions read the same scores, tile by tile. The tiles with captions and their own videos come first, and
+    again with the others: a rank can only be counted if the score of the right candidate is known. All tiles have one
+    shape, because a matrix product of another shape may round differently, and then equal rows would not tie.
+
     Args:
-        similarity: scores of captions with videos; called for blocks `[block,V]`, then for `[N,block]`.
+        similarity: scores of captions with videos; called for tiles of at most `block` captions and `block` videos.
         video_of_caption: int64 `[N]`, each caption's own video.
         n_videos: V.
-        block: number of queries handled at once.
+        block: number of captions, and of videos, handled at once.
 
     Returns:
         `{"text_to_video": {...}, "video_to_text": {...}}` with the keys of `summarise`.
@@ -157,10 +163,119 @@ def retrieval_metrics(
     Raises:
         ValueError: a video has no caption, a caption has no video, or a similarity is not finite.
     """
+    video_of_caption = _checked(video_of_caption, n_videos)
+    captions = np.argsort(video_of_caption, kind="stable")  # the captions of a video stand together
+    owner = video_of_caption[captions]
+    rows = _Windows(len(owner), block)
+    columns = _Windows(n_videos, block)
+    own = _own_scores(similarity, captions, owner, rows, columns)
+    device_owner = torch.as_tensor(owner, device=own.device)
+    own_best = own.new_full((n_videos,), -torch.inf).scatter_reduce(0, device_owner, own, "amax")
+    text = own.new_zeros(2, len(owner), dtype=torch.float64)  # better and equal candidates of each query; whole numbers
+    video = own.new_zeros(2, n_videos, dtype=torch.float64)
+    unfinished = torch.empty_like(own_best)  # best scores of the captions, so far, of a video with more in the next row
+    flags = own.new_empty(rows.size, columns.size)
+    total = own.new_zeros(())
+    for row, new_rows in rows:
+        group = device_owner[new_rows] - owner[new_rows.start]
+        goes_on = new_rows.start > 0 and owner[new_rows.start] == owner[new_rows.start - 1]
+        breaks = new_rows.stop < len(owner) and owner[new_rows.stop - 1] == owner[new_rows.stop]
+        n_groups = int(owner[new_rows.stop - 1] - owner[new_rows.start]) + 1
+        for column, new_columns in columns:
+            scores = _float(similarity(captions[row], np.arange(column.start, column.stop)))
+            scores = scores[new_rows.start - row.start :, new_columns.start - column.start :]
+            total += scores.sum()
+            above, equal = _compare(scores, own[new_rows, None], 1, flags)
+            text[0, new_rows] += above
+            text[1, new_rows] += equal
+            best = scores
+            if goes_on or n_groups < len(scores):
+                best = scores.new_full((n_groups, scores.shape[1]), -torch.inf)
+                if goes_on:
+                    best[0] = unfinished[new_columns]
+                best.scatter_reduce_(0, group[:, None].expand_as(scores), scores, "amax")
+            if breaks:
+                unfinished[new_columns] = best[-1]
+                best = best[:-1]
+            above, equal = _compare(best, own_best[new_columns], 0, flags)
+            video[0, new_columns] += above
+            video[1, new_columns] += equal
+    if not torch.isfinite(total):
+        _check_finite(similarity, len(owner), n_videos, block)
+    better, equal = text.long().cpu().numpy()[:, np.argsort(captions)]  # as given, for the order of sums in means
+    video_better, video_equal = video.long().cpu().numpy()
     return {
-        "text_to_video": text_to_video_metrics(similarity, video_of_caption, n_videos, block),
-        "video_to_text": video_to_text_metrics(similarity, video_of_caption, n_videos, block),
+        "text_to_video": summarise(better, equal - 1),
+        "video_to_text": summarise(video_better, video_equal - 1),
     }
+
+
+class _Windows:
+    """The numbers 0 to n - 1 in windows of one size; yields each window and its part that no window before it has."""
+
+    def __init__(self, n: int, size: int) -> None:
+        self.n, self.size = n, min(n, size)
+
+    def at(self, start: int) -> slice:
+        """Return the window that begins at `start`, or earlier where it would reach beyond the end."""
+        start = min(start, self.n - self.size)
+        return slice(start, start + self.size)
+
+    def __iter__(self) -> Iterator[tuple[slice, slice]]:
+        for start in range(0, self.n, self.size):
+            window = self.at(start)
+            yield window, slice(start, window.stop)
+
+
+def _own_scores(
+    similarity: Similarity, captions: np.ndarray, owner: np.ndarray, rows: _Windows, columns: _Windows
+) -> torch.Tensor:
+    """Return the score of each caption with its own video, `[N]`; `owner` is sorted."""
+    own: torch.Tensor | None = None
+    for row, _ in rows:
+        start, end = owner[row.start], owner[row.stop - 1] + 1
+        for first in range(start, end, columns.size):
+            column = columns.at(first)
+            scores = _float(similarity(captions[row], np.arange(column.start, column.stop)))
+            if own is None:
+                own = scores.new_empty(len(owner))
+            here = row.start + np.flatnonzero((owner[row] >= column.start) & (owner[row] < column.stop))
+            own[here] = scores[here - row.start, owner[here] - column.start]
+    assert own is not None
+    return own
+
+
+def _float(scores: torch.Tensor) -> torch.Tensor:
+    """Return the same scores in a type that can also count them: fp32 for the two kinds of 16 bits."""
+    return scores.float() if scores.element_size() < 4 else scores
+
+
+def _compare(
+    scores: torch.Tensor, own: torch.Tensor, dim: int, flags: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Count the scores above `own` and those equal to it along a dimension; `flags` is memory of at least their size.
+
+    The sums of zeros and ones in floating point are exact, up to 2^24 in fp32, and much faster than those of bools.
+    """
+    flags = flags[: scores.shape[0], : scores.shape[1]]
+    above = torch.gt(scores, own, out=flags).sum(dim)
+    return above, torch.eq(scores, own, out=flags).sum(dim)
+
+
+def _all_finite(scores: torch.Tensor) -> bool:
+    """Return whether no score is NaN or infinite; their sum usually tells and is faster to compute."""
+    return bool(torch.isfinite(scores.sum())) or bool(torch.isfinite(scores).all())
+
+
+def _check_finite(similarity: Similarity, n_captions: int, n_videos: int, block: int) -> None:
+    videos = np.arange(n_videos)
+    finite = (torch.isfinite(similarity(captions, videos)).all(dim=1) for captions in blocks(n_captions, block))
+    if bad := sum(int((~each).sum()) for each in finite):
+        raise ValueError(_no_rank(bad, n_captions))
+
+
+def _no_rank(bad: int, queries: int) -> str:
+    return f"{bad} of {queries} queries have a NaN or infinite similarity, so they have no rank"
 
 
 def _checked(video_of_caption: np.ndarray, n_videos: int) -> np.ndarray:

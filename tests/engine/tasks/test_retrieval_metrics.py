@@ -81,14 +81,50 @@ def test_a_video_without_caption_is_an_error():
 
 
 def test_never_asks_for_the_whole_matrix():
-    shapes = set()
+    shapes, pairs = set(), 0
 
     def similarity(captions, videos):
+        nonlocal pairs
         shapes.add((len(captions), len(videos)))
+        pairs += len(captions) * len(videos)
         return torch.zeros(len(captions), len(videos))
 
-    retrieval_metrics(similarity, np.repeat(np.arange(10), 5), 10, block=4)
-    assert shapes == {(4, 10), (2, 10), (50, 4), (50, 2)}
+    retrieval_metrics(similarity, np.repeat(np.arange(100), 5), 100, block=5)
+    assert shapes == {(5, 5)}  # one shape, so that equal rows get equal scores
+    assert pairs == 500 * 100 + 500 * 5  # each pair once, besides the tiles with the captions' own videos
+
+
+@pytest.mark.parametrize("shuffled", [False, True])
+@pytest.mark.parametrize("block", [16, 64, 100, 512])
+def test_equal_rows_tie_in_every_tile(block, shuffled):
+    """Check cosines in fp32, which are rounded: copies of a video and of a caption tie wherever they stand."""
+    generator = torch.Generator().manual_seed(0)
+    owner = np.repeat(np.arange(300), 3)
+    if shuffled:
+        np.random.default_rng(0).shuffle(owner)
+    videos = torch.nn.functional.normalize(torch.randn(100, 64, generator=generator), dim=-1).repeat(3, 1)
+    captions = torch.nn.functional.normalize(videos[owner] + 0.01, dim=-1)
+    scores = captions @ videos.T
+    text = summarise(*count_better(scores, torch.tensor(owner)))
+    best = torch.stack([scores[owner == video].amax(dim=0) for video in range(300)], dim=1)
+    video = summarise(*count_better(best, torch.arange(300)))
+    got = retrieval_metrics(lambda c, v: captions[c] @ videos[v].T, owner, 300, block)
+    assert got == {"text_to_video": text, "video_to_text": video}
+    assert got["text_to_video"]["R@1"] == pytest.approx(100 / 3)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
+def test_scores_of_every_type(dtype):
+    scores = torch.randint(0, 9, (3000, 1500), generator=torch.Generator().manual_seed(0)).to(dtype)
+    owner = np.arange(3000) % 1500
+    got = retrieval_metrics(lambda c, v: scores[c][:, v], owner, 1500)
+    assert got == retrieval_metrics(lambda c, v: scores[c][:, v].float(), owner, 1500)
+
+
+def test_finite_scores_with_an_infinite_sum_have_ranks():
+    scores = torch.full((4, 4), 3e38)
+    assert retrieval_metrics(lambda c, v: scores[c][:, v], np.arange(4), 4)["text_to_video"]["MnR"] == 2.5
+    assert count_better(scores, torch.arange(4))[1].tolist() == [3] * 4
 
 
 LARGE_GALLERY = """
@@ -99,20 +135,22 @@ import torch
 
 from engine.tasks.retrieval_metrics import retrieval_metrics, text_to_video_metrics, video_to_text_metrics
 from engine.tasks.postprocessing import dual_softmax, qb_norm
-from modules.similarity import cosine_similarity
+from modules.rows import take
+from modules.similarity import scaled_product, unit
 
 n_captions, n_videos, n_bank, scale = 50_000, 10_000, 5000, torch.tensor(100.0).log()
 owner = np.repeat(np.arange(n_videos), n_captions // n_videos)
 generator = torch.Generator().manual_seed(0)
+torch.set_grad_enabled(False)
 videos = torch.randn(n_videos, 512, generator=generator)
-captions = videos[owner] + 8 * torch.randn(n_captions, 512, generator=generator)
-bank = torch.randn(n_bank, 512, generator=generator)
+captions = unit(videos[owner] + 8 * torch.randn(n_captions, 512, generator=generator))
+videos, bank = unit(videos), unit(torch.randn(n_bank, 512, generator=generator))
 
 def similarity(c, v):
-    return cosine_similarity(captions[c], videos[v], scale)
+    return scaled_product(take(captions, c), take(videos, v), scale)
 
 for_captions, for_videos = dual_softmax(similarity, n_captions, n_videos, 1.0)
-banked = qb_norm(similarity, lambda b, v: cosine_similarity(bank[b], videos[v], scale), n_bank, n_videos, 0.2)
+banked = qb_norm(similarity, lambda b, v: scaled_product(take(bank, b), take(videos, v), scale), n_bank, n_videos, 0.2)
 metrics = [
     *retrieval_metrics(similarity, owner, n_videos).values(),
     text_to_video_metrics(for_captions, owner, n_videos),

@@ -9,7 +9,7 @@ import torch
 
 from engine.optim import build_optimizer
 from modules.losses import symmetric_info_nce
-from modules.methods import METHODS, build_method, method_options
+from modules.methods import METHODS, Method, build_method, method_options
 from tests.tiny import TINY, tiny_batch, tiny_clip
 
 METHOD_NAMES = list(METHODS)
@@ -189,3 +189,21 @@ def test_unknown_method_and_option():
         build_method("clap", tiny_clip())
     with pytest.raises(ValueError, match="has no option 'depth'"):
         build_method(METHOD_NAMES[0], tiny_clip(), depth=3)
+
+
+def test_prepared_rows_give_the_same_scores(method):
+    with torch.no_grad():
+        text, clips = method.eval()(*tiny_batch(batch=3, frames=4))
+        expected = method.similarity(text, clips)
+        prepared = method.prepare(text), method.prepare(clips)
+        assert torch.equal(method.similarity_of_prepared(*prepared), expected)
+        assert torch.equal(method.similarity(text, clips), expected)  # nothing was changed in place
+
+
+def test_a_method_with_a_similarity_of_its_own_keeps_it():
+    class Dot(Method):
+        def similarity(self, text, video):
+            return text @ video.T
+
+    method, text, clips = Dot(tiny_clip()), torch.randn(3, 8), torch.randn(2, 8)
+    assert torch.equal(method.similarity_of_prepared(method.prepare(text), method.prepare(clips)), text @ clips.T)
