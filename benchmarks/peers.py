@@ -90,7 +90,7 @@ def usable(contest: Contest) -> tuple[dict[str, Work], list[str]]:
             work = peer.prepare()
             work()  # opens, compiles and caches what it does once
         except (ImportError, OSError, RuntimeError, ValueError, TypeError, AttributeError) as error:
-            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+            reason = (str(error).strip() or type(error).__name__).splitlines()[0].split(". ")[0]
             missing.append(f"{where}: {peer.module} does not work here ({reason})")
             continue
         found[name] = work
