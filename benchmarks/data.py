@@ -68,16 +68,18 @@ class Row:
     loader: float
 
 
-def write_made_clip(path: Path, seed: int, seconds: int = 20, height: int = 224, width: int = 320) -> Path:
-    """Write an h264 file of `seconds` at 3 frames per second."""
+def write_made_clip(
+    path: Path, seed: int, seconds: int = 20, height: int = 224, width: int = 320, rate: int = 3
+) -> Path:
+    """Write an h264 file of `seconds` at `rate` frames per second."""
     rng = np.random.default_rng(seed)
     y, x = np.mgrid[:height, :width] / height
     waves = rng.uniform(-1, 1, (3, 4))  # per channel: direction, speed and phase
     with av.open(str(path), "w") as container:
-        stream = container.add_stream("libx264", rate=3)
+        stream = container.add_stream("libx264", rate=rate)
         assert isinstance(stream, av.VideoStream)
         stream.height, stream.width, stream.pix_fmt = height, width, "yuv420p"
-        for frame in range(3 * seconds):
+        for frame in range(rate * seconds):
             picture = np.stack([np.sin(9 * (a * x + b * y) + v * frame + 6 * p) for a, b, v, p in waves], axis=-1)
             grey = 127 + 90 * picture + rng.normal(0, 4, (height, width, 1))
             pixels = np.clip(grey, 0, 255).astype(np.uint8)
