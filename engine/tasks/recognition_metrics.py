@@ -9,12 +9,13 @@ not what the place of the right class in the list happens to give. A score that 
 Every function takes scores and labels as numpy arrays or torch tensors. Accuracies are in percent.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
 import torch
 
+from dataloaders.quoting import quoted
 from engine.tasks.retrieval_metrics import blocks, chance_of_hit, count_better
 
 Array = np.ndarray | torch.Tensor
@@ -91,6 +92,15 @@ def predicted(scores: Array) -> np.ndarray:
     return np.concatenate([_block(scores, rows).argmax(dim=1).cpu().numpy() for rows in _rows(scores)])
 
 
+def tied_at_top(scores: Array) -> np.ndarray:
+    """Return for which videos two or more classes share the highest score, bool `[N]`."""
+    return np.concatenate([_tied_at_top(_block(scores, rows)) for rows in _rows(scores)])
+
+
+def _tied_at_top(scores: torch.Tensor) -> np.ndarray:
+    return ((scores == scores.amax(dim=1, keepdim=True)).sum(dim=1) > 1).cpu().numpy()
+
+
 def confusion(scores: Array, labels: Array) -> np.ndarray:
     """Return how often videos of a class (row) are taken for a class (column), int64 `[K,K]`.
 
@@ -110,6 +120,15 @@ def worst_pairs(matrix: np.ndarray, count: int = 20) -> list[tuple[int, int]]:
     np.fill_diagonal(wrong, 0)
     order = np.argsort(-wrong, axis=None, kind="stable")[:count]
     return [(int(cell) // len(wrong), int(cell) % len(wrong)) for cell in order if wrong.flat[cell]]
+
+
+def reversed_ids(keys: Sequence[str], reversed_of: Mapping[str, str]) -> np.ndarray:
+    """Return the number of each class's time-reversed counterpart, int64 `[K]`, from keys of classes.
+
+    It is -1 for a class without counterpart, or whose counterpart is not among the `keys`.
+    """
+    number = {key: at for at, key in enumerate(keys)}
+    return np.array([number.get(reversed_of.get(key, ""), -1) for key in keys], dtype=np.int64)
 
 
 def has_reversed(labels: Array, reversed_of: Array) -> np.ndarray:
@@ -215,7 +234,7 @@ def check_scores(scores: Array, ids: Sequence[str] | None = None) -> None:
         finite = torch.isfinite(_block(scores, rows)).flatten(1).all(dim=1)
         bad += rows[~finite.cpu().numpy()].tolist()
     if bad:
-        first = f"row {bad[0]} (from 0)" if ids is None else f"video {ids[bad[0]]!r}"
+        first = f"row {bad[0]} (from 0)" if ids is None else f"video {quoted(ids[bad[0]])}"
         raise ValueError(
             f"{len(bad)} of {len(scores)} videos have a NaN or infinite score, first {first}, so they have no rank"
         )
