@@ -35,7 +35,6 @@ from engine.writing import write_atomically
 
 FORMAT = "stop-video predictions 1"
 BEST = 5  # classes that predictions.csv names
-NO_FEATURES = np.empty((0, 0), np.float32)
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,7 +48,7 @@ class Predictions:
     views: np.ndarray  # fp32 [N,V,K]
     fusion: str  # of the views, as the run reports it: one of FUSIONS
     reversed_of: np.ndarray  # int64 [K], the class that a class shows when played backwards, or -1
-    of_features: np.ndarray = NO_FEATURES  # fp32 [N,K], scores of the views' mean features; empty for other fusions
+    of_features: np.ndarray | None = None  # fp32 [N,K], with the fusion "features": the scores of the mean features
 
     def __post_init__(self) -> None:
         n, n_classes = len(self.ids), len(self.keys)
@@ -57,8 +56,9 @@ class Predictions:
             "labels": (self.labels, (n,)),
             "views": (self.views, (n, *self.views.shape[1:2], n_classes)),
             "reversed_of": (self.reversed_of, (n_classes,)),
-            "of_features": (self.of_features, (n, n_classes) if self.of_features.size else self.of_features.shape),
         }
+        if self.of_features is not None:
+            shapes["of_features"] = (self.of_features, (n, n_classes))
         for name, (array, shape) in shapes.items():
             if array.shape != shape:
                 raise ValueError(f"{name} of {n} videos and {n_classes} classes cannot have the shape {array.shape}")
@@ -66,7 +66,7 @@ class Predictions:
             raise ValueError(f"{n_classes} classes must have as many names, and keys that differ")
         if self.fusion not in FUSIONS:
             raise ValueError(f"{self.fusion!r} is no fusion of views: {', '.join(FUSIONS)}")
-        if self.fusion == "features" and self.n_views > 1 and not self.of_features.size:
+        if self.fusion == "features" and self.n_views > 1 and self.of_features is None:
             raise ValueError("the fusion of features needs the scores of the mean features")
         if self.labels.dtype.kind != "i" or not ((self.labels >= 0) & (self.labels < n_classes)).all():
             raise ValueError(f"labels must be numbers of the {n_classes} classes")
@@ -79,7 +79,7 @@ class Predictions:
         """Return the fusions that `scores` can compute; a single view has one score, whatever the fusion."""
         if self.n_views == 1:
             return [self.fusion]
-        return [fusion for fusion in FUSIONS if fusion != "features" or self.of_features.size]
+        return [fusion for fusion in FUSIONS if fusion != "features" or self.of_features is not None]
 
     def scores(self, fusion: str = "") -> torch.Tensor:
         """Return one score a class, fp64 `[N,K]`, by the run's own fusion of views or another one.
@@ -87,7 +87,7 @@ class Predictions:
         Raises ValueError if a score is not finite, or the fusion cannot be had from the saved scores.
         """
         fusion = fusion or self.fusion
-        if fusion == "features" and self.of_features.size:
+        if fusion == "features" and self.of_features is not None:
             return torch.tensor(self.of_features, dtype=torch.float64)
         return fuse(self.views, fusion)
 
@@ -98,7 +98,7 @@ class Predictions:
             ids=tuple(self.ids[row] for row in rows),
             labels=self.labels[rows],
             views=self.views[rows],
-            of_features=self.of_features[rows] if self.of_features.size else self.of_features,
+            of_features=None if self.of_features is None else self.of_features[rows],
         )
 
     def of_classes(self, keys: Sequence[str]) -> "Predictions":
@@ -120,7 +120,7 @@ class Predictions:
             names=tuple(self.names[column] for column in columns),
             views=chosen.views[:, :, columns],
             reversed_of=reversed_ids(keys, counterpart),
-            of_features=chosen.of_features[:, columns] if chosen.of_features.size else chosen.of_features,
+            of_features=None if chosen.of_features is None else chosen.of_features[:, columns],
         )
 
 
@@ -168,7 +168,7 @@ def read_predictions(path: Path) -> Predictions:
         predictions = Predictions(
             tuple(arrays["ids"].tolist()), arrays["labels"], tuple(arrays["keys"].tolist()),
             tuple(arrays["names"].tolist()), arrays["views"], str(arrays["fusion"]), arrays["reversed_of"],
-            arrays["of_features"],
+            arrays.get("of_features"),
         )  # fmt: skip
     except (ValueError, KeyError, EOFError, AttributeError, zipfile.BadZipFile) as error:
         raise ValueError(
@@ -218,7 +218,7 @@ def read_subset(path: Path, predictions: Predictions) -> Predictions:
 
 
 def _arrays(predictions: Predictions) -> dict[str, np.ndarray]:
-    return {
+    arrays = {
         "format": np.array(FORMAT),
         "ids": np.array(predictions.ids, dtype=np.str_),
         "labels": predictions.labels.astype(np.int64),
@@ -227,8 +227,10 @@ def _arrays(predictions: Predictions) -> dict[str, np.ndarray]:
         "views": predictions.views.astype(np.float32, copy=False),
         "fusion": np.array(predictions.fusion),
         "reversed_of": predictions.reversed_of.astype(np.int64),
-        "of_features": predictions.of_features.astype(np.float32, copy=False),
     }
+    if predictions.of_features is not None:
+        arrays["of_features"] = predictions.of_features.astype(np.float32, copy=False)
+    return arrays
 
 
 def _save(path: Path, arrays: dict[str, Any]) -> None:
