@@ -12,6 +12,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -21,9 +22,11 @@ from engine.messages import print_error
 from engine.tasks.predictions import Predictions, read_predictions, read_subset
 from engine.tasks.recognition_metrics import FUSIONS, confusion, worst_pairs
 
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
 MOST_CLASSES = 60  # of a matrix; with more, names could not be read
 MOST_PAIRS = 20
-MOST_COUNTS = 30  # classes of a matrix with a number in each cell
 MOST_LETTERS = 40  # of a name; longer ones are cut
 CELL = 0.24  # inches
 LETTER = 0.085  # inches, the mean width of a letter of FONT points
@@ -48,7 +51,7 @@ def mistakes(matrix: np.ndarray, names: Sequence[str]) -> list[str]:
     ]
 
 
-def draw(matrix: np.ndarray, names: Sequence[str], title: str, output: Path) -> None:
+def draw(matrix: np.ndarray, names: Sequence[str], title: str) -> "Figure":
     """Draw a confusion matrix, int64 `[K,K]`, or with many classes its worst pairs; ValueError without matplotlib."""
     try:
         from matplotlib.figure import Figure
@@ -58,11 +61,10 @@ def draw(matrix: np.ndarray, names: Sequence[str], title: str, output: Path) -> 
     short = [f"{name[: MOST_LETTERS - 1]}…" if len(name) > MOST_LETTERS else name for name in map(shorten, names)]
     (draw_matrix if len(names) <= MOST_CLASSES else draw_pairs)(figure, matrix, short)
     figure.suptitle(title, fontsize=FONT + 2, parse_math=False)
-    output.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(output, dpi=150)
+    return figure
 
 
-def draw_matrix(figure, matrix: np.ndarray, names: Sequence[str]) -> None:
+def draw_matrix(figure: "Figure", matrix: np.ndarray, names: Sequence[str]) -> None:
     """Draw a matrix `[K,K]` with a name on every row and column; a row without videos stays white."""
     from matplotlib import colormaps
 
@@ -79,13 +81,12 @@ def draw_matrix(figure, matrix: np.ndarray, names: Sequence[str]) -> None:
     axes.tick_params(which="both", length=0)
     axes.set(xlabel="taken for", ylabel="class")
     figure.colorbar(picture, ax=axes, shrink=0.6, label="share of the class's videos")
-    if count <= MOST_COUNTS:
-        for row, column in zip(*np.nonzero(matrix), strict=True):
-            ink = "white" if share[row, column] > 0.5 else "black"
-            axes.text(column, row, str(matrix[row, column]), ha="center", va="center", fontsize=FONT - 3, color=ink)
+    for row, column in zip(*np.nonzero(matrix), strict=True):
+        ink = "white" if share[row, column] > 0.5 else "black"
+        axes.text(column, row, str(matrix[row, column]), ha="center", va="center", fontsize=FONT - 3, color=ink)
 
 
-def draw_pairs(figure, matrix: np.ndarray, names: Sequence[str]) -> None:
+def draw_pairs(figure: "Figure", matrix: np.ndarray, names: Sequence[str]) -> None:
     """Draw the most frequent mistakes as bars, the most frequent on top."""
     pairs, videos = worst_pairs(matrix, MOST_PAIRS), matrix.sum(axis=1)
     figure.set_size_inches(12, 1.2 + 0.3 * max(len(pairs), 2))
@@ -119,7 +120,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         order = reversals_together(run.reversed_of)
         matrix = confusion(run.scores(arguments.fusion), run.labels)[np.ix_(order, order)]
         names = [run.names[own] for own in order]
-        draw(matrix, names, title_of(run, matrix, arguments.predictions.resolve().parent.name), arguments.output)
+        figure = draw(matrix, names, title_of(run, matrix, arguments.predictions.resolve().parent.name))
+        arguments.output.parent.mkdir(parents=True, exist_ok=True)
+        figure.savefig(arguments.output, dpi=150)
     except (ValueError, OSError) as error:
         print_error(error)
         return 2

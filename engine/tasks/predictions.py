@@ -161,10 +161,13 @@ def read_predictions(path: Path) -> Predictions:
             beside = "" if file == path else f"; {path.name} has no scores of all classes, so copy both files"
             raise FileNotFoundError(f"{file}: no such file; an evaluation of recognition writes it{beside}")
     try:
-        with np.load(saved, allow_pickle=False) as file:
-            arrays = dict(file) if not isinstance(file, np.ndarray) and "format" in file else {}
-        if str(arrays.get("format")) != FORMAT:
-            raise ValueError("it has another format")
+        loaded = np.load(saved, allow_pickle=False)
+        if isinstance(loaded, np.ndarray):
+            raise ValueError("it is a single array")
+        with loaded:
+            if "format" not in loaded or str(loaded["format"]) != FORMAT:
+                raise ValueError("it has another format")
+            arrays = dict(loaded)
         predictions = Predictions(
             tuple(arrays["ids"].tolist()), arrays["labels"], tuple(arrays["keys"].tolist()),
             tuple(arrays["names"].tolist()), arrays["views"], str(arrays["fusion"]), arrays["reversed_of"],
