@@ -24,7 +24,7 @@ def test_mcnemar_equals_all_tosses_of_a_coin(n):
         assert mcnemar(first, n - first) == pytest.approx(sum(uneven) / len(heads), abs=1e-15)
 
 
-@given(st.integers(0, 3000), st.integers(0, 3000))
+@given(st.integers(0, 700), st.integers(0, 700))
 @settings(max_examples=20)
 def test_mcnemar_of_many_videos_is_exact(first, second):
     n = first + second
