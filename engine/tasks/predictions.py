@@ -84,7 +84,7 @@ class Predictions:
     def scores(self, fusion: str = "") -> torch.Tensor:
         """Return one score a class, fp64 `[N,K]`, by the run's own fusion of views or another one.
 
-        Raises ValueError if a score is not finite, or the fusion cannot be had from the saved scores.
+        Raises ValueError if a score is not finite, or the saved scores do not allow the fusion.
         """
         fusion = fusion or self.fusion
         if fusion == "features" and self.of_features is not None:
@@ -198,7 +198,8 @@ def read_subset(path: Path, predictions: Predictions) -> Predictions:
         raise OSError(f"--subset {path}: cannot be read ({error.strerror}); name a text file") from error
     lines = [line for line in content.split("\n") if line.strip()]
     ids, keys = set(predictions.ids), set(predictions.keys)
-    lines = [line if line in ids | keys else line.strip() for line in lines]
+    known = ids | keys
+    lines = [line if line in known else line.strip() for line in lines]  # an id may begin with a space
     if not lines:
         raise ValueError(f"--subset {path}: is empty; name ids of videos or keys of classes, one a line")
     chosen = set(lines)
@@ -211,7 +212,7 @@ def read_subset(path: Path, predictions: Predictions) -> Predictions:
         return predictions.of_videos(np.flatnonzero([video in chosen for video in predictions.ids]))
     if chosen <= keys:
         return predictions.of_classes([key for key in predictions.keys if key in chosen])
-    unknown = next((line for line in lines if line not in ids | keys), None)
+    unknown = next((line for line in lines if line not in known), None)
     if unknown is not None:
         raise ValueError(
             f"--subset {path}: {quoted(unknown)} is no id of a video and no key of a class in the predictions; "

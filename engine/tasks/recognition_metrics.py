@@ -165,7 +165,7 @@ def fuse(scores: Array, how: str) -> torch.Tensor:
     """Return one score a class from the scores of all views.
 
     logits: the mean of the views' scores. softmax: the mean of the views' probabilities. features: the caller averages
-    the views' features and scores the mean; from scores this can be had for one view only.
+    the views' features and scores the mean; here it is allowed only for a single view, where it changes nothing.
 
     Args:
         scores: `[N,V,K]`.
