@@ -11,7 +11,7 @@ writes the following files, with the same bytes for the same settings:
     labels.csv                                  id,name: ids from 0, what a text calls the class
     flip_map.csv                                class,mirrored: the classes that a horizontal flip exchanges
     twins.csv                                   class,reversed: the classes that are each other played backwards
-    few_shot/train1_few_shot_<K>.txt            K = 2, 4, 8, 16 training clips a class, in trainlist01's format
+    few_shot/train1_few_shot_<K>.txt            <Class>/<file> <id from 0>: K = 2, 4, 8 and 16 training clips a class
     base_classes.txt, novel_classes.txt         the two halves of base-to-novel, one class a line
     settings.json                               the settings; a second run with the same settings does nothing
 
@@ -123,7 +123,8 @@ def _write_lists(folder: Path, train_groups: int, test_groups: int, seed: int) -
     lines(lists / "testlist01.txt", [file_name(key, n) for key in KEYS for n in test])
     for shots in (shots for shots in SHOTS if shots <= train_groups):
         drawn = draw_shots(training, shots, seed)
-        lines(folder / f"few_shot/train1_few_shot_{shots}.txt", [f"{file_name(k, n)} {ids[k]}" for k, n in drawn])
+        # As in the published lists, ids count from 0 here.
+        lines(folder / f"few_shot/train1_few_shot_{shots}.txt", [f"{file_name(k, n)} {ids[k] - 1}" for k, n in drawn])
     write_csv(folder / "labels.csv", ["id", "name"], [(row, phrase(_MOTION[key])) for row, key in enumerate(KEYS)])
     for name, header, other in (("flip_map", "mirrored", MIRRORED), ("twins", "reversed", REVERSED)):
         pairs = [(key, class_key(other[_MOTION[key]])) for key in KEYS if _MOTION[key] in other]
