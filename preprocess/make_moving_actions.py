@@ -15,9 +15,10 @@ writes the following files, with the same bytes for the same settings:
     base_classes.txt, novel_classes.txt         the two halves of base-to-novel, one class a line
     settings.json                               the settings; a second run with the same settings does nothing
 
-A group is one take. Group NN of a class and of its reverse is the same take, played both ways: the frames of one are,
-before encoding, those of the other in backwards order. As in UCF101's split 1, the lowest groups are the test's.
-Contents (colour, shape and kind of motion) of test clips never occur in training clips.
+A group is one take. Group NN of a class and of its reverse is the same take, played both ways: the frames of one are
+those of the other in backwards order, to the bit. As every frame is encoded alone, that also holds after decoding. As
+in UCF101's split 1, the lowest groups are the test's. Contents (colour, shape and kind of motion) of test clips never
+occur in training clips.
 
 A model that ignores the order of frames cannot tell the classes of a pair apart. It scores exactly 50 in `direction`
 and, over all classes, at most (12 / 2 + 4) / 16 = 62.5 % top-1.
@@ -98,7 +99,8 @@ def draw_group(group: Group, frames: tuple[int, int], image_size: int) -> Iterat
 def write_group(videos: Path, frames: tuple[int, int], image_size: int, group: Group) -> None:
     """Draw a take and write its clips below `videos`, whose class folders exist."""
     for motion, clip in draw_group(group, frames, image_size):
-        write_video(videos / file_name(class_key(motion), group.number), np.ascontiguousarray(clip))
+        path = videos / file_name(class_key(motion), group.number)
+        write_video(path, np.ascontiguousarray(clip), every_frame_alone=True)
 
 
 def draw_shots(training: range, shots: int, seed: int) -> list[tuple[str, int]]:

@@ -18,15 +18,20 @@ import numpy as np
 FRAMES_PER_SECOND = 3
 
 
-def write_video(path: Path, frames: np.ndarray, fps: int = FRAMES_PER_SECOND) -> None:
-    """Write frames uint8 RGB [T,H,W,3] as an h264 mp4 file with a single key frame; H and W must be even."""
+def write_video(path: Path, frames: np.ndarray, fps: int = FRAMES_PER_SECOND, every_frame_alone: bool = False) -> None:
+    """Write frames uint8 RGB [T,H,W,3] as an h264 mp4 file with a single key frame; H and W must be even.
+
+    With `every_frame_alone`, all are key frames of one quantiser: what a frame looks like after decoding then depends
+    on that frame alone, so a clip and the same clip backwards decode to the same frames.
+    """
     with av.open(str(path), "w", format="mp4") as container:
         # No B-frames (bf): where x264 puts them varies from run to run, and clips without them decode faster.
-        options = {"crf": "18", "preset": "veryfast", "bf": "0", "sc_threshold": "0"}
+        quality = {"qp": "20"} if every_frame_alone else {"crf": "18"}
+        options = {**quality, "preset": "veryfast", "bf": "0", "sc_threshold": "0"}
         stream = container.add_stream("libx264", rate=Fraction(fps), options=options)
         stream.height, stream.width = frames.shape[1:3]
         stream.pix_fmt = "yuv420p"
-        stream.gop_size = len(frames)
+        stream.gop_size = 1 if every_frame_alone else len(frames)
         # The bytes of an h264 file depend on the number of encoder threads.
         stream.thread_count = 1
         for frame in frames:
