@@ -68,8 +68,10 @@ class DataConfig(Checked):
     frame_sampling: Annotated[
         FrameSampling,
         "uniform: as CLIP4Clip, short clips are padded; segment: one frame per segment, drawn at random in training; "
-        "released: as STOP's released code, whose training never sees the last frames left over by n // T",
+        "dense: --frame_stride apart, from a random start in training, else from the middle; released: as STOP's "
+        "released code, whose training never sees the last frames left over by n // T",
     ] = "uniform"
+    frame_stride: Annotated[int, "dense sampling only: from one frame to the next, in candidates", Range(1)] = 1
     frame_transform: Annotated[
         FrameTransform,
         "resize: scale the short side to CLIP's size, then crop the middle square; crop: only crop the middle square, "
