@@ -96,15 +96,16 @@ class Augmentation:
         own = np.arange(len(classes))
         if self.flip == "none" or self.flip_probability == 0:
             return np.full_like(own, -1)
-        if self.flip == "plain" and classes.mirrored:
-            pairs = [f"{key} / {other}" for key, other in classes.mirrored.items() if key < other]
+        exchanged = {key: classes.mirrored.get(key, key) for key in classes.keys}
+        pairs = {" / ".join(sorted(pair)) for pair in exchanged.items() if len({*pair}) == 2}
+        if self.flip == "plain" and pairs:
             raise ValueError(
-                f"--flip plain would mislabel clips, because a flip exchanges classes ({some(pairs, 3)}): pass --flip "
-                "mapped."
+                f"--flip plain would mislabel clips, because a flip exchanges classes ({some(sorted(pairs), 3)}): pass "
+                "--flip mapped."
             )
         if self.flip == "mapped":
             id_of = {key: number for number, key in enumerate(classes.keys)}
-            return np.array([id_of.get(classes.mirrored.get(key, key), -1) for key in classes.keys], dtype=np.int64)
+            return np.array([id_of.get(exchanged[key], -1) for key in classes.keys], dtype=np.int64)
         return own
 
     def pixel_transform(self, size: int, interpolation: str = "bicubic") -> Transform | None:

@@ -79,7 +79,7 @@ class DataConfig(Checked):
     ] = "resize"
     feature_framerate: Annotated[float, "candidate frames per second; 0: every frame of the file", Range(0)] = 1.0
     slice_framepos: Annotated[
-        int, "uniform sampling only: take frames from the head (0), the tail (1) or the whole clip (2)", Range(0, 2)
+        int, "uniform sampling only: frames of the head (0), tail (1) or all (2)", Range(0, 2)
     ] = 2
     num_thread_reader: Annotated[
         int,
