@@ -180,7 +180,7 @@ def mix_pairs(video: Tensor, label: Tensor, mixing: Tensor, n_classes: int) -> t
     inside_columns = (pixel >= left[:, None]) & (pixel < right[:, None])
     inside = inside_rows[:, :, None] & inside_columns[:, None, :]
     own = torch.where(inside, 0, weight[:, None, None])[:, None, None]
-    mixed = torch.lerp(video[partner].float(), video.float(), own).round().to(torch.uint8)
+    mixed = video[partner].float().lerp_(video.float(), own).round_().to(torch.uint8)
 
     share = (weight * (1 - (bottom - top) * (right - left) / size**2))[:, None]
     one_hot = torch.nn.functional.one_hot(label, n_classes).float()
