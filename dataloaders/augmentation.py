@@ -25,7 +25,6 @@ from dataloaders.transforms import CLIP_MEAN
 Flip = Literal["none", "mapped", "plain", "plain_despite_map"]  # --flip
 FLIP: tuple[str, ...] = get_args(Flip)
 GREY = [round(255 * mean) for mean in CLIP_MEAN]  # what erased and empty pixels get: about 0 after normalisation
-MIXING = 5  # numbers that say how a pair is mixed, see `Augmentation.draw_mixing`
 
 Transform = Callable[[Tensor], Tensor]
 
