@@ -25,7 +25,6 @@ from dataloaders.transforms import CLIP_MEAN
 Flip = Literal["none", "mapped", "plain", "plain_despite_map"]  # --flip
 FLIP: tuple[str, ...] = get_args(Flip)
 GREY = [round(255 * mean) for mean in CLIP_MEAN]  # what erased and empty pixels get: about 0 after normalisation
-MIXING = 5  # numbers that say how a pair is mixed, see `Augmentation.draw_mixing`
 
 Transform = Callable[[Tensor], Tensor]
 
@@ -34,17 +33,20 @@ Transform = Callable[[Tensor], Tensor]
 class Augmentation:
     """What is drawn for a training clip; the defaults draw nothing. Each field is the flag of its name.
 
-    In the order of application: `crop_scale` is the smallest share of a frame's area that is cut out at random and
-    resized to the square (sides from 3:4 to 4:3); 1 keeps the middle square, as in evaluation. `flip` mirrors a clip
-    with `flip_probability`: "mapped" exchanges its label by `Classes.mirrored`; "plain" keeps the label and is refused
-    where that map is not empty; "plain_despite_map" keeps it there too, only to follow work that does so.
-    `jitter_probability` changes brightness and contrast by up to 40 %, saturation by 20 % and hue by a tenth of the
-    circle. `gray_probability` takes the colours away. `rand_augment_ops` operations of RandAugment (Cubuk et al.,
-    arXiv 1909.13719) have `rand_augment_magnitude`, 0 to 30; timm's and mmaction2's m7 of 10 is 21. With
-    `erasing_probability` a rectangle of all frames becomes grey.
+    In the order of application:
 
-    `mixup_alpha` and `cutmix_alpha` are the parameters of Beta distributions; with both, each is taken half of the
-    time.
+    - `crop_scale` is the smallest share of a frame's area that is cut out at random and resized to the square (sides
+      from 3:4 to 4:3); 1 keeps the middle square, as in evaluation.
+    - `jitter_probability`: brightness and contrast change by up to 40 %, saturation by 20 %, hue by a tenth of the
+      circle. `gray_probability`: the colours go.
+    - `rand_augment_ops` operations of RandAugment (Cubuk et al., arXiv 1909.13719), none of which mirrors, with
+      `rand_augment_magnitude` 0 to 30; timm's m7 of 10 is 21.
+    - `erasing_probability`: a rectangle of all frames becomes grey.
+    - `flip` mirrors a clip with `flip_probability`. "mapped" exchanges its label by `Classes.mirrored`. "plain" keeps
+      the label and is refused where the map exchanges classes. "plain_despite_map" keeps it there too, only to follow
+      work that does so.
+    - `mixup_alpha` and `cutmix_alpha`, parameters of Beta distributions, mix pairs of clips; with both, each is taken
+      half of the time.
 
     Raises ValueError for a value out of its range.
     """

@@ -271,3 +271,15 @@ def test_draws_of_mixing_are_those_of_the_papers():
     assert torch.equal((bottom - top)[inner], (right - left)[inner])
     both = draws(BOTH, 2000)
     assert (both[:, 0] == 1).float().mean().item() == pytest.approx(0.5, abs=0.05)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_pairs_are_mixed_on_their_device():
+    video, label = batch(5)
+    mixing = draws(BOTH, 5)
+    mixed, targets = mix_pairs(video.cuda(), label.cuda(), mixing.cuda(), 4)
+    assert mixed.is_cuda
+    expected, expected_targets = mix_pairs(video, label, mixing, 4)
+    assert (mixed.cpu().int() - expected.int()).abs().max() <= 1
+    torch.testing.assert_close(targets.cpu(), expected_targets)
