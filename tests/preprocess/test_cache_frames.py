@@ -9,8 +9,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from main_task_recognition import main as recognise
 from main_task_retrieval import main as train
 from preprocess.cache_frames import main
+from preprocess.make_moving_actions import main as make_moving_actions
 from tests.launch_scripts import commands_of, write_recorder
 from tests.processes import heed_interrupts, run_as_group
 from tests.small_data import SmallData, write_small_data
@@ -170,3 +172,33 @@ def test_interrupted_and_started_again_it_makes_the_same_files(data, tmp_path, n
     assert 0 < len(made) < 6
     assert main(flags("stopped")) == 0
     assert entries(tmp_path / "stopped") == entries(tmp_path / "whole")
+
+
+def test_recognition_then_decodes_nothing(tmp_path, capsys, monkeypatch):
+    """Check whole frames for random crops, all views of the test videos, and both halves of base-to-novel."""
+    world = tmp_path / "world"
+    assert make_moving_actions([
+        "--output_dir", str(world), "--train_groups", "2", "--test_groups", "1", "--image_size", "32", "--jobs", "1",
+    ]) == 0  # fmt: skip
+    flags = [
+        "--datatype", "ucf101", "--data_path", str(world), "--features_path", str(world / "videos"), "--split", "1",
+        "--pretrained_clip_name", str(write_small_data(tmp_path / "data").clip), "--feature_framerate", "0", *SEGMENTS,
+        "--max_frames", "2", "--test_views", "2x3", "--crop_scale", "0.5", "--flip", "mapped", "--num_thread_reader",
+        "0", "--frame_cache", str(tmp_path / "cache"), "--classes", "base", "--precision", "fp32",
+    ]  # fmt: skip
+    assert main(["--task", "recognition", *flags]) == 0
+    printed = capsys.readouterr().out
+    for split, count in (("train", 20), ("test", 10), ("novel", 6)):
+        assert f"{split} split: {count} of {count} videos are in the cache.\n" in printed
+    assert main(["--task", "recognition", *flags, "--split", "train"]) == 0
+    assert "test split" not in capsys.readouterr().out
+    monkeypatch.setattr("dataloaders.frames.read_frames", None)
+    assert (
+        recognise(["--do_train", *flags, "--epochs", "1", "--batch_size", "4", "--output_dir", str(tmp_path / "run")])
+        == 0
+    )
+
+
+def test_an_unknown_task(capsys):
+    assert main(["--task", "captioning"]) == 2
+    assert "--task captioning is not one of: retrieval, recognition" in capsys.readouterr().err
