@@ -177,14 +177,14 @@ def test_interrupted_and_started_again_it_makes_the_same_files(data, tmp_path, n
 def test_recognition_then_decodes_nothing(tmp_path, capsys, monkeypatch):
     """Check whole frames for random crops, all views of the test videos, and both halves of base-to-novel."""
     world = tmp_path / "world"
-    assert make_moving_actions([
-        "--output_dir", str(world), "--train_groups", "2", "--test_groups", "1", "--image_size", "32", "--jobs", "1",
-    ]) == 0  # fmt: skip
+    tiny = ["--train_groups", "2", "--test_groups", "1", "--image_size", "32", "--jobs", "1"]
+    assert make_moving_actions(["--output_dir", str(world), *tiny]) == 0
     flags = [
         "--datatype", "ucf101", "--data_path", str(world), "--features_path", str(world / "videos"), "--split", "1",
         "--pretrained_clip_name", str(write_small_data(tmp_path / "data").clip), "--feature_framerate", "0", *SEGMENTS,
         "--max_frames", "2", "--test_views", "2x3", "--crop_scale", "0.5", "--flip", "mapped", "--num_thread_reader",
         "0", "--frame_cache", str(tmp_path / "cache"), "--classes", "base", "--precision", "fp32",
+        "--max_words", "16",
     ]  # fmt: skip
     assert main(["--task", "recognition", *flags]) == 0
     printed = capsys.readouterr().out
@@ -193,10 +193,8 @@ def test_recognition_then_decodes_nothing(tmp_path, capsys, monkeypatch):
     assert main(["--task", "recognition", *flags, "--split", "train"]) == 0
     assert "test split" not in capsys.readouterr().out
     monkeypatch.setattr("dataloaders.frames.read_frames", None)
-    assert (
-        recognise(["--do_train", *flags, "--epochs", "1", "--batch_size", "4", "--output_dir", str(tmp_path / "run")])
-        == 0
-    )
+    training = ["--do_train", *flags, "--epochs", "1", "--batch_size", "4", "--output_dir", str(tmp_path / "run")]
+    assert recognise(training) == 0
 
 
 def test_an_unknown_task(capsys):
