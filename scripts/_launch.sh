@@ -4,7 +4,7 @@
 #   PYTHON    the interpreter (default: the project's .venv if it exists, else python3)
 #   NGPU      processes to start (default: one per GPU; one on a machine without GPU, where more use gloo)
 #   TORCHRUN  flags of torchrun instead of --standalone, for several machines (see slurm.sh)
-#   PROGRAM   another file to run with the same flags, such as preprocess/cache_frames.py
+#   PROGRAM   another file to run with the same flags and --task, such as preprocess/cache_frames.py
 #   EXEC      "exec": the run replaces the script, so that a signal to the script reaches it
 
 repository=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
@@ -38,8 +38,11 @@ fi
 
 # launch FILE FLAGS...
 launch() {
-    local file=${PROGRAM:-$1}
+    local file=${PROGRAM:-$1} task=${1#main_task_}
     shift
+    if [ -n "${PROGRAM:-}" ]; then
+        set -- --task "${task%.py}" "$@"
+    fi
     # EXEC and TORCHRUN are split into words.
     # shellcheck disable=SC2086
     if [ "$NGPU" -gt 1 ] || [ -n "${TORCHRUN:-}" ]; then

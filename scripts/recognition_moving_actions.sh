@@ -14,7 +14,7 @@ pretrained_clip_name=${pretrained_clip_name:-pretrained/moving_shapes_clip.safet
 results=${results:-results/recognition_moving_actions.csv}
 runs=${runs:-runs/recognition_moving_actions}
 seeds=${seeds:-0 1 2}
-epochs=${epochs:-3}
+epochs=${epochs:-4}
 batch_size=${batch_size:-16}
 max_frames=${max_frames:-8}
 max_words=${max_words:-16}
@@ -31,7 +31,7 @@ few() {
 rows=(
     "zero-shot|--do_eval --method clip4clip"
     "CLIP4Clip meanP, all fine-tuned|--do_train --method clip4clip --lr 1e-3 --coef_lr 1"
-    "VPT-deep, static prompts|--do_train --method vpt --lr 1e-2 --prompt_length 460 --text_prompt_length 4"
+    "VPT-deep, static prompts|--do_train --method vpt --lr 1e-2 --prompt_length 32 --text_prompt_length 4"
     "STOP|--do_train $stop"
     "STOP, naive flips|--do_train $stop --flip plain_despite_map"
     "STOP, mapped flips|--do_train $stop --flip mapped"
