@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 import dataloaders
-from dataloaders import DATASETS, NEEDED_FLAGS, READERS, SPLITS
+from dataloaders import ACTION_READERS, DATASETS, NEEDED_FLAGS, READERS, SPLITS
 from dataloaders.samples import Sample
 from engine.config import DataConfig
 from tests.dataloaders.folders import assert_one_sentence, touch_videos, write_json, write_lines
@@ -69,7 +69,9 @@ def test_every_reader_is_registered():
     modules = {
         path.stem for path in Path(dataloaders.__file__).parent.glob("*.py") if "def read_split(" in path.read_text()
     }
-    assert modules == DATASETS.keys() == SPLITS.keys() == NEEDED_FLAGS.keys()
+    assert DATASETS.keys() == SPLITS.keys() == NEEDED_FLAGS.keys()
+    registered = {reader.__name__.split(".")[-1] for reader in [*READERS.values(), *ACTION_READERS.values()]}
+    assert modules == registered
 
 
 @pytest.mark.parametrize("name", DATASETS)

@@ -1,0 +1,120 @@
+"""What the readers of action recognition share: the numbers of classes, the files beside their lists, and counts."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from dataloaders.annotations import columns_of, read_csv, read_lines, read_text, report_count
+from dataloaders.classes import Classes, by_name, check_order, given, match_keys, normalised, read_labels, spaced
+from dataloaders.quoting import quoted, some
+
+# <data set>_base.txt: the base half of the classes for base-to-novel (ViFi-CLIP, Rasheed et al., CVPR 2023; lists from
+# github.com/muzairkhattak/ViFi-CLIP, labels/). They are the classes with most videos in the first training list; of
+# equally many, the later ones in the order of ids.
+CLASS_LISTS = Path(__file__).parent / "class_lists"
+
+
+@dataclass(frozen=True)
+class Numbering:
+    """All classes that folders may name, the classes by id, and the flag and file that numbered them, if a user did."""
+
+    known: tuple[str, ...]
+    keys: tuple[str, ...]
+    by: str = ""
+
+
+def numbering(official: Sequence[str], labels_csv: Path | None, is_ordered: bool = True) -> Numbering:
+    """Return the numbers of the classes: those of --labels_csv, or the data set's own without it.
+
+    `official` are all keys of the data set, () if only --labels_csv can say; `is_ordered` says that their order is that
+    of published ids. Raises FileNotFoundError; ValueError if the file names an unknown class, or numbers all classes in
+    another order.
+    """
+    if labels_csv is None or not given(labels_csv):
+        return Numbering(tuple(official), tuple(official))
+    names = read_labels(labels_csv)
+    if not official:
+        return Numbering(names, names, f"--labels_csv {labels_csv}")
+    keys = match_keys(names, official, labels_csv)
+    if is_ordered:
+        check_order(keys, official, labels_csv)
+    return Numbering(tuple(official), keys, f"--labels_csv {labels_csv}")
+
+
+def classes_of(
+    keys: Sequence[str],
+    data_set: str = "",
+    mirrored: Mapping[str, str] | None = None,
+    reversed_: Mapping[str, str] | None = None,
+    base: Sequence[str] = (),
+) -> Classes:
+    """Return the classes with names for texts. `data_set` is the one whose published base half counts."""
+    keys = tuple(keys)
+    listed = CLASS_LISTS / f"{data_set}_base.txt"
+    if not base and data_set and listed.is_file():
+        known = by_name(keys, data_set)
+        base = [known[plain] for name in read_lines(listed, "The list") if (plain := normalised(name)) in known]
+    return Classes(keys, tuple(map(spaced, keys)), dict(mirrored or {}), dict(reversed_ or {}), tuple(base))
+
+
+def first_there(folder: Path, names: Iterable[str]) -> Path:
+    """Return the first of these paths below a folder that exists, else the first one."""
+    paths = [folder / name for name in names]
+    return next((path for path in paths if path.exists()), paths[0])
+
+
+def list_of(split: str, train_csv: Path | None, val_csv: Path | None) -> tuple[Path | None, str]:
+    """Return the list that a flag names for a split, None without it, and the flag."""
+    path, flag = (train_csv, "--train_csv") if split == "train" else (val_csv, "--val_csv")
+    return (path if given(path) else None), flag
+
+
+def needs(data_set: str, data_path: Path | None, files: str, split: str = "") -> Path:
+    """Return --data_path; ValueError if neither it nor a list was passed."""
+    if data_path is None or not given(data_path):
+        flag = {"": "--labels_csv", "train": "--train_csv", "test": "--val_csv"}[split]
+        what = "the classes" if not split else f"the {split} split"
+        raise ValueError(f"{data_set} needs --data_path, the folder with {files}, or {flag} for {what}: pass one.")
+    return data_path
+
+
+def read_pairs(path: Path, column: str, keys: Sequence[str]) -> dict[str, str]:
+    """Return which classes a csv file exchanges, in both directions: columns `class` and `column`, a row for each pair.
+
+    A class may be paired with itself, which says nothing. Raises ValueError for another layout, for a name that is no
+    class, and for a class in two pairs.
+    """
+    where, known, pairs = f"--data_path {path}", by_name(keys, "The data set"), dict[str, str]()
+    header, rows = read_csv(read_text(path, "--data_path"), where)
+    if not {"class", column} <= set(header):
+        raise ValueError(
+            f"{where} has no columns `class` and `{column}` (its columns: {columns_of(header) or 'none'}): correct its "
+            "first line."
+        )
+    for line, row in rows:
+        found = [known.get(normalised(row[name])) for name in ("class", column)]
+        one, other = found
+        if one is None or other is None:
+            raise ValueError(
+                f"{where}, line {line}: {quoted(row['class'] if one is None else row[column])} is no class of the data "
+                "set; correct the line."
+            )
+        if pairs.setdefault(one, other) != other or pairs.setdefault(other, one) != one:
+            raise ValueError(
+                f"{where}, line {line}: a class has one partner, and {quoted(one)} or its has two; correct it."
+            )
+    return {key: other for key, other in pairs.items() if key != other}
+
+
+def read_keys(path: Path, keys: Sequence[str], flag: str) -> tuple[str, ...]:
+    """Return the classes that a file lists, one key or name a line, in the data set's order; ValueError for others."""
+    known, lines = by_name(keys, "The data set"), read_lines(path, flag)
+    if unknown := [line for line in lines if normalised(line) not in known]:
+        raise ValueError(f"{flag} {path} names {some(unknown)}, not among the {len(keys)} classes: correct the lines.")
+    wanted = {known[normalised(line)] for line in lines}
+    return tuple(key for key in keys if key in wanted)
+
+
+def report_videos(listed_in: Path, n_videos: int, expected: Mapping[int, int], fold: int) -> None:
+    """Note in the log if a split has another number of videos than the published one of this fold."""
+    report_count(listed_in, n_videos, expected.get(fold))
