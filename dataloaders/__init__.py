@@ -18,7 +18,22 @@ A data set for action recognition is a line in `ACTION_READERS`. Its samples hav
 from collections.abc import Callable
 from types import ModuleType
 
-from dataloaders import activitynet, custom, didemo, lsmdc, msrvtt, msrvtt_full, msvd, ucf101, vatex
+from dataloaders import (
+    activitynet,
+    custom,
+    custom_actions,
+    didemo,
+    hmdb51,
+    kinetics400,
+    kinetics600,
+    lsmdc,
+    msrvtt,
+    msrvtt_full,
+    msvd,
+    ssv2,
+    ucf101,
+    vatex,
+)
 from dataloaders.samples import Sample
 
 READERS: dict[str, ModuleType] = {
@@ -39,7 +54,12 @@ NEEDED_FLAGS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
 }
 
 ACTION_READERS: dict[str, ModuleType] = {
+    "hmdb51": hmdb51,
     "ucf101": ucf101,
+    "ssv2": ssv2,
+    "kinetics400": kinetics400,
+    "kinetics600": kinetics600,
+    "custom": custom_actions,
 }
 
 ACTION_DATASETS: dict[str, Callable[..., list[Sample]]] = {

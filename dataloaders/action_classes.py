@@ -1,9 +1,10 @@
 """What the readers of action recognition share: the numbers of classes, the files beside their lists, and counts."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from dataloaders.action_lists import keys_by_folder, read_list
 from dataloaders.annotations import columns_of, read_csv, read_lines, read_text, report_count
 from dataloaders.classes import Classes, by_name, check_order, given, match_keys, normalised, read_labels, spaced
 from dataloaders.quoting import quoted, some
@@ -69,13 +70,41 @@ def list_of(split: str, train_csv: Path | None, val_csv: Path | None) -> tuple[P
     return (path if given(path) else None), flag
 
 
-def needs(data_set: str, data_path: Path | None, files: str, split: str = "") -> Path:
-    """Return --data_path; ValueError if neither it nor a list was passed."""
+def named_lists(train_csv: Path | None, val_csv: Path | None) -> list[tuple[Path, str]]:
+    """Return the lists that flags name, with their flags."""
+    both = [list_of(split, train_csv, val_csv) for split in ("train", "test")]
+    return [(path, flag) for path, flag in both if path]
+
+
+def numbering_of_lists(
+    data_set: str, files: str, labels_csv: Path | None, train_csv: Path | None, val_csv: Path | None
+) -> Numbering:
+    """Return the numbers of the classes where no --data_path tells them: those of --labels_csv, or else the folders
+    that the lists name. ValueError without any of these."""
+    if given(labels_csv):
+        return numbering((), labels_csv)
+    lists = named_lists(train_csv, val_csv)
+    if not lists:
+        raise ValueError(f"{data_set} needs --data_path, the folder with {files}, or --labels_csv: pass one.")
+    entries = [entry for path, flag in lists for entry in read_list(path, flag)]
+    return numbering(keys_by_folder(entries, " and ".join(f"{flag} {path}" for path, flag in lists)), None)
+
+
+def needs(data_set: str, data_path: Path | None, files: str, split: str) -> Path:
+    """Return --data_path; ValueError if it was not passed, and no list for this split was."""
     if data_path is None or not given(data_path):
-        flag = {"": "--labels_csv", "train": "--train_csv", "test": "--val_csv"}[split]
-        what = "the classes" if not split else f"the {split} split"
-        raise ValueError(f"{data_set} needs --data_path, the folder with {files}, or {flag} for {what}: pass one.")
+        flag = "--train_csv" if split == "train" else "--val_csv"
+        raise ValueError(
+            f"{data_set} needs --data_path, the folder with {files}, or {flag} for its {split} split: pass one."
+        )
     return data_path
+
+
+def check_fold(data_set: str, fold: int, folds: Collection[int]) -> None:
+    """Raise ValueError for a split number that the data set does not have."""
+    if fold not in folds:
+        has = "has one split: leave out --split" if len(folds) == 1 else f"has no split {fold}: pass 1 to {max(folds)}"
+        raise ValueError(f"{data_set} {has}.")
 
 
 def read_pairs(path: Path, column: str, keys: Sequence[str]) -> dict[str, str]:

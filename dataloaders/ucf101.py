@@ -18,16 +18,18 @@ from pathlib import Path
 
 from dataloaders.action_classes import (
     Numbering,
+    check_fold,
     classes_of,
     first_there,
     list_of,
     needs,
     numbering,
+    numbering_of_lists,
     read_keys,
     read_pairs,
     report_videos,
 )
-from dataloaders.action_lists import Entry, keys_by_folder, label_entries, read_list, samples_of
+from dataloaders.action_lists import Entry, label_entries, read_list, samples_of
 from dataloaders.annotations import check_split, read_lines
 from dataloaders.classes import Classes, by_name, given, normalised, subset
 from dataloaders.quoting import quoted
@@ -91,6 +93,7 @@ def read_split(
     error here.
     """
     check_split("UCF101", split, SPLITS)
+    check_fold("UCF101", fold, EXPECTED[split])
     found = _numbering(data_path, labels_csv, train_csv, val_csv)
     listed_in, flag = list_of(split, train_csv, val_csv)
     if listed_in:
@@ -126,14 +129,7 @@ def _numbering(
 ) -> Numbering:
     if data_path is not None and given(data_path):
         return numbering(_read_class_file(_class_file(data_path)), labels_csv)
-    if given(labels_csv):
-        return numbering((), labels_csv)
-    lists = [(path, flag) for path, flag in (list_of(split, train_csv, val_csv) for split in SPLITS) if path]
-    if not lists:
-        needs("ucf101", data_path, "classInd.txt")
-    return numbering(
-        keys_by_folder([entry for path, flag in lists for entry in read_list(path, flag)], str(lists[0][0])), None
-    )
+    return numbering_of_lists("ucf101", "classInd.txt", labels_csv, train_csv, val_csv)
 
 
 def _class_file(data_path: Path) -> Path:
