@@ -11,22 +11,18 @@ tells a class do numbers count, as ids of --labels_csv or of the data set's own 
 
 import re
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
+from typing import NamedTuple
 
 from dataloaders.annotations import log, read_text
 from dataloaders.classes import by_name, normalised
-from dataloaders.listed_videos import find_listed_files, find_videos, split_extension
+from dataloaders.listed_videos import find_clips, split_extension
 from dataloaders.quoting import quoted, shorten, some
 from dataloaders.samples import Sample
 
-SEPARATORS = (r"\s*,\s*", r"\s+")
-LABEL = r"[0-9]{1,9}"
 
-
-@dataclass(frozen=True)
-class Entry:
+class Entry(NamedTuple):
     """A line of a list: the path as written, the class's number (None if there is none), the number of frames of a
     folder, and the line's number in the file."""
 
@@ -81,22 +77,39 @@ Fields = tuple[str, str | None, str | None]  # path, label, number of frames
 
 def _fields(lines: Sequence[str]) -> list[Fields | None]:
     """Return the fields of each line in the form that fits most of them; None for a line that has another."""
-    candidates: list[list[Fields | None]] = []
-    for separator in SEPARATORS:
-        for pattern in (rf"(.+?){separator}({LABEL}){separator}({LABEL})", rf"(.+?){separator}({LABEL})"):
-            matches = [re.fullmatch(pattern, line) for line in lines]
-            candidates.append([_of_match(match.groups()) if match else None for match in matches])
-    candidates.append([(line, None, None) if split_extension(line)[1] else None for line in lines])
+    candidates: list[list[Fields | None]] = [[form(line) for line in lines] for form in FORMS]
     # The first of the best: a list of folders also has the form `path label`.
-    return max(candidates, key=lambda found: sum(fields is not None for fields in found))
+    return max(candidates, key=lambda found: len(found) - found.count(None))
 
 
-def _of_match(groups: tuple[str, ...]) -> Fields | None:
-    if len(groups) == 2:
-        return groups[0], groups[1], None
-    path, n_frames, label = groups
-    # "my video.mp4 3 5" is no folder of frames.
-    return None if split_extension(path)[1] else (path, label, n_frames)
+def _folder_and_count(line: str, separator: str | None) -> Fields | None:
+    path, *numbers = line.rsplit(separator, 2)
+    if len(numbers) != 2 or not all(map(_is_number, numbers)) or split_extension(path.strip())[1]:
+        return None  # "my video.mp4 3 5" is no folder of frames
+    return path.strip(), numbers[1].strip(), numbers[0].strip()
+
+
+def _path_and_label(line: str, separator: str | None) -> Fields | None:
+    path, *numbers = line.rsplit(separator, 1)
+    return (path.strip(), numbers[0].strip(), None) if numbers and path.strip() and _is_number(numbers[0]) else None
+
+
+def _path_alone(line: str) -> Fields | None:
+    return (line, None, None) if split_extension(line)[1] else None
+
+
+def _is_number(text: str) -> bool:
+    text = text.strip()
+    return text.isascii() and text.isdecimal() and len(text) < 10
+
+
+FORMS: tuple[Callable[[str], Fields | None], ...] = (
+    partial(_folder_and_count, separator=","),
+    partial(_path_and_label, separator=","),
+    partial(_folder_and_count, separator=None),  # blanks or tabs
+    partial(_path_and_label, separator=None),
+    _path_alone,
+)
 
 
 # ---- the class of each line -----------------------------------------------------------------------------------------
@@ -241,9 +254,9 @@ def samples_of(
     """Return a sample for each line. Its id is the file's name without extension, or the whole path if the list has
     that name twice. `group_of(stem, key)` gives its group.
 
-    Raises FileNotFoundError and ValueError as `find_listed_files` does; ValueError for folders of frames.
+    Raises FileNotFoundError and ValueError as `find_clips` does.
     """
-    paths = find_clips(entries, features_path, listed_in)
+    paths = find_clips([entry.path for entry in entries], features_path, listed_in)
     stems = [_stem(entry.path) for entry in entries]
     ids = stems if len(set(stems)) == len(stems) else [split_extension(entry.path)[0] for entry in entries]
     return [
@@ -252,28 +265,5 @@ def samples_of(
     ]
 
 
-def find_clips(entries: Sequence[Entry], features_path: Path, listed_in: Path) -> list[Path]:
-    """Return the file of each line: where the list says, or else anywhere below `features_path` by its name; for a
-    missing video the path where we expected it. Raises as `samples_of` says."""
-    paths = find_listed_files([entry.path for entry in entries], features_path, listed_in)
-    absent = [place for place, path in enumerate(paths) if not path.is_file()]
-    for place in absent:
-        if (folder := features_path / entries[place].path).is_dir():
-            raise ValueError(
-                f"{listed_in}, line {entries[place].line}: {folder} is a folder of frames, which are not read: pass "
-                "--features_path with the video files, or make each folder a video (ffmpeg -framerate 25 -i "
-                "DIR/img_%05d.jpg DIR.mp4)."
-            )
-    names = [_file_name(entries[place].path) for place in absent]
-    if len(set(names)) == len(names):  # two files of one name can only be told apart by their folders
-        for place, path in zip(absent, find_videos(names, features_path, listed_in), strict=True):
-            paths[place] = path if path.is_file() else paths[place]
-    return paths
-
-
 def _stem(path: str) -> str:
-    return split_extension(_file_name(path))[0]
-
-
-def _file_name(path: str) -> str:
-    return path.rpartition("/")[2]
+    return split_extension(path.rpartition("/")[2])[0]

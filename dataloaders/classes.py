@@ -13,6 +13,7 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +56,7 @@ class Classes:
 # ---- names ----------------------------------------------------------------------------------------------------------
 
 
+@lru_cache(maxsize=4096)  # the folders of a list are few
 def normalised(name: str) -> str:
     """Return what stays equal when a name is written as a folder, in CamelCase or with blanks: its letters and digits,
     without case."""

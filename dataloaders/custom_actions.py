@@ -69,7 +69,13 @@ def read_split(
     elif path and split == "val":
         raise ValueError(f"{flag} {path} is a folder of test videos: pass a list with the field split for validation.")
     else:
-        samples = _read_folder(path or features_path / split, flag if path else "--features_path")
+        folder = path or features_path / split
+        if not folder.is_dir():
+            raise FileNotFoundError(
+                f"{folder} is not a directory with a folder for each class: correct --features_path, or pass {flag} with "
+                "a csv or jsonl list."
+            )
+        samples = _read_folder(folder, flag if path else "--features_path")
     keys = _keys_of([sample.label for sample in samples], found, str(path or features_path / split))
     return [replace(sample, label=key) for sample, key in zip(samples, keys, strict=True)]
 
@@ -93,10 +99,6 @@ def _read_list(path: Path, flag: str, split: str, features_path: Path) -> list[S
 
 def _read_folder(folder: Path, flag: str) -> list[Sample]:
     """Return the videos of a folder with a folder for each class."""
-    if not folder.is_dir():
-        raise FileNotFoundError(
-            f"{flag} {folder} is not a directory: pass one with a folder for each class, or a csv or jsonl list."
-        )
     samples = []
     for of_class in _class_folders(folder, flag):
         files = [path for path in walk_files(of_class) if path.suffix.lower() in VIDEO_EXTENSIONS]

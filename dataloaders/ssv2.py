@@ -23,7 +23,7 @@ from dataloaders.action_classes import (
     report_videos,
 )
 from dataloaders.action_lists import Entry, label_entries, read_list, samples_of
-from dataloaders.annotations import check_split, pairs_of, read_json
+from dataloaders.annotations import check_split, log, pairs_of, read_json
 from dataloaders.classes import Classes, by_name, given, normalised, read_labels, subset
 from dataloaders.quoting import quoted
 from dataloaders.samples import Sample
@@ -132,22 +132,21 @@ def _read_json(path: Path, flag: str, found: Numbering) -> tuple[Sequence[Entry]
     fault = f"{flag} {path} is not a list of objects with `id` and `template`"
     pairs = pairs_of(content, "id", "template", fault, f"pass {PREFIX}train.json or {PREFIX}validation.json")
     known = by_name(found.known, "The data set")
-    entries: dict[str, Entry] = {}
-    labels = []
-    for number, (video_id, template) in enumerate(pairs, 1):
+    label_of: dict[str, str] = {}
+    for video_id, template in pairs:
         key = known.get(normalised(template))
         if key is None or key not in found.keys:
             lacking = found.by or f"{PREFIX}labels.json"
             raise ValueError(
                 f"{flag} {path}: {lacking} has no class {quoted(template)} of video {video_id}: correct it."
             )
-        if video_id in entries:
-            raise ValueError(f"{flag} {path} has the video {video_id} twice: leave one of them out.")
-        entries[video_id] = Entry(f"{video_id}.webm", None, None, number)
-        labels.append(key)
-    if not entries:
+        if label_of.setdefault(video_id, key) != key:
+            raise ValueError(f"{flag} {path} has the video {video_id} with two templates: leave one of them out.")
+    if not label_of:
         raise ValueError(f"{flag} {path} lists no video: download it again.")
-    return tuple(entries.values()), labels
+    if repeated := len(pairs) - len(label_of):
+        log.info("attention: %s repeats %d of its videos, which count once", path, repeated)
+    return [Entry(f"{video_id}.webm", None, None, 0) for video_id in label_of], list(label_of.values())
 
 
 def _both_ways(pairs: Sequence[tuple[str, str]], keys: Sequence[str]) -> dict[str, str]:

@@ -13,7 +13,6 @@ The 25 groups of a class are 25 recordings; clips of a group are near copies of 
 
 import re
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 
 from dataloaders.action_classes import (
@@ -158,4 +157,4 @@ def _from_zero(entry: Entry, where: str) -> Entry:
         raise ValueError(
             f"{where}, line {entry.line}, has the label 0, but labels of this file count from 1: correct it."
         )
-    return entry if entry.number is None else replace(entry, number=entry.number - 1)
+    return entry if entry.number is None else entry._replace(number=entry.number - 1)
