@@ -72,8 +72,8 @@ def read_split(
         folder = path or features_path / split
         if not folder.is_dir():
             raise FileNotFoundError(
-                f"{folder} is not a directory with a folder for each class: correct --features_path, or pass {flag} with "
-                "a csv or jsonl list."
+                f"{folder} is not a directory with a folder for each class: correct --features_path, or pass {flag} "
+                "with a csv or jsonl list."
             )
         samples = _read_folder(folder, flag if path else "--features_path")
     keys = _keys_of([sample.label for sample in samples], found, str(path or features_path / split))
