@@ -3,11 +3,9 @@
     PROGRAM=preprocess/cache_frames.py bash scripts/msrvtt.sh --frame_cache data/msrvtt/frames --jobs 16
 
 It takes the flags of main_task_retrieval.py, because the stored frames depend on them; with PROGRAM set, the launch
-scripts run it with theirs. For a data set of action recognition it takes those of main_task_recognition.py. It adds
+scripts run it with theirs. It adds
 
-    --task    retrieval or recognition; default: the one that has the data set, for custom: retrieval
-    --split   train, val, test or all; all (the default) is train and test with --do_train, else test; a number is the
-              --split of main_task_recognition.py, and both may be given
+    --split   train, val, test or all; all (the default) is train and test with --do_train, else test
     --jobs    videos at a time; default: one for each processor
     --shard   i/n: the i-th of n shares, counted from 0; default: torchrun's rank
 
@@ -31,7 +29,7 @@ from dataloaders.quoting import shorten
 from engine.cli import parse_config
 from engine.config import Config
 from engine.data import frame_cache, frame_reader
-from engine.tasks import TASKS
+from engine.tasks.retrieval import RetrievalSettings
 from modules.backbones import Backbone
 from modules.clip_weights import backbone_of
 from preprocess.shards import default_jobs, exit_code, parse_shard, wait_for_other_ranks
@@ -58,39 +56,28 @@ def fill(config: Config, backbone: Backbone, split: str, jobs: int, shard: tuple
     return problems
 
 
-def _task_of(datatype: str | None) -> str:
-    """Return the task that has a data set, the first one for an unknown one, which it will refuse."""
-    return next((name for name, task in TASKS.items() if datatype in task.settings.readers), next(iter(TASKS)))
-
-
 def run(argv: Sequence[str] | None) -> int:
     """Run the command; returns the exit code 0 or 1. ValueError or OSError if it cannot start or continue."""
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
-    parser.add_argument("--task", choices=TASKS)
-    parser.add_argument("--datatype")
-    parser.add_argument("--split", action="append", default=[])
+    parser.add_argument("--split", default="all")
     parser.add_argument("--jobs", default=str(default_jobs()))
     parser.add_argument("--shard")
     own, flags = parser.parse_known_args(argv)
     if "--help" in flags or "-h" in flags:
         print(__doc__)
         return 0
-    asked = [split for split in own.split if not split.isdecimal()]
-    part = asked[-1] if asked else "all"
-    if part not in ("train", "val", "test", "all"):
-        raise ValueError(f"--split {shorten(part)} is not one of: train, val, test, all")
-    flags += [word for split in own.split if split.isdecimal() for word in ("--split", split)]
-    flags += [] if own.datatype is None else ["--datatype", own.datatype]
+    if own.split not in ("train", "val", "test", "all"):
+        raise ValueError(f"--split {shorten(own.split)} is not one of: train, val, test, all")
     if not own.jobs.isdecimal() or int(own.jobs) < 1:
         raise ValueError(f"--jobs {shorten(own.jobs)} is out of range: it takes a number at least 1")
     shard = parse_shard(own.shard)
     if "--do_train" not in flags and "--do_eval" not in flags:
-        flags.append("--do_train" if part in ("train", "all") else "--do_eval")
-    config = parse_config(flags, TASKS[own.task or _task_of(own.datatype)].settings)
+        flags.append("--do_train" if own.split in ("train", "all") else "--do_eval")
+    config = parse_config(flags, RetrievalSettings)
     if not config.run.frame_cache:
         raise ValueError("--frame_cache is not given: name the folder to fill")
-    splits = [part]
-    if part == "all":
+    splits = [own.split]
+    if own.split == "all":
         selects = config.run.do_train and config.run.select_on == "val"
         splits = ["train"] * config.run.do_train + ["val"] * selects + ["test"]
     model = config.model

@@ -3,11 +3,8 @@
     python preprocess/check_videos.py --datatype msrvtt --train_csv data/msrvtt/MSRVTT_train.9k.csv \\
         --val_csv data/msrvtt/MSRVTT_JSFUSION_test.csv --data_path data/msrvtt/MSRVTT_data.json \\
         --features_path data/msrvtt/videos --output report.csv
-    python preprocess/check_videos.py --datatype ucf101 --fold 1 --data_path data/ucf101/ucfTrainTestlist \\
-        --features_path data/ucf101/videos --output report.csv
 
-The data sets are those of retrieval and of action recognition. It reads the videos as training does, to their last
-frame, and gives each a status:
+It reads the videos as training does, to their last frame, and gives each a status:
 
     missing   there is no such file
     broken    training would stop at it
@@ -26,16 +23,15 @@ import argparse
 import csv
 import sys
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from dataloaders import ACTION_DATASETS, ACTION_NEEDED_FLAGS, DATASETS, NEEDED_FLAGS
+from dataloaders import DATASETS, NEEDED_FLAGS
 from dataloaders.decode import VideoError, read_frames
 from dataloaders.preparation import in_threads, missing_files
 from dataloaders.stated_size import stated_size
@@ -43,10 +39,6 @@ from dataloaders.video_file import open_video
 from engine.flags import check_file
 from preprocess.shards import default_jobs, exit_code
 
-TASKS: dict[str, tuple[Mapping[str, Any], Mapping[str, Any]]] = {  # readers, needed flags
-    "retrieval": (DATASETS, NEEDED_FLAGS),
-    "recognition": (ACTION_DATASETS, ACTION_NEEDED_FLAGS),
-}
 STATUSES = ("ok", "short", "cut", "broken", "missing")
 SHOWN_PROBLEMS = 20
 
@@ -110,23 +102,15 @@ def run(options: argparse.Namespace) -> int:
     for name, value in (("max_frames", options.max_frames), ("jobs", jobs)):
         if value < 1:
             raise ValueError(f"--{name} must be 1 or more, not {value}.")
-    readers, needed_flags = TASKS[options.task or ("retrieval" if options.datatype in DATASETS else "recognition")]
-    if options.datatype not in readers:
-        raise ValueError(f"--task {options.task} has no data set {options.datatype}: pass one of {', '.join(readers)}.")
     files = {name: getattr(options, name) for name in ("data_path", "features_path", "train_csv", "val_csv")}
     splits = ("train", "test") if options.split == "all" else (options.split,)
-    of_all, of_training = needed_flags[options.datatype]
+    of_all, of_training = NEEDED_FLAGS[options.datatype]
     for split in splits:
         needed = of_training or of_all if split == "train" else of_all
         if absent := [f"--{name}" for name in needed if files[name] is None]:
             raise ValueError(f"the split {split} needs {' and '.join(absent)}: pass them, or another --split.")
-    more: dict[str, Any] = {}
-    if readers is ACTION_DATASETS:
-        more = {"labels_csv": options.labels_csv, "fold": 1 if options.fold is None else options.fold}
-    elif options.fold is not None or options.labels_csv is not None:
-        raise ValueError("--fold and --labels_csv are for data sets of action recognition: leave them out.")
-    read_split = partial(readers[options.datatype], **files, **more)
-    samples = list({sample.path: sample for split in splits for sample in read_split(split)}.values())
+    read_split = DATASETS[options.datatype]
+    samples = list({sample.path: sample for split in splits for sample in read_split(split, **files)}.values())
 
     findings = check_all([sample.path for sample in samples], options.max_frames, jobs)
     for row, reason in missing_files(samples).items():  # these reasons name the list that asks for the file
@@ -148,13 +132,10 @@ def run(options: argparse.Namespace) -> int:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
     parser = argparse.ArgumentParser(description="Decode every video that a data set needs and report what is wrong.")
-    parser.add_argument("--datatype", choices=sorted({*DATASETS, *ACTION_DATASETS}), default="msrvtt")
-    parser.add_argument("--task", choices=TASKS, help="default: the one that has the data set; for custom: retrieval")
+    parser.add_argument("--datatype", choices=sorted(DATASETS), default="msrvtt")
     parser.add_argument("--train_csv", type=Path, help="as for training, like the next three flags")
     parser.add_argument("--val_csv", type=Path)
     parser.add_argument("--data_path", type=Path)
-    parser.add_argument("--labels_csv", type=Path, help="of action recognition, if its lists give only numbers")
-    parser.add_argument("--fold", type=int, help="the official split, 1 to 3; as --split of main_task_recognition.py")
     parser.add_argument("--features_path", type=Path, required=True, help="folder with the videos")
     parser.add_argument("--split", choices=("train", "val", "test", "all"), default="all", help="all: train and test")
     parser.add_argument("--max_frames", type=int, default=12, help="frames of a clip; shorter videos are reported")

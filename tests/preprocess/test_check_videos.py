@@ -135,33 +135,3 @@ def test_as_a_command(data):
     assert done.returncode == 0
     assert done.stdout == "7 videos: 0 ok, 7 short, 0 cut, 0 broken, 0 missing.\n"
     assert "Traceback" not in done.stderr
-
-
-def test_data_sets_of_action_recognition(tmp_path, capsys):
-    names = ["v_YoYo_g01_c01", "v_YoYo_g02_c01", "v_HandStandPushups_g01_c01"]
-    for name in names:
-        key = "HandstandPushups" if "Hand" in name else "YoYo"
-        (tmp_path / "videos" / key).mkdir(parents=True, exist_ok=True)
-        write_video(tmp_path / "videos" / key / f"{name}.mp4", grey_ramp(5))
-    (tmp_path / "classInd.txt").write_text("1 HandstandPushups\n2 YoYo\n")
-    (tmp_path / "trainlist03.txt").write_text("YoYo/v_YoYo_g02_c01.avi 2\n")
-    tests = ["HandstandPushups/v_HandStandPushups_g01_c01.avi", "YoYo/v_YoYo_g01_c01.avi", "YoYo/v_YoYo_g09_c01.avi"]
-    (tmp_path / "testlist03.txt").write_text("".join(f"{line}\n" for line in tests))
-    flags = ["--datatype", "ucf101", "--features_path", str(tmp_path / "videos"), "--jobs", "1", "--max_frames", "5"]
-    official = [*flags, "--data_path", str(tmp_path), "--fold", "3"]
-    assert main(official) == 1
-    printed = capsys.readouterr()
-    assert printed.out == "4 videos: 3 ok, 0 short, 0 cut, 0 broken, 1 missing.\n"
-    assert "v_YoYo_g09_c01.avi is missing" in printed.err
-    assert "testlist03.txt lists it" in printed.err
-    assert main([*official, "--split", "train"]) == 0
-    assert main(["--task", "retrieval", *official]) == 2
-    assert "--task retrieval has no data set ucf101: pass one of msrvtt, " in capsys.readouterr().err
-    assert main([*flags, "--fold", "3"]) == 2
-    assert "ucf101 needs --data_path" in capsys.readouterr().err
-    own = tmp_path / "own.csv"
-    own.write_text("path,label\nYoYo/v_YoYo_g01_c01.mp4,yo yo\n")
-    flags[1] = "custom"
-    assert main([*flags, "--task", "recognition", "--val_csv", str(own), "--split", "test"]) == 0
-    assert main([*flags, "--fold", "1", "--val_csv", str(own), "--split", "test"]) == 2
-    assert "--fold and --labels_csv are for data sets of action recognition" in capsys.readouterr().err
