@@ -2,7 +2,7 @@
 
 A line is `path label`, or `folder n_frames label` for videos stored as folders of frames; blanks, tabs or commas stand
 between. Which of these a file is, its lines decide together. A test list may have no labels (UCF101's). Paths may have
-blanks and any punctuation.
+blanks and any punctuation. Folders of frames themselves are not read; a video of the folder's name beside it is.
 
 The class of a video is told by its folder or, where a data set's file names state the class, by its name. A number in
 the list never decides against that: if the two disagree, the list or the label file is refused. Only where no path

@@ -162,9 +162,9 @@ def find_clips(names: Sequence[str], features_path: Path, listed_in: Path | None
                 continue
             if (base := name.rpartition("/")[2]) in listing.folders:
                 raise ValueError(
-                    f"{listed_in or 'The list'} names {features_path / name}, a folder of frames, which are not read: "
-                    "pass --features_path with the video files, or make each folder a video (ffmpeg -framerate 25 -i "
-                    "DIR/img_%05d.jpg DIR.mp4)."
+                    f"{listed_in or 'The list'} names {features_path / name}, a folder of frames, which is not read: put "
+                    "a video beside each folder (ffmpeg -framerate 25 -i DIR/img_%05d.jpg -c copy DIR.mkv keeps the "
+                    "pictures as they are), or pass --features_path with the videos."
                 )
             paths[name] = features_path / (name if split_extension(base)[1] else name + VIDEO_EXTENSIONS[0])
     return _each_for_one([(name, paths[name]) for name in names], listed_in)

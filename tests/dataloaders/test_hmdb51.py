@@ -3,10 +3,14 @@
 from functools import partial
 from pathlib import Path
 
+import cv2
+import numpy as np
 import pytest
 
+from dataloaders.decode import read_frames
 from dataloaders.hmdb51 import group_of, named_in, read_classes, read_split
 from tests.dataloaders.folders import assert_one_sentence, touch_videos, write_lines
+from tests.ffmpeg_files import ffmpeg, moving
 
 KEYS = ("draw_sword", "kick", "kick_ball", "sword")
 ODD = "[KAMI]_Toradora_-_13_[H.264];_#1_(1)&'2'_sword_u_cm_np2_ba_med_6.avi"
@@ -126,4 +130,24 @@ def test_folders_of_frames(folder):
     assert [(s.path.name, s.label) for s in read()] == [("a.mp4", "sword"), ("b.mp4", "kick")]
     (folder / "videos/sword/a.mp4").unlink()
     touch_videos(folder / "videos", *(f"sword/a/img_{n:05d}.jpg" for n in range(1, 13)))
-    assert_one_sentence(read, ValueError, "list.txt", "sword/a, a folder of frames", "ffmpeg")
+    assert_one_sentence(read, ValueError, "list.txt", "sword/a, a folder of frames", "-c copy DIR.mkv")
+
+
+def test_a_video_made_of_a_folder_of_frames_by_the_command_of_the_message(folder):
+    pictures = moving(7, height=47, width=61)
+    frames = touch_videos(folder / "videos", *(f"sword/a/img_{n:05d}.jpg" for n in range(1, 8))) / "sword/a"
+    for number, picture in enumerate(pictures, 1):
+        assert cv2.imwrite(str(frames / f"img_{number:05d}.jpg"), picture[..., ::-1])
+    write_lines(folder / "list.txt", ["sword/a 7 3"])
+    read = partial(
+        read_split, "train", data_path=folder, features_path=folder / "videos", train_csv=folder / "list.txt"
+    )
+    with pytest.raises(ValueError, match="ffmpeg") as raised:
+        read()
+    command = str(raised.value).partition("(ffmpeg ")[2].partition(" keeps")[0]
+    ffmpeg(*command.replace("DIR", str(frames)).split())
+    (sample,) = read()
+    assert sample.path == folder / "videos/sword/a.mkv"
+    found = read_frames(sample.path, lambda n, fps: range(n))
+    assert found.n_frames == 7
+    assert np.abs(found.frames.astype(int) - pictures).mean(axis=(1, 2, 3)).max() < 4  # JPEG's losses
