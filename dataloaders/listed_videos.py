@@ -163,8 +163,8 @@ def find_clips(names: Sequence[str], features_path: Path, listed_in: Path | None
             if (base := name.rpartition("/")[2]) in listing.folders:
                 raise ValueError(
                     f"{listed_in or 'The list'} names {features_path / name}, a folder of frames, which is not read: "
-                    "put a video beside each folder (ffmpeg -framerate 25 -i DIR/img_%05d.jpg -c copy DIR.mkv keeps the "
-                    "pictures as they are), or pass --features_path with the videos."
+                    "put a video beside each folder (ffmpeg -framerate 25 -i DIR/img_%05d.jpg -c copy DIR.mkv keeps "
+                    "the pictures as they are), or pass --features_path with the videos."
                 )
             paths[name] = features_path / (name if split_extension(base)[1] else name + VIDEO_EXTENSIONS[0])
     return _each_for_one([(name, paths[name]) for name in names], listed_in)
