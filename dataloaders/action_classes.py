@@ -136,14 +136,20 @@ def read_pairs(path: Path, column: str, keys: Sequence[str]) -> dict[str, str]:
 
 
 def read_keys(path: Path, keys: Sequence[str], flag: str) -> tuple[str, ...]:
-    """Return the classes that a file lists, one key or name a line, in the data set's order; ValueError for others."""
-    known, lines = by_name(keys, "The data set"), read_lines(path, flag)
-    if unknown := [line for line in lines if normalised(line) not in known]:
+    """Return the classes that a file names, in the data set's order: a text file with one key or name a line, or a csv
+    or json file of labels, whose ids do not count. ValueError for others."""
+    is_labels = path.suffix.lower() in (".csv", ".json")
+    known, names = by_name(keys, "The data set"), read_labels(path, flag) if is_labels else read_lines(path, flag)
+    if unknown := [name for name in names if normalised(name) not in known]:
         raise ValueError(f"{flag} {path} names {some(unknown)}, not among the {len(keys)} classes: correct the lines.")
-    wanted = {known[normalised(line)] for line in lines}
+    wanted = {known[normalised(name)] for name in names}
     return tuple(key for key in keys if key in wanted)
 
 
-def report_videos(listed_in: Path, n_videos: int, expected: Mapping[int, int], fold: int) -> None:
-    """Note in the log if a split has another number of videos than the published one of this fold."""
-    report_count(listed_in, n_videos, expected.get(fold))
+def report_videos(
+    listed_in: Path, n_videos: int, expected: Mapping[int, int], fold: int, keys: Sequence[str], n_classes: int
+) -> None:
+    """Note in the log if a split has another number of videos than the published one of this fold. Data with another
+    number of classes is other data in the same format."""
+    if len(keys) == n_classes:
+        report_count(listed_in, n_videos, expected.get(fold))

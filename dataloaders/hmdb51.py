@@ -33,6 +33,7 @@ from dataloaders.samples import Sample
 SPLITS = ("train", "test")
 NEEDED_FLAGS = (("features_path",), ())
 EXPECTED = {"train": dict.fromkeys((1, 2, 3), 3570), "test": dict.fromkeys((1, 2, 3), 1530)}  # videos by split and fold
+N_CLASSES = 51
 TEMPLATES = ("a video of a person {}.",)
 FILES = "<class>_test_split1.txt"
 FOLDERS = (".", "testTrainMulti_7030_splits", "test_train_splits", "splits")
@@ -85,7 +86,7 @@ def read_split(
         files = [listed_in / f"{key}_test_split{fold}.txt" for key in found.keys]
         entries = tuple(entry for path in files for entry in _read_file(path, fold, CODES[split]))
     labels = label_entries(entries, found.known, f"{flag} {listed_in}", named_in, found.keys, found.by)
-    report_videos(listed_in, len(entries), EXPECTED[split], fold)
+    report_videos(listed_in, len(entries), EXPECTED[split], fold, found.known, N_CLASSES)
     return samples_of(entries, labels, features_path, listed_in, group_of)
 
 

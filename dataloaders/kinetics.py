@@ -65,6 +65,7 @@ def read_classes(
 
 def read_split(
     data_set: str,
+    n_classes: int,
     expected: dict[int, int],
     split: str,
     features_path: Path,
@@ -90,7 +91,7 @@ def read_split(
     else:
         entries = read_list(listed_in, flag)
         labels = label_entries(entries, found.known, where, numbered=found.keys, numbered_by=found.by)
-    report_videos(listed_in, len(entries), expected, fold)
+    report_videos(listed_in, len(entries), expected, fold, found.known, n_classes)
     return samples_of(entries, labels, features_path, listed_in)
 
 
@@ -145,7 +146,8 @@ def _parsed(text: str, where: str) -> Official:
     if lacking := [column for column in COLUMNS if column not in header]:
         raise ValueError(f"{where} has no column {some(lacking)}: pass the official csv file.")
     entries: dict[str, Entry] = {}
-    labels = []
+    label_of: dict[str, str] = {}
+    n_rows = 0
     for line, row in rows:
         start, end = (_seconds(row[column]) for column in ("time_start", "time_end"))
         if not row["label"] or not row["youtube_id"] or start is None or end is None:
@@ -154,13 +156,18 @@ def _parsed(text: str, where: str) -> Official:
                 f"{quoted([row[column] for column in COLUMNS])}; complete the line."
             )
         name = f"{row['youtube_id']}_{start:06d}_{end:06d}.mp4"
-        if name in entries:
-            raise ValueError(f"{where}, line {line}, has {name}, as line {entries[name].line} has; keep one of them.")
-        entries[name] = Entry(name, None, None, line)
-        labels.append(row["label"])
+        first = entries.setdefault(name, Entry(name, None, None, line))
+        if label_of.setdefault(name, row["label"]) != row["label"]:
+            raise ValueError(
+                f"{where}, line {line}: {name} has the label {quoted(row['label'])}, in line {first.line} it has "
+                f"{quoted(label_of[name])}; keep one of them."
+            )
+        n_rows += 1
     if not entries:
         raise ValueError(f"{where} lists no video: download it again.")
-    return Official(tuple(entries.values()), tuple(labels))
+    if repeated := n_rows - len(entries):
+        log.info("attention: %s repeats %d of its videos, which count once", where, repeated)
+    return Official(tuple(entries.values()), tuple(label_of.values()))
 
 
 def _seconds(text: str) -> int | None:

@@ -42,5 +42,5 @@ def read_split(
     """Return the samples of "train" or "test", the official validation split, in the order of the list."""
     expected = EXPECTED.get(split, {})
     return kinetics.read_split(
-        "kinetics400", expected, split, features_path, data_path, train_csv, val_csv, labels_csv, fold
+        "kinetics400", 400, expected, split, features_path, data_path, train_csv, val_csv, labels_csv, fold
     )

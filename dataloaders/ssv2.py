@@ -31,6 +31,7 @@ from dataloaders.samples import Sample
 SPLITS = ("train", "test")
 NEEDED_FLAGS = (("features_path",), ())
 EXPECTED = {"train": {1: 168_913}, "test": {1: 24_777}}  # videos
+N_CLASSES = 174
 TEMPLATES = ("{}",)
 PREFIX = "something-something-v2-"
 FILES = {"train": "train.json", "test": "validation.json", "labels": "labels.json"}
@@ -109,7 +110,7 @@ def read_split(
     else:
         entries = read_list(listed_in, flag)
         labels = label_entries(entries, found.known, f"{flag} {listed_in}", numbered=found.keys, numbered_by=found.by)
-    report_videos(listed_in, len(entries), EXPECTED[split], fold)
+    report_videos(listed_in, len(entries), EXPECTED[split], fold, found.known, N_CLASSES)
     return samples_of(entries, labels, features_path, listed_in)
 
 

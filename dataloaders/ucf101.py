@@ -40,6 +40,7 @@ EXPECTED = {  # videos by split and fold
     "train": {1: 9537, 2: 9586, 3: 9624},
     "test": {1: 3783, 2: 3734, 3: 3696},
 }
+N_CLASSES = 101
 TEMPLATES = ("a video of a person {}.",)
 FOLDERS = ("", "ucfTrainTestlist/")
 NAME = re.compile(r"v_(.+)_g(\d+)_c\d+", re.IGNORECASE)
@@ -106,7 +107,7 @@ def read_split(
         where, official = f"--data_path {listed_in}", _class_file(folder)
         entries = tuple(_from_zero(entry, where) for entry in read_list(listed_in, "--data_path"))
         labels = label_entries(entries, found.known, where, named_in, found.known, f"--data_path {official}")
-    report_videos(listed_in, len(entries), EXPECTED[split], fold)
+    report_videos(listed_in, len(entries), EXPECTED[split], fold, found.known, N_CLASSES)
     return samples_of(entries, labels, features_path, listed_in, group_of)
 
 

@@ -82,7 +82,7 @@ def test_official_files_with_some_of_the_classes(folder):
         ([HEADER, "abseiling,a,7,,train,0"], "line 2"),
         ([HEADER, ",a,7,17,train,0"], "line 2"),
         ([HEADER, "abseiling,a,x,17,train,0"], "whole numbers"),
-        ([HEADER, "abseiling,a,7,17,train,0", "archery,a,7,17,train,0"], "line 3"),
+        ([HEADER, "abseiling,a,7,17,train,0", "archery,a,7,17,train,0"], "line 3: a_000007_000017.mp4 has the label"),
         ([HEADER], "lists no video"),
         (["label,youtube_id", "abseiling,a"], "no column time_start"),
         ([HEADER, "abseiling,a,7,17,train,0", "Abseiling,b,7,17,train,0"], "differ only in case"),
@@ -98,3 +98,11 @@ def test_nothing_names_a_list(folder):
     read = partial(kinetics400.read_split, "test", features_path=folder / "videos")
     assert_one_sentence(read, ValueError, "--data_path")
     assert_one_sentence(partial(read, data_path=folder / "videos"), FileNotFoundError, "train.csv")
+
+
+def test_rows_that_are_repeated_count_once(folder, caplog):
+    write_lines(folder / "train.csv", [HEADER, *2 * ["abseiling,a,7,17,train,0"]])
+    with caplog.at_level("INFO", logger="stop"):
+        samples = kinetics400.read_split("train", data_path=folder, features_path=folder / "videos")
+    assert [sample.video_id for sample in samples] == ["a_000007_000017"]
+    assert "repeats 1 of its videos" in caplog.text

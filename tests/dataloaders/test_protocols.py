@@ -82,6 +82,8 @@ def test_parts_begin_at_0_again(tmp_path):
     assert chosen_classes(CLASSES, "all") is CLASSES
     write_lines(tmp_path / "some.txt", ["Sword", "kick ball", "sword"])
     assert chosen_classes(CLASSES, str(tmp_path / "some.txt")).keys == ("kick_ball", "sword")
+    write_lines(tmp_path / "some.csv", ["id,name", "0,sword", "1,kick ball"])  # the ids do not count
+    assert chosen_classes(CLASSES, str(tmp_path / "some.csv")).keys == ("kick_ball", "sword")
     assert chosen_classes(CLASSES, "half:0").keys == tuple(half_draw(KEYS, 0))
 
 

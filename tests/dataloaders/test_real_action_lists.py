@@ -147,7 +147,9 @@ def test_kinetics_400_validation(lists):
 @pytest.mark.parametrize("name", ["hmdb51_labels_right.csv", "label_map.txt"])
 def test_right_labels_of_hmdb51(lists, name):
     flags = {"data_path": lists / "hmdb51", "labels_csv": lists / "hmdb51" / name}
-    assert hmdb51.read_classes(**flags) == hmdb51.read_classes(data_path=lists / "hmdb51")
+    classes = hmdb51.read_classes(data_path=lists / "hmdb51")
+    assert hmdb51.read_classes(**flags) == classes
+    assert classes.names == tuple(names_of(lists / "hmdb51/hmdb51_labels_right.csv"))
 
 
 def test_swapped_labels_of_hmdb51_are_refused(lists, official, tmp_path):
@@ -197,11 +199,13 @@ def test_all_names_stay_apart_when_normalised(lists):
 
 @pytest.mark.parametrize("shots", [2, 4, 8, 16])
 @pytest.mark.parametrize("name", ["hmdb51", "ucf101", "ssv2"])
-def test_published_shots(lists, official, name, shots):
+def test_published_shots(lists, official, name, shots, caplog):
     reader, short = ACTION_READERS[name], HALVES[name][0]
     path = lists / f"few_shot/{short}_splits/train1_few_shot_{shots}.txt"
     flags = {"data_path": lists / name, "features_path": lists / "videos"}
-    samples = reader.read_split("train", train_csv=path, **flags)
+    with caplog.at_level("INFO", logger="stop"):
+        samples = reader.read_split("train", train_csv=path, **flags)
+    assert f"{path} gives {len(samples)} videos, the published split has {reader.EXPECTED['train'][1]}" in caplog.text
     classes = reader.read_classes(**flags)
     assert Counter(sample.label for sample in samples) == dict.fromkeys(classes.keys, shots)
     assert len(samples) == SIZES[name] * shots
@@ -224,9 +228,8 @@ def test_shots_of_split_1_leak_into_the_test_of_other_splits(lists, official):
         assert len({sample.video_id for other in others for sample in shared_videos(drawn, other)}) == leaking
         own = few_shot(official(name, "train", 1), 16, 0)
         assert Counter(sample.label for sample in own) == dict.fromkeys(classes.keys, 16)
-        for chosen in (drawn, own):
-            for other in others:
-                assert_one_sentence(lambda: check_protocol(chosen, other, classes), ValueError, "same --split")  # noqa: B023
+        for chosen, other in zip((drawn, own), others, strict=True):
+            assert_one_sentence(lambda: check_protocol(chosen, other, classes), ValueError, "same --split")  # noqa: B023
 
 
 # ---- base and novel ----
@@ -276,6 +279,7 @@ def test_halves_are_the_classes_with_most_training_videos(lists, official):
 def test_published_halves_of_kinetics_400(lists):
     flags = {"val_csv": lists / "kinetics/kinetics-400_val.csv", "features_path": lists / "videos"}
     classes = kinetics400.read_classes(**flags)
+    official = {sample.video_id: normalised(sample.label) for sample in kinetics400.read_split("test", **flags)}
     for part, n_test in (("base", 9944), ("novel", 9933)):
         labels = lists / f"base2novel/kinetics_400_{part}_labels.csv"
         half = chosen_classes(classes, part)
@@ -285,7 +289,6 @@ def test_published_halves_of_kinetics_400(lists):
         samples = kinetics400.read_split("test", features_path=lists / "videos", val_csv=path, labels_csv=labels)
         assert len(samples) == n_test
         theirs = {sample.video_id: normalised(sample.label) for sample in samples}
-        official = {sample.video_id: normalised(sample.label) for sample in kinetics400.read_split("test", **flags)}
         both = theirs.keys() & official.keys()
         assert len(both) > 0.9 * n_test
         assert all(theirs[video_id] == official[video_id] for video_id in both)
@@ -312,3 +315,15 @@ def test_zero_shot_splits_of_kinetics_600(lists):
         assert {sample.label for sample in samples} == set(classes.keys)
         union |= names
     assert len(union) == 217
+
+
+def test_zero_shot_classes_chosen_by_their_label_file(lists, tmp_path):
+    rows = [f"{name},id{row},0,10" for row, name in enumerate(read_labels(lists / "kinetics/label_map_600.txt"))]
+    (tmp_path / "val.csv").write_text("\n".join(["label,youtube_id,time_start,time_end", *rows]))
+    classes = kinetics600.read_classes(features_path=tmp_path, val_csv=tmp_path / "val.csv")
+    assert len(classes) == 600
+    for number in (1, 2, 3):
+        file = lists / f"zero_shot/ZS_split{number}_K600.csv"
+        assert {normalised(key) for key in chosen_classes(classes, str(file)).keys} == set(
+            map(normalised, names_of(file))
+        )
