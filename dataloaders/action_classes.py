@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dataloaders.action_lists import keys_by_folder, read_list
-from dataloaders.annotations import columns_of, read_csv, read_lines, read_text, report_count
+from dataloaders.annotations import columns_of, read_csv, read_text, report_count
 from dataloaders.classes import Classes, by_name, check_order, given, match_keys, normalised, read_labels, spaced
 from dataloaders.quoting import quoted, some
 
@@ -54,7 +54,7 @@ def classes_of(
     listed = CLASS_LISTS / f"{data_set}_base.txt"
     if not base and data_set and listed.is_file():
         known = by_name(keys, data_set)
-        base = [known[plain] for name in read_lines(listed, "The list") if (plain := normalised(name)) in known]
+        base = [known[plain] for name in read_class_lines(listed, "The list") if (plain := normalised(name)) in known]
     return Classes(keys, tuple(map(spaced, keys)), dict(mirrored or {}), dict(reversed_ or {}), tuple(base))
 
 
@@ -135,11 +135,19 @@ def read_pairs(path: Path, column: str, keys: Sequence[str]) -> dict[str, str]:
     return {key: other for key, other in pairs.items() if key != other}
 
 
+def read_class_lines(path: Path, flag: str) -> list[str]:
+    """Return the lines of a file of classes without surrounding space and empty ones; ValueError if there are none."""
+    lines = [line.strip() for line in read_text(path, flag).split("\n") if line.strip()]
+    if not lines:
+        raise ValueError(f"{flag} {path} names no class: write one a line.")
+    return lines
+
+
 def read_keys(path: Path, keys: Sequence[str], flag: str) -> tuple[str, ...]:
     """Return the classes that a file names, in the data set's order: a text file with one key or name a line, or a csv
     or json file of labels, whose ids do not count. ValueError for others."""
     is_labels = path.suffix.lower() in (".csv", ".json")
-    known, names = by_name(keys, "The data set"), read_labels(path, flag) if is_labels else read_lines(path, flag)
+    known, names = by_name(keys, "The data set"), read_labels(path, flag) if is_labels else read_class_lines(path, flag)
     if unknown := [name for name in names if normalised(name) not in known]:
         raise ValueError(f"{flag} {path} names {some(unknown)}, not among the {len(keys)} classes: correct the lines.")
     wanted = {known[normalised(name)] for name in names}

@@ -24,12 +24,13 @@ from dataloaders.action_classes import (
     needs,
     numbering,
     numbering_of_lists,
+    read_class_lines,
     read_keys,
     read_pairs,
     report_videos,
 )
 from dataloaders.action_lists import Entry, label_entries, read_list, samples_of
-from dataloaders.annotations import check_split, read_lines
+from dataloaders.annotations import check_split
 from dataloaders.classes import Classes, by_name, given, normalised, subset
 from dataloaders.quoting import quoted
 from dataloaders.samples import Sample
@@ -139,7 +140,7 @@ def _class_file(data_path: Path) -> Path:
 def _read_class_file(path: Path) -> tuple[str, ...]:
     """Return the keys of classInd.txt, whose ids count from 1."""
     keys: list[str] = []
-    for line in read_lines(path, "--data_path"):
+    for line in read_class_lines(path, "--data_path"):
         match = re.fullmatch(r"([0-9]{1,6})\s+(.+)", line)
         if not match or int(match[1]) != len(keys) + 1:
             raise ValueError(
