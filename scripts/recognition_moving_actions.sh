@@ -24,9 +24,9 @@ JOBS=${JOBS:-1}        # runs at the same time
 only=${only:-.}        # a regular expression; rows whose names match are run
 
 stop="--method stop --lr 4e-3 --intra_width 32 --inter_width 32"
-# Epochs that give about as many steps on few videos as `epochs` give on all, 256 a class.
+# Epochs that give a quarter of the steps on few videos that `epochs` give on all, 256 a class.
 few() {
-    echo $((epochs * 256 / $1 / 2))
+    echo $((epochs * 256 / $1 / 4))
 }
 rows=(
     "zero-shot|--do_eval --method clip4clip"

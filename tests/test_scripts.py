@@ -315,7 +315,7 @@ def test_the_rows_of_recognition(recorder, tmp_path):
         assert row["results_csv"] == results.replace(
             ".csv", "_base_to_novel.csv" * (row["classes"] == "base") or ".csv"
         )
-        assert row["epochs"] == (4 * 256 // row["shots"] // 2 if row["shots"] else 4)
+        assert row["epochs"] == (4 * 256 // row["shots"] // 4 if row["shots"] else 4)
     flips = {name: row["flip"] for name, row in rows.items() if row["flip"] != "none"}
     assert flips == {"STOP, naive flips": "plain_despite_map", "STOP, mapped flips": "mapped"}
     assert [name for name, row in rows.items() if row["classifier"] == "linear"] == ["STOP, linear head"]
