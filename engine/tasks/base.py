@@ -65,6 +65,7 @@ class TaskStep(nn.Module):
 
     inputs: tuple[str, ...]  # names of the batch's tensors that `forward` takes, in its order
     items = "items"  # the log's word for the training items
+    scored_by_loss = False  # whether evaluation uses a trained head of the loss, which is random before training
 
     def __init__(self, method: Method, loss: nn.Module, autocast: Callable[[], torch.autocast]) -> None:
         super().__init__()
@@ -198,6 +199,11 @@ class Task(ABC):
         """Return metrics with the names of the reported ones and arbitrary values; reads no file."""
 
     # --- optional parts ---
+
+    @classmethod
+    def columns(cls, config: Config) -> dict[str, Any]:
+        """Return facts about an evaluation for its row in --results_csv, beside those of every task; reads no video."""
+        return {}
 
     def check_lists(self) -> None:  # noqa: B027 (a task may have nothing to check)
         """Check the lists as only this task can, before any video is read; raises ValueError or OSError."""

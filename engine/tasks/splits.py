@@ -113,9 +113,10 @@ class Splits:
         return f"{n_used} of {n_used + n_left_out}" if n_left_out else str(n_used)
 
     def log_cut_captions(self, split: str, samples: Sequence[Sample]) -> None:
-        """Log how many captions of a split are longer than --max_words."""
-        captions = (caption for sample in samples for caption in sample.captions)
-        log.info("%s split: %s", split, count_cut(captions, self.tokenizer.words, self.config.data.max_words))
+        """Log how many captions of a split, if it has any, are longer than --max_words."""
+        captions = [caption for sample in samples for caption in sample.captions]
+        if captions:
+            log.info("%s split: %s", split, count_cut(captions, self.tokenizer.words, self.config.data.max_words))
 
     def frame_reader(self, training: bool) -> FrameReader:
         return frame_reader(self.config.data, self.backbone, training, self.frame_cache)
