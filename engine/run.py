@@ -245,7 +245,7 @@ class Run:
             "test split, %s videos, selection: %s (epoch %d)\n%s",
             videos, self.selection, self.epoch, format_metrics(metrics),
         )  # fmt: skip
-        told = {"selection": self.selection, "videos": videos, **files}
+        told = {"selection": self.selection, "videos": videos, **files, **self.task.told}
         self.logger.metrics(self.epoch, "test", flat | told)
         if self.process.is_main and self.config.run.results_csv:
             row = preflight.result_row(

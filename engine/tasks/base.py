@@ -120,6 +120,7 @@ class Task(ABC):
 
     def __init__(self, config: Config, method: Method, process: Process) -> None:
         self.config, self.method, self.process = config, method, process
+        self.told: dict[str, Any] = {}  # further facts about the last final evaluation, for metrics.jsonl
         self.splits = Splits(config, process, method.clip.backbone)
         optim = config.optim
         self.autocast = autocast_for(optim.precision, process.device)  # of training
@@ -196,7 +197,7 @@ class Task(ABC):
     @classmethod
     @abstractmethod
     def metrics_to_come(cls, config: Config) -> Metrics:
-        """Return metrics with the names of the reported ones and arbitrary values; reads no file."""
+        """Return metrics with the names of the reported ones and arbitrary values; reads no video."""
 
     # --- optional parts ---
 

@@ -63,7 +63,11 @@ def check_texts(names: Sequence[str], texts: Sequence[Sequence[str]], tokenizer:
     Raises:
         ValueError: all texts of two classes are the same, at once or only after the cut.
     """
-    log.info("class texts: %s", count_cut((text for own in texts for text in own), tokenizer.words, max_words))
+    cut = count_cut((text for own in texts for text in own), tokenizer.words, max_words)
+    log.info(
+        "%d texts of %d classes, such as %r; %d lose words at --max_words %d (the longest has %d)", cut.captions,
+        len(names), texts[0][0], cut.cut, max_words, cut.longest,
+    )  # fmt: skip
     first: dict[tuple[int, ...], str] = {}
     alike = []
     for name, own in zip(names, texts, strict=True):
