@@ -1,7 +1,7 @@
 """The step of classification: its gradient in parts and processes, how often texts are encoded, and the linear head."""
 
 import copy
-from functools import partial
+from functools import partial, partialmethod
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +13,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils.flop_counter import FlopCounterMode
 
 from dataloaders.augmentation import Augmentation, mix_pairs
+from engine.compiling import compile_forward
 from engine.describe import count_operations
 from engine.distributed import process_group
 from engine.precision import autocast_for
@@ -27,7 +28,7 @@ from engine.tasks.classification import (
 )
 from engine.tasks.contrastive import ContrastiveStep
 from modules.backbones import ARCHITECTURES
-from modules.clip import CLIP
+from modules.clip import CLIP, Block
 from modules.methods import Method, build_method
 from modules.rows import take
 from tests.engine.tasks.test_token_level import WordsAndFrames
@@ -122,11 +123,15 @@ class Counted:
         monkeypatch.setattr(method, "encode_text", counted)
 
 
-@pytest.mark.parametrize("per_class", [1, 3])
+@pytest.mark.parametrize("recompute", [False, True])
 @pytest.mark.parametrize("name", [*METHODS, "token level", "with dropout"])
-def test_parts_give_the_gradient_of_the_whole_batch(name, per_class):
-    """Also with dropout on the texts: all parts share one draw, that of the undivided batch."""
-    step = a_step(a_method(name), per_class, label_smoothing=0.1)
+def test_parts_give_the_gradient_of_the_whole_batch(name, recompute):
+    """Also with dropout on the texts: all parts share one draw, that of the undivided batch. Also with blocks that
+    --activation_checkpointing recomputes."""
+    step = a_step(a_method(name), 2 if recompute else 1, label_smoothing=0.1)
+    for block in step.modules():
+        if isinstance(block, Block):
+            block.recompute = recompute
     loss, expected = gradient(step, clips(), 1)
     for count in (2, 4):
         found_loss, found = gradient(step, clips(), count)
@@ -226,6 +231,20 @@ def test_learned_texts_of_ucf101_cost_less_than_a_twentieth():
     assert 64 * both + (101 - 64) * text < 1.05 * 64 * both
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["vpt", "clip4clip"])
+def test_compiled_steps_equal_eager_ones(name, monkeypatch):
+    """Check a frozen and a learned text side, undivided and in parts, on graphs that run on torch's eager kernels."""
+    expected = [gradient(a_step(a_method(name)), clips(), count) for count in (1, 2)]
+    monkeypatch.setattr(nn.Module, "compile", partialmethod(nn.Module.compile, backend="aot_eager"))
+    step = a_step(a_method(name))
+    compile_forward(step.method)
+    for count, (loss, own) in zip((1, 2), expected, strict=True):
+        found_loss, found = gradient(step, clips(), count)
+        assert found_loss == pytest.approx(loss, abs=1e-5)
+        assert_same_gradient(found, own)
+
+
 # The linear head.
 
 
@@ -310,7 +329,7 @@ def test_mixed_clips_have_soft_targets(head):
     mixed, target = mix_pairs(video, label, mixing, CLASSES)
     _, clip_rows = step.embed(mixed, frame_mask, None)
     logits = step.logits(None if head else step.frozen_classifier(), clip_rows)
-    assert whole == pytest.approx(float(-(target * logits.log_softmax(1)).sum(1).mean()), abs=1e-5)
+    assert whole == pytest.approx(float(-(target * logits.detach().log_softmax(1)).sum(1).mean()), abs=1e-5)
     assert_same_gradient(gradient(step, (video, frame_mask, label, mixing), 4)[1], expected)
 
 
