@@ -57,19 +57,17 @@ def columns_to_come(config: Config, task: type[Task], process: Process) -> list[
 
 def check_places(config: Config, task: type[Task], process: Process) -> None:
     """Check that the run's folder and the results csv can be written, and that the row fits the csv."""
-    error = None
-    if process.is_main:
-        try:
-            if not config.run.output_dir:  # from an unset shell variable; files would land in the working directory
-                raise ValueError("--output_dir is empty: name a folder, or leave it out for runs/default")
-            check_folder("--output_dir", Path(config.run.output_dir))
-            if config.run.results_csv:
-                results_csv = Path(config.run.results_csv)
-                check_file("--results_csv", results_csv)
-                check_columns(results_csv, columns_to_come(config, task, process))
-        except (ValueError, OSError) as caught:
-            error = caught
-    process.fail_together(error)
+
+    def check() -> None:
+        if not config.run.output_dir:  # from an unset shell variable; files would land in the working directory
+            raise ValueError("--output_dir is empty: name a folder, or leave it out for runs/default")
+        check_folder("--output_dir", Path(config.run.output_dir))
+        if config.run.results_csv:
+            results_csv = Path(config.run.results_csv)
+            check_file("--results_csv", results_csv)
+            check_columns(results_csv, columns_to_come(config, task, process))
+
+    process.on_main(check)
 
 
 def check_context(max_words: int, clip: CLIP) -> None:
@@ -148,7 +146,7 @@ def check_reached(method: Method, max_frames: int, max_words: int) -> None:
 
     The first training step would find this too, but only after the run has written to its folder.
     """
-    if max_frames > 1:
+    if max_frames > 1 or not any(True for _ in method.trainable_parameters()):
         return
     with torch.random.fork_rng():  # so that dropout here does not change the random numbers of the run
         probe = ZeroShotProbe(method.clip, max_frames, max_words)

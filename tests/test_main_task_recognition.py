@@ -163,6 +163,14 @@ def test_a_linear_head(small_actions, tmp_path, capsys):
     np.testing.assert_allclose(second.views, first.views, atol=1e-5)
     assert lines_of(tmp_path / "again", "test")[0]["selection"] == "checkpoint as given"
 
+    # A checkpoint with texts has no head to evaluate, but training may start from it.
+    succeed(training(small_actions, tmp_path / "texts"))
+    start = ["--init_model", str(tmp_path / "texts" / "last.safetensors"), *linear]
+    assert main(evaluation(small_actions, tmp_path / "bad", *start)) == 2
+    assert "has no linear head for these 4 classes" in capsys.readouterr().err
+    succeed(training(small_actions, tmp_path / "goes on", *start))
+    assert load_file(tmp_path / "goes on" / "last.safetensors").keys() == tensors.keys()
+
     # It has rows for its own classes only, in their order.
     other = tmp_path / "other"
     shutil.copytree(small_actions.lists, other)
@@ -170,6 +178,18 @@ def test_a_linear_head(small_actions, tmp_path, capsys):
     assert main(evaluation(small_actions, tmp_path / "bad", *weights, "--data_path", str(other))) == 2
     assert "its linear head is of other classes, or of another order" in capsys.readouterr().err
     assert not (tmp_path / "bad").exists()
+
+
+def test_a_linear_probe_of_one_frame(small_actions, tmp_path):
+    """Nothing is trained but the head."""
+    nothing = ["--no-use_intra", "--no-use_inter", "--text_prompt_length", "0", "--max_frames", "1"]
+    assert main(training(small_actions, tmp_path / "text", *nothing)) == 2
+    succeed(training(small_actions, tmp_path / "linear", *nothing, "--classifier", "linear"))
+    assert set(load_file(tmp_path / "linear" / "last.safetensors")) == {
+        "loss.head.weight", "loss.head.bias", "loss.classes",
+    }  # fmt: skip
+    curve = losses(tmp_path / "linear")
+    assert curve[-1] < curve[0]
 
 
 def test_base_to_novel(small_actions, tmp_path):

@@ -33,9 +33,12 @@ class ClassificationLoss(nn.Module):
 
     classes: Tensor
 
-    def __init__(self, label_smoothing: float = 0.0, head: nn.Linear | None = None) -> None:
+    def __init__(
+        self, label_smoothing: float = 0.0, head: nn.Linear | None = None, unused: frozenset[str] = frozenset()
+    ) -> None:
         super().__init__()
         self.label_smoothing, self.head = label_smoothing, head
+        self.unused = unused  # names of the method's parameters that are frozen, because only texts need them
         if head is not None:  # a number that stands for the head's classes and their order; 0: not trained yet
             self.register_buffer("classes", torch.zeros(1, dtype=torch.int64))
 
@@ -58,10 +61,13 @@ def new_loss(
     video = torch.zeros(1, max_frames, 3, visual.image_size, visual.image_size, device=device)
     frame_mask = torch.ones(1, max_frames, dtype=torch.bool, device=device)
     token_ids = torch.zeros(1, max_words, dtype=torch.int64, device=device)
-    head = nn.Linear(freeze_text_side(method, video, frame_mask, token_ids).shape[1], classes, device=device)
+    before = {name for name, _ in method.trainable_parameters()}
+    row = freeze_text_side(method, video, frame_mask, token_ids)
+    unused = frozenset(before - {name for name, _ in method.trainable_parameters()})
+    head = nn.Linear(row.shape[1], classes, device=device)
     nn.init.normal_(head.weight, std=HEAD_DEVIATION)
     nn.init.zeros_(head.bias)
-    return ClassificationLoss(label_smoothing, head)
+    return ClassificationLoss(label_smoothing, head, unused)
 
 
 def head_logits(head: nn.Linear, clips: Tensor) -> Tensor:

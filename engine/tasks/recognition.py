@@ -209,9 +209,7 @@ class Recognition(Task):
                     metrics["recognition"]["top1"],
                 )
                 self.told["top1 of each view"] = each
-            if self.process.is_main:
-                folder.mkdir(parents=True, exist_ok=True)
-                write_predictions(folder, predictions)
+            self.process.on_main(lambda: write_predictions(folder, predictions))
         return metrics
 
     def score(self, split: RecognitionSplit, views: Views, of_features: bool) -> Scores:

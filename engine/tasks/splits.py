@@ -80,17 +80,16 @@ class Splits:
 
     def _announce_cache(self, split: str, samples: list[Sample], frames: FrameReader) -> None:
         """Log the size that the frame cache will have; raise ValueError if the disk has no room for it."""
-        run, cache, error = self.config.run, frames.cache, None
+        run, cache = self.config.run, frames.cache
         assert cache is not None
-        if self.process.is_main:
-            try:
-                log.info(
-                    "frame cache %s (%s), %s split: %s", run.frame_cache, run.frame_cache_format, split,
-                    forecast(samples, frames, run.allow_missing, max(1, self.num_workers)),
-                )  # fmt: skip
-            except (ValueError, OSError) as caught:
-                error = caught
-        self.process.fail_together(error)
+
+        def announce() -> None:
+            log.info(
+                "frame cache %s (%s), %s split: %s", run.frame_cache, run.frame_cache_format, split,
+                forecast(samples, frames, run.allow_missing, max(1, self.num_workers)),
+            )  # fmt: skip
+
+        self.process.on_main(announce)
         for known in self.process.share(cache.content_samples):  # so that the other processes need not read them
             cache.content_samples.update(known)
 
