@@ -121,7 +121,7 @@ class Task(ABC):
     def __init__(self, config: Config, method: Method, process: Process) -> None:
         self.config, self.method, self.process = config, method, process
         self.told: dict[str, Any] = {}  # further facts about the last final evaluation, for metrics.jsonl
-        self.splits = Splits(config, process, method.clip.backbone)
+        self.splits = Splits(config, process, method.clip.backbone, self.reader)
         optim = config.optim
         self.autocast = autocast_for(optim.precision, process.device)  # of training
         precision = optim.precision if optim.precision_val == "same" else optim.precision_val
@@ -205,6 +205,10 @@ class Task(ABC):
     def columns(cls, config: Config) -> dict[str, Any]:
         """Return facts about an evaluation for its row in --results_csv, beside those of every task; reads no video."""
         return {}
+
+    def reader(self, frames: FrameReader, split: str) -> FrameReader:
+        """Return the reader of a split's videos, as this task's datasets use it; only to try and to cache them."""
+        return frames
 
     def check_lists(self) -> None:  # noqa: B027 (a task may have nothing to check)
         """Check the lists as only this task can, before any video is read; raises ValueError or OSError."""

@@ -114,6 +114,9 @@ class Recognition(Task):
             )
         return sampler
 
+    def reader(self, frames: FrameReader, split: str) -> FrameReader:
+        return self.config.task.reader(frames, split)
+
     def hold_out(self, samples: list[Sample]) -> tuple[list[Sample], list[Sample]]:
         """Divide training samples like every task, but keep the videos of a group together."""
         run = self.config.run

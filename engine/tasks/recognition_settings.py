@@ -1,12 +1,13 @@
 """The settings of action recognition: one flag each."""
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Annotated, ClassVar, Literal
 
 from dataloaders import ACTION_DATASETS, ACTION_NEEDED_FLAGS, ACTION_READERS, ACTION_SPLITS
 from dataloaders.augmentation import FLIP, Augmentation
 from dataloaders.classes import Classes, renamed
+from dataloaders.frames import FrameReader
 from dataloaders.protocols import chosen_classes, few_shot
 from dataloaders.samples import Sample
 from dataloaders.views import Views
@@ -94,6 +95,12 @@ class RecognitionSettings(TaskSettings):
 
     def augmentation(self) -> Augmentation:
         return Augmentation(**{item.name: getattr(self, item.name) for item in fields(Augmentation)})
+
+    def reader(self, frames: FrameReader, split: str) -> FrameReader:
+        """Return the reader of a split's videos: whole frames to crop in training, one view to select weights."""
+        if split == "train":
+            return replace(frames, whole=self.augmentation().crops)
+        return frames if split == "val" else replace(frames, views=Views.parse(self.test_views))
 
     def all_classes(self, data: DataConfig) -> Classes:
         """Return the classes of the data set, called as --class_names says."""

@@ -1,6 +1,6 @@
 """Reads the splits of a run: the samples in their lists, and which of their videos can be used."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -22,11 +22,18 @@ from modules.tokenizer import Tokenizer
 class Splits:
     """The videos and captions that a run's settings name, for a CLIP with this `backbone`.
 
+    `reader` turns a reader of frames into that of a split's videos, as the task's datasets will use it.
     `left_out` has, for each split that was read, the ids of its videos that are missing or cannot be read.
     """
 
-    def __init__(self, config: Config, process: Process, backbone: Backbone) -> None:
-        self.config, self.process, self.backbone = config, process, backbone
+    def __init__(
+        self,
+        config: Config,
+        process: Process,
+        backbone: Backbone,
+        reader: Callable[[FrameReader, str], FrameReader] = lambda frames, split: frames,
+    ) -> None:
+        self.config, self.process, self.backbone, self.reader = config, process, backbone, reader
         self.tokenizer = Tokenizer(config.data.max_words)
         self.num_workers = reader_processes(config.data.num_thread_reader)
         self.frame_cache = frame_cache(config.data, config.run)
@@ -65,7 +72,7 @@ class Splits:
         Raises ValueError if more than --allow_missing videos are missing or cannot be read.
         """
         listed, allowed = self.listed(split), self.config.run.allow_missing
-        frames = self.frame_reader(training=split == "train")
+        frames = self.reader(self.frame_reader(training=split == "train"), split)
         problems = missing_files(listed)
         samples = leave_out(listed, problems, allowed, split)
         if frames.cache is not None:

@@ -132,6 +132,9 @@ def test_a_cache_and_missing_videos(small_actions, tmp_path):
         found.append({key: value for key, value in line.items() if key.startswith("top1") or key == "videos"})
     assert found[0]["videos"] == "11 of 12"
     assert found[1] == found[0]
+    assert (
+        len(list((tmp_path / "cache").rglob("*.safetensors"))) == 11
+    )  # trying the videos first has cached all views at once, and nothing else
     assert found[2] == found[0]
 
 
