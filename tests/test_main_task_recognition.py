@@ -176,8 +176,12 @@ def test_a_linear_head(small_actions, tmp_path, capsys):
     shutil.copytree(small_actions.lists, other)
     (other / "classInd.txt").write_text("".join(f"{n} {name}\n" for n, name in enumerate(reversed(CLASSES), 1)))
     assert main(evaluation(small_actions, tmp_path / "bad", *weights, "--data_path", str(other))) == 2
-    assert "its linear head is of other classes, or of another order" in capsys.readouterr().err
+    assert "has no linear head for these 4 classes in their order" in capsys.readouterr().err
     assert not (tmp_path / "bad").exists()
+    lines = (other / "trainlist01.txt").read_text().splitlines()
+    (other / "trainlist01.txt").write_text("\n".join(line.split()[0] for line in lines))
+    succeed(training(small_actions, tmp_path / "anew", *linear, *weights, "--data_path", str(other)))
+    assert "is of other classes than these: a new one is trained" in (tmp_path / "anew" / "log.txt").read_text()
 
 
 def test_a_linear_probe_of_one_frame(small_actions, tmp_path):
@@ -229,6 +233,24 @@ def test_checkpoints_go_both_ways(small_actions, small_data, tmp_path):
     for name in ("a", "b"):
         settings = json.loads((tmp_path / name / "config.json").read_text())
         assert (settings["method"], settings["n_regions"]) == ("stop", 2)
+
+
+def test_a_checkpoint_is_evaluated_on_another_data_set(small_actions, tmp_path):
+    """Zero-shot: the lists and texts of the training's data set do not go with it."""
+    out, videos = tmp_path / "run", tmp_path / "videos"
+    succeed(training(small_actions, out, "--classes", "base", "--templates", "the action {}", "--batch_size", "8"))
+    for name in ("ShowRed", "ShowGreen"):
+        (videos / "test").mkdir(parents=True, exist_ok=True)
+        (videos / "test" / name).symlink_to(small_actions.videos / name)
+    weights = ["--init_model", str(out / "last.safetensors"), "--num_thread_reader", "0"]
+    other = ["--datatype", "custom", "--features_path", str(videos), "--output_dir", str(tmp_path / "other")]
+    succeed(["--do_eval", *weights, *other])
+    settings = json.loads((tmp_path / "other" / "config.json").read_text())
+    assert (settings["classes"], settings["templates"], settings["data_path"]) == ("all", "", "")
+    assert (settings["method"], settings["frame_sampling"]) == ("stop", "segment")
+    predictions = read_predictions(tmp_path / "other" / "predictions.npz")
+    assert sorted(predictions.keys) == ["ShowGreen", "ShowRed"]
+    assert len(predictions.ids) == 22
 
 
 def test_zero_shot_with_several_templates(small_actions, tmp_path):

@@ -42,6 +42,12 @@ class ClassificationLoss(nn.Module):
         if head is not None:  # a number that stands for the head's classes and their order; 0: not trained yet
             self.register_buffer("classes", torch.zeros(1, dtype=torch.int64))
 
+    def start_fresh(self) -> None:
+        """Draw the head anew."""
+        assert self.head is not None
+        nn.init.normal_(self.head.weight, std=HEAD_DEVIATION)
+        nn.init.zeros_(self.head.bias)
+
     def forward(self, logits: Tensor, target: Tensor) -> Tensor:
         """Return the mean loss of logits `[n,K]`; the target is int64 `[n]`, or probabilities `[n,K]`."""
         return F.cross_entropy(logits, target, label_smoothing=self.label_smoothing)
@@ -64,10 +70,9 @@ def new_loss(
     before = {name for name, _ in method.trainable_parameters()}
     row = freeze_text_side(method, video, frame_mask, token_ids)
     unused = frozenset(before - {name for name, _ in method.trainable_parameters()})
-    head = nn.Linear(row.shape[1], classes, device=device)
-    nn.init.normal_(head.weight, std=HEAD_DEVIATION)
-    nn.init.zeros_(head.bias)
-    return ClassificationLoss(label_smoothing, head, unused)
+    loss = ClassificationLoss(label_smoothing, nn.Linear(row.shape[1], classes, device=device), unused)
+    loss.start_fresh()
+    return loss
 
 
 def head_logits(head: nn.Linear, clips: Tensor) -> Tensor:
@@ -117,9 +122,10 @@ class SharedClassifier:
 
     def collect(self, loss: Tensor) -> None:
         """Add the gradient of a part's loss at `values`."""
-        gradients = torch.autograd.grad(loss, _floating(self.values), retain_graph=True)
+        gradients = torch.autograd.grad(loss, _floating(self.values), retain_graph=True, allow_unused=True)
         for total, own in zip(self.gradient, gradients, strict=True):
-            total += own
+            if own is not None:
+                total += own
 
     def of_the_other_parts(self) -> Tensor:
         """Return a scalar of value 0 whose gradient is that of the other parts' losses."""
@@ -204,6 +210,9 @@ class ClassificationStep(TaskStep):
         elif shared is not None:
             shared.collect(loss)
         return mean_over_processes(loss)
+
+    def batch_note(self, batch_size: int) -> str:
+        return f", {self.classes} classes"
 
     def in_parts(self, inputs: tuple[Tensor, ...], count: int) -> tuple[Tensor | None, list[Part]]:
         """Divide the clips; learned texts are encoded once for all parts.

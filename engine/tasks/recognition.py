@@ -132,19 +132,23 @@ class Recognition(Task):
                 self.splits.check_overlap("novel")
 
     def _check_head(self) -> None:
-        """Note the classes of a head to train; raise ValueError if a checkpoint has no head, or one of others."""
-        loss, source = self._step.loss, f"--init_model {self.config.model.init_model}"
+        """Note the classes of a head to train, which starts fresh unless a checkpoint had the same ones.
+
+        Raises ValueError if a checkpoint is evaluated that has no head, or one of other classes or another order.
+        """
+        loss, source = self._step.loss, self.config.model.init_model
         if loss.head is None:
             return
         own, loaded = number_of(self.classes.keys), int(loss.classes)
-        if loaded not in (0, own):
-            raise ValueError(f"{source}: its linear head is of other classes, or of another order; train a new one")
         if self.config.run.do_train:
+            if loaded not in (0, own):
+                log.info("the linear head of %s is of other classes than these: a new one is trained", source)
+                loss.start_fresh()
             loss.classes.fill_(own)
-        elif self.config.model.init_model and not loaded:
+        elif source and loaded != own:
             raise ValueError(
-                f"{source}: has no linear head for these {len(self.classes)} classes, so its scores would be random; "
-                "pass a checkpoint of --classifier linear, or --classifier text"
+                f"--init_model {source}: has no linear head for these {len(self.classes)} classes in their order; pass "
+                "a checkpoint of --classifier linear on this data set, or --classifier text"
             )
 
     def identity(self, items: TrainingItems) -> dict[str, Any]:
@@ -183,14 +187,13 @@ class Recognition(Task):
             the predictions are written into the run's folder; after --classes base the novel half follows as "novel",
             and "recognition" gets "HM", the harmonic mean of the two top1. Else each video has one view.
         """
-        metrics = self._evaluate(split, final, Path(self.config.run.output_dir))
+        metrics = self._evaluate(split, final)
         if final and split.novel is not None:
-            folder = Path(self.config.run.output_dir) / "novel"
-            metrics["novel"] = self._evaluate(split.novel, final, folder)["recognition"]
+            metrics["novel"] = self._evaluate(split.novel, final, "novel")["recognition"]
             metrics["recognition"]["HM"] = harmonic_mean(metrics["recognition"]["top1"], metrics["novel"]["top1"])
         return metrics
 
-    def _evaluate(self, split: RecognitionSplit, final: bool, folder: Path) -> Metrics:
+    def _evaluate(self, split: RecognitionSplit, final: bool, name: str = "") -> Metrics:
         views, fusion = (self.views, self.options.view_fusion) if final else (ONE_VIEW, "logits")
         scores = self.score(split, views, fusion == "features")
         predictions = Predictions(
@@ -205,13 +208,11 @@ class Recognition(Task):
             if len(views) > 1:
                 each = [round(topk_accuracy(predictions.views[:, v], labels, 1), 3) for v in range(len(views))]
                 log.info(
-                    "top-1 of each of %s views alone: %s; fused by %s: %.3f",
-                    views,
-                    ", ".join(map(str, each)),
-                    fusion,
+                    "top-1 of each of %s views alone: %s; fused by %s: %.3f", views, ", ".join(map(str, each)), fusion,
                     metrics["recognition"]["top1"],
-                )
-                self.told["top1 of each view"] = each
+                )  # fmt: skip
+                self.told[f"{name} top1 of each view".lstrip()] = each
+            folder = Path(self.config.run.output_dir) / name
             self.process.on_main(lambda: write_predictions(folder, predictions))
         return metrics
 
