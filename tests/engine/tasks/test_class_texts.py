@@ -4,8 +4,9 @@ import logging
 
 import pytest
 
+from engine.config import Config
 from engine.tasks.class_texts import check_texts, read_templates
-from engine.tasks.recognition import class_texts
+from engine.tasks.recognition import RecognitionSettings, class_texts
 from modules.tokenizer import Tokenizer
 
 DEFAULT = ("a video of a person {}.",)
@@ -75,3 +76,28 @@ def test_cut_texts_are_counted_in_the_log(caplog):
         logging.getLogger("stop").propagate = True
         check(["run", "a b c d e f g h"], ["{}"], 6)
     assert "2 texts of 2 classes, such as 'run'; 1 lose words at --max_words 6 (the longest has 10)" in caplog.text
+
+
+REAL = {
+    "hmdb51": ({"labels_csv": "hmdb51/label_map.txt"}, 51, "a video of a person brush hair."),
+    "ucf101": ({"data_path": "ucf101"}, 101, "a video of a person apply eye makeup."),
+    "ssv2": ({"data_path": "ssv2"}, 174, "Approaching something with your camera"),
+    "kinetics400": ({"labels_csv": "kinetics/label_map_400.txt"}, 400, "a video of a person abseiling."),
+    "kinetics600": ({"labels_csv": "kinetics/label_map_600.txt"}, 600, "abseiling"),
+}
+
+
+@pytest.mark.parametrize("datatype", REAL)
+def test_the_texts_of_real_classes_differ_at_the_default_length(reference, datatype):
+    """Check also the sizes of the published halves."""
+    files, count, first = REAL[datatype]
+    folder = reference / "data" / "recognition"
+    settings = {"describe": True, "datatype": datatype} | {name: str(folder / file) for name, file in files.items()}
+    config = Config.from_flat(settings, RecognitionSettings)
+    classes = config.task.chosen_classes(config.data)
+    texts = class_texts(classes.names, config.task.class_templates())
+    assert (len(texts), texts[0][0]) == (count, first)
+    check_texts(classes.names, texts, Tokenizer(32), 32)
+    if datatype != "kinetics600":
+        halves = [len(config.task.chosen_classes(config.data, part)) for part in ("base", "novel")]
+        assert halves == [(count + 1) // 2, count // 2]
