@@ -236,7 +236,7 @@ class Config:
             needed, for_training = self.task.needed_flags[self.task.datatype]
             if self.run.do_train or self.task.needs_training_split():
                 needed += for_training
-            missing = [f"--{name}" for name in needed if not getattr(self.data, name)]
+            missing = [f"--{name}" for name in needed if not (vars(self.data) | vars(self.task))[name]]
             if missing:
                 raise ValueError(f"{self.task.datatype} needs {', '.join(missing)}: they name its files")
         if self.run.select_on == "val" and "val" not in self.task.splits.get(self.task.datatype, ("val",)):

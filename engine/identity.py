@@ -82,7 +82,7 @@ def _of_a_split(samples: Sequence[Sample], features_path: Path, split: str) -> d
     return {
         f"{split} videos": digest([sample.video_id, sample.start, sample.end] for sample in samples),
         f"{split} files": digest([_place(s.path, features_path), s.path.stat().st_size] for s in samples),
-        f"{split} captions": digest(list(sample.captions) for sample in samples),
+        f"{split} captions": digest([*s.captions, *([s.label] if s.label else [])] for s in samples),
     }
 
 
