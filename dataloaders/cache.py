@@ -1,9 +1,9 @@
 """Decoded frames on disk (--frame_cache), so that a video is decoded once and not once for each caption and epoch.
 
-An entry holds the frames that a FrameReader takes from one video, ready for the model: always the same ones, or every
-candidate if the sampling draws. It is a safetensors file. In "raw" it holds the pixels, which are mapped into memory
-and so shared by all loader workers and processes of a machine. In "jpeg" it holds a JPEG file for each frame, about a
-tenth of the size.
+An entry holds the frames that a FrameReader takes from one video: always the same ones, or every candidate if the
+sampling draws. They are ready for the model, or whole if squares are cut from them later. An entry is a safetensors
+file. In "raw" it holds the pixels, which are mapped into memory and so shared by all loader workers and processes of a
+machine. In "jpeg" it holds a JPEG file for each frame, about a tenth of the size.
 
 An entry's name is a hash of all that its pixels depend on: the video file's place below the folder of the videos, its
 size, its time of change and a sample of its content; the reader's settings; the decoder's version. A changed video,
@@ -16,7 +16,7 @@ different folders: place and sample tell them apart. A download that is written 
 nothing that is sampled: the time of change shows it. So keep these times when you copy videos (cp -p, rsync -t), or
 their entries are made again.
 
-Shapes: K stored frames, S image side.
+Shapes: K stored frames, h x w their pixels, a square for most readers.
 """
 
 import json
@@ -62,14 +62,15 @@ FileState = tuple[Path, int, int, int, int, int]
 class StoredFrames:
     """The K frames of an entry; a "jpeg" frame is decoded when it is taken.
 
-    `promised` is the K that the video file's header promised.
+    `promised` is a number of candidates: of those that the video file's header promised, if the sampling draws, else of
+    those that the frames were taken from.
     """
 
     def __init__(self, tensors: Mapping[str, torch.Tensor]) -> None:
         self.promised = int(tensors["promised"])
         self._pixels = self._jpegs = None
         if "pixels" in tensors:
-            self._pixels = tensors["pixels"].numpy()  # uint8 [K, 3, S, S]
+            self._pixels = tensors["pixels"].numpy()  # uint8 [K, 3, h, w]
             self._count = len(self._pixels)
         else:
             ends, jpeg = tensors["ends"].tolist(), tensors["jpeg"].numpy()
@@ -80,7 +81,7 @@ class StoredFrames:
         return self._count
 
     def take(self, positions: np.ndarray) -> torch.Tensor:
-        """Return a copy of the frames at `positions`, int64 [k]: uint8 [k, 3, S, S]."""
+        """Return a copy of the frames at `positions`, int64 [k]: uint8 [k, 3, h, w]."""
         if self._pixels is not None:
             return torch.from_numpy(self._pixels.take(positions, axis=0))
         assert self._jpegs is not None
@@ -117,7 +118,7 @@ class FrameCache:
     def load(self, path: Path, settings: str, read: Callable[[], tuple[torch.Tensor, int]]) -> StoredFrames:
         """Return the frames of the video `path` under a reader's `settings`, a text that tells settings apart.
 
-        If there is no valid entry yet, `read` provides the frames, uint8 [K, 3, S, S], and the number `promised`.
+        If there is no valid entry yet, `read` provides the frames, uint8 [K, 3, h, w], and the number `promised`.
 
         Raises VideoError, also if the video has disappeared, and OSError if the entry cannot be written.
         """
@@ -242,7 +243,7 @@ def _label(terms: str, tensors: Mapping[str, torch.Tensor]) -> str:
 
 
 def _to_jpeg(frame: np.ndarray) -> np.ndarray:
-    """Encode a frame uint8 [3, S, S] RGB as a JPEG file, uint8 [n] bytes."""
+    """Encode a frame uint8 [3, h, w] RGB as a JPEG file, uint8 [n] bytes."""
     import cv2  # only "jpeg" needs it
 
     picture = cv2.cvtColor(np.ascontiguousarray(frame.transpose(1, 2, 0)), cv2.COLOR_RGB2BGR)
@@ -250,7 +251,7 @@ def _to_jpeg(frame: np.ndarray) -> np.ndarray:
 
 
 def _from_jpegs(jpegs: Sequence[np.ndarray]) -> np.ndarray:
-    """Decode k JPEG files of one size, each uint8 [n] bytes, to frames uint8 [k, 3, S, S] RGB."""
+    """Decode k JPEG files of one size, each uint8 [n] bytes, to frames uint8 [k, 3, h, w] RGB."""
     import cv2
 
     frames = np.empty(0, dtype=np.uint8)

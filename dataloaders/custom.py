@@ -35,53 +35,67 @@ def read_split(split: str, *, features_path: Path, train_csv: Path, val_csv: Pat
     """
     check_split("custom", split, SPLITS)
     path, flag = (train_csv, "--train_csv") if split == "train" else (val_csv, "--val_csv")
-    rows = _jsonl_rows if path.suffix == ".jsonl" else _csv_rows
-    captions: dict[tuple[str, float | None, float | None], list[str]] = {}
-    others: dict[str, None] = {}  # names of no field, in order
-    for line, row in rows(f"{flag} {path}", read_text(path, flag)):
-        others |= dict.fromkeys(name for name in row if name not in FIELDS)
-        try:
-            named = _split(row) if row.get("split") not in (None, "") else ""
-            if named != split and (named or split == "val"):
-                continue
-            clip = _text(row, "path"), *_window(row)
-            captions.setdefault(clip, []).append(_text(row, "caption"))
-        except ValueError as error:
-            raise ValueError(f"{flag} {path}, line {line}: {error}; correct the line.") from error
-    _note_others(list(others), f"{flag} {path}")
-    if not captions:
-        raise ValueError(f"{flag} {path} lists no video of the split {split!r}: add some, or pass another file.")
+    captions = read_clips(path, flag, split, FIELDS)
     names = list(dict.fromkeys(name for name, _, _ in captions))
     paths = dict(zip(names, find_listed_files(names, features_path, path), strict=True))
     return [
-        Sample(_video_id(name, start, end), paths[name], tuple(texts), start, end, path)
+        Sample(clip_id(name, start, end), paths[name], tuple(texts), start, end, path)
         for (name, start, end), texts in captions.items()
     ]
 
 
-def _note_others(names: Sequence[str], where: str) -> None:
+Clip = tuple[str, float | None, float | None]  # path as listed, start, end
+
+
+def read_clips(path: Path, flag: str, split: str, fields: Sequence[str]) -> dict[Clip, list[str]]:
+    """Return the texts of each clip of a split, or of all with "", in the order of a csv or jsonl list.
+
+    `fields` are the names that count: path, the one of the text, and the others of `FIELDS`. ValueError as `read_split`
+    says.
+    """
+    of_text = fields[1]
+    rows = _jsonl_rows if path.suffix == ".jsonl" else _csv_rows
+    texts: dict[Clip, list[str]] = {}
+    others: dict[str, None] = {}  # names of no field, in order
+    for line, row in rows(f"{flag} {path}", read_text(path, flag), of_text):
+        others |= dict.fromkeys(name for name in row if name not in fields)
+        try:
+            named = _split(row) if row.get("split") not in (None, "") else ""
+            if split and named != split and (named or split == "val"):
+                continue
+            clip = _text(row, "path"), *_window(row)
+            texts.setdefault(clip, []).append(_text(row, of_text))
+        except ValueError as error:
+            raise ValueError(f"{flag} {path}, line {line}: {error}; correct the line.") from error
+    _note_others(list(others), f"{flag} {path}", fields)
+    if not texts:
+        raise ValueError(f"{flag} {path} lists no video of the split {split!r}: add some, or pass another file.")
+    return texts
+
+
+def _note_others(names: Sequence[str], where: str, fields: Sequence[str]) -> None:
     """Log which names are not used; ValueError for a name that is probably meant as a field, such as `Start`."""
     for name in names:
-        if (field := name.strip().lower()) in FIELDS:
+        if (field := name.strip().lower()) in fields:
             raise ValueError(f"{where} has {quoted(name)}, which would not be used: write it as {field!r}.")
     if used_for_nothing := [name for name in names if name]:
         log.info(
             "attention: %s has %s, which is not used; the fields are %s",
             where,
             some(used_for_nothing),
-            ", ".join(FIELDS),
+            ", ".join(fields),
         )
 
 
-def _csv_rows(name: str, text: str) -> Iterator[tuple[int, Mapping[str, Any]]]:
+def _csv_rows(name: str, text: str, of_text: str) -> Iterator[tuple[int, Mapping[str, Any]]]:
     header, rows = read_csv(text, name)
-    if not {"path", "caption"} <= set(header):
+    if not {"path", of_text} <= set(header):
         found = columns_of(header) or "nothing"
-        raise ValueError(f"{name} has no header with `path` and `caption` (its first line: {found}): add it.")
+        raise ValueError(f"{name} has no header with `path` and `{of_text}` (its first line: {found}): add it.")
     yield from rows
 
 
-def _jsonl_rows(name: str, text: str) -> Iterator[tuple[int, Mapping[str, Any]]]:
+def _jsonl_rows(name: str, text: str, of_text: str) -> Iterator[tuple[int, Mapping[str, Any]]]:
     for count, line in enumerate(text.split("\n"), start=1):
         if not line.strip():
             continue
@@ -92,7 +106,7 @@ def _jsonl_rows(name: str, text: str) -> Iterator[tuple[int, Mapping[str, Any]]]
             raise ValueError(f"{where} {error}; correct the line.") from error
         if not isinstance(row, dict):
             raise ValueError(
-                f'{where} not a JSON object; write {{"path": "a.mp4", "caption": "a dog runs"}} in a line.'
+                f'{where} not a JSON object; write {{"path": "a.mp4", "{of_text}": "a dog runs"}} in a line.'
             )
         yield count, row
 
@@ -132,7 +146,8 @@ def _seconds(row: Mapping[str, Any], name: str) -> float | None:
     return seconds
 
 
-def _video_id(name: str, start: float | None, end: float | None) -> str:
+def clip_id(name: str, start: float | None, end: float | None) -> str:
+    """Return the id of a file, or of a part of it."""
     if start is None and end is None:
         return name
     return f"{name} [{start or 0:.10g} s, {'end' if end is None else f'{end:.10g} s'}]"

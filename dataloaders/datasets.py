@@ -1,21 +1,25 @@
-"""The torch datasets of videos and captions, and the loaders that make batches of them.
+"""The torch datasets of videos with captions or labels, and the loaders that make batches of them.
 
 Every random draw of a training item depends on (seed, epoch, index) alone, so the number of workers or processes does
 not change what we train on.
 
-Shapes: B batch, T = `max_frames`, S image side, L words, N rows.
+Shapes: B batch, T = `max_frames`, S image side, L words, N rows, V views.
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset, default_collate
 
+from dataloaders.augmentation import Augmentation, drawing
+from dataloaders.classes import Classes
 from dataloaders.frames import FrameReader
 from dataloaders.sampler import EpochSampler
 from dataloaders.samples import Sample
+from dataloaders.views import Views
 
 Tokenize = Callable[[str], torch.Tensor]  # one caption -> int64 [1, L]
 Item = dict[str, Any]  # tensors by name, and the `index` as an int
@@ -87,6 +91,86 @@ class TrainingPairs(Dataset[Item]):
         return self.samples[self.video_index[index]].video_id
 
 
+class LabelledClips(Dataset[Item]):
+    """Clips with the class they show to train on, indexed by (epoch, index), one for every video.
+
+    An item: `video` uint8 [T, 3, S, S], `frame_mask` bool [T], `label` int64, `index` int; if the augmentation mixes
+    clips also `mixing` float32 [5] for `augmentation.mix_pairs`.
+
+    `frames` must be a reader for training; the attribute of that name is the one that is used, which keeps whole frames
+    if the augmentation crops. Raises ValueError for flips that would mislabel clips, and for mixing of padded clips.
+    """
+
+    def __init__(
+        self,
+        samples: Sequence[Sample],
+        frames: FrameReader,
+        classes: Classes,
+        seed: int,
+        augmentation: Augmentation | None = None,
+    ) -> None:
+        assert frames.training, "a reader for evaluation draws no frames"
+        self.samples = samples
+        self.augmentation = augmentation or Augmentation()
+        self.frames = replace(frames, whole=self.augmentation.crops)
+        self.seed = seed
+        if self.augmentation.mixes and frames.frame_sampling == "uniform":
+            raise ValueError(
+                "--mixup_alpha and --cutmix_alpha mix clips of one length, and --frame_sampling uniform pads short "
+                "ones: pass --frame_sampling segment or dense."
+            )
+        self._labels = classes.ids(samples)
+        self._flipped_labels = self.augmentation.label_after_flip(classes)[self._labels]
+        # Built here, so that worker processes inherit torchvision instead of importing it.
+        self._transform = self.augmentation.pixel_transform(frames.image_size, frames.interpolation)
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def __getitem__(self, key: tuple[int, int]) -> Item:
+        epoch, index = key
+        generator = np.random.default_rng([self.seed, epoch, index])
+        sample, label, flipped_label = self.samples[index], self._labels[index], self._flipped_labels[index]
+        clip = self.frames.take(sample.path, generator, sample.start, sample.end)
+        is_flipped = generator.random() < self.augmentation.flip_probability and flipped_label >= 0
+        pixel_seed = int(generator.integers(2**63))
+        if self._transform:
+            clip = drawing(self._transform, clip, pixel_seed)
+        if is_flipped:
+            clip, label = clip.flip(-1), flipped_label
+        video, frame_mask = self.frames.pad(clip)
+        item = {"video": video, "frame_mask": frame_mask, "label": int(label), "index": index}
+        if self.augmentation.mixes:
+            item["mixing"] = self.augmentation.draw_mixing(self.frames.image_size, generator)
+        return item
+
+    def video_id(self, index: int) -> str:
+        """Return the id of an item's video, for messages."""
+        return self.samples[index].video_id
+
+
+class ViewedVideos(Dataset[Item]):
+    """Every video once, with all its views. An item: `video` uint8 [V, T, 3, S, S], `frame_mask` bool [V, T], `index`
+    int. A video is decoded once for all views; the attribute `frames` is the reader that does it.
+    """
+
+    def __init__(self, samples: Sequence[Sample], frames: FrameReader, views: Views) -> None:
+        self.samples = samples
+        self.frames = replace(frames, views=views)
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def __getitem__(self, index: int) -> Item:
+        sample = self.samples[index]
+        video, frame_mask = self.frames.read_views(sample.path, sample.start, sample.end)
+        return {"video": video, "frame_mask": frame_mask, "index": index}
+
+    def video_id(self, index: int) -> str:
+        """Return the id of a video, for messages."""
+        return self.samples[index].video_id
+
+
 class GalleryVideos(Dataset[Item]):
     """Every video once: the gallery that queries search. An item: `video` uint8 [T, 3, S, S], `frame_mask` bool [T],
     `index` int."""
@@ -128,7 +212,7 @@ class QueryCaptions(Dataset[Item]):
 
 def collate(items: Sequence[Item]) -> Batch:
     """Stack items into one batch: those of `video` uint8 [B, T, 3, S, S], `frame_mask` bool [B, T], `token_ids` int64
-    [B, L], `index` and `video_index` int64 [B] that the items have."""
+    [B, L], `mixing` float32 [B, 5], `label`, `index` and `video_index` int64 [B] that the items have."""
     return default_collate(list(items))
 
 

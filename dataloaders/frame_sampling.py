@@ -3,10 +3,14 @@
 `in_window` and `on_screen` find the part of a video that is given in seconds, for a constant frame rate and for times
 of any kind. `at_frame_rate` thins it out to n candidates. The others pick positions among the candidates: `uniform` as
 CLIP4Clip does; `segment_random` (training) and `segment_centres` (evaluation) over the whole clip; `released_training`
-and `released_evaluation` do what the authors' released code of STOP does. For a short video `uniform` returns fewer
-than T positions, which the caller pads; the others always return T and repeat frames if necessary.
+and `released_evaluation` do what the authors' released code of STOP does; `dense_random` and `dense_views` take frames
+at a fixed distance. For a short video `uniform` returns fewer than T positions, which the caller pads; the others
+always return T and repeat frames if necessary.
 
-Shapes: n candidate frames, T = `max_frames`. Everything returned is int64, sorted, and counts from 0.
+The functions named `..._views` place V clips of one video; for V = 1 they give the one clip of an evaluation.
+
+Shapes: n candidate frames, T = `max_frames`, V views. Everything returned is int64, sorted along its last axis, and
+counts from 0.
 """
 
 import math
@@ -14,7 +18,7 @@ from typing import Literal, get_args
 
 import numpy as np
 
-FrameSampling = Literal["uniform", "segment", "released"]  # --frame_sampling
+FrameSampling = Literal["uniform", "segment", "released", "dense"]  # --frame_sampling
 FRAME_SAMPLING: tuple[str, ...] = get_args(FrameSampling)
 HEAD, TAIL, SPREAD = 0, 1, 2  # the values of --slice_framepos, as in CLIP4Clip
 
@@ -83,6 +87,17 @@ def uniform(n: int, max_frames: int, slice_framepos: int = SPREAD) -> np.ndarray
     return np.linspace(0, n - 1, num=max_frames, dtype=np.int64)
 
 
+def uniform_views(n: int, max_frames: int, n_views: int) -> np.ndarray:
+    """Spread V clips of at most T frames evenly over n frames; int64 [V, min(n, T)].
+
+    Of V T frames spread like those of `uniform`, view i takes every V-th, beginning with the i-th. A video of at most T
+    frames is shown whole in every view.
+    """
+    if n <= max_frames:
+        return np.tile(np.arange(n), (n_views, 1))
+    return np.linspace(0, n - 1, num=n_views * max_frames, dtype=np.int64).reshape(max_frames, n_views).T
+
+
 def segment_centres(n: int, max_frames: int) -> np.ndarray:
     """Pick the frame shown at the middle of each of T equally long segments of n frames; int64 [T], sorted.
 
@@ -90,6 +105,14 @@ def segment_centres(n: int, max_frames: int) -> np.ndarray:
     frames.
     """
     return (2 * np.arange(max_frames) + 1) * n // (2 * max_frames)
+
+
+def segment_views(n: int, max_frames: int, n_views: int) -> np.ndarray:
+    """Pick for view i the frame shown at (i + 1/2) / V of each of T equally long segments of n frames; int64 [V, T].
+
+    The segments are those of `segment_centres`. These moments are the middles of V T equally long segments.
+    """
+    return segment_centres(n, n_views * max_frames).reshape(max_frames, n_views).T
 
 
 def segment_random(n: int, max_frames: int, generator: np.random.Generator) -> np.ndarray:
@@ -102,6 +125,38 @@ def segment_random(n: int, max_frames: int, generator: np.random.Generator) -> n
     first = segments * n // max_frames
     last = ((segments + 1) * n - 1) // max_frames  # the frame that holds the segment's last moment
     return np.clip(moments.astype(np.int64), first, last)  # rounding may carry a moment over its segment's end
+
+
+def dense_random(n: int, max_frames: int, stride: int, generator: np.random.Generator) -> np.ndarray:
+    """Pick T frames that are `stride` apart, the first one at random; int64 [T], sorted.
+
+    They span (T - 1) stride + 1 frames. Every start from which the span fits is equally likely. Draws one number. A
+    video shorter than the span is treated as in `dense_views`.
+    """
+    last_start = max(0, n - _span(max_frames, stride))
+    return _run(n, int(generator.integers(last_start + 1)), max_frames, stride)
+
+
+def dense_views(n: int, max_frames: int, stride: int, n_views: int) -> np.ndarray:
+    """Pick V clips of T frames that are `stride` apart; int64 [V, T].
+
+    A clip spans (T - 1) stride + 1 frames. View i starts at round(i (n - span) / (V - 1)), so that the first view
+    begins with the video and the last one ends with it; a single view lies in the middle.
+
+    A video shorter than the span is shown from its start, and its last frame is repeated, as in PySlowFast. Others show
+    it again from its start (mmaction2's default); we do not, because a jump back in time looks like another action.
+    """
+    room = max(0, n - _span(max_frames, stride))
+    starts = [room // 2] if n_views == 1 else [round(view * room / (n_views - 1)) for view in range(n_views)]
+    return np.stack([_run(n, start, max_frames, stride) for start in starts])
+
+
+def _span(max_frames: int, stride: int) -> int:
+    return (max_frames - 1) * stride + 1
+
+
+def _run(n: int, start: int, max_frames: int, stride: int) -> np.ndarray:
+    return np.minimum(start + stride * np.arange(max_frames), n - 1)
 
 
 def released_training(n: int, max_frames: int, generator: np.random.Generator) -> np.ndarray:
@@ -125,3 +180,13 @@ def released_evaluation(n: int, max_frames: int) -> np.ndarray:
     if n > max_frames:
         return segment_centres(n, max_frames)
     return np.minimum(np.arange(max_frames), n - 1)
+
+
+def released_views(n: int, max_frames: int, n_views: int) -> np.ndarray:
+    """Place V clips by `segment_views`, or for a video of at most T frames by `released_evaluation`; int64 [V, T].
+
+    The released code has one view only.
+    """
+    if n > max_frames:
+        return segment_views(n, max_frames, n_views)
+    return np.tile(released_evaluation(n, max_frames), (n_views, 1))

@@ -2,7 +2,7 @@
 
 Videos travel as uint8; `transforms.normalise` turns them into floats on the device.
 
-Shapes: T = `max_frames`, S image side.
+Shapes: T = `max_frames`, S image side, V views, K frames taken, h x w pixels of a whole frame.
 """
 
 from collections.abc import Callable, Iterable, Iterator
@@ -19,11 +19,14 @@ from dataloaders.frame_sampling import (
     FRAME_SAMPLING,
     SPREAD,
     at_frame_rate,
-    released_evaluation,
+    dense_random,
+    dense_views,
     released_training,
-    segment_centres,
+    released_views,
     segment_random,
+    segment_views,
     uniform,
+    uniform_views,
 )
 from dataloaders.quoting import quoted
 from dataloaders.transforms import (
@@ -32,8 +35,13 @@ from dataloaders.transforms import (
     RESIZE_MODES,
     centre_crop,
     resize_and_crop,
+    resize_short_side,
     squash,
 )
+from dataloaders.views import Views, squares
+
+ONE_VIEW = Views()
+WHOLE = 8 / 7  # short side of whole frames over the image side: 256 pixels for 224
 
 
 @dataclass(frozen=True)
@@ -43,11 +51,17 @@ class FrameReader:
     `feature_framerate` (frames a second, 0 for all) first thins the video out to candidates. `frame_sampling` picks T
     of them. "uniform" takes at most T by `slice_framepos`, as CLIP4Clip does, and pads a short video with black frames
     that the mask leaves out. "segment" takes one frame from each of T equal segments, a random one in `training`, else
-    the middle one, and repeats frames of a short video. "released" follows the authors' code of STOP.
+    the middle one, and repeats frames of a short video. "dense" takes T candidates that are `frame_stride` apart, from
+    a random start in `training`, else from the middle, and repeats the last frame of a short video. "released" follows
+    the authors' code of STOP.
 
     `frame_transform` turns frames into squares: "resize" resizes them by `resize_mode` and `interpolation`, which are
-    those of the CLIP; "crop" cuts out the middle without resizing. With a `cache` a video is decoded only once. Raises
-    ValueError for a setting outside its range.
+    those of the CLIP; "crop" cuts out the middle without resizing. With `whole`, for an augmentation that cuts out
+    other parts, `take` gives whole frames: a short side above WHOLE times S is reduced to that ("resize"), or nothing
+    changes ("crop"). With a `cache` a video is decoded only once.
+
+    `views` are the clips and squares that `read_views` takes from one video. Raises ValueError for a setting outside
+    its range, and for settings that do not go together.
     """
 
     max_frames: int
@@ -60,6 +74,9 @@ class FrameReader:
     cache: FrameCache | None = None
     resize_mode: str = "shortest"
     interpolation: str = "bicubic"
+    frame_stride: int = 1
+    views: Views = ONE_VIEW
+    whole: bool = False
 
     def __post_init__(self) -> None:
         if self.max_frames < 1:
@@ -86,7 +103,19 @@ class FrameReader:
             )
         if not 0 <= self.feature_framerate < float("inf"):
             raise ValueError(f"--feature_framerate is {self.feature_framerate}: pass 0 (every frame) or more.")
+        if self.frame_stride < 1:
+            raise ValueError(f"--frame_stride is {self.frame_stride}: pass 1 (every candidate frame) or more.")
         uniform(1, 1, self.slice_framepos)  # refuses an unknown slice_framepos now, not at the first video
+        if self.views.temporal > 1 and self.frame_sampling == "uniform" and self.slice_framepos != SPREAD:
+            raise ValueError(
+                f"--test_views {self.views} takes clips from the whole video: pass --slice_framepos {SPREAD} or 1 clip."
+            )
+        if self.views.spatial > 1 and self.resize_mode == "squash":
+            raise ValueError(
+                f"--test_views {self.views} cuts squares out of a frame, and this CLIP was trained on whole pictures, "
+                "squashed to a square: pass 1 square."
+            )
+        assert len(self.views) == 1 or not (self.training or self.whole), "views are for evaluation"
 
     def __call__(
         self,
@@ -97,13 +126,28 @@ class FrameReader:
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Return video uint8 [T, 3, S, S] and frame_mask bool [T], True for real frames.
 
+        Arguments and errors are those of `take`.
+        """
+        assert len(self.views) == 1, "read_views reads several"
+        assert not self.whole, "whole frames must be cut to squares first"
+        return self.pad(self.take(path, generator, start, end))
+
+    def take(
+        self,
+        path: Path,
+        generator: np.random.Generator | None = None,
+        start: float | None = None,
+        end: float | None = None,
+    ) -> torch.Tensor:
+        """Return the K <= T frames of one clip, uint8 [K, 3, S, S], or [K, 3, h, w] of `whole` frames.
+
         With `start` or `end`, in seconds, the frames of that window are the whole video. `generator` is needed for
-        "segment" and "released" in training and is not touched otherwise. Raises VideoError, also for a video that is
-        too small to crop and for a window without a frame; OSError if the cache cannot be written.
+        "segment", "dense" and "released" in training and is not touched otherwise. Raises VideoError, also for a video
+        that is too small to crop and for a window without a frame; OSError if the cache cannot be written.
         """
         if self.cache is None:
-            return self._padded(self._read(path, start, end, lambda n: self._positions(n, generator)))
-        return self._padded(self._taken(self._stored(self.cache, path, start, end), generator))
+            return self._read(path, start, end, lambda n: self._positions(n, generator))
+        return self._taken(self._stored(self.cache, path, start, end), generator)
 
     def read_windows(
         self,
@@ -118,6 +162,8 @@ class FrameReader:
         are open at a moment, however long the video. A window that cannot be read does not stop the others: after the
         last of them, the VideoError of the first one that failed is raised. What was not yielded was not read.
         """
+        assert len(self.views) == 1, "read_views reads several"
+        assert not self.whole, "whole frames must be cut to squares first"
         windows = list(windows)
         errors: dict[int, VideoError] = {}
         cache, missing = self.cache, list(range(len(windows)))
@@ -128,26 +174,23 @@ class FrameReader:
                     yield index, *self(path, generator, *windows[index])
                 except VideoError as error:
                     errors[index] = error
-        promised: dict[int, int] = {}
+        counts: list[list[int]] = [[] for _ in missing]
 
-        def choose(index: int) -> Choose:
-            def positions(n: int) -> np.ndarray:
-                promised.setdefault(index, n)
-                return self._positions(n, generator) if cache is None else self._stored_positions(n)
+        def choose(place: int) -> Choose:
+            drawn = partial(self._positions, generator=generator)
+            return self._choose(path, drawn if cache is None else self._counting(counts[place]))
 
-            return self._choose(path, positions)
-
-        asked = [Window(choose(index), *windows[index]) for index in missing]
-        for place, read in read_windows(path, asked, partial(self._square, path=path), square_pixels=True):
+        asked = [Window(choose(place), *windows[index]) for place, index in enumerate(missing)]
+        for place, read in read_windows(path, asked, partial(self._picture, path=path), square_pixels=True):
             index = missing[place]
             if isinstance(read, VideoError):
                 errors[index] = read
                 continue
             frames = torch.from_numpy(read.frames)
             if cache is not None:
-                stored = self._store(cache, path, windows[index], frames, promised[index])
+                stored = self._store(cache, path, windows[index], frames, self._promised(counts[place]))
                 frames = self._taken(stored, generator)
-            yield index, *self._padded(frames)
+            yield index, *self.pad(frames)
         if errors:
             raise errors[min(errors)]
 
@@ -160,8 +203,8 @@ class FrameReader:
                 positions = self._positions(len(stored), generator)
         return stored.take(positions)
 
-    def _padded(self, frames: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return frames uint8 [K, 3, S, S] as video [T, 3, S, S] and frame_mask [T]."""
+    def pad(self, frames: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Add black frames to K <= T: uint8 [K, ...] -> uint8 [T, ...] and frame_mask bool [T], True for the K."""
         n_real = len(frames)
         if n_real == self.max_frames:
             # torch.ones takes a tenth of the time that a cached clip takes.
@@ -170,6 +213,29 @@ class FrameReader:
         video[:n_real] = frames
         return video, torch.arange(self.max_frames) < n_real
 
+    def read_views(
+        self, path: Path, start: float | None = None, end: float | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return all `views` of a video, decoded once: uint8 [V, T, 3, S, S] and frame_mask bool [V, T].
+
+        One view is exactly what calling the reader gives. Arguments and errors are those of `take`.
+        """
+        if self.cache is None:
+            counts: list[int] = []
+            frames = self._read(path, start, end, self._counting(counts))
+            n = counts[-1]
+        else:
+            stored = self._stored(self.cache, path, start, end)
+            frames, n = stored.take(np.arange(len(stored))), stored.promised
+        clips = [frames]
+        if self.views.temporal > 1:
+            rows = np.searchsorted(self._positions(n, None), self._clips(n))
+            clips = [frames[row] for row in rows]
+        if self.views.spatial > 1:
+            clips = [square for clip in clips for square in squares(clip, self.image_size, self.views.spatial)]
+        videos, masks = zip(*map(self.pad, clips), strict=True)
+        return torch.stack(videos), torch.stack(masks)
+
     def prepare(self, path: Path, start: float | None = None, end: float | None = None) -> None:
         """Put a video into the cache; without one, decode all frames that may be asked for. Raises VideoError if it
         cannot be read, as training would later."""
@@ -177,7 +243,7 @@ class FrameReader:
             self._stored(self.cache, path, start, end)
         else:
             choose = self._choose(path, lambda n: np.array([n - 1]) if self._draws else self._positions(n, None))
-            convert = partial(self._square, path=path)
+            convert = partial(self._picture, path=path)
             read_frames(path, choose, convert, start=start, end=end, square_pixels=True, thorough=True)
 
     def cache_place(self, path: Path, start: float | None = None, end: float | None = None) -> Path:
@@ -194,28 +260,30 @@ class FrameReader:
         """Return all candidates if frames are drawn from them, else the frames that are always taken."""
 
         def read() -> tuple[torch.Tensor, int]:
-            counts = []
-
-            def all_that_may_be_taken(n: int) -> np.ndarray:
-                counts.append(n)
-                return self._stored_positions(n)
-
-            return self._read(path, start, end, all_that_may_be_taken), counts[0]
+            counts: list[int] = []
+            frames = self._read(path, start, end, self._counting(counts))
+            return frames, self._promised(counts)
 
         return cache.load(path, self._cache_settings(start, end), read)
 
     def _store(
-        self,
-        cache: FrameCache,
-        path: Path,
-        window: tuple[float | None, float | None],
-        frames: torch.Tensor,
-        promised: int,
+        self, cache: FrameCache, path: Path, window: tuple[float | None, float | None], frames: torch.Tensor, n: int
     ) -> StoredFrames:
-        return cache.load(path, self._cache_settings(*window), lambda: (frames, promised))
+        return cache.load(path, self._cache_settings(*window), lambda: (frames, n))
 
-    def _stored_positions(self, n: int) -> np.ndarray:
-        return np.arange(n) if self._draws else self._positions(n, None)
+    def _promised(self, counts: list[int]) -> int:
+        """Return what an entry keeps of the counts that its frames were chosen from, one after the other."""
+        # Draws begin with the count that the header promises. Views are placed by the count that there is.
+        return counts[0 if self._draws else -1]
+
+    def _counting(self, counts: list[int]) -> Callable[[int], np.ndarray]:
+        """Return a function from n to all positions that may be taken, which notes each n in `counts`."""
+
+        def all_that_may_be_taken(n: int) -> np.ndarray:
+            counts.append(n)
+            return np.arange(n) if self._draws else self._positions(n, None)
+
+        return all_that_may_be_taken
 
     def _cache_settings(self, start: float | None, end: float | None) -> str:
         return f"{self._stored_frames}, from {start} to {end}"
@@ -228,16 +296,25 @@ class FrameReader:
             taken = f"{self.frame_sampling} {self.max_frames}"
         if self.frame_sampling == "uniform":
             taken += f" slice_framepos {self.slice_framepos}"
+        elif self.frame_sampling == "dense" and not self._draws:
+            taken += f" stride {self.frame_stride}"
         how = self.frame_transform
+        # What was not there from the start is not named at its default, so that older caches keep their keys.
+        if self.views.temporal > 1:
+            taken += f" in {self.views.temporal} clips"
         if how == "resize" and (self.resize_mode, self.interpolation) != ("shortest", "bicubic"):
-            how += f" {self.resize_mode} {self.interpolation}"  # not for OpenAI's, so that older caches keep their keys
+            how += f" {self.resize_mode} {self.interpolation}"
+        if self.whole:
+            how += " whole with a margin"
+        elif self.views.spatial > 1:
+            how += " whole"
         return f"{taken}, {self.feature_framerate:.10g} fps, {how} to {self.image_size}"
 
     def _read(
         self, path: Path, start: float | None, end: float | None, positions: Callable[[int], np.ndarray]
     ) -> torch.Tensor:
         """Decode the frames at `positions(n)` of the n candidates; uint8 [K, 3, S, S]."""
-        choose, convert = self._choose(path, positions), partial(self._square, path=path)
+        choose, convert = self._choose(path, positions), partial(self._picture, path=path)
         read = read_frames(path, choose, convert, start=start, end=end, square_pixels=True)
         return torch.from_numpy(read.frames)
 
@@ -253,17 +330,37 @@ class FrameReader:
         return choose
 
     def _positions(self, n: int, generator: np.random.Generator | None) -> np.ndarray:
-        if self.frame_sampling == "uniform":
-            return uniform(n, self.max_frames, self.slice_framepos)
-        segment = self.frame_sampling == "segment"
-        if not self.training:
-            return (segment_centres if segment else released_evaluation)(n, self.max_frames)
+        """Return the positions of the frames of one clip, or of all clips together; int64 [K], sorted."""
+        if not self._draws:
+            clips = self._clips(n)
+            return clips[0] if len(clips) == 1 else np.unique(clips)
         assert generator is not None, "random frames need a generator"
-        return (segment_random if segment else released_training)(n, self.max_frames, generator)
+        if self.frame_sampling == "dense":
+            return dense_random(n, self.max_frames, self.frame_stride, generator)
+        return (segment_random if self.frame_sampling == "segment" else released_training)(
+            n, self.max_frames, generator
+        )
 
-    def _square(self, frame: np.ndarray, path: Path) -> np.ndarray:
-        """Turn a frame uint8 [H, W, 3] into a square uint8 [3, S, S]."""
+    def _clips(self, n: int) -> np.ndarray:
+        """Return the positions of the frames of each clip of an evaluation, int64 [temporal, K]."""
+        n_clips = self.views.temporal
+        if self.frame_sampling == "uniform":
+            if n_clips == 1:
+                return uniform(n, self.max_frames, self.slice_framepos)[None]
+            return uniform_views(n, self.max_frames, n_clips)
+        if self.frame_sampling == "dense":
+            return dense_views(n, self.max_frames, self.frame_stride, n_clips)
+        return (segment_views if self.frame_sampling == "segment" else released_views)(n, self.max_frames, n_clips)
+
+    def _picture(self, frame: np.ndarray, path: Path) -> np.ndarray:
+        """Turn a frame uint8 [H, W, 3] into a square uint8 [3, S, S], or into a whole frame [3, h, w]."""
+        if self.whole:
+            side = round(WHOLE * self.image_size) if self.frame_transform == "resize" else min(frame.shape[:2])
+            return resize_short_side(frame[None], side, self.interpolation, enlarge=False)[0].numpy()
+        several = self.views.spatial > 1  # squares are cut later
         if self.frame_transform == "resize":
+            if several:
+                return resize_short_side(frame[None], self.image_size, self.interpolation)[0].numpy()
             resize = squash if self.resize_mode == "squash" else resize_and_crop
             return resize(frame[None], self.image_size, self.interpolation)[0].numpy()
         height, width = frame.shape[:2]
@@ -272,4 +369,4 @@ class FrameReader:
                 f"{path} is {width}x{height}, too small to crop {self.image_size}x{self.image_size} from it: re-encode "
                 f"it with a short side of {self.image_size}, or pass --frame_transform resize."
             )
-        return centre_crop(frame[None], self.image_size)[0].numpy()
+        return frame.transpose(2, 0, 1) if several else centre_crop(frame[None], self.image_size)[0].numpy()

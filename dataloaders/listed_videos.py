@@ -6,9 +6,12 @@ If it could be the wrong file, that is an error and not a guess.
 """
 
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+import re
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path, PurePosixPath
+from typing import NamedTuple
 
 # Extensions that all commands take for a video, in order of preference.
 VIDEO_EXTENSIONS = (
@@ -20,6 +23,8 @@ VIDEO_EXTENSIONS = (
 # Ids of DiDeMo are names of uploaded files, some of which end like this.
 NO_EXTENSIONS = (".", ".null")
 
+_KNOWN_EXTENSIONS = frozenset((*VIDEO_EXTENSIONS, *NO_EXTENSIONS))
+
 MAX_NAME_BYTES = 255  # length of a file's or folder's name on the file systems of Linux and macOS
 
 Stems = dict[str, list[tuple[str, Path]]]  # a file's name without extension -> its extension in small letters, its path
@@ -28,7 +33,7 @@ Stems = dict[str, list[tuple[str, Path]]]  # a file's name without extension -> 
 def split_extension(name: str) -> tuple[str, str]:
     """Split a video's name into stem and extension, as written; (name, "") if it has no known video extension."""
     stem, extension = os.path.splitext(name)
-    return (stem, extension) if extension.lower() in (*VIDEO_EXTENSIONS, *NO_EXTENSIONS) else (name, "")
+    return (stem, extension) if extension.lower() in _KNOWN_EXTENSIONS else (name, "")
 
 
 def walk_files(root: Path, on_error: Callable[[OSError], None] | None = None) -> Iterator[Path]:
@@ -118,6 +123,92 @@ def find_listed_files(names: Sequence[str], features_path: Path, listed_in: Path
         return next(found, features_path / _expected(place))
 
     return _each_for_one([(name, find(name)) for name in names], listed_in)
+
+
+def find_clips(names: Sequence[str], features_path: Path, listed_in: Path | None = None) -> list[Path]:
+    """Return the file of each video for a list that gives places within `features_path`, which may be wrong: a file of
+    that name anywhere below it counts too, if the list has that name once; for a missing video the path where we
+    expected it.
+
+    Another or an additional extension may stand in, as in `find_videos`. Lists of hundreds of thousands of files take
+    seconds. Raises FileNotFoundError and ValueError as `find_videos` does; ValueError also for a folder of frames in
+    the place of a video.
+    """
+    _check_folder(features_path)
+    listings: dict[str, _Listing] = {}
+    paths: dict[str, Path] = {}
+    others: list[tuple[str, _Listing]] = []
+    for name in names:
+        if not _PLAIN_NAME.fullmatch(name):
+            check_name(name, listed_in)
+        folder, _, base = name.rpartition("/")
+        listing = listings.get(folder) or listings.setdefault(folder, _list_folder(features_path / folder))
+        if base in listing.files:
+            paths[name] = features_path / name
+        else:
+            others.append((name, listing))
+    beside = [name for name, listing in others if _may_be(name, listing.stems)]
+    paths |= _found(find_listed_files, beside, features_path, listed_in)
+    if elsewhere := [(name, listing) for name, listing in others if name not in paths]:
+        below = {path.name for path in walk_files(features_path)}
+        below |= {os.path.splitext(name)[0] for name in below}
+        count = Counter(name.rpartition("/")[2] for name in names)
+        maybe = [name for name, _ in elsewhere if _may_be(name, below)]
+        once = {base: name for name in maybe if count[base := name.rpartition("/")[2]] == 1}
+        found = _found(find_videos, list(once), features_path, listed_in)
+        paths |= {once[base]: path for base, path in found.items()}
+        for name, listing in elsewhere:
+            if name in paths:
+                continue
+            if (base := name.rpartition("/")[2]) in listing.folders:
+                raise ValueError(
+                    f"{listed_in or 'The list'} names {features_path / name}, a folder of frames, which is not read: "
+                    "put a video beside each folder (ffmpeg -framerate 25 -i DIR/img_%05d.jpg -c copy DIR.mkv keeps "
+                    "the pictures as they are), or pass --features_path with the videos."
+                )
+            paths[name] = features_path / (name if split_extension(base)[1] else name + VIDEO_EXTENSIONS[0])
+    return _each_for_one([(name, paths[name]) for name in names], listed_in)
+
+
+class _Listing(NamedTuple):
+    """The names of a folder's files, these and their stems, and the names of the folders in it."""
+
+    files: set[str]
+    stems: set[str]
+    folders: set[str]
+
+
+def _list_folder(folder: Path) -> _Listing:
+    if not folder.is_dir():
+        return _Listing(set(), set(), set())  # all missing videos are reported together later
+    with os.scandir(folder) as entries:
+        is_folder = {entry.name: entry.is_dir() for entry in entries}
+    files = {name for name, is_one in is_folder.items() if not is_one}
+    return _Listing(files, files | {os.path.splitext(name)[0] for name in files}, is_folder.keys() - files)
+
+
+# Nearly all names of videos, which `check_name` would accept.
+_PLAIN_NAME = re.compile(r"(?:[\w-][\w .,()'+-]{0,60}/){0,4}[\w-][\w .,()'+-]{0,60}", re.ASCII)
+
+
+def _found(
+    find: Callable[..., list[Path]], names: list[str], features_path: Path, listed_in: Path | None
+) -> dict[str, Path]:
+    """Return the paths that a search finds for names, without the missing ones."""
+    paths = find(names, features_path, listed_in) if names else []
+    return {name: path for name, path in zip(names, paths, strict=True) if path.is_file()}
+
+
+def _may_be(name: str, stems: Collection[str]) -> bool:
+    """Return whether a file with one of these stems can be the video; if not, `_matches` finds none."""
+    if not stems:
+        return False
+    name = base = name.rpartition("/")[2]
+    while name not in stems:
+        name, extension = split_extension(name)
+        if not extension:
+            return os.path.splitext(base)[0] in stems
+    return True
 
 
 def check_name(name: str, listed_in: Path | None = None) -> PurePosixPath:

@@ -14,10 +14,11 @@ Window = tuple[float, float]  # of time, in seconds
 
 @dataclass(frozen=True)
 class Sample:
-    """One video of a data set with all its captions.
+    """One video of a data set, with all its captions or with the key of its class (`dataloaders.classes`).
 
     `start` and `end`, in seconds, are set if only a part of the file belongs to the video; None means the file's start
-    or its end. `listed_in` is the file that names the video, for messages.
+    or its end. `listed_in` is the file that names the video, for messages. Videos of one `group` are takes of one scene
+    or cuts of one recording, if the data set says so: they belong on one side of a split.
     """
 
     video_id: str
@@ -26,6 +27,8 @@ class Sample:
     start: float | None = None
     end: float | None = None
     listed_in: Path | None = field(default=None, compare=False)
+    label: str = ""
+    group: str = ""
 
 
 def shared_videos(training: Sequence[Sample], test: Sequence[Sample]) -> list[Sample]:

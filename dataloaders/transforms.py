@@ -33,12 +33,20 @@ def resize_and_crop(frames: np.ndarray, size: int, interpolation: str = "bicubic
     fraction dropped. The result equals torchvision's v2 Resize and CenterCrop on uint8 bit for bit; CLIP's own Pillow
     pipeline differs from these by single grey levels.
     """
+    return _middle_square(resize_short_side(frames, size, interpolation), size)
+
+
+def resize_short_side(
+    frames: np.ndarray, size: int, interpolation: str = "bicubic", enlarge: bool = True
+) -> torch.Tensor:
+    """Resize whole frames to a short side of `size`, as `resize_and_crop` does: uint8 [T, H, W, 3] -> uint8 [T, 3, h,
+    w], not contiguous. Without `enlarge`, smaller frames stay as they are."""
     video = _channels_first(frames)
     height, width = video.shape[-2:]
     short = min(height, width)
-    if short != size:
-        video = _resized(video, size * height // short, size * width // short, interpolation)
-    return _middle_square(video, size)
+    if short == size or (short < size and not enlarge):
+        return video
+    return _resized(video, size * height // short, size * width // short, interpolation)
 
 
 def squash(frames: np.ndarray, size: int, interpolation: str = "bicubic") -> torch.Tensor:

@@ -79,7 +79,7 @@ def load_checkpoint(
     """Copy a checkpoint's tensors into `method` and return its header.
 
     Tensors of the loss go into `loss` if names and shapes match; another loss starts fresh, and the log says so. CLIP's
-    temperature stays as it is if one of the two losses trains it and the other has its own scale.
+    temperature stays as it is if only one of the two losses trains it; so do the tensors that `loss.unused` may name.
 
     Raises:
         FileNotFoundError: the file does not exist.
@@ -102,7 +102,8 @@ def load_checkpoint(
         )
     of_loss = {name: tensors.pop(name) for name in list(tensors) if name.startswith(LOSS)}
     of_another_loss = bool(_tensors_of_loss(loss) if TEMPERATURE in tensors else of_loss)
-    _load_exactly(path, method, tensors, header, {TEMPERATURE} if of_another_loss else set())
+    unused = getattr(loss, "unused", frozenset()) | ({TEMPERATURE} if of_another_loss else frozenset())
+    _load_exactly(path, method, tensors, header, unused)
     if loss is not None:
         _load_loss(path, loss, of_loss)
     return header
@@ -167,7 +168,7 @@ def _load_loss(path: Path, loss: nn.Module, tensors: dict[str, torch.Tensor]) ->
 
 @torch.no_grad()
 def _load_exactly(
-    path: Path, method: Method, tensors: dict[str, torch.Tensor], header: CheckpointHeader, on_one_side: set[str]
+    path: Path, method: Method, tensors: dict[str, torch.Tensor], header: CheckpointHeader, on_one_side: frozenset[str]
 ) -> None:
     """Copy `tensors` into the method, which must have the same ones; names of `on_one_side` may be there alone."""
     own = _tensors_of(method, header)

@@ -64,6 +64,7 @@ def settings_of_checkpoint(argv: Sequence[str] | None, sections: Mapping[str, An
     first = _Parser(add_help=False, allow_abbrev=False)
     first.add_argument("--init_model", default="")
     first.add_argument("--do_train", action=argparse.BooleanOptionalAction)
+    first.add_argument("--datatype")
     known = first.parse_known_args(argv)[0]
     if known.do_train or not known.init_model.endswith(".safetensors"):
         return {}
@@ -72,7 +73,8 @@ def settings_of_checkpoint(argv: Sequence[str] | None, sections: Mapping[str, An
     not_taken = {option.name for option in options_of(sections["run"])} | {"init_model", *task.of_the_run}
     if header.task != task.task:  # another task's data set and training settings do not apply here
         not_taken |= {option.name for section in ("task", "optim") for option in options_of(sections[section])}
-        not_taken |= {"data_path", "features_path", "train_csv", "val_csv"}
+    if header.task != task.task or known.datatype not in (None, header.settings.get("datatype")):
+        not_taken |= {"data_path", "features_path", "train_csv", "val_csv", *task.places}
     return {name: value for name, value in header.settings.items() if name not in not_taken}
 
 

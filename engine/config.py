@@ -68,8 +68,10 @@ class DataConfig(Checked):
     frame_sampling: Annotated[
         FrameSampling,
         "uniform: as CLIP4Clip, short clips are padded; segment: one frame per segment, drawn at random in training; "
-        "released: as STOP's released code, whose training never sees the last frames left over by n // T",
+        "dense: --frame_stride apart, from a random start in training, else from the middle; released: as STOP's "
+        "released code, whose training never sees the last frames left over by n // T",
     ] = "uniform"
+    frame_stride: Annotated[int, "dense sampling only: from one frame to the next, in candidates", Range(1)] = 1
     frame_transform: Annotated[
         FrameTransform,
         "resize: scale the short side to CLIP's size, then crop the middle square; crop: only crop the middle square, "
@@ -77,7 +79,7 @@ class DataConfig(Checked):
     ] = "resize"
     feature_framerate: Annotated[float, "candidate frames per second; 0: every frame of the file", Range(0)] = 1.0
     slice_framepos: Annotated[
-        int, "uniform sampling only: take frames from the head (0), the tail (1) or the whole clip (2)", Range(0, 2)
+        int, "uniform sampling only: frames of the head (0), tail (1) or all (2)", Range(0, 2)
     ] = 2
     num_thread_reader: Annotated[
         int,
@@ -234,7 +236,7 @@ class Config:
             needed, for_training = self.task.needed_flags[self.task.datatype]
             if self.run.do_train or self.task.needs_training_split():
                 needed += for_training
-            missing = [f"--{name}" for name in needed if not getattr(self.data, name)]
+            missing = [f"--{name}" for name in needed if not (vars(self.data) | vars(self.task))[name]]
             if missing:
                 raise ValueError(f"{self.task.datatype} needs {', '.join(missing)}: they name its files")
         if self.run.select_on == "val" and "val" not in self.task.splits.get(self.task.datatype, ("val",)):

@@ -21,6 +21,7 @@ def frame_reader(data: DataConfig, backbone: Backbone, training: bool, cache: Fr
     return FrameReader(
         data.max_frames, backbone.architecture.image_size, data.frame_sampling, data.feature_framerate,
         data.slice_framepos, training, data.frame_transform, cache, pixels.resize_mode, pixels.interpolation,
+        data.frame_stride,
     )  # fmt: skip
 
 

@@ -4,7 +4,7 @@ Shapes: W processes, B rows of the global batch, b = B/W rows of this process, N
 """
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
@@ -49,6 +49,18 @@ class Process:
         if self.any(error is not None):
             messages = self.share(None if error is None else str(error))
             raise error or ValueError(next(message for message in messages if message is not None))
+
+    def on_main(self, function: Callable[[], Any]) -> Any:
+        """Call a function on the main process; all processes call this together, and a ValueError or OSError is raised
+        on all. Returns its result; None on the other processes."""
+        result, error = None, None
+        if self.is_main:
+            try:
+                result = function()
+            except (ValueError, OSError) as caught:
+                error = caught
+        self.fail_together(error)
+        return result
 
     def share(self, value: Any) -> list[Any]:
         """Return the values of all processes, in rank order; all processes call this together."""

@@ -36,6 +36,7 @@ def of_the_settings(config: Config, precision: str) -> dict[str, Any]:
     model, optim, run, task = config.model, config.optim, config.run, config.task
     left_out = {*SOURCE, *PLACES, *COST, *task.of_the_run, *task.places, "options", "precision_val"}
     left_out |= {name for name in task.newer if getattr(task, name) == getattr(type(task), name)}
+    left_out |= {"frame_stride"} if config.data.frame_sampling != "dense" else set()
     kept = {
         name: value
         for section in (model, config.data, optim, task)
@@ -81,7 +82,7 @@ def _of_a_split(samples: Sequence[Sample], features_path: Path, split: str) -> d
     return {
         f"{split} videos": digest([sample.video_id, sample.start, sample.end] for sample in samples),
         f"{split} files": digest([_place(s.path, features_path), s.path.stat().st_size] for s in samples),
-        f"{split} captions": digest(list(sample.captions) for sample in samples),
+        f"{split} captions": digest([*s.captions, *([s.label] if s.label else [])] for s in samples),
     }
 
 

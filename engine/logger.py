@@ -65,15 +65,11 @@ class RunLogger:
 
     def begin(self) -> None:
         """Open the files; a second call does nothing. All processes call this together; if one fails, all fail."""
-        error = None
-        if self.is_main and self._tensorboard is None:
-            try:
-                self._open()
-            except (OSError, ValueError) as caught:
-                error = caught
-        self.process.fail_together(error)
+        self.process.on_main(self._open)
 
     def _open(self) -> None:
+        if self._tensorboard is not None:
+            return
         try:
             from torch.utils.tensorboard import SummaryWriter  # takes a second to import
         except ImportError as error:

@@ -15,7 +15,7 @@ from engine.evaluate import evaluating
 from engine.flags import check_file, check_folder
 from engine.gradients import unreached
 from engine.logger import UNTRAINED, ZERO_SHOT, check_columns, log, provenance
-from engine.tasks.base import Task, flat_metrics
+from engine.tasks.base import Task, TaskStep, flat_metrics
 from modules.clip import CLIP
 from modules.methods import Method
 from modules.similarity import cosine_similarity, masked_mean
@@ -31,9 +31,9 @@ def result_row(
     n_trainable: int,
     selection: str,
     epoch: int,
-    metrics: dict[str, float],
+    metrics: dict[str, Any],
 ) -> dict[str, Any]:
-    """Return the row that an evaluation on the test split adds to --results_csv, without its provenance."""
+    """Return the row for --results_csv, without its provenance; `metrics` start with the columns of the task."""
     row = {
         "name": config.run.row_name or config.model.method,
         "method": config.model.method,
@@ -50,26 +50,24 @@ def result_row(
 
 def columns_to_come(config: Config, task: type[Task], process: Process) -> list[str]:
     """Return the columns of the row that a run will write."""
-    metrics = flat_metrics(task.metrics_to_come(config), task.short_names)
+    metrics = task.columns(config) | flat_metrics(task.metrics_to_come(config), task.short_names)
     row = result_row(config, clip="", videos="", n_trainable=0, selection="", epoch=0, metrics=metrics)
     return list(row | provenance(process))
 
 
 def check_places(config: Config, task: type[Task], process: Process) -> None:
     """Check that the run's folder and the results csv can be written, and that the row fits the csv."""
-    error = None
-    if process.is_main:
-        try:
-            if not config.run.output_dir:  # from an unset shell variable; files would land in the working directory
-                raise ValueError("--output_dir is empty: name a folder, or leave it out for runs/default")
-            check_folder("--output_dir", Path(config.run.output_dir))
-            if config.run.results_csv:
-                results_csv = Path(config.run.results_csv)
-                check_file("--results_csv", results_csv)
-                check_columns(results_csv, columns_to_come(config, task, process))
-        except (ValueError, OSError) as caught:
-            error = caught
-    process.fail_together(error)
+
+    def check() -> None:
+        if not config.run.output_dir:  # from an unset shell variable; files would land in the working directory
+            raise ValueError("--output_dir is empty: name a folder, or leave it out for runs/default")
+        check_folder("--output_dir", Path(config.run.output_dir))
+        if config.run.results_csv:
+            results_csv = Path(config.run.results_csv)
+            check_file("--results_csv", results_csv)
+            check_columns(results_csv, columns_to_come(config, task, process))
+
+    process.on_main(check)
 
 
 def check_context(max_words: int, clip: CLIP) -> None:
@@ -91,9 +89,9 @@ def check_finite(module: nn.Module, source: str) -> None:
             )
 
 
-def check_trainable(method: Method, name: str) -> None:
-    """Check that the method has parameters to train."""
-    if not any(True for _ in method.trainable_parameters()):
+def check_trainable(step: TaskStep, name: str) -> None:
+    """Check that the method, or a head of the loss, has parameters to train."""
+    if not any(True for _ in (step if step.scored_by_loss else step.method).trainable_parameters()):
         raise ValueError(
             f"nothing to train: with these options --method {name} adds nothing to the frozen CLIP; switch on one of "
             "its parts, or evaluate it with --do_eval"
@@ -130,14 +128,15 @@ class ZeroShotProbe:
             logits = method.similarity(text, video)
         return bool((logits - self.logits).abs().max() < SAME_COSINE * method.clip.logit_scale.exp())
 
-    def name_of(self, method: Method, name: str, process: Process) -> str:
+    def name_of(self, step: TaskStep, name: str, process: Process) -> str:
         """Return the label of --method `name` in results: "zero-shot" if it scores like CLIP, else "untrained"."""
-        if self.same(method):
+        if not step.scored_by_loss and self.same(step.method):
             return ZERO_SHOT
         if process.is_main:
             log.warning(
-                "--method %s is evaluated untrained: the parts that it adds to CLIP are random, drawn with --seed; "
-                "pass --init_model, or --method clip4clip for zero-shot CLIP", name,
+                "--method %s is evaluated untrained: %s random, drawn with --seed; pass --init_model, or evaluate "
+                "zero-shot CLIP (--method clip4clip, no trained head)", name,
+                "the head is" if step.scored_by_loss else "the parts that it adds to CLIP are",
             )  # fmt: skip
         return UNTRAINED
 
@@ -147,7 +146,7 @@ def check_reached(method: Method, max_frames: int, max_words: int) -> None:
 
     The first training step would find this too, but only after the run has written to its folder.
     """
-    if max_frames > 1:
+    if max_frames > 1 or not any(True for _ in method.trainable_parameters()):
         return
     with torch.random.fork_rng():  # so that dropout here does not change the random numbers of the run
         probe = ZeroShotProbe(method.clip, max_frames, max_words)

@@ -93,7 +93,7 @@ class Run:
         if model.init_model:
             self.start_from(Path(model.init_model))
         elif as_clip is not None:
-            self.selection = as_clip.name_of(self.method, model.method, self.process)
+            self.selection = as_clip.name_of(self.step, model.method, self.process)
 
     def start_from(self, path: Path) -> None:
         """Load --init_model. If it contains another CLIP, this run writes full checkpoints, because later evaluations
@@ -121,7 +121,7 @@ class Run:
         if config.run.do_train or config.task.needs_training_split():
             splits.check_overlap()
         if config.run.do_train:
-            preflight.check_trainable(self.method, config.model.method)
+            preflight.check_trainable(self.step, config.model.method)
             preflight.check_reached(self.method, config.data.max_frames, config.data.max_words)
             if config.run.select_on == "val":
                 splits.check_overlap("val")
@@ -245,12 +245,12 @@ class Run:
             "test split, %s videos, selection: %s (epoch %d)\n%s",
             videos, self.selection, self.epoch, format_metrics(metrics),
         )  # fmt: skip
-        told = {"selection": self.selection, "videos": videos, **files}
+        told = {"selection": self.selection, "videos": videos, **files, **self.task.told}
         self.logger.metrics(self.epoch, "test", flat | told)
         if self.process.is_main and self.config.run.results_csv:
             row = preflight.result_row(
                 self.config, clip=self.clip_name, videos=videos, n_trainable=self.n_trainable, epoch=self.epoch,
-                selection=self.selection, metrics=flat,
+                selection=self.selection, metrics=self.task.columns(self.config) | flat,
             )  # fmt: skip
             append_row(Path(self.config.run.results_csv), row | self.provenance)
         return metrics

@@ -31,13 +31,7 @@ def one_run_at_a_time(folder: Path, process: Process) -> Iterator[None]:
         OSError: the folder cannot be written to.
         ValueError: another run holds the lock; the message names its host and process id. The folder stays unchanged.
     """
-    held, error = None, None
-    if process.is_main:
-        try:
-            held = _Lock(folder)
-        except (OSError, ValueError) as caught:
-            error = caught
-    process.fail_together(error)
+    held: _Lock | None = process.on_main(lambda: _Lock(folder))
     try:
         yield
     finally:

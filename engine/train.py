@@ -256,13 +256,7 @@ def train(
     def save() -> None:
         run.results.check()
         random = process.share(random_state(process.device))
-        error = None
-        if process.is_main:
-            try:
-                points.save(run.step, run.state(notes, random))
-            except OSError as caught:
-                error = caught
-        process.fail_together(error)
+        process.on_main(lambda: points.save(run.step, run.state(notes, random)))
 
     def progress_bar() -> tqdm:
         shown = {"initial": run.step, "unit": "step", "disable": not process.is_main, "dynamic_ncols": True}

@@ -2,10 +2,12 @@
 
     PROGRAM=preprocess/cache_frames.py bash scripts/msrvtt.sh --frame_cache data/msrvtt/frames --jobs 16
 
-It takes the flags of main_task_retrieval.py, because the stored frames depend on them; with PROGRAM set, the launch
-scripts run it with theirs. It adds
+It takes the flags of main_task_retrieval.py, because the stored frames depend on them, or with --task recognition those
+of main_task_recognition.py; with PROGRAM set, the launch scripts run it with theirs. It adds
 
-    --split   train, val, test or all; all (the default) is train and test with --do_train, else test
+    --task    retrieval (the default) or recognition
+    --split   train, val, test or all; all (the default) is train and test with --do_train, else test; a number is the
+              official split of recognition's --split
     --jobs    videos at a time; default: one for each processor
     --shard   i/n: the i-th of n shares, counted from 0; default: torchrun's rank
 
@@ -19,17 +21,21 @@ import argparse
 import signal
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from dataloaders.frames import FrameReader
 from dataloaders.preparation import forecast, missing_files, read_all
 from dataloaders.quoting import shorten
+from dataloaders.views import Views
 from engine.cli import parse_config
 from engine.config import Config
 from engine.data import frame_cache, frame_reader
-from engine.tasks.retrieval import RetrievalSettings
+from engine.tasks import TASKS
+from engine.tasks.recognition import RecognitionSettings
 from modules.backbones import Backbone
 from modules.clip_weights import backbone_of
 from preprocess.shards import default_jobs, exit_code, parse_shard, wait_for_other_ranks
@@ -37,10 +43,20 @@ from preprocess.shards import default_jobs, exit_code, parse_shard, wait_for_oth
 SHOWN_PROBLEMS = 20
 
 
+def reader_of(config: Config, backbone: Backbone, split: str) -> FrameReader:
+    """Return the reader of a split that the task will use, with the cache."""
+    frames = frame_reader(config.data, backbone, split == "train", frame_cache(config.data, config.run))
+    if not isinstance(config.task, RecognitionSettings) or split == "val":  # a validation has one view
+        return frames
+    if split == "train":
+        return replace(frames, whole=config.task.augmentation().crops)
+    return replace(frames, views=Views.parse(config.task.test_views))
+
+
 def fill(config: Config, backbone: Backbone, split: str, jobs: int, shard: tuple[int, int]) -> list[str]:
     """Put this share of a split's videos into the cache; returns the problems of those that cannot be."""
     number, count = shard
-    frames = frame_reader(config.data, backbone, split == "train", frame_cache(config.data, config.run))
+    frames = reader_of(config, backbone, split)
     listed = config.task.list_split(config.data, split)
     missing = missing_files(listed)
     samples = [sample for row, sample in enumerate(listed) if row not in missing]
@@ -59,27 +75,35 @@ def fill(config: Config, backbone: Backbone, split: str, jobs: int, shard: tuple
 def run(argv: Sequence[str] | None) -> int:
     """Run the command; returns the exit code 0 or 1. ValueError or OSError if it cannot start or continue."""
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
-    parser.add_argument("--split", default="all")
+    parser.add_argument("--task", default="retrieval")
+    parser.add_argument("--split", action="append", default=[])
     parser.add_argument("--jobs", default=str(default_jobs()))
     parser.add_argument("--shard")
     own, flags = parser.parse_known_args(argv)
     if "--help" in flags or "-h" in flags:
         print(__doc__)
         return 0
-    if own.split not in ("train", "val", "test", "all"):
-        raise ValueError(f"--split {shorten(own.split)} is not one of: train, val, test, all")
+    if own.task not in TASKS:
+        raise ValueError(f"--task {shorten(own.task)} is not one of: {', '.join(TASKS)}")
+    numbers = [value for value in own.split if own.task == "recognition" and value.isdecimal()]
+    split = next((value for value in reversed(own.split) if value not in numbers), "all")
+    flags += [f"--split={number}" for number in numbers]
+    if split not in ("train", "val", "test", "all"):
+        raise ValueError(f"--split {shorten(split)} is not one of: train, val, test, all")
     if not own.jobs.isdecimal() or int(own.jobs) < 1:
         raise ValueError(f"--jobs {shorten(own.jobs)} is out of range: it takes a number at least 1")
     shard = parse_shard(own.shard)
     if "--do_train" not in flags and "--do_eval" not in flags:
-        flags.append("--do_train" if own.split in ("train", "all") else "--do_eval")
-    config = parse_config(flags, RetrievalSettings)
+        flags.append("--do_train" if split in ("train", "all") else "--do_eval")
+    config = parse_config(flags, TASKS[own.task].settings)
     if not config.run.frame_cache:
         raise ValueError("--frame_cache is not given: name the folder to fill")
-    splits = [own.split]
-    if own.split == "all":
+    splits = [split]
+    if split == "all":
         selects = config.run.do_train and config.run.select_on == "val"
         splits = ["train"] * config.run.do_train + ["val"] * selects + ["test"]
+        if isinstance(config.task, RecognitionSettings) and config.task.classes == "base":
+            splits.append("novel")  # tested at the end
     model = config.model
     backbone = backbone_of(model.pretrained_clip_name, model.pretrained_dir, model.asked_of_clip())
     problems = [problem for split in splits for problem in fill(config, backbone, split, int(own.jobs), shard)]

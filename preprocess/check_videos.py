@@ -4,6 +4,8 @@
         --val_csv data/msrvtt/MSRVTT_JSFUSION_test.csv --data_path data/msrvtt/MSRVTT_data.json \\
         --features_path data/msrvtt/videos --output report.csv
 
+With --task recognition, --datatype is a data set of action recognition, and --fold one of its official splits.
+
 It reads the videos as training does, to their last frame, and gives each a status:
 
     missing   there is no such file
@@ -31,14 +33,21 @@ from pathlib import Path
 from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from dataloaders import DATASETS, NEEDED_FLAGS
+from dataloaders import ACTION_DATASETS, ACTION_NEEDED_FLAGS, DATASETS, NEEDED_FLAGS
 from dataloaders.decode import VideoError, read_frames
 from dataloaders.preparation import in_threads, missing_files
+from dataloaders.quoting import shorten
+from dataloaders.samples import Sample
 from dataloaders.stated_size import stated_size
 from dataloaders.video_file import open_video
 from engine.flags import check_file
 from preprocess.shards import default_jobs, exit_code
 
+# Data sets with the flags that they need, and the data set without --datatype.
+TASKS = {
+    "retrieval": (DATASETS, NEEDED_FLAGS, "msrvtt"),
+    "recognition": (ACTION_DATASETS, ACTION_NEEDED_FLAGS, "ucf101"),
+}
 STATUSES = ("ok", "short", "cut", "broken", "missing")
 SHOWN_PROBLEMS = 20
 
@@ -94,6 +103,26 @@ def write_report(path: Path, findings: Iterable[Finding]) -> None:
         writer.writerows(asdict(finding) for finding in findings)
 
 
+def listed(options: argparse.Namespace) -> list[Sample]:
+    """Return the samples of the splits that the options name, each file once."""
+    datasets, needed_flags, default = TASKS[options.task]
+    datatype = options.datatype or default
+    if datatype not in datasets:
+        raise ValueError(
+            f"--datatype {shorten(datatype)} is not one of: {', '.join(datasets)} (--task {options.task})."
+        )
+    files = {name: getattr(options, name) for name in ("data_path", "features_path", "train_csv", "val_csv")}
+    splits = ("train", "test") if options.split == "all" else (options.split,)
+    of_all, of_training = needed_flags[datatype]
+    for split in splits:
+        needed = of_training or of_all if split == "train" else of_all
+        if absent := [f"--{name}" for name in needed if files[name] is None]:
+            raise ValueError(f"the split {split} needs {' and '.join(absent)}: pass them, or another --split.")
+    if options.task == "recognition":
+        files |= {"labels_csv": options.labels_csv, "fold": options.fold}
+    return list({sample.path: sample for split in splits for sample in datasets[datatype](split, **files)}.values())
+
+
 def run(options: argparse.Namespace) -> int:
     """Run the command; returns the exit code 0 or 1. ValueError or OSError if it cannot start."""
     if options.output:
@@ -102,16 +131,7 @@ def run(options: argparse.Namespace) -> int:
     for name, value in (("max_frames", options.max_frames), ("jobs", jobs)):
         if value < 1:
             raise ValueError(f"--{name} must be 1 or more, not {value}.")
-    files = {name: getattr(options, name) for name in ("data_path", "features_path", "train_csv", "val_csv")}
-    splits = ("train", "test") if options.split == "all" else (options.split,)
-    of_all, of_training = NEEDED_FLAGS[options.datatype]
-    for split in splits:
-        needed = of_training or of_all if split == "train" else of_all
-        if absent := [f"--{name}" for name in needed if files[name] is None]:
-            raise ValueError(f"the split {split} needs {' and '.join(absent)}: pass them, or another --split.")
-    read_split = DATASETS[options.datatype]
-    samples = list({sample.path: sample for split in splits for sample in read_split(split, **files)}.values())
-
+    samples = listed(options)
     findings = check_all([sample.path for sample in samples], options.max_frames, jobs)
     for row, reason in missing_files(samples).items():  # these reasons name the list that asks for the file
         findings[row] = replace(findings[row], reason=reason)
@@ -132,11 +152,14 @@ def run(options: argparse.Namespace) -> int:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
     parser = argparse.ArgumentParser(description="Decode every video that a data set needs and report what is wrong.")
-    parser.add_argument("--datatype", choices=sorted(DATASETS), default="msrvtt")
+    parser.add_argument("--task", choices=sorted(TASKS), default="retrieval")
+    parser.add_argument("--datatype", help="as for training; default: msrvtt, or ucf101 with --task recognition")
     parser.add_argument("--train_csv", type=Path, help="as for training, like the next three flags")
     parser.add_argument("--val_csv", type=Path)
     parser.add_argument("--data_path", type=Path)
     parser.add_argument("--features_path", type=Path, required=True, help="folder with the videos")
+    parser.add_argument("--labels_csv", type=Path, help="recognition: file with the classes, as for training")
+    parser.add_argument("--fold", type=int, default=1, help="recognition: the official split, training's --split")
     parser.add_argument("--split", choices=("train", "val", "test", "all"), default="all", help="all: train and test")
     parser.add_argument("--max_frames", type=int, default=12, help="frames of a clip; shorter videos are reported")
     parser.add_argument("--jobs", type=int, help="videos at a time; default: one for each processor")

@@ -14,32 +14,31 @@ writes the following files, with the same bytes for the same settings:
 
 Contents (colour, shape and kind of motion) of test clips never occur in training clips. No two test clips share a
 content, so that only one clip matches a caption; some contents come both fast and slow.
-
-Shapes: T frames, H x W pixels.
 """
 
 import argparse
-import csv
-import hashlib
 import json
 import sys
-import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from fractions import Fraction
 from pathlib import Path
 
-import av
 import numpy as np
 from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from engine.messages import print_error
-from preprocess import moving_shapes
+from preprocess.moving_shapes.files import (
+    FRAMES_PER_SECOND,
+    fingerprint,
+    is_made,
+    make_whole,
+    write_csv,
+    write_video,
+)
 from preprocess.moving_shapes.stories import Story, caption, draw_story, paraphrases
 from preprocess.moving_shapes.takes import stage
 
-FRAMES_PER_SECOND = 3
 FAST_AND_SLOW_SHARE = 0.3  # of the test contents with one thing
 _MAX_DRAWS = 2000
 
@@ -53,22 +52,6 @@ class Clip:
     story: Story
     captions: tuple[str, ...]
     seed: tuple[int, ...]
-
-
-def write_video(path: Path, frames: np.ndarray, fps: int = FRAMES_PER_SECOND) -> None:
-    """Write frames uint8 RGB [T,H,W,3] as an h264 mp4 file with a single key frame; H and W must be even."""
-    with av.open(str(path), "w", format="mp4") as container:
-        # No B-frames (bf): where x264 puts them varies from run to run, and clips without them decode faster.
-        options = {"crf": "18", "preset": "veryfast", "bf": "0", "sc_threshold": "0"}
-        stream = container.add_stream("libx264", rate=Fraction(fps), options=options)
-        stream.height, stream.width = frames.shape[1:3]
-        stream.pix_fmt = "yuv420p"
-        stream.gop_size = len(frames)
-        # The bytes of an h264 file depend on the number of encoder threads.
-        stream.thread_count = 1
-        for frame in frames:
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
-        container.mux(stream.encode(None))
 
 
 def draw_test_pairs(n_pairs: int, rng: np.random.Generator) -> list[tuple[Story, str, str]]:
@@ -137,13 +120,6 @@ def _video_number(clip: Clip) -> int:
     return int(clip.video_id.removeprefix("video"))
 
 
-def _write_csv(path: Path, header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(header)
-        writer.writerows(rows)
-
-
 def write_world(
     folder: Path, training: list[Clip], test: list[Clip], frames: int, image_size: int, progress: Callable = tqdm
 ) -> None:
@@ -155,15 +131,15 @@ def write_world(
         write_video(videos / f"{clip.video_id}.mp4", take.frames(frames))
 
     ordered = sorted(test, key=_video_number)
-    _write_csv(folder / "MSRVTT_train.csv", ["video_id"], [[clip.video_id] for clip in training])
-    _write_csv(
+    write_csv(folder / "MSRVTT_train.csv", ["video_id"], [[clip.video_id] for clip in training])
+    write_csv(
         folder / "MSRVTT_JSFUSION_test.csv",
         ["key", "vid_key", "video_id", "sentence"],
         [[f"ret{i}", f"msr{_video_number(clip)}", clip.video_id, clip.captions[0]] for i, clip in enumerate(ordered)],
     )
     for name, clips in (("train_twins.csv", training), ("twins.csv", test)):
         pairs = [[one.video_id, other.video_id] for one, other in zip(clips[::2], clips[1::2], strict=True)]
-        _write_csv(folder / name, ["video_id", "twin_id"], pairs)
+        write_csv(folder / name, ["video_id", "twin_id"], pairs)
     everything = [*training, *ordered]
     sentences = [(clip.video_id, text) for clip in everything for text in clip.captions]
     data = {
@@ -178,31 +154,8 @@ def write_world(
 
 
 def _settings(options: argparse.Namespace) -> dict[str, object]:
-    settings = {
-        name: getattr(options, name)
-        for name in ("train_pairs", "test_pairs", "captions_per_video", "seed", "frames", "image_size")
-    }
-    code = [*sorted(Path(moving_shapes.__file__).parent.glob("*.py")), Path(__file__)]
-    drawn = json.dumps(settings, sort_keys=True).encode() + b"".join(path.read_bytes() for path in code)
-    # The code decides the pixels too: a world of changed code is made again.
-    return {**settings, "sha256": hashlib.sha256(drawn).hexdigest()}
-
-
-def _already_made(output: Path, settings: dict[str, object]) -> bool:
-    """Return whether `output` holds exactly this world; ValueError if it holds files that this command did not make."""
-    if output.exists() and not output.is_dir():
-        raise ValueError(f"--output_dir {output} is a file: name a folder.")
-    if not output.is_dir() or not any(output.iterdir()):
-        return False
-    try:
-        found = json.loads((output / "settings.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        found = None
-    if not isinstance(found, dict) or "sha256" not in found:
-        raise ValueError(
-            f"--output_dir {output} holds files that this command has not made: name a new or an empty folder."
-        )
-    return found == settings
+    names = ("train_pairs", "test_pairs", "captions_per_video", "seed", "frames", "image_size")
+    return fingerprint({name: getattr(options, name) for name in names}, Path(__file__))
 
 
 def _range(options: argparse.Namespace) -> None:
@@ -227,20 +180,11 @@ def make(options: argparse.Namespace) -> None:
     output = options.output_dir
     settings = _settings(options)
     count = f"{2 * options.train_pairs} training and {2 * options.test_pairs} test clips"
-    if _already_made(output, settings):
+    if is_made(output, settings):
         print(f"{output} already holds these {count}; nothing to do.")
         return
     training, test = plan(options.train_pairs, options.test_pairs, options.captions_per_video, options.seed)
-    output.parent.mkdir(parents=True, exist_ok=True)
-    # Built beside its final place and moved there in one step: a failed run leaves nothing that looks complete.
-    with tempfile.TemporaryDirectory(prefix=f".{output.name}.", dir=output.parent) as scratch:
-        made = Path(scratch) / "made"
-        made.mkdir()
-        write_world(made, training, test, options.frames, options.image_size)
-        (made / "settings.json").write_text(json.dumps(settings, indent=1) + "\n", encoding="utf-8")
-        if output.exists():
-            output.rename(Path(scratch) / "replaced")
-        made.rename(output)
+    make_whole(output, settings, lambda made: write_world(made, training, test, options.frames, options.image_size))
     size = sum(path.stat().st_size for path in (output / "videos").iterdir())
     print(
         f"{output}: {count} of {options.frames} frames at {FRAMES_PER_SECOND} frames a second, "

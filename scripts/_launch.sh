@@ -4,7 +4,7 @@
 #   PYTHON    the interpreter (default: the project's .venv if it exists, else python3)
 #   NGPU      processes to start (default: one per GPU; one on a machine without GPU, where more use gloo)
 #   TORCHRUN  flags of torchrun instead of --standalone, for several machines (see slurm.sh)
-#   PROGRAM   another file to run with the same flags, such as preprocess/cache_frames.py
+#   PROGRAM   another file to run with the same flags and --task, such as preprocess/cache_frames.py
 #   EXEC      "exec": the run replaces the script, so that a signal to the script reaches it
 
 repository=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
@@ -38,8 +38,11 @@ fi
 
 # launch FILE FLAGS...
 launch() {
-    local file=${PROGRAM:-$1}
+    local file=${PROGRAM:-$1} task=${1#main_task_}
     shift
+    if [ -n "${PROGRAM:-}" ]; then
+        set -- --task "${task%.py}" "$@"
+    fi
     # EXEC and TORCHRUN are split into words.
     # shellcheck disable=SC2086
     if [ "$NGPU" -gt 1 ] || [ -n "${TORCHRUN:-}" ]; then
@@ -65,4 +68,32 @@ train_retrieval() {
         --max_words "${max_words:-32}" --max_frames "${max_frames:-12}" \
         --frame_sampling "$frame_sampling" --feature_framerate "$feature_framerate" \
         --num_thread_reader "${num_thread_reader:--1}" --select_on "${select_on:-last}" --seed "${seed:-42}" "$@"
+}
+
+# few_videos_values: the values that few-shot (shots=K) and base-to-novel (classes=base) have on every data set. The
+# script calls it before it sets its own, which are for all videos and classes.
+few_videos_values() {
+    split=${split:-1} classes=${classes:-all} shots=${shots:-0}
+    if [ "$classes" = base ]; then
+        [ "$shots" != 0 ] || shots=16
+        epochs=${epochs:-12}
+    fi
+    if [ "$shots" != 0 ]; then
+        epochs=${epochs:-50} batch_size=${batch_size:-64} test_views=${test_views:-1x1}
+    fi
+}
+
+# train_recognition FLAGS...: trains and evaluates with the values that the data sets' scripts share. Each can be set from
+# outside; mode=eval evaluates without training. The script itself sets method and calls few_videos_values before.
+train_recognition() {
+    EXEC="exec" launch main_task_recognition.py "--do_${mode:-train}" --method "${method:?}" \
+        --pretrained_clip_name "${pretrained_clip_name:-ViT-B/32}" --pretrained_dir "${pretrained_dir:-pretrained}" \
+        --split "${split:?}" --shots "${shots:?}" --classes "${classes:?}" \
+        --class_names "${class_names:-split}" --templates "${templates:-}" --classifier "${classifier:-text}" \
+        --batch_size_val "${batch_size_val:-16}" --lr "${lr:-1e-3}" --coef_lr "${coef_lr:-5e-3}" \
+        --max_words "${max_words:-32}" --max_frames "${max_frames:-8}" \
+        --frame_sampling "${frame_sampling:-segment}" --feature_framerate "${feature_framerate:-0}" \
+        --crop_scale "${crop_scale:-0.5}" --flip "${flip:-mapped}" \
+        --view_fusion "${view_fusion:-logits}" --num_thread_reader "${num_thread_reader:--1}" \
+        --select_on "${select_on:-last}" --seed "${seed:-42}" "$@"
 }

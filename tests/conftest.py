@@ -6,6 +6,7 @@ from pathlib import Path
 import hypothesis
 import pytest
 
+from tests.small_actions import SmallActions, write_small_actions
 from tests.small_data import SmallData, write_small_data
 
 SLOW_TIMEOUT = 1800  # seconds; all other tests get the `timeout` of pyproject.toml
@@ -45,3 +46,9 @@ def reference() -> Path:
 def small_data(tmp_path_factory) -> SmallData:
     """Write seventeen small mp4 files in MSR-VTT's formats and a tiny CLIP. All tests share them, so change none."""
     return write_small_data(tmp_path_factory.mktemp("small_data"))
+
+
+@pytest.fixture(scope="session")
+def small_actions(tmp_path_factory) -> SmallActions:
+    """Write 44 small mp4 files in UCF101's layout and a tiny CLIP. All tests share them, so change none."""
+    return write_small_actions(tmp_path_factory.mktemp("small_actions"))

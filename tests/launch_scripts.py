@@ -5,7 +5,7 @@ import subprocess
 from pathlib import Path
 
 from engine.cli import parse_config
-from engine.tasks.retrieval import RetrievalSettings
+from engine.tasks import TASKS
 
 
 def write_recorder(folder: Path) -> tuple[Path, Path]:
@@ -33,4 +33,5 @@ def commands_of(script: Path, recorder: tuple[Path, Path], *arguments: str, **en
 
 def settings_of(command: list[str]) -> dict:
     """Return the settings of a command that trains or evaluates, by flag name."""
-    return parse_config(command[1:], RetrievalSettings).flat()
+    task = Path(command[0]).stem.removeprefix("main_task_")
+    return parse_config(command[1:], TASKS[task].settings).flat()

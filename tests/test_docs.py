@@ -53,7 +53,7 @@ def run_by(script: str) -> set[str]:
     """The programs that a shell script passes its own arguments to."""
     text = (ROOT / script).read_text()
     found = set(re.findall(r"\blaunch (\w+\.py)", text))
-    found |= {"main_task_retrieval.py"} if "train_retrieval " in text else set()
+    found |= {f"main_task_{task}.py" for task in ("retrieval", "recognition") if f"train_{task} " in text}
     found |= {
         module.replace(".", "/") + ".py" for module in re.findall(r'-m ((?:benchmarks|engine)\.\w+) .*"\$@"', text)
     }
@@ -161,6 +161,7 @@ def test_the_programs_that_take_flags():
     some = {"main_task_retrieval.py", "preprocess/compress_video.py", "benchmarks/methods.py", "tools/report.py"}
     assert some <= set(PROGRAMS)
     assert "--select_on" in flags_of("scripts/msrvtt.sh")
+    assert {"--shots", "--select_on"} <= flags_of("scripts/ucf101.sh")
     assert "--no-memory_search" in flags_of("scripts/benchmark.sh")
     assert {"--jobs", "--frame_cache", "--attention"} <= flags_of("preprocess/cache_frames.py")
     assert "--only" not in flags_of("scripts/msrvtt.sh")

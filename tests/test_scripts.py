@@ -252,3 +252,79 @@ def test_the_settings_of_each_data_set(recorder, name, expected):
     assert tuple(prompts[setting] for setting in names) == expected
     assert tuple(fine_tuning[setting] for setting in names) == (5, 128, 1e-4, *expected[3:])
     assert (fine_tuning["frame_sampling"], fine_tuning["feature_framerate"]) == ("uniform", 1)
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [  # data set, epochs, global batch size, views of the last evaluation
+        ("hmdb51", ("hmdb51", 30, 64, "3x1")),
+        ("ucf101", ("ucf101", 20, 64, "3x1")),
+        ("ssv2", ("ssv2", 20, 128, "1x3")),
+        ("k400", ("kinetics400", 10, 256, "4x3")),
+    ],
+)
+def test_the_settings_of_recognition(recorder, name, expected):
+    (command,) = commands_of(ROOT / "scripts" / f"{name}.sh", recorder, DATA_PATH="/data/x")
+    settings = settings_of(command)
+    assert tuple(settings[setting] for setting in ("datatype", "epochs", "batch_size", "test_views")) == expected
+    common = {
+        "do_train": True, "do_eval": False, "method": "stop", "split": 1, "shots": 0, "classes": "all", "lr": 1e-3,
+        "coef_lr": 5e-3, "weight_decay": 0.2, "warmup_proportion": 0.1, "schedule": "warmup_cosine",
+        "max_grad_norm": 1.0, "max_frames": 8, "frame_sampling": "segment", "crop_scale": 0.5, "flip": "mapped",
+        "mixup_alpha": 0.0, "cutmix_alpha": 0.0, "templates": "", "class_names": "split", "classifier": "text",
+        "view_fusion": "logits", "select_on": "last", "data_path": "/data/x", "features_path": "/data/x/videos",
+    }  # fmt: skip
+    assert {setting: settings[setting] for setting in common} == common
+
+
+@pytest.mark.parametrize("name", ["hmdb51", "ucf101", "ssv2", "k400"])
+@pytest.mark.parametrize(
+    ("outside", "expected"),
+    [  # split, shots, classes, epochs, views of the last evaluation
+        ({"shots": "4", "split": "2"}, (2, 4, "all", 50, "1x1")),
+        ({"classes": "base"}, (1, 16, "base", 12, "1x1")),
+        ({"classes": "base", "shots": "8", "epochs": "3", "test_views": "2x1"}, (1, 8, "base", 3, "2x1")),
+    ],
+)
+def test_few_videos_of_recognition(recorder, name, outside, expected):
+    (command,) = commands_of(ROOT / "scripts" / f"{name}.sh", recorder, **outside)
+    settings = settings_of(command)
+    names = ("split", "shots", "classes", "epochs", "test_views")
+    assert tuple(settings[setting] for setting in names) == expected
+    assert settings["batch_size"] == 64
+
+
+def test_recognition_without_training(recorder):
+    outside = {"mode": "eval", "method": "clip4clip", "templates": "a shape {}", "datatype": "kinetics600"}
+    (command,) = commands_of(ROOT / "scripts/k400.sh", recorder, "--view_fusion", "softmax", **outside)
+    settings = settings_of(command)
+    assert (settings["do_train"], settings["do_eval"]) == (False, True)
+    assert (settings["templates"], settings["datatype"], settings["view_fusion"]) == (
+        "a shape {}",
+        "kinetics600",
+        "softmax",
+    )
+
+
+def test_the_rows_of_recognition(recorder, tmp_path):
+    """Check that all rows have the same data, frames and batches, and that the flags are those that a name promises."""
+    script, results = ROOT / "scripts/recognition_moving_actions.sh", str(tmp_path / "results.csv")
+    ran = commands_of(script, recorder, results=results, seeds="3", epochs="4", JOBS="1")
+    assert ran[0][:2] == ["preprocess/make_moving_actions.py", "--output_dir"]
+    rows = {row["row_name"]: row for row in (settings_of(command) for command in ran if "main_task" in command[0])}
+    assert len(rows) == 13
+    for name, row in rows.items():
+        assert (row["datatype"], row["max_frames"], row["batch_size"], row["seed"]) == ("ucf101", 8, 16, 3)
+        assert (row["templates"], row["crop_scale"], row["test_views"]) == ("a shape {}", 1.0, "1x1")
+        assert row["do_eval"] == name.startswith("zero-shot") != row["do_train"]
+        assert row["shots"] == (int(found[1]) if (found := re.search(r"(\d+) shots", name)) else row["shots"])
+        assert (row["classes"] == "base") == name.endswith("base to novel")
+        assert row["results_csv"] == results.replace(
+            ".csv", "_base_to_novel.csv" * (row["classes"] == "base") or ".csv"
+        )
+        assert row["epochs"] == (4 * 256 // row["shots"] // 4 if row["shots"] else 4)
+    flips = {name: row["flip"] for name, row in rows.items() if row["flip"] != "none"}
+    assert flips == {"STOP, naive flips": "plain_despite_map", "STOP, mapped flips": "mapped"}
+    assert [name for name, row in rows.items() if row["classifier"] == "linear"] == ["STOP, linear head"]
+    assert {row["method"] for row in rows.values()} == {"clip4clip", "vpt", "stop"}
+    assert len({row["output_dir"] for row in rows.values()}) == len(rows)

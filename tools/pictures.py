@@ -82,7 +82,7 @@ def draw_clip(sample: Sample, frames: np.ndarray, maps: PromptMaps) -> np.ndarra
         ]
     height = 30 + len(rows) * (SIDE + 6)
     picture = np.full((height, LABEL + count * (SIDE + GAP), 3), PAPER, np.uint8)
-    write(picture, f"{sample.video_id}: {sample.captions[0]}", (6, 20), 0.5)
+    write(picture, f"{sample.video_id}: {(*sample.captions, sample.label)[0]}", (6, 20), 0.5)
     for row, (name, tiles) in enumerate(rows):
         top = 30 + row * (SIDE + 6)
         write(picture, name, (6, top + SIDE // 2), 0.5)
@@ -134,8 +134,13 @@ def draw_maps(restored: Restored, videos: Sequence[str], layer: int) -> list[np.
 
 @torch.no_grad()
 def draw_retrieval(restored: Restored, videos: Sequence[str], best: int = 3) -> list[np.ndarray]:
-    """Draw one picture per caption, with the `best` clips of the whole test split for it."""
+    """Draw one picture per caption, with the `best` clips of the whole test split for it.
+
+    Raises ValueError for a data set without captions.
+    """
     method, samples = restored.method, restored.samples
+    if not samples[0].captions:
+        raise ValueError("the videos of this checkpoint's data set have classes and no captions; draw maps instead")
     clips = [restored.reader(sample.path, start=sample.start, end=sample.end) for sample in samples]
     features = torch.cat(
         [method.encode_video(normalise_for(method.clip, video[None]), frame_mask[None]) for video, frame_mask in clips]

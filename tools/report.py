@@ -3,11 +3,13 @@
     python -m tools.report results/quickstart.csv                one row per run
     python -m tools.report results/ablation.csv --mean           one row per name: mean and deviation over seeds
     python -m tools.report results/ablation.csv --has NAME SEED  exit status 0 if the file has that run, else 1
-    python -m tools.report runs/*/metrics.jsonl --curves curves.png   loss, learning rate and R@1, one line per run
+    python -m tools.report runs/*/metrics.jsonl --curves curves.png   loss, learning rate and R@1 or top-1
+    python -m tools.report compare A/predictions.csv B/predictions.csv   two runs of recognition; see compare --help
 
 Recall is in percent, mean rank (MnR) counts from 1; T2V is text to video, V2T video to text. "Reversed pairs" is the
 percentage of captions that score their own clip above the same clip played backwards; chance is 50. Columns with
-"(DSL)" and "(QB-Norm)" are post-processed, in runs with --dsl or --qb_norm.
+"(DSL)" and "(QB-Norm)" are post-processed, in runs with --dsl or --qb_norm. "Direction" is the percentage of videos
+that score their class above the one that they would show when played backwards.
 """
 
 import argparse
@@ -29,8 +31,14 @@ METRICS = {"t2v twins": "reversed pairs"} | {
     for way in ("t2v", "v2t")
     for name in ("R@1", "R@5", "R@10", "MnR")
 }
+METRICS |= {"top1": "top-1", "top5": "top-5", "mean_class": "mean class", "direction": "direction"}
 COLUMNS = ("name", "selection", "trainable_parameters", "seed")  # of a results csv, beside the metrics
-CURVES = {"loss": "training loss", "lr": "learning rate", "t2v R@1": "T2V R@1, % (● test, ■ holdout, ▲ val)"}
+CURVES = {
+    "loss": "training loss",
+    "lr": "learning rate",
+    "t2v R@1": "T2V R@1, % (● test, ■ holdout, ▲ val)",
+    "top1": "top-1, % (● test, ■ holdout, ▲ val)",
+}
 LINES = {"train": "-", "test": "o-", "holdout": "s--", "val": "^--"}
 LEGEND_COLUMNS = 4
 
@@ -52,7 +60,7 @@ def read_rows(path: Path) -> pd.DataFrame:
     if not header:
         raise ValueError(f"{path}: is empty; --results_csv of a run writes it")
     metrics = [name for name in METRICS if name in header]
-    lacks = [name for name in COLUMNS if name not in header] + ([] if metrics else ["t2v R@1"])
+    lacks = [name for name in COLUMNS if name not in header] + ([] if metrics else ["t2v R@1 or top1"])
     if lacks or len(set(header)) < len(header):
         wrong = f"lacks the columns {', '.join(lacks)}" if lacks else "has two columns of one name"
         raise ValueError(f"{path}: is not a results csv, it {wrong}; --results_csv of a run writes one")
@@ -81,7 +89,7 @@ def table_of_runs(rows: pd.DataFrame) -> str:
         [_name(row), row["selection"], _trained(row), *(f"{row[name]:.1f}" for name in metrics), str(row["seed"])]
         for _, row in rows.iterrows()
     ]
-    return _markdown(["", "weights", "trained", *(METRICS[name] for name in metrics), "seed"], body)
+    return markdown(["", "weights", "trained", *(METRICS[name] for name in metrics), "seed"], body)
 
 
 def table_of_means(rows: pd.DataFrame) -> str:
@@ -99,7 +107,7 @@ def table_of_means(rows: pd.DataFrame) -> str:
             cells.append(f"{group[metric].mean():.1f}{spread}")
         label = _name(group.iloc[0]) + (f", {selection}" if ways[name] > 1 else "")
         body.append([label, _trained(group.iloc[0]), *cells, str(len(group))])
-    return _markdown(["", "trained", *(METRICS[name] for name in metrics), "seeds"], body)
+    return markdown(["", "trained", *(METRICS[name] for name in metrics), "seeds"], body)
 
 
 def _name(row: pd.Series) -> str:
@@ -112,7 +120,8 @@ def _trained(row: pd.Series) -> str:
     return "0" if row["selection"] in ("zero-shot", "untrained") else f"{row['trainable_parameters'] / 1e6:.2f} M"
 
 
-def _markdown(header: list[str], body: list[list[str]]) -> str:
+def markdown(header: list[str], body: list[list[str]]) -> str:
+    """Return a Markdown table whose columns are aligned as text."""
     widths = [max(len(line[column]) for line in [header, *body]) for column in range(len(header))]
 
     def line(cells: list[str]) -> str:
@@ -166,13 +175,14 @@ def draw_curves(runs: Mapping[str, pd.DataFrame], output: Path) -> None:
         raise ValueError("--curves needs matplotlib: pip install matplotlib") from error
     colour = colormaps["tab10"] if len(runs) <= 10 else colormaps["turbo"].resampled(len(runs))
     figure = Figure(figsize=(13, 4 + 0.25 * math.ceil(len(runs) / LEGEND_COLUMNS)), layout="constrained")
-    panels = figure.subplots(1, len(CURVES), sharex=True)
+    titles = {name: title for name, title in CURVES.items() if any(rows[name].notna().any() for rows in runs.values())}
+    panels = figure.subplots(1, len(titles), sharex=True, squeeze=False)[0]
     for number, (name, rows) in enumerate(runs.items()):
         panels[0].plot([], [], color=colour(number), label=name)  # gives every run an entry in the legend
-        for panel, metric in zip(panels, CURVES, strict=True):
+        for panel, metric in zip(panels, titles, strict=True):
             for kind, line in rows.dropna(subset=metric).groupby("kind"):
                 panel.plot(line["epoch"], line[metric], LINES[kind], color=colour(number))
-    for panel, title in zip(panels, CURVES.values(), strict=True):
+    for panel, title in zip(panels, titles.values(), strict=True):
         panel.set(title=title, xlabel="epoch")
         panel.ticklabel_format(axis="y", scilimits=(-2, 3))
         panel.grid(alpha=0.3)
@@ -182,6 +192,11 @@ def draw_curves(runs: Mapping[str, pd.DataFrame], output: Path) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
+    argv = sys.argv[1:] if argv is None else list(argv)
+    if argv[:1] == ["compare"]:
+        from tools.compare import main as compare  # imports torch, which tables do not need
+
+        return compare(argv[1:])
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("files", type=Path, nargs="+", help="a results csv; with --curves, metrics.jsonl of runs")
     what = parser.add_mutually_exclusive_group()

@@ -65,6 +65,7 @@ class TaskStep(nn.Module):
 
     inputs: tuple[str, ...]  # names of the batch's tensors that `forward` takes, in its order
     items = "items"  # the log's word for the training items
+    scored_by_loss = False  # whether evaluation uses a trained head of the loss, which is random before training
 
     def __init__(self, method: Method, loss: nn.Module, autocast: Callable[[], torch.autocast]) -> None:
         super().__init__()
@@ -119,7 +120,8 @@ class Task(ABC):
 
     def __init__(self, config: Config, method: Method, process: Process) -> None:
         self.config, self.method, self.process = config, method, process
-        self.splits = Splits(config, process, method.clip.backbone)
+        self.told: dict[str, Any] = {}  # further facts about the last final evaluation, for metrics.jsonl
+        self.splits = Splits(config, process, method.clip.backbone, self.reader)
         optim = config.optim
         self.autocast = autocast_for(optim.precision, process.device)  # of training
         precision = optim.precision if optim.precision_val == "same" else optim.precision_val
@@ -195,9 +197,18 @@ class Task(ABC):
     @classmethod
     @abstractmethod
     def metrics_to_come(cls, config: Config) -> Metrics:
-        """Return metrics with the names of the reported ones and arbitrary values; reads no file."""
+        """Return metrics with the names of the reported ones and arbitrary values; reads no video."""
 
     # --- optional parts ---
+
+    @classmethod
+    def columns(cls, config: Config) -> dict[str, Any]:
+        """Return facts about an evaluation for its row in --results_csv, beside those of every task; reads no video."""
+        return {}
+
+    def reader(self, frames: FrameReader, split: str) -> FrameReader:
+        """Return the reader of a split's videos, as this task's datasets use it; only to try and to cache them."""
+        return frames
 
     def check_lists(self) -> None:  # noqa: B027 (a task may have nothing to check)
         """Check the lists as only this task can, before any video is read; raises ValueError or OSError."""

@@ -77,7 +77,7 @@ class RetrievalSettings(TaskSettings):
         "how to treat pairs of one video in a batch, which occur only with --expand_msrvtt_sentences; negatives: as "
         "negatives, like CLIP, CLIP4Clip and STOP; positives: the loss takes the mean over all of them in the global "
         "batch, like SupCon's L_out and UniCL, which makes a difference only if the video's clips differ, through "
-        "dropout or --frame_sampling segment or released; apart: put them into separate batches (not with "
+        "dropout or any --frame_sampling but uniform; apart: put them into separate batches (not with "
         "--train_twins_csv)",
     ] = "negatives"
     dsl: Annotated[bool, "add columns for the test split with CAMoE's dual softmax, which uses all queries"] = False

@@ -66,12 +66,19 @@ def count_better(scores: torch.Tensor, right: torch.Tensor) -> tuple[np.ndarray,
     return above.long().cpu().numpy(), equal.long().cpu().numpy() - 1
 
 
+def chance_of_hit(better: np.ndarray, tied: np.ndarray, k: int) -> np.ndarray:
+    """Return how likely each right candidate is among the first `k`, fp64 `[n]`, from the counts of `count_better`.
+
+    Its place among its tied group is uniform on 1..tied+1.
+    """
+    return np.clip((k - better) / (tied + 1), 0, 1)
+
+
 def summarise(better: np.ndarray, tied: np.ndarray) -> dict[str, float]:
     """Return R@1, R@5, R@10 in percent, median and mean rank (1 is best), from the counts of `count_better`."""
     if not len(better):
         raise ValueError("no queries were evaluated, so there are no metrics")
-    # The right candidate's place among its tied group is uniform on 1..tied+1.
-    metrics = {f"R@{k}": float(np.clip((k - better) / (tied + 1), 0, 1).mean() * 100) for k in RECALL_AT}
+    metrics = {f"R@{k}": float(chance_of_hit(better, tied, k).mean() * 100) for k in RECALL_AT}
     rank = better + 1 + tied / 2
     metrics["MdR"] = float(np.median(rank))
     metrics["MnR"] = float(rank.mean())

@@ -1,6 +1,6 @@
 """Reads the splits of a run: the samples in their lists, and which of their videos can be used."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -22,11 +22,18 @@ from modules.tokenizer import Tokenizer
 class Splits:
     """The videos and captions that a run's settings name, for a CLIP with this `backbone`.
 
+    `reader` turns a reader of frames into that of a split's videos, as the task's datasets will use it.
     `left_out` has, for each split that was read, the ids of its videos that are missing or cannot be read.
     """
 
-    def __init__(self, config: Config, process: Process, backbone: Backbone) -> None:
-        self.config, self.process, self.backbone = config, process, backbone
+    def __init__(
+        self,
+        config: Config,
+        process: Process,
+        backbone: Backbone,
+        reader: Callable[[FrameReader, str], FrameReader] = lambda frames, split: frames,
+    ) -> None:
+        self.config, self.process, self.backbone, self.reader = config, process, backbone, reader
         self.tokenizer = Tokenizer(config.data.max_words)
         self.num_workers = reader_processes(config.data.num_thread_reader)
         self.frame_cache = frame_cache(config.data, config.run)
@@ -65,7 +72,7 @@ class Splits:
         Raises ValueError if more than --allow_missing videos are missing or cannot be read.
         """
         listed, allowed = self.listed(split), self.config.run.allow_missing
-        frames = self.frame_reader(training=split == "train")
+        frames = self.reader(self.frame_reader(training=split == "train"), split)
         problems = missing_files(listed)
         samples = leave_out(listed, problems, allowed, split)
         if frames.cache is not None:
@@ -80,17 +87,16 @@ class Splits:
 
     def _announce_cache(self, split: str, samples: list[Sample], frames: FrameReader) -> None:
         """Log the size that the frame cache will have; raise ValueError if the disk has no room for it."""
-        run, cache, error = self.config.run, frames.cache, None
+        run, cache = self.config.run, frames.cache
         assert cache is not None
-        if self.process.is_main:
-            try:
-                log.info(
-                    "frame cache %s (%s), %s split: %s", run.frame_cache, run.frame_cache_format, split,
-                    forecast(samples, frames, run.allow_missing, max(1, self.num_workers)),
-                )  # fmt: skip
-            except (ValueError, OSError) as caught:
-                error = caught
-        self.process.fail_together(error)
+
+        def announce() -> None:
+            log.info(
+                "frame cache %s (%s), %s split: %s", run.frame_cache, run.frame_cache_format, split,
+                forecast(samples, frames, run.allow_missing, max(1, self.num_workers)),
+            )  # fmt: skip
+
+        self.process.on_main(announce)
         for known in self.process.share(cache.content_samples):  # so that the other processes need not read them
             cache.content_samples.update(known)
 
@@ -113,9 +119,10 @@ class Splits:
         return f"{n_used} of {n_used + n_left_out}" if n_left_out else str(n_used)
 
     def log_cut_captions(self, split: str, samples: Sequence[Sample]) -> None:
-        """Log how many captions of a split are longer than --max_words."""
-        captions = (caption for sample in samples for caption in sample.captions)
-        log.info("%s split: %s", split, count_cut(captions, self.tokenizer.words, self.config.data.max_words))
+        """Log how many captions of a split, if it has any, are longer than --max_words."""
+        captions = [caption for sample in samples for caption in sample.captions]
+        if captions:
+            log.info("%s split: %s", split, count_cut(captions, self.tokenizer.words, self.config.data.max_words))
 
     def frame_reader(self, training: bool) -> FrameReader:
         return frame_reader(self.config.data, self.backbone, training, self.frame_cache)

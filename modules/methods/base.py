@@ -80,9 +80,9 @@ class Method(nn.Module):
             return scaled_product(text, video, self.clip.logit_scale)
         return self.similarity(text, video)
 
-    def forward(self, video: Tensor, frame_mask: Tensor, token_ids: Tensor) -> tuple[Any, Any]:
-        """Embed a batch of pairs; return the rows of text and those of video."""
-        return self.encode_text(token_ids), self.encode_video(video, frame_mask)
+    def forward(self, video: Tensor, frame_mask: Tensor, token_ids: Tensor | None) -> tuple[Any, Any]:
+        """Embed B clips and N texts, such as a batch of pairs; return the rows of text (None without) and of video."""
+        return None if token_ids is None else self.encode_text(token_ids), self.encode_video(video, frame_mask)
 
     def decays(self, name: str, parameter: nn.Parameter) -> bool:
         """Return whether weight decay applies: to matrices and kernels, not to biases, norms and scalars."""

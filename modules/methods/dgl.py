@@ -79,9 +79,10 @@ class DGL(Method):
         )
         round_to_half(self.latent)
 
-    def forward(self, video: Tensor, frame_mask: Tensor, token_ids: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, video: Tensor, frame_mask: Tensor, token_ids: Tensor | None) -> tuple[Tensor | None, Tensor]:
         prompts = self.latent()  # once for all captions and clips
-        return self._encode_text(token_ids, prompts), self._encode_video(video, frame_mask, prompts)
+        text = None if token_ids is None else self._encode_text(token_ids, prompts)
+        return text, self._encode_video(video, frame_mask, prompts)
 
     def encode_video(self, video: Tensor, frame_mask: Tensor) -> Tensor:
         """Embed clips, `[B,T,3,H,W]` -> `[B,E]`. The last real frame replaces padding frames, because the

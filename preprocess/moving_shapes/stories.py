@@ -132,7 +132,8 @@ class Story:
     """What a clip shows: a thing with a motion, the same beside a resting thing, or two events one after the other.
 
     `motions[i]` is what `things[i]` does. With two things, `motions` is (a motion, "rest"), or both are EVENTS and the
-    first happens first. `speed` is "", "fast" or "slow"; the caption states it unless it is "".
+    first happens first. A thing alone may also do one of the EVENTS or rest, which looks the same backwards
+    (actions.py). `speed` is "", "fast" or "slow"; the caption states it unless it is "".
     """
 
     things: tuple[Thing, ...]
@@ -142,12 +143,12 @@ class Story:
     @property
     def is_order(self) -> bool:
         """True if the story is about which of two events comes first."""
-        return self.motions[0] in EVENTS
+        return len(self.things) == 2 and self.motions[0] in EVENTS
 
     @property
     def family(self) -> str:
-        """The kind of motion (a value of FAMILIES, or "order"), the same for a story and its reversal."""
-        return "order" if self.is_order else FAMILIES[self.motions[0]]
+        """The kind of motion: a value of FAMILIES, "order", an event or "rest"; a story and its reversal share it."""
+        return "order" if self.is_order else FAMILIES.get(self.motions[0], self.motions[0])
 
     @property
     def content(self) -> str:
@@ -166,13 +167,20 @@ class Story:
     @property
     def plays_backwards(self) -> bool:
         """True if this story is the staged take played backwards."""
-        return self.things[0] > self.things[1] if self.is_order else self.motions[0] not in STAGED
+        if self.is_order:
+            return self.things[0] > self.things[1]
+        return self.motions[0] in REVERSED and self.motions[0] not in STAGED
 
     def reversed(self) -> "Story":
         """Return the story of the clip played backwards."""
         if self.is_order:
             return replace(self, things=self.things[::-1], motions=self.motions[::-1])
-        return replace(self, motions=(REVERSED[self.motions[0]], *self.motions[1:]))
+        return replace(self, motions=(REVERSED.get(self.motions[0], self.motions[0]), *self.motions[1:]))
+
+
+def phrase(motion: str) -> str:
+    """Return the first way to say what a thing does: "moves from left to right"."""
+    return _PHRASES[motion][0]
 
 
 def pick(options: Sequence[str], rng: np.random.Generator) -> str:

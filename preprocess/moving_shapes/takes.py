@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from preprocess.moving_shapes.stories import COLOURS, Story, Thing, pick
+from preprocess.moving_shapes.stories import COLOURS, STAGED, Story, Thing, pick
 
 # ---- outlines -------------------------------------------------------------------------------------------------------
 
@@ -213,7 +213,8 @@ def _apart(first: Course, second: Course, gap: float = 0.03) -> bool:
 def _poses(story: Story, rng: np.random.Generator) -> tuple[Course, ...]:
     motion = story.motions[0]
     if len(story.things) == 1:
-        return (_motion(motion, rng.uniform(*_radii(motion, alone=True)), _window(story.speed, rng), rng),)
+        staging = _motion if motion in STAGED else _event
+        return (staging(motion, rng.uniform(*_radii(motion, alone=True)), _window(story.speed, rng), rng),)
     while True:
         if story.is_order:
             length = rng.uniform(0.34, 0.40)

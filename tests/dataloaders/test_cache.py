@@ -139,6 +139,8 @@ OTHER_SETTINGS = [
     {"feature_framerate": 1.0},
     {"frame_transform": "crop"},
     {"resize_mode": "squash"},
+    {"frame_sampling": "dense"},
+    {"frame_sampling": "dense", "frame_stride": 2},
     {"interpolation": "bilinear"},
 ]
 
@@ -274,7 +276,7 @@ def test_a_short_video_is_resampled_before_it_is_stored(tmp_path):
     counts = []
     read_frames(path, lambda n, fps: counts.append(n) or [n - 1])
     assert counts[0] == 60 > counts[1] > 50
-    for sampling, training in [(sampling, training) for sampling in SAMPLINGS for training in (False, True)]:
+    for sampling, training in [(name, training) for name in (*SAMPLINGS, "dense") for training in (False, True)]:
         plain = reader(None, frame_sampling=sampling, training=training)
         for draw in range(4):
             expected, _ = plain(path, np.random.default_rng(draw))

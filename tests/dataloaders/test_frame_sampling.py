@@ -9,13 +9,18 @@ from hypothesis import strategies as st
 
 from dataloaders.frame_sampling import (
     at_frame_rate,
+    dense_random,
+    dense_views,
     in_window,
     on_screen,
     released_evaluation,
     released_training,
+    released_views,
     segment_centres,
     segment_random,
+    segment_views,
     uniform,
+    uniform_views,
 )
 
 counts = st.integers(1, 5000)
@@ -192,3 +197,89 @@ def test_released_training_by_hand():
         generator = np.random.default_rng(seed)
         assert released_training(7, 4, generator).tolist() == [0, 1, 2, 3]
         assert released_training(2, 4, generator).tolist() == [0, 1, 1, 1]
+
+
+# ---- several views ----
+
+
+def test_views_worked_out_by_hand():
+    # 12 frames in 2 segments: the views see 1/6, 3/6 and 5/6 of each
+    assert segment_views(12, 2, 3).tolist() == [[1, 7], [3, 9], [5, 11]]
+    assert segment_views(2, 4, 2).tolist() == [[0, 0, 1, 1], [0, 0, 1, 1]]
+    # of frames 0, 2, 4, ... 10 each view takes every third
+    assert uniform_views(11, 2, 3).tolist() == [[0, 6], [2, 8], [4, 10]]
+    assert uniform_views(2, 4, 3).tolist() == [[0, 1]] * 3
+    # a clip of 3 frames, 2 apart, spans 5 of 10 frames
+    assert dense_views(10, 3, 2, 3).tolist() == [[0, 2, 4], [2, 4, 6], [5, 7, 9]]  # round(2.5) is 2
+    assert dense_views(10, 3, 2, 1).tolist() == [[2, 4, 6]]
+    assert dense_views(4, 4, 2, 2).tolist() == [[0, 2, 3, 3]] * 2
+    assert released_views(2, 3, 2).tolist() == [[0, 1, 1]] * 2
+    assert released_views(12, 2, 3).tolist() == segment_views(12, 2, 3).tolist()
+
+
+@given(counts, st.integers(1, 32), st.integers(1, 10))
+def test_segment_views_are_moments_of_each_segment(n, max_frames, n_views):
+    views = segment_views(n, max_frames, n_views)
+    for view in range(n_views):
+        for segment in range(max_frames):
+            # the moment (segment + (view + 1/2) / V) n / T, in whole numbers
+            moment = (2 * segment * n_views + 2 * view + 1) * n
+            frame = views[view, segment]
+            assert frame * 2 * n_views * max_frames <= moment < (frame + 1) * 2 * n_views * max_frames
+
+
+@given(counts, st.integers(1, 32), st.integers(1, 16), st.integers(1, 10))
+def test_dense_views_start_where_a_plain_loop_starts(n, max_frames, stride, n_views):
+    span = 1 + stride * (max_frames - 1)
+    for view, clip in enumerate(dense_views(n, max_frames, stride, n_views)):
+        if n < span:
+            start = 0
+        else:
+            start = round(view * (n - span) / (n_views - 1)) if n_views > 1 else (n - span) // 2
+        expected = []
+        for number in range(max_frames):
+            frame = start + number * stride
+            expected.append(frame if frame < n else n - 1)
+        assert clip.tolist() == expected
+
+
+@given(counts, st.integers(1, 32), st.integers(1, 16), st.integers(1, 10))
+def test_dense_views_reach_both_ends_of_a_long_video(n, max_frames, stride, n_views):
+    views = dense_views(n, max_frames, stride, n_views)
+    assert views.dtype == np.int64
+    if n_views > 1 and n > (max_frames - 1) * stride:
+        assert views[0, 0] == 0
+        assert views[-1, -1] == n - 1
+
+
+@given(counts, frames_wanted, st.integers(1, 10))
+def test_uniform_views_have_distinct_frames_in_order(n, max_frames, n_views):
+    views = uniform_views(n, max_frames, n_views)
+    assert views.shape == (n_views, min(n, max_frames))
+    assert (np.diff(views) > 0).all()
+    assert views.min() == 0
+    assert views.max() == n - 1 or (n_views, max_frames) == (1, 1)
+
+
+@given(counts, frames_wanted)
+def test_one_view_is_the_clip_of_an_evaluation(n, max_frames):
+    assert uniform_views(n, max_frames, 1).tolist() == [uniform(n, max_frames).tolist()]
+    assert segment_views(n, max_frames, 1).tolist() == [segment_centres(n, max_frames).tolist()]
+    assert released_views(n, max_frames, 1).tolist() == [released_evaluation(n, max_frames).tolist()]
+
+
+@given(counts, st.integers(1, 32), st.integers(1, 16), st.integers(0, 5))
+def test_dense_training_draws_a_run_that_fits(n, max_frames, stride, seed):
+    drawn = dense_random(n, max_frames, stride, np.random.default_rng(seed))
+    assert drawn.dtype == np.int64
+    if n > (max_frames - 1) * stride:
+        assert (np.diff(drawn) == stride).all()
+        assert 0 <= drawn[0] <= drawn[-1] < n
+    else:
+        assert drawn.tolist() == [min(number * stride, n - 1) for number in range(max_frames)]
+
+
+def test_every_start_of_a_dense_run_is_equally_likely():
+    generator = np.random.default_rng(0)
+    starts = [dense_random(12, 3, 4, generator)[0] for _ in range(4000)]  # spans 9 of 12 frames
+    assert np.bincount(starts) == pytest.approx([1000] * 4, rel=0.1)

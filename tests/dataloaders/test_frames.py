@@ -68,6 +68,21 @@ def test_released_sampling(data, tmp_path):
         assert drawn(short, training) == [[0, 1, 1, 1, 1, 1]] * 6
 
 
+def test_dense_frames(data, tmp_path):
+    reader = FrameReader(max_frames=4, image_size=32, frame_sampling="dense", frame_stride=3)
+    assert numbers(reader(data[0].path)[0]) == [5, 8, 11, 14]
+    assert numbers(reader(data[0].path, start=1.0, end=3.4)[0]) == [6, 9, 12, 15]
+    training = FrameReader(max_frames=4, image_size=32, frame_sampling="dense", frame_stride=3, training=True)
+    drawn = [numbers(training(data[0].path, np.random.default_rng(seed))[0]) for seed in range(6)]
+    assert len({tuple(draw) for draw in drawn}) > 1
+    assert all(np.diff(draw).tolist() == [3, 3, 3] for draw in drawn)
+    short = write_video(tmp_path / "short.mp4", grey_ramp(5))
+    for how in (reader, training):
+        video, frame_mask = how(short, np.random.default_rng(0))
+        assert numbers(video) == [0, 3, 4, 4]
+        assert frame_mask.all()
+
+
 def test_crop_takes_the_middle_as_it_is(tmp_path):
     frames = grey_ramp(4, 48, 64)
     frames[:, :, :16], frames[:, :, 48:], frames[:, :8], frames[:, 40:] = 255, 255, 255, 255
@@ -105,6 +120,7 @@ def test_a_single_frame_of_odd_size(tmp_path, frame_sampling):
         ({"feature_framerate": -1.0}, "--feature_framerate is -1"),
         ({"feature_framerate": float("nan")}, "--feature_framerate is nan"),
         ({"slice_framepos": 3}, "--slice_framepos is 3"),
+        ({"frame_stride": 0}, "--frame_stride is 0"),
     ],
 )
 def test_settings_out_of_range_are_refused(settings, message):

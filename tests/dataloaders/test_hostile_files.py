@@ -437,7 +437,7 @@ def test_broken_files_get_one_sentence(tmp_path, make, reason):
 
 
 @pytest.mark.parametrize("n_frames", [1, 5])
-@pytest.mark.parametrize("frame_sampling", ["uniform", "segment", "released"])
+@pytest.mark.parametrize("frame_sampling", ["uniform", "segment", "released", "dense"])
 def test_fewer_frames_than_asked_for(tmp_path, n_frames, frame_sampling):
     """Every frame that the mask calls real is a frame of the video; padding is black and masked."""
     path = write(tmp_path / "few.mp4", moving(n_frames), *X264)

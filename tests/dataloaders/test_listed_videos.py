@@ -2,15 +2,17 @@
 
 import os
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from dataloaders.listed_videos import VIDEO_EXTENSIONS, find_listed_files, find_videos, walk_files
+from dataloaders.listed_videos import VIDEO_EXTENSIONS, find_clips, find_listed_files, find_videos, walk_files
 from tests.dataloaders.folders import assert_one_sentence, touch_videos
 
 LIST = Path("lists/test_list.txt")
+EXTENSIONS = ("", ".mp4", ".avi", ".mp4.mkv")
 
 
 @pytest.mark.parametrize(
@@ -219,3 +221,68 @@ def test_a_folder_that_cannot_be_read_is_reported(tmp_path, monkeypatch):
 def test_extensions_are_written_in_small_letters_and_once():
     assert len(set(VIDEO_EXTENSIONS)) == len(VIDEO_EXTENSIONS)
     assert all(extension == extension.lower() and extension.startswith(".") for extension in VIDEO_EXTENSIONS)
+
+
+# ---- find_clips ----
+
+
+def test_clips_where_the_list_says_or_elsewhere(tmp_path):
+    touch_videos(
+        tmp_path,
+        "kick/a.mp4",
+        "kick/b.avi",
+        "deep/er/c.mp4",
+        "val/d.mp4",
+        "train/d.mp4",
+        "[x];#(1)/-e.f.mp4",
+        "g.mp4.mkv",
+    )
+    names = [
+        "kick/a.mp4",
+        "kick/b.mp4",
+        "c.avi",
+        "val/d.mp4",
+        "[x];#(1)/-e.f.mp4",
+        "h",
+        "x/i.avi",
+        "g.mp4",
+        "train/d.avi",
+    ]
+    expected = ["kick/a.mp4", "kick/b.avi", "deep/er/c.mp4", "val/d.mp4", "[x];#(1)/-e.f.mp4", "h.mp4", "x/i.avi",
+                "g.mp4.mkv", "train/d.mp4"]  # fmt: skip
+    assert find_clips(names, tmp_path) == [tmp_path / name for name in expected]
+
+
+def test_a_name_that_the_list_has_twice_is_not_looked_for_elsewhere(tmp_path):
+    touch_videos(tmp_path, "other/a.mp4")
+    assert find_clips(["x/a.mp4", "y/a.mp4"], tmp_path) == [tmp_path / "x/a.mp4", tmp_path / "y/a.mp4"]
+    assert find_clips(["x/a.mp4"], tmp_path) == [tmp_path / "other/a.mp4"]
+
+
+def test_clips_that_cannot_be_told_apart(tmp_path):
+    touch_videos(tmp_path, "one/a.mp4", "other/a.mp4", "b.mp4", "c/img_00001.jpg")
+    for names, said in [
+        (["x/a.mp4"], "could both be"),
+        (["b.mp4", "b.avi"], "is the one file for both"),
+        (["../b.mp4"], "leads out"),
+        (["/b.mp4"], "absolute path"),
+        (["c"], "a folder of frames"),
+        (["d\\b.mp4"], "backslash"),
+    ]:
+        assert_one_sentence(lambda: find_clips(names, tmp_path, Path("list.txt")), ValueError, "list.txt", said)  # noqa: B023
+    assert_one_sentence(lambda: find_clips([], tmp_path / "b.mp4"), FileNotFoundError, "--features_path")
+
+
+@given(st.lists(st.sampled_from(["a", "b", "-c", "d e", "f.g"]), max_size=5, unique=True), st.data())
+def test_clips_in_their_place_are_those_of_find_listed_files(names, data):
+    """Where every file lies in its folder, the fast way finds what the thorough one does."""
+    with TemporaryDirectory() as folder:
+        root, listed = Path(folder), []
+        for name in names:
+            place, own, other = (
+                data.draw(st.sampled_from(choices)) for choices in (("", "x/", "x/y/"), EXTENSIONS, EXTENSIONS)
+            )
+            listed.append(f"{place}{name}{own}")
+            if data.draw(st.booleans()):
+                touch_videos(root, f"{place}{name}{other}")
+        assert find_clips(listed, root) == find_listed_files(listed, root)

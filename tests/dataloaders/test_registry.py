@@ -9,7 +9,16 @@ from pathlib import Path
 import pytest
 
 import dataloaders
-from dataloaders import DATASETS, NEEDED_FLAGS, READERS, SPLITS
+from dataloaders import (
+    ACTION_DATASETS,
+    ACTION_NEEDED_FLAGS,
+    ACTION_READERS,
+    ACTION_SPLITS,
+    DATASETS,
+    NEEDED_FLAGS,
+    READERS,
+    SPLITS,
+)
 from dataloaders.samples import Sample
 from engine.config import DataConfig
 from tests.dataloaders.folders import assert_one_sentence, touch_videos, write_json, write_lines
@@ -69,7 +78,9 @@ def test_every_reader_is_registered():
     modules = {
         path.stem for path in Path(dataloaders.__file__).parent.glob("*.py") if "def read_split(" in path.read_text()
     }
-    assert modules == DATASETS.keys() == SPLITS.keys() == NEEDED_FLAGS.keys()
+    assert DATASETS.keys() == SPLITS.keys() == NEEDED_FLAGS.keys()
+    registered = {reader.__name__.split(".")[-1] for reader in [*READERS.values(), *ACTION_READERS.values()]}
+    assert modules == registered | {"kinetics"}  # which reads both kinetics400 and kinetics600
 
 
 @pytest.mark.parametrize("name", DATASETS)
@@ -113,3 +124,50 @@ def test_a_data_set_reads_its_splits_and_refuses_others(name, split, flags):
     else:
         choices = " or ".join(SPLITS[name])
         assert_one_sentence(lambda: read(name, split, flags), ValueError, f"has no split {split!r}: pass {choices}.")
+
+
+# ---- action recognition ----
+
+FOLDS = {"hmdb51": {1, 2, 3}, "ucf101": {1, 2, 3}}  # the others have one split
+
+
+def test_registers_of_action_recognition():
+    assert ACTION_READERS.keys() == ACTION_DATASETS.keys() == ACTION_SPLITS.keys() == ACTION_NEEDED_FLAGS.keys()
+    assert [*ACTION_READERS] == ["hmdb51", "ucf101", "ssv2", "kinetics400", "kinetics600", "custom"]
+
+
+@pytest.mark.parametrize("name", ACTION_READERS)
+def test_what_a_reader_of_labels_states(name):
+    reader = ACTION_READERS[name]
+    assert ACTION_SPLITS[name] == (("train", "val", "test") if name == "custom" else ("train", "test"))
+    assert reader.EXPECTED.keys() <= {*ACTION_SPLITS[name]}
+    assert all(set(by_fold) == FOLDS.get(name, {1}) for by_fold in reader.EXPECTED.values())
+    assert all(template.count("{}") == 1 for template in reader.TEMPLATES)
+    assert ACTION_NEEDED_FLAGS[name] == (("features_path",), ())
+    for function, own in ((reader.read_split, {"fold"}), (reader.read_classes, set())):
+        parameters = inspect.signature(function).parameters
+        passed = {"data_path", "features_path", "train_csv", "val_csv", "labels_csv", *own}
+        assert parameters.keys() >= {"train_csv", "val_csv", "labels_csv", *own}
+        takes_others = any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in parameters.values())
+        assert passed <= parameters.keys() or takes_others
+    for flag in ("--train_csv", "--val_csv", "--features_path"):
+        assert flag in reader.__doc__
+
+
+@pytest.mark.parametrize("unset", [None, Path("")])
+@pytest.mark.parametrize("name", ACTION_READERS)
+def test_a_list_of_folders_is_enough(name, unset, tmp_path):
+    """The settings hold "" for a flag that was not passed, which is the path "."; check_videos passes None."""
+    lines = ["path,label", "kick/a.mp4,kick", "hop/b.mp4,hop"] if name == "custom" else ["kick/a.mp4 1", "hop/b.mp4 0"]
+    write_lines(tmp_path / "list.csv", lines)
+    videos = touch_videos(tmp_path / "videos", "kick/a.mp4", "hop/b.mp4")
+    flags = {"data_path": unset, "features_path": videos, "train_csv": unset, "val_csv": tmp_path / "list.csv"}
+    flags["labels_csv"] = unset
+    reader = ACTION_READERS[name]
+    samples, classes = reader.read_split("test", **flags, fold=1), reader.read_classes(**flags)
+    assert [(s.label, s.path.is_file(), s.captions) for s in samples] == [("kick", True, ()), ("hop", True, ())]
+    assert classes.keys == ("hop", "kick")
+    assert classes.ids(samples).tolist() == [1, 0]
+    with pytest.raises((ValueError, OSError), match=r"--train_csv|--data_path"):
+        reader.read_split("train", **flags, fold=1)
+    assert_one_sentence(lambda: reader.read_split("all", **flags, fold=1), ValueError, "has no split 'all'")

@@ -47,6 +47,9 @@ def worker(folder: Path) -> None:
         text, video = (rows.chunk(world_size)[rank].clone().requires_grad_() for rows in global_pairs())
         loss = symmetric_info_nce(gather_with_gradient(text) @ gather_with_gradient(video).T)
         loss.backward()
+        assert process.on_main(lambda: 5) == (5 if rank == 0 else None)
+        with pytest.raises(ValueError, match="invalid literal"):  # the main process's error is raised on both
+            process.on_main(lambda: int("x"))
         # Uneven shares: process 0 has items 1, 3, 4 and process 1 the others.
         ids = torch.tensor([[4, 1], [0]][rank]), torch.tensor([[3], [2, 5]][rank])
         features = gather_by_id([id_[:, None] * torch.tensor([1.0, 10.0]) for id_ in ids], list(ids), 6)

@@ -240,6 +240,7 @@ def test_every_setting_counts_but_those_of_place_and_cost():
     found = identity.of_the_settings(config, "bf16")
     known = {*identity.SOURCE, *identity.PLACES, *identity.COST, "options", "precision_val"}
     known |= {*RetrievalSettings.of_the_run, *RetrievalSettings.places, "loss"}  # `loss` is at its default
+    known.add("frame_stride")  # without effect unless frames are dense
     for section in (config.model, config.data, config.optim, config.task):
         for name, value in vars(section).items():
             assert (name in found) != (name in known), name
@@ -250,6 +251,8 @@ def test_every_setting_counts_but_those_of_place_and_cost():
     assert (
         identity.of_the_settings(replace(config, task=RetrievalSettings(loss="sigmoid")), "bf16")["loss"] == "sigmoid"
     )
+    dense = replace(config, data=replace(files, frame_sampling="dense", frame_stride=4))
+    assert identity.of_the_settings(dense, "bf16")["frame_stride"] == 4
 
 
 def test_frozen_tensors_count_and_trained_ones_do_not():

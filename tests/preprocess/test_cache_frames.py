@@ -9,8 +9,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from dataloaders.datasets import LabelledClips, ViewedVideos
+from dataloaders.views import Views
+from engine.cli import parse_config
+from engine.data import frame_cache, frame_reader
+from engine.tasks.recognition import RecognitionSettings
+from main_task_recognition import main as recognise
 from main_task_retrieval import main as train
+from modules.clip_weights import backbone_of
 from preprocess.cache_frames import main
+from preprocess.make_moving_actions import main as make_moving_actions
 from tests.launch_scripts import commands_of, write_recorder
 from tests.processes import heed_interrupts, run_as_group
 from tests.small_data import SmallData, write_small_data
@@ -170,3 +178,54 @@ def test_interrupted_and_started_again_it_makes_the_same_files(data, tmp_path, n
     assert 0 < len(made) < 6
     assert main(flags("stopped")) == 0
     assert entries(tmp_path / "stopped") == entries(tmp_path / "whole")
+
+
+@pytest.fixture
+def actions(tmp_path) -> list[str]:
+    """Draw 32 training and 16 test clips; return flags of recognition that read and cache them."""
+    world, clip = tmp_path / "world", write_small_data(tmp_path / "data", 1, 1).clip
+    tiny = ["--train_groups", "2", "--test_groups", "1", "--image_size", "32", "--jobs", "1"]
+    assert make_moving_actions(["--output_dir", str(world), *tiny]) == 0
+    return [
+        "--datatype", "ucf101", "--data_path", str(world), "--features_path", str(world / "videos"), "--split", "1",
+        "--pretrained_clip_name", str(clip), "--feature_framerate", "0", *SEGMENTS, "--max_frames", "2",
+        "--max_words", "16", "--num_thread_reader", "0", "--frame_cache", str(tmp_path / "cache"),
+        "--precision", "fp32",
+    ]  # fmt: skip
+
+
+def test_recognition_then_decodes_nothing(actions, tmp_path, capsys, monkeypatch):
+    """Both halves of base-to-novel are there."""
+    flags = [*actions, "--classes", "base"]
+    assert main(["--task", "recognition", *flags]) == 0
+    printed = capsys.readouterr().out
+    for split, count in (("train", 20), ("test", 10), ("novel", 6)):
+        assert f"{split} split: {count} of {count} videos are in the cache.\n" in printed
+    assert main(["--task", "recognition", *flags, "--split", "train"]) == 0
+    assert "test split" not in capsys.readouterr().out
+    monkeypatch.setattr("dataloaders.frames.read_frames", None)
+    training = ["--do_train", *flags, "--epochs", "1", "--batch_size", "4", "--output_dir", str(tmp_path / "run")]
+    assert recognise(training) == 0
+
+
+def test_whole_frames_and_views_are_stored(actions, monkeypatch):
+    """Random crops cut squares out of whole frames, and a test with views takes more frames."""
+    flags = [*actions, "--crop_scale", "0.5", "--flip", "mapped", "--test_views", "2x3"]
+    assert main(["--task", "recognition", *flags]) == 0
+    config = parse_config(["--do_train", *flags], RecognitionSettings)
+    backbone = backbone_of(config.model.pretrained_clip_name, "", config.model.asked_of_clip())
+    classes, cache = config.task.all_classes(config.data), frame_cache(config.data, config.run)
+    training, test = (
+        (config.task.list_split(config.data, split), frame_reader(config.data, backbone, split == "train", cache))
+        for split in ("train", "test")
+    )
+    monkeypatch.setattr("dataloaders.frames.read_frames", None)
+    clips = LabelledClips(*training, classes, 0, config.task.augmentation())
+    assert [clips[0, row]["video"].shape for row in (0, 31)] == 2 * [(2, 3, 32, 32)]
+    videos = ViewedVideos(*test, Views(2, 3))
+    assert [videos[row]["video"].shape for row in (0, 15)] == 2 * [(6, 2, 3, 32, 32)]
+
+
+def test_an_unknown_task(capsys):
+    assert main(["--task", "captioning"]) == 2
+    assert "--task captioning is not one of: retrieval, recognition" in capsys.readouterr().err

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from preprocess.check_videos import main
+from preprocess.make_moving_actions import main as make_moving_actions
 from tests.small_data import SmallData, write_small_data
 from tests.videos import grey_ramp, write_video
 
@@ -135,3 +136,21 @@ def test_as_a_command(data):
     assert done.returncode == 0
     assert done.stdout == "7 videos: 0 ok, 7 short, 0 cut, 0 broken, 0 missing.\n"
     assert "Traceback" not in done.stderr
+
+
+def test_a_data_set_of_recognition(tmp_path, capsys):
+    world = tmp_path / "world"
+    tiny = ["--train_groups", "2", "--test_groups", "1", "--image_size", "32", "--jobs", "1"]
+    assert make_moving_actions(["--output_dir", str(world), *tiny]) == 0
+    (world / "videos/Hops/v_Hops_g02_c01.mp4").write_text("no video")
+    files = ["--task", "recognition", "--data_path", str(world), "--features_path", str(world / "videos")]
+    assert main([*files, "--max_frames", "8"]) == 1
+    printed = capsys.readouterr()
+    assert "48 videos: 47 ok, 0 short, 0 cut, 1 broken, 0 missing." in printed.out
+    assert "v_Hops_g02_c01.mp4 is not a video" in printed.err
+    assert main([*files, "--split", "test", "--labels_csv", str(world / "labels.csv")]) == 0
+    assert "16 videos:" in capsys.readouterr().out
+    assert main([*files, "--fold", "2"]) == 2
+    assert "trainlist02.txt" in capsys.readouterr().err
+    assert main([*files, "--datatype", "msrvtt"]) == 2
+    assert "--datatype msrvtt is not one of: hmdb51, ucf101, ssv2, kinetics400" in capsys.readouterr().err

@@ -115,7 +115,8 @@ def test_fast_decode(source, output):
 
 
 def test_folders_and_names_of_any_kind(source, output):
-    names = ["two words.mp4", "видео 视频 é.mp4", "-50%d of [a].mp4", "a:b'c\".mp4", "deep/down/x.mp4", "up.v2.MP4"]
+    names = ["two words.mp4", "видео 视频 é.mp4", "-50%d of [a].mp4", "a:b'c\".mp4", "deep/down/x.mp4"]
+    names += ["draw_sword/[K]_13;_#1_(2)&$x.mp4", "up.v2.MP4"]
     for name in names:
         (source / name).parent.mkdir(parents=True, exist_ok=True)
         write_video(source / "plain.mp4", grey_ramp(3)).rename(source / name)

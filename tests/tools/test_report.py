@@ -61,6 +61,18 @@ def test_post_processed_columns_follow_the_plain_ones():
     assert [cell.strip() for cell in line.split("|")[1:-1]][3:] == ["10.0", "20.0", "11.0", "12.0", "0"]
 
 
+def test_a_table_of_recognition(tmp_path, capsys):
+    path = tmp_path / "results.csv"
+    metrics = {"top1": [50.0, 60.0], "top5": [90.0, 90.0], "mean_class": [50.0, 60.0], "direction": [50.0, 75.0]}
+    ROWS[1:].drop(columns=["t2v R@1", "v2t MnR"]).assign(**metrics).to_csv(path, index=False)
+    assert main([str(path), "--mean"]) == 0
+    header, _, line = capsys.readouterr().out.splitlines()
+    names = [cell.strip() for cell in header.split("|")[1:-1]]
+    assert names == ["", "trained", "top-1", "top-5", "mean class", "direction", "seeds"]
+    cells = [cell.strip() for cell in line.split("|")[1:-1]]
+    assert cells[2:] == ["55.0 ± 7.1", "90.0 ± 0.0", "55.0 ± 7.1", "62.5 ± 17.7", "2"]
+
+
 @pytest.mark.parametrize(("name", "seed", "status"), [("STOP", "1", 0), ("STOP", "2", 1), ("ST", "1", 1)])
 def test_has_finds_a_run_in_the_file(tmp_path, name, seed, status):
     path = tmp_path / "results.csv"
@@ -199,6 +211,23 @@ def test_curves_are_drawn_into_a_picture(tmp_path):
     pixels = cv2.imread(str(picture)).reshape(-1, 3)
     colourful = pixels[pixels.max(1) - pixels.min(1) > 100]
     assert len({tuple(pixel) for pixel in colourful.tolist()}) >= len(runs)
+
+
+def test_curves_have_a_panel_for_each_task_that_has_runs(tmp_path, monkeypatch):
+    pytest.importorskip("matplotlib")
+    from matplotlib.figure import Figure
+
+    figures = []
+    monkeypatch.setattr(Figure, "savefig", lambda figure, *arguments, **options: figures.append(figure))
+    recognition = {"time": 0.0, "step": 1, "kind": "test", "top1": 62.5, "top5": 100.0}
+    retrieval, other = (
+        written(tmp_path / name, training(1, 2), line)
+        for name, line in (("retrieval", evaluation(1, 40)), ("recognition", recognition))
+    )
+    for runs, titles in (([retrieval], ["T2V R@1"]), ([other], ["top-1"]), ([retrieval, other], ["T2V R@1", "top-1"])):
+        assert main([*map(str, runs), "--curves", str(tmp_path / "curves.png")]) == 0
+        found = [axes.get_title().split(",")[0] for axes in figures.pop().axes]
+        assert found == ["training loss", "learning rate", *titles]
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ import pytest
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
+from main_task_recognition import main as recognise
 from main_task_retrieval import main as train
 from modules.seal import DIGEST, seal
 from tools.pictures import GAP, LABEL, SIDE
@@ -87,3 +88,14 @@ def test_a_header_of_another_program(checkpoints, tmp_path, change, message, cap
     save_file(tensors, path, seal(tensors, metadata))
     assert main(["retrieval", str(path), "--output", str(tmp_path / "x.png")]) == 2
     assert message in capsys.readouterr().err
+
+
+def test_a_checkpoint_of_recognition(small_actions, tmp_path, capsys):
+    """Check that maps are drawn, also after training with a linear head, and that there is nothing to retrieve."""
+    flags = ["--method", "stop", "--n_regions", "2", "--epochs", "1", "--batch_size", "16", "--classifier", "linear"]
+    assert recognise(["--do_train", *small_actions.flags(), *flags, "--output_dir", str(tmp_path)]) == 0
+    checkpoint, path = str(tmp_path / "last.safetensors"), tmp_path / "maps.png"
+    assert main(["maps", checkpoint, "--output", str(path), "--videos", "v_MoveLeft_g01_c01"]) == 0
+    assert path.is_file()
+    assert main(["retrieval", checkpoint, "--output", str(path)]) == 2
+    assert "have classes and no captions; draw maps instead" in capsys.readouterr().err

@@ -8,8 +8,9 @@ from safetensors.torch import load_file
 
 from engine import run
 from engine.checkpoint import read_header
-from engine.config import SECTIONS, sections_with
+from engine.config import SECTIONS, Config, sections_with
 from engine.tasks import TASKS, Retrieval
+from engine.tasks.base import flat_metrics
 from main_task_retrieval import main as retrieval
 from modules.options import options_of
 from tests.engine.tasks.colours import Colours, ColourSettings
@@ -88,7 +89,7 @@ def test_help_lists_only_the_tasks_own_flags(capsys):
 
 
 @pytest.mark.parametrize("task", [*TASKS.values(), Colours])
-def test_every_task_keeps_the_contract(task):
+def test_every_task_keeps_the_contract(task, small_actions):
     shared = {option.name for section in SECTIONS.values() for option in options_of(section)}
     settings = task.settings()
     own = [option.name for option in options_of(task.settings)]
@@ -98,8 +99,9 @@ def test_every_task_keeps_the_contract(task):
     for names in (settings.of_the_run, settings.places, settings.newer):
         assert set(names) <= set(own)
     measured, metric = task.selects_by
-    config = type("Config", (), {"task": settings})()
+    config = Config.from_flat({"describe": True, "data_path": str(small_actions.lists)}, task.settings)
     assert metric in task.metrics_to_come(config)[measured]
+    assert not set(task.columns(config)) & set(flat_metrics(task.metrics_to_come(config), task.short_names))
     assert sections_with(task.settings)["task"] is task.settings
 
 

@@ -1,0 +1,296 @@
+"""Action recognition: each video gets the class whose text, or whose row of a linear head, scores best.
+
+Shapes: N videos, V views of a video, K classes, P texts of a class, n videos at once.
+"""
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, ClassVar, NamedTuple
+
+import torch
+from torch import Tensor
+
+from dataloaders.classes import Classes
+from dataloaders.datasets import Batch, LabelledClips, ViewedVideos
+from dataloaders.frames import FrameReader
+from dataloaders.protocols import check_protocol, hold_out_groups
+from dataloaders.sampler import EpochSampler
+from dataloaders.samples import Sample
+from dataloaders.views import Views
+from engine.config import Config
+from engine.data import normalise_for
+from engine.evaluate import evaluating
+from engine.identity import digest
+from engine.logger import log
+from engine.tasks.base import Metrics, Task, TrainingItems
+from engine.tasks.class_texts import check_texts, class_texts
+from engine.tasks.classification import ClassificationLoss, ClassificationStep, encode_in_blocks, new_loss
+from engine.tasks.predictions import Predictions, write_predictions
+from engine.tasks.recognition_metrics import recognition_metrics, reversed_ids, topk_accuracy
+from engine.tasks.recognition_settings import RecognitionSettings
+from modules.methods import Method
+from modules.rows import Rows, to_float
+
+__all__ = ["Recognition", "RecognitionSettings", "class_texts", "topk_accuracy"]
+
+ONE_VIEW = Views()  # in evaluations that select weights
+
+
+class Scores(NamedTuple):
+    """The scores of n videos: of every view, and of the mean feature of the views, which is empty if not asked for."""
+
+    views: Tensor  # fp32 [n,V,K]
+    of_features: Tensor  # fp32 [n,K] or [n,0]
+
+
+@dataclass(frozen=True)
+class RecognitionSplit:
+    """Labelled videos, their classes, and the texts of these: int64 `[K P,L]`. `novel` are those of the novel half."""
+
+    samples: list[Sample]
+    classes: Classes
+    token_ids: Tensor
+    novel: "RecognitionSplit | None" = None
+
+
+class Recognition(Task):
+    """The task of action recognition; `config.task` is a `RecognitionSettings`."""
+
+    settings = RecognitionSettings
+    selects_by = ("recognition", "top1")
+    short_names: ClassVar = {"recognition": ""}
+
+    def __init__(self, config: Config, method: Method, process: Any) -> None:
+        super().__init__(config, method, process)
+        self.options: RecognitionSettings = config.task
+        if self.options.classes == "novel" and config.run.do_train:
+            raise ValueError("--classes novel is for an evaluation without training: pass --do_eval, or --classes base")
+        self.templates = self.options.class_templates()
+        self.classes = self.options.chosen_classes(config.data)
+        self.token_ids = self._tokens(self.classes)
+        self.views = Views.parse(self.options.test_views)
+        if self.options.view_fusion == "features" and not method.is_dot_product:
+            raise ValueError(
+                f"--view_fusion features needs one vector of a clip, and --method {config.model.method} has several; "
+                "pass --view_fusion logits"
+            )
+
+    def _tokens(self, classes: Classes) -> Tensor:
+        """Return the texts of classes, int64 `[K P,L]`, class by class; ValueError if two classes read alike."""
+        texts = class_texts(classes.names, self.templates)
+        tokenizer, max_words = self.splits.tokenizer, self.config.data.max_words
+        if self.options.classifier == "text":
+            check_texts(classes.names, texts, tokenizer, max_words)
+        return tokenizer([text for of_class in texts for text in of_class]).to(self.process.device)
+
+    # --- training ---
+
+    @classmethod
+    def make_loss(cls, config: Config, method: Method) -> ClassificationLoss:
+        options: RecognitionSettings = config.task
+        classes = len(options.chosen_classes(config.data)) if options.classifier == "linear" else None
+        return new_loss(method, classes, options.label_smoothing, config.data.max_frames, config.data.max_words)
+
+    def step(self) -> ClassificationStep:
+        loss = self.make_loss(self.config, self.method).to(self.process.device)
+        token_ids = self.token_ids if loss.head is None else None
+        self._step = ClassificationStep(
+            self.method, loss, self.autocast, len(self.classes), token_ids, self.options.augmentation().mixes
+        )
+        return self._step
+
+    def training_items(self, samples: Sequence[Sample], frames: FrameReader) -> LabelledClips:
+        return LabelledClips(samples, frames, self.classes, self.config.run.seed, self.options.augmentation())
+
+    def sampler(self, items: TrainingItems, **order: Any) -> EpochSampler:
+        sampler, settings = super().sampler(items, **order), self.config.optim
+        part = settings.batch_size // self.process.world_size // settings.gradient_accumulation_steps
+        if self.options.augmentation().mixes and part % 2:
+            raise ValueError(
+                f"MixUp and CutMix mix pairs of clips, and each part of the batch has {part}: choose --batch_size so "
+                "that each process and part gets an even number"
+            )
+        return sampler
+
+    def reader(self, frames: FrameReader, split: str) -> FrameReader:
+        return self.config.task.reader(frames, split)
+
+    def hold_out(self, samples: list[Sample]) -> tuple[list[Sample], list[Sample]]:
+        """Divide training samples like every task, but keep the videos of a group together."""
+        run = self.config.run
+        return hold_out_groups(samples, run.holdout_videos, run.seed) if run.select_on == "holdout" else (samples, [])
+
+    def check_lists(self) -> None:
+        """Check that training and test videos are apart by file and by group, and that a head is of these classes."""
+        self._check_head()
+        if self.config.run.do_train:
+            if not self.config.run.allow_overlap:
+                check_protocol(self.splits.listed("train"), self.splits.listed("test"), self.classes)
+            if self.options.classes == "base":
+                self.splits.check_overlap("novel")
+
+    def _check_head(self) -> None:
+        """Note the classes of a head to train, which starts fresh unless a checkpoint had the same ones.
+
+        Raises ValueError if a checkpoint is evaluated that has no head, or one of other classes or another order.
+        """
+        loss, source = self._step.loss, self.config.model.init_model
+        if loss.head is None:
+            return
+        own, loaded = number_of(self.classes.keys), int(loss.classes)
+        if self.config.run.do_train:
+            if loaded not in (0, own):
+                log.info("the linear head of %s is of other classes than these: a new one is trained", source)
+                loss.start_fresh()
+            loss.classes.fill_(own)
+        elif source and loaded != own:
+            raise ValueError(
+                f"--init_model {source}: has no linear head for these {len(self.classes)} classes in their order; pass "
+                "a checkpoint of --classifier linear on this data set, or --classifier text"
+            )
+
+    def identity(self, items: TrainingItems) -> dict[str, Any]:
+        texts = class_texts(self.classes.names, self.templates) if self.options.classifier == "text" else []
+        return {
+            "classes": digest(self.classes.keys),
+            "class texts": digest(texts),
+            "training labels": digest(sample.label for sample in items.samples),
+        }
+
+    # --- evaluation ---
+
+    def evaluation(self, split: str, samples: list[Sample]) -> RecognitionSplit:
+        novel = None
+        if split == "test" and self.options.classes == "base":
+            classes = self.options.chosen_classes(self.config.data, "novel")
+            novel = RecognitionSplit(self.splits.read("novel"), classes, self._tokens(classes))
+            self._log_split("novel", novel)
+        here = RecognitionSplit(samples, self.classes, self.token_ids, novel)
+        if split != "train":
+            self._log_split(split, here)
+        return here
+
+    def _log_split(self, name: str, split: RecognitionSplit) -> None:
+        labels = {sample.label for sample in split.samples}
+        log.info(
+            "%s split: %s videos of %d of %d classes", name, self.splits.count(name, len(split.samples)), len(labels),
+            len(split.classes),
+        )  # fmt: skip
+
+    def evaluate(self, split: RecognitionSplit, final: bool = False) -> Metrics:
+        """Score a whole split.
+
+        Returns:
+            The numbers of `recognition_metrics` as "recognition". With `final`, all views of --test_views count, and
+            the predictions are written into the run's folder; after --classes base the novel half follows as "novel",
+            and "recognition" gets "HM", the harmonic mean of the two top1. Else each video has one view.
+        """
+        metrics = self._evaluate(split, final)
+        if final and split.novel is not None:
+            metrics["novel"] = self._evaluate(split.novel, final, "novel")["recognition"]
+            metrics["recognition"]["HM"] = harmonic_mean(metrics["recognition"]["top1"], metrics["novel"]["top1"])
+        return metrics
+
+    def _evaluate(self, split: RecognitionSplit, final: bool, name: str = "") -> Metrics:
+        views, fusion = (self.views, self.options.view_fusion) if final else (ONE_VIEW, "logits")
+        scores = self.score(split, views, fusion == "features")
+        predictions = Predictions(
+            tuple(sample.video_id for sample in split.samples), split.classes.ids(split.samples), split.classes.keys,
+            split.classes.names, scores.views.cpu().numpy(), fusion,
+            reversed_ids(split.classes.keys, split.classes.reversed),
+            scores.of_features.cpu().numpy() if fusion == "features" else None,
+        )  # fmt: skip
+        fused, labels = predictions.scores(), predictions.labels
+        metrics = recognition_metrics(fused, labels, predictions.reversed_of, predictions.ids)
+        if final:
+            if len(views) > 1:
+                each = [round(topk_accuracy(predictions.views[:, v], labels, 1), 3) for v in range(len(views))]
+                log.info(
+                    "top-1 of each of %s views alone: %s; fused by %s: %.3f", views, ", ".join(map(str, each)), fusion,
+                    metrics["recognition"]["top1"],
+                )  # fmt: skip
+                self.told[f"{name} top1 of each view".lstrip()] = each
+            folder = Path(self.config.run.output_dir) / name
+            self.process.on_main(lambda: write_predictions(folder, predictions))
+        return metrics
+
+    def score(self, split: RecognitionSplit, views: Views, of_features: bool) -> Scores:
+        """Score all N videos with the K classes, on all processes; only scores are kept, so that memory stays flat."""
+        videos = ViewedVideos(split.samples, self.splits.frame_reader(training=False), views)
+        classifier = self.classifier(split)
+        # --batch_size_val counts clips, and a video has V of them.
+        encoder = replace(self.encoder, batch_size=max(1, self.encoder.batch_size // len(views)))
+
+        def score(batch: Batch) -> Scores:
+            video, frame_mask = batch["video"].flatten(0, 1), batch["frame_mask"].flatten(0, 1)
+            clips = to_float(self.method.encode_video(normalise_for(self.method.clip, video), frame_mask))
+            scores = self._step.logits(classifier, clips).unflatten(0, (-1, len(views)))
+            if not of_features:
+                return Scores(scores, scores.new_empty(len(scores), 0))
+            assert isinstance(clips, Tensor)
+            mean = torch.nn.functional.normalize(clips, dim=-1).unflatten(0, (-1, len(views))).mean(dim=1)
+            return Scores(scores, self._step.logits(classifier, mean))
+
+        with evaluating(self.method):
+            scores = encoder(videos, score, "videos")
+        assert isinstance(scores, Scores)
+        return scores
+
+    def classifier(self, split: RecognitionSplit) -> Rows | None:
+        """Return the classifier of a split's class texts, None with a linear head.
+
+        In the precision of training, a frozen text side's is encoded once for training and all evaluations.
+        """
+        if self._step.token_ids is None:
+            return None
+        if split.token_ids is self.token_ids and not self._step.learns_texts and self._same_precision():
+            return self._step.frozen_classifier()
+        with evaluating(self.method), self.encoder.autocast():
+            return self._step.classifier(encode_in_blocks(self.method, split.token_ids))
+
+    def _same_precision(self) -> bool:
+        return self.config.optim.precision_val == "same"
+
+    @classmethod
+    def columns(cls, config: Config) -> dict[str, Any]:
+        options: RecognitionSettings = config.task
+        templates = options.class_templates()
+        texts = templates[0] if len(templates) == 1 else f"{len(templates)} of {options.templates or options.datatype}"
+        return {
+            "split": options.split,
+            "list": Path(config.data.val_csv).name,
+            "classes": options.classes,
+            "shots": options.shots or "all",
+            "classifier": options.classifier,
+            "class_texts": f"{texts} ({options.class_names})" if options.classifier == "text" else "",
+            "views": options.test_views,
+            "view_fusion": options.view_fusion,
+        }
+
+    @classmethod
+    def metrics_to_come(cls, config: Config) -> Metrics:
+        """Return the metrics of one video with equal scores for all classes; reads the classes, but no video."""
+        options: RecognitionSettings = config.task
+        metrics = _chance(options.chosen_classes(config.data))
+        if options.classes == "base":
+            metrics["novel"] = _chance(options.chosen_classes(config.data, "novel"))["recognition"]
+            metrics["recognition"]["HM"] = 0.0
+        return metrics
+
+
+def _chance(classes: Classes) -> Metrics:
+    reversed_of = reversed_ids(classes.keys, classes.reversed)
+    labels = torch.arange(len(classes))
+    return recognition_metrics(torch.zeros(len(classes), len(classes)), labels, reversed_of)
+
+
+def number_of(keys: Sequence[str]) -> int:
+    """Return a number above 0 that stands for these keys in this order."""
+    return int(hashlib.sha256("\n".join(keys).encode(errors="surrogateescape")).hexdigest()[:15], 16) + 1
+
+
+def harmonic_mean(first: float, second: float) -> float:
+    """Return 2 a b / (a + b), and 0 if one of them is 0."""
+    return 2 * first * second / (first + second) if first and second else 0.0

@@ -1,0 +1,136 @@
+"""The settings of action recognition: one flag each."""
+
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Annotated, ClassVar, Literal
+
+from dataloaders import ACTION_DATASETS, ACTION_NEEDED_FLAGS, ACTION_READERS, ACTION_SPLITS
+from dataloaders.augmentation import FLIP, Augmentation
+from dataloaders.classes import Classes, renamed
+from dataloaders.frames import FrameReader
+from dataloaders.protocols import chosen_classes, few_shot
+from dataloaders.samples import Sample
+from dataloaders.views import Views
+from engine.config import DataConfig, TaskSettings
+from engine.logger import log
+from engine.tasks.class_texts import read_templates
+from engine.tasks.recognition_metrics import FUSIONS
+from modules.options import Choices, Range
+
+
+@dataclass(frozen=True)
+class RecognitionSettings(TaskSettings):
+    """Settings of action recognition. The data set's own defaults are in its file in `dataloaders`."""
+
+    task: ClassVar = "recognition"
+    readers: ClassVar = ACTION_DATASETS
+    needed_flags: ClassVar = ACTION_NEEDED_FLAGS
+    splits: ClassVar = ACTION_SPLITS
+    of_the_run: ClassVar = ("test_views", "view_fusion")
+    places: ClassVar = ("labels_csv", "class_names", "templates", "classes")
+
+    datatype: Annotated[str, "the data set", Choices(ACTION_DATASETS)] = "ucf101"
+    split: Annotated[int, "the official split of the data set, where it has three", Range(1, 3)] = 1
+    labels_csv: Annotated[str, "file with the classes: csv `id,name`, json, or txt with one a line"] = ""
+    shots: Annotated[int, "training videos of each class, drawn by --shots_seed; 0: all", Range(0)] = 0
+    shots_seed: Annotated[
+        int, "seed of --shots alone, so that runs of other --seed train on the same videos", Range(0, 2**32 - 1)
+    ] = 0
+    classes: Annotated[
+        str,
+        "all; base: train and test on the base half, then also test on the novel half and print the harmonic mean; "
+        "novel: only with --do_eval; half:0 to half:9: the random halves of zero-shot evaluation; or a file with the "
+        "keys of some classes, one a line",
+    ] = "all"
+    class_names: Annotated[
+        str,
+        "what texts call the classes; split: the words of the folder's name (brush_hair, ApplyEyeMakeup) apart; raw: "
+        "the folder's name as it is; or a csv file `id,name`",
+    ] = "split"
+    templates: Annotated[
+        str, "text with {} in the place of a class's name, or a file with one a line; empty: the data set's"
+    ] = ""
+    classifier: Annotated[
+        Literal["text", "linear"],
+        "text: similarity with the texts of the classes, as in retrieval; linear: a trained head, without any text",
+    ] = "text"
+    label_smoothing: Annotated[float, "share of the target spread evenly over all classes", Range(0, 0.99)] = 0.0
+    test_views: Annotated[
+        str, "clips and squares of each test video, such as 3x1: 3 moments, 1 square; or 3 squares along the long side"
+    ] = "1x1"
+    view_fusion: Annotated[
+        str, "mean over views of the scores, of their softmax, or of the features before they are scored",
+        Choices(FUSIONS),
+    ] = "logits"  # fmt: skip
+    crop_scale: Annotated[
+        float,
+        "smallest share of a training frame's area in a random crop; 1: the middle square",
+        Range(0, 1, above=True),
+    ] = 1.0
+    flip: Annotated[
+        str,
+        "horizontal flips of training clips; mapped: exchanges left and right classes; plain: refused where the data "
+        "set has such classes; plain_despite_map: not refused, only to follow work that does so",
+        Choices(FLIP),
+    ] = "none"
+    flip_probability: Annotated[float, "share of clips that --flip mirrors", Range(0, 1)] = 0.5
+    jitter_probability: Annotated[float, "share of clips with other brightness, contrast and colours", Range(0, 1)] = (
+        0.0
+    )
+    gray_probability: Annotated[float, "share of clips without colours", Range(0, 1)] = 0.0
+    rand_augment_ops: Annotated[int, "operations of RandAugment on a clip", Range(0)] = 0
+    rand_augment_magnitude: Annotated[int, "their strength", Range(0, 30)] = 9
+    erasing_probability: Annotated[float, "share of clips with a rectangle of all frames erased", Range(0, 1)] = 0.0
+    mixup_alpha: Annotated[float, "parameter of MixUp's Beta distribution; 0: no MixUp", Range(0)] = 0.0
+    cutmix_alpha: Annotated[float, "parameter of CutMix's Beta distribution; 0: no CutMix", Range(0)] = 0.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        Views.parse(self.test_views)
+        if self.classifier == "linear" and self.classes in ("base", "novel"):
+            raise ValueError(
+                f"--classifier linear has no row for a class it was not trained on, so it cannot do --classes "
+                f"{self.classes}; pass --classifier text"
+            )
+
+    def augmentation(self) -> Augmentation:
+        return Augmentation(**{item.name: getattr(self, item.name) for item in fields(Augmentation)})
+
+    def reader(self, frames: FrameReader, split: str) -> FrameReader:
+        """Return the reader of a split's videos: whole frames to crop in training, one view to select weights."""
+        if split == "train":
+            return replace(frames, whole=self.augmentation().crops)
+        return frames if split == "val" else replace(frames, views=Views.parse(self.test_views))
+
+    def all_classes(self, data: DataConfig) -> Classes:
+        """Return the classes of the data set, called as --class_names says."""
+        read = ACTION_READERS[self.datatype].read_classes
+        return renamed(read(**self._files(data)), self.class_names)
+
+    def chosen_classes(self, data: DataConfig, part: str = "") -> Classes:
+        """Return the K classes that --classes names, or those of another part."""
+        return chosen_classes(self.all_classes(data), part or self.classes)
+
+    def class_templates(self) -> tuple[str, ...]:
+        """Return the P templates of class texts."""
+        return read_templates(self.templates, ACTION_READERS[self.datatype].TEMPLATES)
+
+    def list_split(self, data: DataConfig, split: str) -> list[Sample]:
+        """Return the labelled samples of a split: of the chosen classes, and in training the drawn ones.
+
+        The split "novel" is the test split's part of the novel classes.
+        """
+        part, split = ("novel", "test") if split == "novel" else ("", split)
+        chosen = set(self.chosen_classes(data, part).keys)
+        read = self.readers[self.datatype]
+        listed = read(split, **self._files(data), fold=self.split)
+        samples = [sample for sample in listed if sample.label in chosen]
+        if not samples:
+            raise ValueError(f"--classes {part or self.classes}: no video of the {split} split is of these classes")
+        if len(samples) < len(listed):
+            log.info("%s split: %d of %d videos are of the %d classes", split, len(samples), len(listed), len(chosen))
+        return few_shot(samples, self.shots, self.shots_seed) if split == "train" and self.shots else samples
+
+    def _files(self, data: DataConfig) -> dict[str, Path]:
+        names = ("data_path", "features_path", "train_csv", "val_csv")
+        return {name: Path(getattr(data, name)) for name in names} | {"labels_csv": Path(self.labels_csv)}

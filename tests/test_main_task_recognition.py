@@ -1,0 +1,308 @@
+"""Action recognition from the command line, on real small mp4 files in UCF101's layout."""
+
+import csv
+import json
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from engine import run as engine_run
+from engine.checkpoint import read_header
+from engine.tasks.predictions import read_predictions
+from engine.tasks.recognition import topk_accuracy
+from main_task_recognition import main
+from main_task_retrieval import main as retrieval
+from modules.methods import STOP, VPT
+from tests.processes import run_as_group
+from tests.small_actions import CLASSES
+from tests.training_runs import interrupt_after, lines_of
+
+STOP_FLAGS = ["--method", "stop", "--n_regions", "2", "--prompt_dropout", "0", "--lr", "2e-3"]
+
+
+def training(small_actions, output, *more: str) -> list[str]:
+    """Return the flags of a training with 32 clips and 2 steps an epoch."""
+    few = ["--epochs", "1", "--batch_size", "12", *STOP_FLAGS]
+    return ["--do_train", *small_actions.flags(), *few, "--output_dir", str(output), *more]
+
+
+def evaluation(small_actions, output, *more: str) -> list[str]:
+    return ["--do_eval", *small_actions.flags(), "--output_dir", str(output), *more]
+
+
+def succeed(argv: list[str]) -> None:
+    assert main(argv) == 0
+
+
+def losses(output) -> list[float]:
+    return [line["loss"] for line in lines_of(output, "train")]
+
+
+def test_it_trains_selects_evaluates_and_writes_its_files(small_actions, tmp_path):
+    out, results = tmp_path / "run", tmp_path / "results.csv"
+    more = ["--epochs", "3", "--select_on", "holdout", "--holdout_videos", "4", "--results_csv", str(results)]
+    more += ["--test_views", "3x1", "--view_fusion", "softmax", "--shots", "6", "--flip", "mapped", "--batch_size", "4"]
+    more += ["--label_smoothing", "0.1", "--crop_scale", "0.8"]
+    succeed(training(small_actions, out, *more))
+    curve = losses(out)
+    assert sum(curve[-5:]) < sum(curve[:5])
+    (test,) = lines_of(out, "test")
+    assert {"top1", "top5", "mean_class", "direction", "selection"} <= test.keys()
+    assert len(lines_of(out, "holdout")) == 3
+    log = (out / "log.txt").read_text()
+    assert "training split: 19 videos, 19 clips" in log  # of 24; whole groups are held out, until there are 4 videos
+    assert "4 texts of 4 classes, such as 'a video of a person move left.'; 0 lose words" in log
+
+    row = next(csv.DictReader(results.open()))
+    expected = {
+        "data": "ucf101", "split": "1", "list": "", "classes": "all", "shots": "6", "classifier": "text",
+        "class_texts": "a video of a person {}. (split)", "views": "3x1", "view_fusion": "softmax", "videos": "12",
+        "selection": "best epoch on held-out training videos", "top1": str(test["top1"]),
+    }  # fmt: skip
+    assert {name: row[name] for name in expected} == expected
+    assert read_header(out / "best.safetensors").task == "recognition"
+
+    predictions = read_predictions(out / "predictions.csv")
+    assert predictions.keys == CLASSES
+    assert predictions.views.shape == (12, 3, 4)
+    assert topk_accuracy(predictions.scores(), predictions.labels, 1) == pytest.approx(test["top1"], abs=1e-3)
+    each = [topk_accuracy(predictions.views[:, view], predictions.labels, 1) for view in range(3)]
+    assert test["top1 of each view"] == pytest.approx(each, abs=1e-3)
+    assert "top-1 of each of 3x1 views alone" in log
+    assert (out / "confusion.npz").is_file()
+
+    # The checkpoint alone gives the numbers again, with its own data set, texts and views given anew.
+    weights = ["--init_model", str(out / "best.safetensors"), "--test_views", "3x1", "--view_fusion", "softmax"]
+    succeed(evaluation(small_actions, tmp_path / "again", *weights))
+    again = read_predictions(tmp_path / "again" / "predictions.npz")
+    np.testing.assert_allclose(again.views, predictions.views, atol=1e-5)
+
+
+def test_parts_and_processes_change_nothing(small_actions, tmp_path):
+    succeed(training(small_actions, tmp_path / "one"))
+    succeed(training(small_actions, tmp_path / "parts", "--gradient_accumulation_steps", "3"))
+    run_as_group(3, succeed, training(small_actions, tmp_path / "three", "--gradient_accumulation_steps", "2"))
+    curve = losses(tmp_path / "one")
+    assert len(set(curve)) == len(curve) == 2
+    weights = load_file(tmp_path / "one" / "last.safetensors")
+    (expected,) = lines_of(tmp_path / "one", "test")
+    for other in ("parts", "three"):
+        assert losses(tmp_path / other) == pytest.approx(curve, abs=1e-5)
+        for name, tensor in load_file(tmp_path / other / "last.safetensors").items():
+            torch.testing.assert_close(tensor, weights[name], atol=1e-4, rtol=1e-3, msg=lambda m, n=name: f"{n} {m}")
+    for count in (2, 3):
+        run_as_group(
+            count, succeed,
+            evaluation(small_actions, tmp_path / f"of {count}", "--init_model", str(tmp_path / "one/last.safetensors")),
+        )  # fmt: skip
+        (found,) = lines_of(tmp_path / f"of {count}", "test")
+        assert {name: found[name] for name in ("top1", "top5", "mean_class", "direction")} == {
+            name: expected[name] for name in ("top1", "top5", "mean_class", "direction")
+        }
+
+
+def test_it_resumes_to_the_bit(small_actions, tmp_path, monkeypatch):
+    more = [
+        "--prompt_dropout",
+        "0.2",
+        "--batch_size",
+        "8",
+        "--mixup_alpha",
+        "0.5",
+        "--gradient_accumulation_steps",
+        "2",
+    ]
+    succeed(training(small_actions, tmp_path / "whole", *more))
+    with monkeypatch.context() as patched:
+        interrupt_after(patched, 2)
+        assert main(training(small_actions, tmp_path / "cut", *more)) == engine_run.EXIT_INTERRUPTED
+    resume = training(small_actions, tmp_path / "cut", *more, "--resume", "auto")
+    assert main([*resume, "--label_smoothing", "0.1"]) == 2
+    succeed(resume)
+    first, second = (load_file(tmp_path / name / "last.safetensors") for name in ("whole", "cut"))
+    assert all(torch.equal(tensor, second[name]) for name, tensor in first.items())
+    assert losses(tmp_path / "cut") == losses(tmp_path / "whole")
+
+
+@pytest.mark.parametrize(("method", "texts"), [(VPT, 4), (STOP, 4 * (3 + 1))])
+def test_class_texts_of_a_run_are_encoded_once_or_once_a_step(small_actions, tmp_path, monkeypatch, method, texts):
+    """Count texts over 3 steps in 2 parts and an evaluation; a learned text side needs one more for the evaluation."""
+    encoded = []
+    encode = method.encode_text
+
+    def counted(self, token_ids):
+        if len(token_ids) > 1:  # not the single one that tells whether texts learn
+            encoded.append(len(token_ids))
+        return encode(self, token_ids)
+
+    monkeypatch.setattr(method, "encode_text", counted)
+    own = ["--method", "vpt"] if method is VPT else []
+    without = [flag for flag in STOP_FLAGS if not own or flag not in ("--n_regions", "2", "--prompt_dropout", "0")]
+    flags = [*small_actions.flags(), "--epochs", "1", "--batch_size", "10", *without, *own]
+    succeed(["--do_train", *flags, "--gradient_accumulation_steps", "2", "--output_dir", str(tmp_path)])
+    assert sum(encoded) == texts
+
+
+def test_a_linear_head(small_actions, tmp_path, capsys):
+    linear, out = ["--classifier", "linear"], tmp_path / "run"
+    succeed(evaluation(small_actions, tmp_path / "untrained", *linear))
+    (line,) = lines_of(tmp_path / "untrained", "test")
+    assert line["selection"] == "untrained"
+    assert "the head is random" in (tmp_path / "untrained" / "log.txt").read_text()
+
+    succeed(training(small_actions, out, *linear, "--epochs", "2"))
+    tensors = load_file(out / "last.safetensors")
+    assert tensors["loss.head.weight"].shape == (4, 24)
+    assert not any("text" in name for name in tensors)
+    weights = ["--init_model", str(out / "last.safetensors")]
+    succeed(evaluation(small_actions, tmp_path / "again", *weights))
+    first, second = (read_predictions(folder / "predictions.npz") for folder in (out, tmp_path / "again"))
+    np.testing.assert_allclose(second.views, first.views, atol=1e-5)
+    assert lines_of(tmp_path / "again", "test")[0]["selection"] == "checkpoint as given"
+
+    # A checkpoint with texts has no head to evaluate, but training may start from it.
+    succeed(training(small_actions, tmp_path / "texts"))
+    start = ["--init_model", str(tmp_path / "texts" / "last.safetensors"), *linear]
+    assert main(evaluation(small_actions, tmp_path / "bad", *start)) == 2
+    assert "has no linear head for these 4 classes" in capsys.readouterr().err
+    succeed(training(small_actions, tmp_path / "goes on", *start))
+    assert load_file(tmp_path / "goes on" / "last.safetensors").keys() == tensors.keys()
+
+    # It has rows for its own classes only, in their order.
+    other = tmp_path / "other"
+    shutil.copytree(small_actions.lists, other)
+    (other / "classInd.txt").write_text("".join(f"{n} {name}\n" for n, name in enumerate(reversed(CLASSES), 1)))
+    assert main(evaluation(small_actions, tmp_path / "bad", *weights, "--data_path", str(other))) == 2
+    assert "has no linear head for these 4 classes in their order" in capsys.readouterr().err
+    assert not (tmp_path / "bad").exists()
+    lines = (other / "trainlist01.txt").read_text().splitlines()
+    (other / "trainlist01.txt").write_text("\n".join(line.split()[0] for line in lines))
+    succeed(training(small_actions, tmp_path / "anew", *linear, *weights, "--data_path", str(other)))
+    assert "is of other classes than these: a new one is trained" in (tmp_path / "anew" / "log.txt").read_text()
+
+
+def test_a_linear_probe_of_one_frame(small_actions, tmp_path):
+    """Nothing is trained but the head."""
+    nothing = ["--no-use_intra", "--no-use_inter", "--text_prompt_length", "0", "--max_frames", "1"]
+    assert main(training(small_actions, tmp_path / "text", *nothing)) == 2
+    succeed(training(small_actions, tmp_path / "linear", *nothing, "--classifier", "linear"))
+    assert set(load_file(tmp_path / "linear" / "last.safetensors")) == {
+        "loss.head.weight", "loss.head.bias", "loss.classes",
+    }  # fmt: skip
+    curve = losses(tmp_path / "linear")
+    assert curve[-1] < curve[0]
+
+
+def test_base_to_novel(small_actions, tmp_path):
+    out, results = tmp_path / "run", tmp_path / "results.csv"
+    succeed(training(small_actions, out, "--classes", "base", "--results_csv", str(results), "--batch_size", "8"))
+    (line,) = lines_of(out, "test")
+    base, novel = line["top1"], line["novel top1"]
+    assert line["HM"] == pytest.approx(2 * base * novel / (base + novel) if base and novel else 0, abs=2e-3)
+    row = next(csv.DictReader(results.open()))
+    assert (row["classes"], row["HM"]) == ("base", str(line["HM"]))
+    assert read_predictions(out / "predictions.npz").keys == ("MoveLeft", "ShowRed")
+    assert read_predictions(out / "novel" / "predictions.npz").keys == ("MoveRight", "ShowGreen")
+    log = (out / "log.txt").read_text()
+    assert "training split: 16 videos" in log
+    assert "novel split: 6 videos of 2 of 2 classes" in log
+    succeed(
+        evaluation(
+            small_actions, tmp_path / "novel", "--init_model", str(out / "last.safetensors"), "--classes", "novel"
+        )
+    )
+    (alone,) = lines_of(tmp_path / "novel", "test")
+    assert alone["top1"] == novel
+
+
+def test_checkpoints_go_both_ways(small_actions, small_data, tmp_path):
+    """A checkpoint of retrieval classifies, and one of recognition retrieves, without training."""
+    files = [flag for flag in small_data.flags() if flag != "--expand_msrvtt_sentences"]
+    own = [*STOP_FLAGS, "--epochs", "1", "--batch_size", "4"]
+    assert retrieval(["--do_train", *files, *own, "--output_dir", str(tmp_path / "retrieval")]) == 0
+    succeed(training(small_actions, tmp_path / "recognition"))
+    weights = {task: str(tmp_path / task / "last.safetensors") for task in ("retrieval", "recognition")}
+    succeed(evaluation(small_actions, tmp_path / "a", "--init_model", weights["retrieval"]))
+    assert "top1" in lines_of(tmp_path / "a", "test")[0]
+    output = ["--output_dir", str(tmp_path / "b")]
+    assert retrieval(["--do_eval", *files, "--init_model", weights["recognition"], *output]) == 0
+    assert "t2v R@1" in lines_of(tmp_path / "b", "test")[0]
+    for name in ("a", "b"):
+        settings = json.loads((tmp_path / name / "config.json").read_text())
+        assert (settings["method"], settings["n_regions"]) == ("stop", 2)
+
+
+def test_a_checkpoint_is_evaluated_on_another_data_set(small_actions, tmp_path):
+    """Zero-shot: the lists and texts of the training's data set do not go with it."""
+    out, videos = tmp_path / "run", tmp_path / "videos"
+    succeed(training(small_actions, out, "--classes", "base", "--templates", "the action {}", "--batch_size", "8"))
+    for name in ("ShowRed", "ShowGreen"):
+        (videos / "test").mkdir(parents=True, exist_ok=True)
+        (videos / "test" / name).symlink_to(small_actions.videos / name)
+    weights = ["--init_model", str(out / "last.safetensors"), "--num_thread_reader", "0"]
+    other = ["--datatype", "custom", "--features_path", str(videos), "--output_dir", str(tmp_path / "other")]
+    succeed(["--do_eval", *weights, *other])
+    settings = json.loads((tmp_path / "other" / "config.json").read_text())
+    assert (settings["classes"], settings["templates"], settings["data_path"]) == ("all", "", "")
+    assert (settings["method"], settings["frame_sampling"]) == ("stop", "segment")
+    predictions = read_predictions(tmp_path / "other" / "predictions.npz")
+    assert sorted(predictions.keys) == ["ShowGreen", "ShowRed"]
+    assert len(predictions.ids) == 22
+
+
+def test_zero_shot_with_several_templates(small_actions, tmp_path):
+    templates = tmp_path / "templates.txt"
+    templates.write_text("a video of a person {}.\n{}\nthe action {}\n")
+    results = ["--results_csv", str(tmp_path / "results.csv")]
+    for name, more in (
+        ("one", ["--templates", "{}"]),
+        ("three", ["--templates", str(templates), "--test_views", "2x3", "--view_fusion", "features", *results]),
+    ):
+        succeed(evaluation(small_actions, tmp_path / name, "--method", "clip4clip", *more))
+        assert lines_of(tmp_path / name, "test")[0]["selection"] == "zero-shot"
+    row = next(csv.DictReader((tmp_path / "results.csv").open()))
+    assert row["class_texts"] == f"3 of {templates} (split)"
+    one, three = (read_predictions(tmp_path / name / "predictions.npz") for name in ("one", "three"))
+    assert three.views.shape == (12, 6, 4)
+    assert not np.allclose(three.views[:, 2], one.views[:, 0])
+
+
+REFUSED = [
+    (["--classes", "novel"], "--classes novel is for an evaluation without training"),
+    (["--classes", "base", "--classifier", "linear"], "--classifier linear has no row for a class"),
+    (["--classes", "nowhere.txt"], "nowhere.txt"),
+    (["--test_views", "3"], "--test_views"),
+    (["--templates", "a person"], "--templates 'a person' is no file"),
+    (["--class_names", "nowhere.csv"], "nowhere.csv"),
+    (["--shots", "9"], "--shots 9"),
+    (["--flip", "plain"], "--flip plain would mislabel clips"),
+    (["--max_words", "3"], "classes read like another one at --max_words 3"),
+    (["--mixup_alpha", "1", "--batch_size", "9"], "mix pairs of clips"),
+    (["--holdout_videos", "40", "--select_on", "holdout"], "--holdout_videos 40"),
+    (["--split", "2"], "testlist02.txt"),
+    (["--data_path", ""], "--data_path"),
+    (["--select_on", "val"], "ucf101 has no validation split"),
+    (["--view_fusion", "max"], "--view_fusion 'max' is not one of"),
+]
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"), REFUSED, ids=lambda value: " ".join(value) if type(value) is list else ""
+)
+def test_mistakes_get_one_sentence_before_anything_is_written(small_actions, tmp_path, capsys, flags, message):
+    assert main(training(small_actions, tmp_path / "run", *flags)) == 2
+    error = capsys.readouterr().err.rpartition("error: ")[2]
+    assert message in error
+    assert error.count("\n") == 1
+    assert not (tmp_path / "run").exists()
+
+
+def test_describe_counts_a_head(small_actions, capsys):
+    flags = ["--describe", *small_actions.flags(), "--method", "vpt"]
+    assert main([*flags, "--classifier", "linear"]) == 0
+    assert json.loads(capsys.readouterr().out)["loss_parameters"] == {"head.weight": 96, "head.bias": 4}
+    assert main(["--describe", "--method", "clip4clip", "--pretrained_clip_name", "ViT-B/32"]) == 0
+    assert json.loads(capsys.readouterr().out)["trainable_parameters"] == 123_540_993
