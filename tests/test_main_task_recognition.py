@@ -43,15 +43,15 @@ def losses(output) -> list[float]:
 
 def test_it_trains_selects_evaluates_and_writes_its_files(small_actions, tmp_path):
     out, results = tmp_path / "run", tmp_path / "results.csv"
-    more = ["--epochs", "3", "--select_on", "holdout", "--holdout_videos", "4", "--results_csv", str(results)]
+    more = ["--epochs", "2", "--select_on", "holdout", "--holdout_videos", "4", "--results_csv", str(results)]
     more += ["--test_views", "3x1", "--view_fusion", "softmax", "--shots", "6", "--flip", "mapped", "--batch_size", "4"]
     more += ["--label_smoothing", "0.1", "--crop_scale", "0.8"]
     succeed(training(small_actions, out, *more))
     curve = losses(out)
-    assert sum(curve[-5:]) < sum(curve[:5])
+    assert sum(curve[-3:]) < sum(curve[:3])
     (test,) = lines_of(out, "test")
     assert {"top1", "top5", "mean_class", "direction", "selection"} <= test.keys()
-    assert len(lines_of(out, "holdout")) == 3
+    assert len(lines_of(out, "holdout")) == 2
     log = (out / "log.txt").read_text()
     assert "training split: 19 videos, 19 clips" in log  # of 24; whole groups are held out, until there are 4 videos
     assert "4 texts of 4 classes, such as 'a video of a person move left.'; 0 lose words" in log
@@ -83,16 +83,14 @@ def test_it_trains_selects_evaluates_and_writes_its_files(small_actions, tmp_pat
 
 def test_parts_and_processes_change_nothing(small_actions, tmp_path):
     succeed(training(small_actions, tmp_path / "one"))
-    succeed(training(small_actions, tmp_path / "parts", "--gradient_accumulation_steps", "3"))
     run_as_group(3, succeed, training(small_actions, tmp_path / "three", "--gradient_accumulation_steps", "2"))
     curve = losses(tmp_path / "one")
     assert len(set(curve)) == len(curve) == 2
     weights = load_file(tmp_path / "one" / "last.safetensors")
     (expected,) = lines_of(tmp_path / "one", "test")
-    for other in ("parts", "three"):
-        assert losses(tmp_path / other) == pytest.approx(curve, abs=1e-5)
-        for name, tensor in load_file(tmp_path / other / "last.safetensors").items():
-            torch.testing.assert_close(tensor, weights[name], atol=1e-4, rtol=1e-3, msg=lambda m, n=name: f"{n} {m}")
+    assert losses(tmp_path / "three") == pytest.approx(curve, abs=1e-5)
+    for name, tensor in load_file(tmp_path / "three" / "last.safetensors").items():
+        torch.testing.assert_close(tensor, weights[name], atol=1e-4, rtol=1e-3, msg=lambda m, n=name: f"{n} {m}")
     for count in (2, 3):
         run_as_group(
             count, succeed,
@@ -105,16 +103,7 @@ def test_parts_and_processes_change_nothing(small_actions, tmp_path):
 
 
 def test_it_resumes_to_the_bit(small_actions, tmp_path, monkeypatch):
-    more = [
-        "--prompt_dropout",
-        "0.2",
-        "--batch_size",
-        "8",
-        "--mixup_alpha",
-        "0.5",
-        "--gradient_accumulation_steps",
-        "2",
-    ]
+    more = ["--prompt_dropout", "0.2", "--batch_size", "8", "--mixup_alpha", "1", "--gradient_accumulation_steps", "2"]
     succeed(training(small_actions, tmp_path / "whole", *more))
     with monkeypatch.context() as patched:
         interrupt_after(patched, 2)
@@ -153,7 +142,7 @@ def test_a_linear_head(small_actions, tmp_path, capsys):
     assert line["selection"] == "untrained"
     assert "the head is random" in (tmp_path / "untrained" / "log.txt").read_text()
 
-    succeed(training(small_actions, out, *linear, "--epochs", "2"))
+    succeed(training(small_actions, out, *linear))
     tensors = load_file(out / "last.safetensors")
     assert tensors["loss.head.weight"].shape == (4, 24)
     assert not any("text" in name for name in tensors)
@@ -304,5 +293,3 @@ def test_describe_counts_a_head(small_actions, capsys):
     flags = ["--describe", *small_actions.flags(), "--method", "vpt"]
     assert main([*flags, "--classifier", "linear"]) == 0
     assert json.loads(capsys.readouterr().out)["loss_parameters"] == {"head.weight": 96, "head.bias": 4}
-    assert main(["--describe", "--method", "clip4clip", "--pretrained_clip_name", "ViT-B/32"]) == 0
-    assert json.loads(capsys.readouterr().out)["trainable_parameters"] == 123_540_993
