@@ -34,8 +34,8 @@ from dataloaders.views import Views
 from engine.cli import parse_config
 from engine.config import Config
 from engine.data import frame_cache, frame_reader
-from engine.tasks import TASKS
 from engine.tasks.recognition import RecognitionSettings
+from engine.tasks.registry import TASKS
 from modules.backbones import Backbone
 from modules.clip_weights import backbone_of
 from preprocess.shards import default_jobs, exit_code, parse_shard, wait_for_other_ranks

@@ -5,7 +5,7 @@ import subprocess
 from pathlib import Path
 
 from engine.cli import parse_config
-from engine.tasks import TASKS
+from engine.tasks.registry import TASKS
 
 
 def write_recorder(folder: Path) -> tuple[Path, Path]:

@@ -24,7 +24,7 @@ from engine.data import frame_reader
 from engine.flags import check_file
 from engine.messages import print_error
 from engine.preflight import check_finite
-from engine.tasks import TASKS
+from engine.tasks.registry import TASKS
 from modules.clip_weights import backbone_sha256, load_clip
 from modules.methods import build_method
 from modules.tokenizer import check_vocabulary

@@ -1,7 +1,1 @@
-"""All tasks, by their name in checkpoints. A new task needs a file in this folder, a line here, and a program."""
-
-from engine.tasks.base import Task
-from engine.tasks.recognition import Recognition
-from engine.tasks.retrieval import Retrieval
-
-TASKS: dict[str, type[Task]] = {"retrieval": Retrieval, "recognition": Recognition}
+"""The tasks, one file each, and what they share. `registry.TASKS` has all of them; a program imports only its own."""

@@ -9,8 +9,8 @@ from safetensors.torch import load_file
 from engine import run
 from engine.checkpoint import read_header
 from engine.config import SECTIONS, Config, sections_with
-from engine.tasks import TASKS, Retrieval
 from engine.tasks.base import flat_metrics
+from engine.tasks.registry import TASKS, Retrieval
 from main_task_retrieval import main as retrieval
 from modules.options import options_of
 from tests.engine.tasks.colours import Colours, ColourSettings
