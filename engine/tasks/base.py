@@ -7,7 +7,7 @@ scored. The engine trains, evaluates, distributes, saves and resumes both, and d
     engine.train     takes batches from `Task.training_items` and the loss from `TaskStep.forward`
     engine.evaluate  encodes a task's datasets on all processes and gathers the rows by id
 
-A new task subclasses `Task`, `TaskStep` and `engine.config.TaskSettings`, and is a line of `engine.tasks.registry.TASKS`.
+A new task subclasses `Task`, `TaskStep` and `engine.config.TaskSettings`, and gets a line in `engine.tasks.registry`.
 """
 
 from abc import ABC, abstractmethod
