@@ -44,7 +44,7 @@ def few_shot(samples: Sequence[Sample], shots: int, seed: int) -> list[Sample]:
     chosen: set[tuple[str, float, float]] = set()
     for key, found in of_class.items():
         found = sorted(found, key=_identity)
-        generator = np.random.default_rng([seed, crc32(key.encode())])
+        generator = np.random.default_rng([seed, crc32(key.encode(errors="surrogateescape"))])
         chosen |= {_identity(found[place]) for place in generator.permutation(len(found))[:shots]}
     return [sample for sample in samples if _identity(sample) in chosen]
 

@@ -21,7 +21,6 @@ import argparse
 import signal
 import sys
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 
 from tqdm import tqdm
@@ -30,7 +29,6 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from dataloaders.frames import FrameReader
 from dataloaders.preparation import forecast, missing_files, read_all
 from dataloaders.quoting import shorten
-from dataloaders.views import Views
 from engine.cli import parse_config
 from engine.config import Config
 from engine.data import frame_cache, frame_reader
@@ -46,11 +44,7 @@ SHOWN_PROBLEMS = 20
 def reader_of(config: Config, backbone: Backbone, split: str) -> FrameReader:
     """Return the reader of a split that the task will use, with the cache."""
     frames = frame_reader(config.data, backbone, split == "train", frame_cache(config.data, config.run))
-    if not isinstance(config.task, RecognitionSettings) or split == "val":  # a validation has one view
-        return frames
-    if split == "train":
-        return replace(frames, whole=config.task.augmentation().crops)
-    return replace(frames, views=Views.parse(config.task.test_views))
+    return config.task.reader(frames, split) if isinstance(config.task, RecognitionSettings) else frames
 
 
 def fill(config: Config, backbone: Backbone, split: str, jobs: int, shard: tuple[int, int]) -> list[str]:

@@ -57,6 +57,11 @@ def test_seeds_and_classes_draw_apart():
     assert max(counts.values()) < 50  # each is drawn 20 times on average
 
 
+def test_a_class_whose_folder_has_a_name_that_is_no_text():
+    samples = [sample(f"{n}", "caf\udce9") for n in range(4)]
+    assert len(few_shot(samples, 2, 0)) == 2
+
+
 def test_parts_of_one_file_are_separate_shots():
     parts = [replace(sample("a", "kick"), start=float(n), end=n + 1.0) for n in range(5)]
     assert len(few_shot(parts, 2, 0)) == 2
