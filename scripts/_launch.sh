@@ -70,8 +70,9 @@ train_retrieval() {
         --num_thread_reader "${num_thread_reader:--1}" --select_on "${select_on:-last}" --seed "${seed:-42}" "$@"
 }
 
-# few_videos_values: the values that few-shot (shots=K) and base-to-novel (classes=base) have on every data set. The
-# script calls it before it sets its own, which are for all videos and classes.
+# few_videos_values: the values that few-shot (shots=K) and base-to-novel (classes=base) have on every data set, and
+# `protocol`, which keeps the folders of runs of different protocols apart. The script calls it before it sets its own
+# values, which are for all videos and classes.
 few_videos_values() {
     split=${split:-1} classes=${classes:-all} shots=${shots:-0}
     if [ "$classes" = base ]; then
@@ -81,6 +82,11 @@ few_videos_values() {
     if [ "$shots" != 0 ]; then
         epochs=${epochs:-50} batch_size=${batch_size:-64} test_views=${test_views:-1x1}
     fi
+    protocol=""
+    [ "$split" = 1 ] || protocol+=_split$split
+    [ "$classes" = all ] || protocol+=_$(basename "${classes/:/}" .txt)
+    [ "$shots" = 0 ] || protocol+=_${shots}_shots
+    [ "${mode:-train}" = train ] || protocol+=_$mode
 }
 
 # train_recognition FLAGS...: trains and evaluates with the values that the data sets' scripts share. Each can be set from

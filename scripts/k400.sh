@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Action recognition on Kinetics-400: trains on its training and evaluates on its validation videos.
+# Action recognition on Kinetics-400: trains on its training and evaluates on its validation videos. Kinetics-600, with
+# datatype=kinetics600, is in data/k600.
 # The files that DATA_PATH must hold are listed in docs/recognition.md; --allow_missing N accepts gaps.
 # Edit the values below, set them from outside, or add flags:
 #   bash scripts/k400.sh --allow_missing 2000 --frame_cache data/k400/frames
@@ -8,10 +9,10 @@
 set -euo pipefail
 source "$(dirname "$0")/_launch.sh"
 
-DATA_PATH=${DATA_PATH:-data/k400}
+datatype=${datatype:-kinetics400}
+DATA_PATH=${DATA_PATH:-data/${datatype/inetics/}}
 data_path=${data_path:-$DATA_PATH}
 features_path=${features_path:-$DATA_PATH/videos}
-datatype=${datatype:-kinetics400}
 
 method=${method:-stop}
 few_videos_values
@@ -20,7 +21,7 @@ few_videos_values
 epochs=${epochs:-10}
 batch_size=${batch_size:-256}
 test_views=${test_views:-4x3}
-output_dir=${output_dir:-runs/k400_$method}
+output_dir=${output_dir:-runs/${datatype/inetics/}_$method$protocol}
 
 train_recognition \
     --datatype "$datatype" --data_path "$data_path" --features_path "$features_path" \

@@ -294,6 +294,26 @@ def test_few_videos_of_recognition(recorder, name, outside, expected):
     assert settings["batch_size"] == 64
 
 
+def test_runs_of_different_protocols_have_different_folders(recorder, tmp_path):
+    classes = tmp_path / "some.txt"
+    protocols = [
+        {}, {"split": "2"}, {"shots": "4"}, {"classes": "base"}, {"classes": "half:3"}, {"classes": str(classes)},
+        {"mode": "eval"}, {"split": "3", "shots": "2", "classes": "base"},
+    ]  # fmt: skip
+    script = ROOT / "scripts/hmdb51.sh"
+    settings = [settings_of(commands_of(script, recorder, **outside)[-1]) for outside in protocols]
+    folders = [row["output_dir"].removeprefix("runs/hmdb51_stop") for row in settings]
+    expected = ["", "_split2", "_4_shots", "_base_16_shots", "_half3", "_some", "_eval", "_split3_base_2_shots"]
+    assert folders == expected
+
+
+def test_kinetics_600_has_a_folder_of_its_own(recorder):
+    for datatype, name in (("kinetics400", "k400"), ("kinetics600", "k600")):
+        settings = settings_of(commands_of(ROOT / "scripts/k400.sh", recorder, datatype=datatype)[-1])
+        assert settings["data_path"] == f"data/{name}"
+        assert (settings["features_path"], settings["output_dir"]) == (f"data/{name}/videos", f"runs/{name}_stop")
+
+
 def test_recognition_without_training(recorder):
     outside = {"mode": "eval", "method": "clip4clip", "templates": "a shape {}", "datatype": "kinetics600"}
     (command,) = commands_of(ROOT / "scripts/k400.sh", recorder, "--view_fusion", "softmax", **outside)
