@@ -242,6 +242,19 @@ def test_a_checkpoint_is_evaluated_on_another_data_set(small_actions, tmp_path):
     assert len(predictions.ids) == 22
 
 
+def test_weights_of_another_split_are_refused(small_actions, tmp_path, capsys):
+    succeed(training(small_actions, tmp_path / "run"))
+    lists = shutil.copytree(small_actions.lists, tmp_path / "lists")
+    for kind in ("train", "test"):
+        shutil.copy(lists / f"{kind}list01.txt", lists / f"{kind}list02.txt")
+    weights = ["--init_model", str(tmp_path / "run/last.safetensors"), "--split", "2", "--data_path", str(lists)]
+    for flags in (evaluation(small_actions, tmp_path / "other"), training(small_actions, tmp_path / "other")):
+        assert main([*flags, *weights]) == 2
+        assert "was trained on split 1 of ucf101, which has test videos of this split" in capsys.readouterr().err
+    assert not (tmp_path / "other").exists()
+    succeed([*evaluation(small_actions, tmp_path / "other"), *weights, "--allow_overlap"])
+
+
 def test_zero_shot_with_several_templates(small_actions, tmp_path):
     templates = tmp_path / "templates.txt"
     templates.write_text("a video of a person {}.\n{}\nthe action {}\n")
@@ -254,6 +267,7 @@ def test_zero_shot_with_several_templates(small_actions, tmp_path):
         assert lines_of(tmp_path / name, "test")[0]["selection"] == "zero-shot"
     row = next(csv.DictReader((tmp_path / "results.csv").open()))
     assert row["class_texts"] == f"3 of {templates} (split)"
+    assert row["shots"] == "none"
     one, three = (read_predictions(tmp_path / name / "predictions.npz") for name in ("one", "three"))
     assert three.views.shape == (12, 6, 4)
     assert not np.allclose(three.views[:, 2], one.views[:, 0])

@@ -19,6 +19,7 @@ from dataloaders.protocols import check_protocol, hold_out_groups
 from dataloaders.sampler import EpochSampler
 from dataloaders.samples import Sample
 from dataloaders.views import Views
+from engine.checkpoint import read_header
 from engine.config import Config
 from engine.data import normalise_for
 from engine.evaluate import evaluating
@@ -125,6 +126,7 @@ class Recognition(Task):
     def check_lists(self) -> None:
         """Check that training and test videos are apart by file and by group, and that a head is of these classes."""
         self._check_head()
+        self._check_start()
         if self.config.run.do_train:
             if not self.config.run.allow_overlap:
                 check_protocol(self.splits.listed("train"), self.splits.listed("test"), self.classes)
@@ -149,6 +151,21 @@ class Recognition(Task):
             raise ValueError(
                 f"--init_model {source}: has no linear head for these {len(self.classes)} classes in their order; pass "
                 "a checkpoint of --classifier linear on this data set, or --classifier text"
+            )
+
+    def _check_start(self) -> None:
+        """Raise ValueError if --init_model was trained on another split, which has test videos of this one."""
+        source = self.config.model.init_model
+        if not source.endswith(".safetensors") or self.config.data.val_csv or self.config.run.allow_overlap:
+            return
+        header = read_header(Path(source))
+        split = header.settings.get("split")
+        same_data = header.task == self.options.task and header.settings.get("datatype") == self.options.datatype
+        if same_data and split != self.options.split:
+            raise ValueError(
+                f"--split {self.options.split}: --init_model {source} was trained on split {split} of "
+                f"{self.options.datatype}, which has test videos of this split; pass --split {split}, or "
+                "--allow_overlap to do it nevertheless"
             )
 
     def identity(self, items: TrainingItems) -> dict[str, Any]:
@@ -257,12 +274,13 @@ class Recognition(Task):
     def columns(cls, config: Config) -> dict[str, Any]:
         options: RecognitionSettings = config.task
         templates = options.class_templates()
+        trains = config.run.do_train or config.model.init_model
         texts = templates[0] if len(templates) == 1 else f"{len(templates)} of {options.templates or options.datatype}"
         return {
             "split": options.split,
             "list": Path(config.data.val_csv).name,
             "classes": options.classes,
-            "shots": options.shots or "all",
+            "shots": (options.shots or "all") if trains else "none",
             "classifier": options.classifier,
             "class_texts": f"{texts} ({options.class_names})" if options.classifier == "text" else "",
             "views": options.test_views,
