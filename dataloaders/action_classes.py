@@ -58,6 +58,23 @@ def classes_of(
     return Classes(keys, tuple(map(spaced, keys)), dict(mirrored or {}), dict(reversed_ or {}), tuple(base))
 
 
+def classes_with_files(keys: Sequence[str], data_set: str, folders: Sequence[Path]) -> Classes:
+    """Return `classes_of` with what three files say, if they lie in one of the folders: `flip_map.csv`
+    (`class,mirrored`) and `twins.csv` (`class,reversed`) with a row for each pair, and `base_classes.txt`, one class a
+    line. Raises ValueError for wrong content."""
+    flips, twins, halves = (
+        next((folder / name for folder in folders if (folder / name).is_file()), None)
+        for name in ("flip_map.csv", "twins.csv", "base_classes.txt")
+    )
+    return classes_of(
+        keys,
+        data_set,
+        read_pairs(flips, "mirrored", keys) if flips else {},
+        read_pairs(twins, "reversed", keys) if twins else {},
+        read_keys(halves, keys, "--data_path") if halves else (),
+    )
+
+
 def first_there(folder: Path, names: Iterable[str]) -> Path:
     """Return the first of these paths below a folder that exists, else the first one."""
     paths = [folder / name for name in names]

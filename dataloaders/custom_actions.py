@@ -8,6 +8,10 @@ is a file within --features_path. `split` lets both flags name the same file.
 Without lists, the videos of a split lie in a folder for each class: `train/<class>/`, `test/<class>/` and, for
 validation, `val/<class>/` in --features_path. --train_csv and --val_csv may also name folders of classes, anywhere.
 
+Three files in --data_path, if it is given, say more about the classes: `flip_map.csv` (`class,mirrored`) which ones a
+horizontal flip exchanges, `twins.csv` (`class,reversed`) which ones are each other played backwards, both with a row
+for each pair; `base_classes.txt` which ones are the base half, one a line.
+
 Ids are those of the classes by name, unless --labels_csv numbers them. A list may then give numbers as labels.
 """
 
@@ -15,7 +19,15 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from dataloaders.action_classes import Numbering, check_fold, classes_of, list_of, named_lists, numbering
+from dataloaders.action_classes import (
+    Numbering,
+    check_fold,
+    classes_of,
+    classes_with_files,
+    list_of,
+    named_lists,
+    numbering,
+)
 from dataloaders.annotations import check_split
 from dataloaders.classes import Classes, by_name, given, normalised
 from dataloaders.custom import clip_id, read_clips
@@ -33,16 +45,23 @@ FIELDS = ("path", "label", "start", "end", "split")
 def read_classes(
     *,
     features_path: Path,
+    data_path: Path | None = None,
     train_csv: Path | None = None,
     val_csv: Path | None = None,
     labels_csv: Path | None = None,
-    **other_flags: Path | None,
 ) -> Classes:
     """Return the classes of all lists or folders by name, or those of --labels_csv.
 
     Raises FileNotFoundError and ValueError, also if there is neither a list nor a folder.
     """
-    return classes_of(_numbering(features_path, train_csv, val_csv, labels_csv).keys)
+    keys = _numbering(features_path, train_csv, val_csv, labels_csv).keys
+    if data_path is None or not given(data_path):
+        return classes_of(keys)
+    if not data_path.is_dir():
+        raise FileNotFoundError(
+            f"--data_path {data_path} is not a directory: pass the one with flip_map.csv, or leave out the flag."
+        )
+    return classes_with_files(keys, "", [data_path])
 
 
 def read_split(

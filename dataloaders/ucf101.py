@@ -19,14 +19,13 @@ from dataloaders.action_classes import (
     Numbering,
     check_fold,
     classes_of,
+    classes_with_files,
     first_there,
     list_of,
     needs,
     numbering,
     numbering_of_lists,
     read_class_lines,
-    read_keys,
-    read_pairs,
     report_videos,
 )
 from dataloaders.action_lists import Entry, label_entries, read_list, samples_of
@@ -64,18 +63,7 @@ def read_classes(
     if data_path is None or not given(data_path):
         return classes_of(found.keys, "ucf101")
     folders = (data_path, _class_file(data_path).parent)
-    flips, twins, halves = (
-        next((folder / name for folder in folders if (folder / name).is_file()), None)
-        for name in ("flip_map.csv", "twins.csv", "base_classes.txt")
-    )
-    whole = classes_of(
-        found.known,
-        "ucf101",
-        read_pairs(flips, "mirrored", found.known) if flips else {},
-        read_pairs(twins, "reversed", found.known) if twins else {},
-        read_keys(halves, found.known, "--data_path") if halves else (),
-    )
-    return subset(whole, found.keys)
+    return subset(classes_with_files(found.known, "ucf101", folders), found.keys)
 
 
 def read_split(

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from dataloaders.augmentation import Augmentation
 from dataloaders.custom_actions import read_classes, read_split
 from tests.dataloaders.folders import assert_one_sentence, touch_videos, write_lines
 
@@ -86,6 +87,22 @@ def test_folders_of_classes(folder):
     assert_one_sentence(
         partial(read_classes, features_path=folder / "videos"), ValueError, "--train_csv", "--features_path"
     )
+
+
+def test_maps_in_the_folder_of_data(folder):
+    flags = {"features_path": folder / "videos", "train_csv": folder / "own.csv"}
+    assert read_classes(data_path=folder, **flags) == read_classes(**flags)
+    write_lines(folder / "flip_map.csv", ["class,mirrored", "kick,roll"])
+    write_lines(folder / "twins.csv", ["class,reversed", "hop,kick"])
+    write_lines(folder / "base_classes.txt", ["roll", "kick"])
+    classes = read_classes(data_path=folder, **flags)
+    assert classes.mirrored == {"kick": "roll", "roll": "kick"}
+    assert classes.reversed == {"hop": "kick", "kick": "hop"}
+    assert classes.base == ("kick", "roll")
+    with pytest.raises(ValueError, match="--flip plain would mislabel clips"):
+        Augmentation(flip="plain").label_after_flip(classes)
+    none = partial(read_classes, data_path=folder / "none", **flags)
+    assert_one_sentence(none, FileNotFoundError, "--data_path", "none", "flip_map.csv")
 
 
 @pytest.mark.parametrize(
