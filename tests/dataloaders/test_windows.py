@@ -60,7 +60,7 @@ moments = st.one_of(st.none(), st.floats(0, SECONDS + 2).map(lambda moment: roun
 some_windows = st.lists(st.tuples(moments, moments), max_size=8)
 
 
-@settings(max_examples=8, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=5, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(pairs=some_windows, repeated=st.booleans(), thorough=st.booleans())
 def test_each_window_gives_what_it_gives_alone(video, pairs, repeated, thorough):
     windows = [Window(ends, *pair) for pair in pairs * (1 + repeated)]
@@ -70,7 +70,7 @@ def test_each_window_gives_what_it_gives_alone(video, pairs, repeated, thorough)
         assert_same(read, alone(video, windows[index]))
 
 
-@settings(max_examples=6, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=4, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(pairs=some_windows, sampling=st.sampled_from(["uniform", "segment"]), rate=st.sampled_from([0.0, 2.0]))
 def test_a_reader_gives_the_same_clips_as_for_each_window(video, pairs, sampling, rate):
     reader = FrameReader(4, 32, sampling, feature_framerate=rate)
