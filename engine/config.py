@@ -197,8 +197,8 @@ class TaskSettings(Checked):
     Class attributes: `task` is the task's name. `readers` has `read_split` of each data set by the value of `datatype`,
     `needed_flags` the flags that it needs for any split, and those that the training split needs beside them, `splits`
     the splits that it has, where that is known. `of_the_run` names settings of one evaluation, which do not change what
-    is learned; `places` settings that are files, whose content `Task.identity` covers; `newer` settings that resume
-    points of an earlier version lack, where they had the default.
+    is learned; `places` settings that name or choose files, whose content `Task.identity` covers; `newer` settings that
+    resume points of an earlier version lack, where they had the default.
     """
 
     task: ClassVar[str]

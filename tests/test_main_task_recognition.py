@@ -224,10 +224,20 @@ def test_checkpoints_go_both_ways(small_actions, small_data, tmp_path):
         assert (settings["method"], settings["n_regions"]) == ("stop", 2)
 
 
+def lists_of_split_2(small_actions, folder):
+    """Write the lists once more, those of split 1 also as those of split 2; return their folder."""
+    lists = shutil.copytree(small_actions.lists, folder / "lists")
+    for kind in ("train", "test"):
+        shutil.copy(lists / f"{kind}list01.txt", lists / f"{kind}list02.txt")
+    return lists
+
+
 def test_a_checkpoint_is_evaluated_on_another_data_set(small_actions, tmp_path):
-    """Zero-shot: the lists and texts of the training's data set do not go with it."""
+    """Zero-shot: the split, lists and texts of the training's data set do not go with it."""
     out, videos = tmp_path / "run", tmp_path / "videos"
-    succeed(training(small_actions, out, "--classes", "base", "--templates", "the action {}", "--batch_size", "8"))
+    lists = lists_of_split_2(small_actions, tmp_path)
+    own = ["--classes", "base", "--templates", "the action {}", "--split", "2", "--data_path", str(lists)]
+    succeed(training(small_actions, out, *own, "--batch_size", "8"))
     for name in ("ShowRed", "ShowGreen"):
         (videos / "test").mkdir(parents=True, exist_ok=True)
         (videos / "test" / name).symlink_to(small_actions.videos / name)
@@ -244,9 +254,7 @@ def test_a_checkpoint_is_evaluated_on_another_data_set(small_actions, tmp_path):
 
 def test_weights_of_another_split_are_refused(small_actions, tmp_path, capsys):
     succeed(training(small_actions, tmp_path / "run"))
-    lists = shutil.copytree(small_actions.lists, tmp_path / "lists")
-    for kind in ("train", "test"):
-        shutil.copy(lists / f"{kind}list01.txt", lists / f"{kind}list02.txt")
+    lists = lists_of_split_2(small_actions, tmp_path)
     weights = ["--init_model", str(tmp_path / "run/last.safetensors"), "--split", "2", "--data_path", str(lists)]
     for flags in (evaluation(small_actions, tmp_path / "other"), training(small_actions, tmp_path / "other")):
         assert main([*flags, *weights]) == 2
