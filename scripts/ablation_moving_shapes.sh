@@ -45,6 +45,8 @@ rows=(
 )
 
 mkdir -p "$runs" "$(dirname "$results")"
+failed=$(mktemp)  # a line for each run that failed
+trap 'rm -f "$failed"' EXIT
 "$PYTHON" preprocess/make_moving_shapes.py --output_dir "$DATA_PATH"
 
 # run_row NAME SEED FLAGS...
@@ -62,8 +64,7 @@ run_row() {
         --epochs "$epochs" --batch_size "$batch_size" --max_frames "$max_frames" \
         --frame_sampling segment --feature_framerate 0 --num_thread_reader "$num_thread_reader" \
         --output_dir "$folder" "$@" >"$folder.log" 2>&1 || {
-        echo "error: $name, seed $seed failed; its output is in $folder.log" >&2
-        return 1
+        echo "error: $name, seed $seed failed; its output is in $folder.log" | tee -a "$failed" >&2
     }
 }
 
@@ -78,7 +79,7 @@ for seed in $seeds; do
             continue
         fi
         while [ "$(jobs -rp | wc -l)" -ge "$JOBS" ]; do
-            wait -n
+            wait -n || true  # run_row notes what failed
         done
         read -ra words <<<"$flags"
         run_row "$name" "$seed" "${words[@]}" &
@@ -86,3 +87,4 @@ for seed in $seeds; do
 done
 wait
 "$PYTHON" -m tools.report "$results" --mean
+[ ! -s "$failed" ] || exit 1

@@ -326,6 +326,21 @@ def test_recognition_without_training(recorder):
     )
 
 
+@pytest.mark.parametrize("name", ["recognition_moving_actions", "ablation_moving_shapes"])
+def test_a_row_that_fails_stops_no_other_and_is_told(recorder, tmp_path, name):
+    python, record = recorder
+    python.write_text(python.read_text() + '! [[ "$*" == *"VPT"* ]]\n')
+    done = subprocess.run(
+        ["bash", str(ROOT / f"scripts/{name}.sh")], cwd=tmp_path, capture_output=True, text=True, check=False,
+        env=os.environ | {"PYTHON": str(python), "NGPU": "1", "seeds": "3", "runs": str(tmp_path / "runs"),
+                          "results": str(tmp_path / "results.csv"), "DATA_PATH": str(tmp_path / "data")},
+    )  # fmt: skip
+    assert done.returncode == 1
+    (line,) = done.stderr.splitlines()
+    assert re.fullmatch(r"error: VPT.*, seed 3 failed; its output is in \S+\.log", line)
+    assert record.read_text().count("--row_name") == done.stdout.count(", seed 3") > 5
+
+
 def test_the_rows_of_recognition(recorder, tmp_path):
     """Check that all rows have the same data, frames and batches, and that the flags are those that a name promises."""
     script, results = ROOT / "scripts/recognition_moving_actions.sh", str(tmp_path / "results.csv")
