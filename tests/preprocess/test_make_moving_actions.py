@@ -2,17 +2,22 @@
 time."""
 
 import csv
+from functools import partial
 from pathlib import Path
 
 import av
 import numpy as np
 import pytest
 
+from dataloaders import ucf101
+from main_task_recognition import main as recognise
 from preprocess.make_moving_actions import KEYS, draw_group, draw_shots, file_name, main, plan
 from preprocess.make_moving_shapes import main as make_moving_shapes
 from preprocess.moving_shapes.actions import MOTIONS, class_key, draw_action
 from preprocess.moving_shapes.stories import REVERSED
+from tests.training_runs import lines_of
 
+SMALL_CLIP = Path(__file__).parents[2] / "pretrained/moving_shapes_clip.safetensors"
 SMALL = ["--train_groups", "4", "--test_groups", "2", "--image_size", "64", "--seed", "3", "--jobs", "1"]
 
 
@@ -78,6 +83,28 @@ def test_names_and_maps(world: Path) -> None:
     assert sorted([*base, *novel]) == list(KEYS)
     assert (len(base), len(novel)) == (10, 6)
     assert all((turned[key] in base) == (key in base) for key in turned)
+
+
+def test_labels_with_names_exchanged_are_refused(world: Path, tmp_path: Path) -> None:
+    flags = {"features_path": world / "videos", "data_path": world}
+    assert ucf101.read_classes(labels_csv=world / "labels.csv", **flags).keys == KEYS
+    text = (world / "labels.csv").read_text()
+    exchanged = text.replace("clockwise", "?").replace("anti?", "clockwise").replace("?", "anticlockwise")
+    (tmp_path / "labels.csv").write_text(exchanged)
+    for read in (ucf101.read_classes, partial(ucf101.read_split, "train")):
+        with pytest.raises(ValueError, match="classes are out of order"):
+            read(labels_csv=tmp_path / "labels.csv", **flags)
+
+
+def test_zero_shot_clip_is_blind_to_order(world: Path, tmp_path: Path) -> None:
+    """The law of the world on its files: 50 in `direction`, and at most (12 / 2 + 4) / 16 in all."""
+    flags = ["--datatype", "ucf101", "--data_path", str(world), "--features_path", str(world / "videos")]
+    flags += ["--pretrained_clip_name", str(SMALL_CLIP), "--templates", "a shape {}", "--num_thread_reader", "0"]
+    flags += ["--max_frames", "8", "--frame_sampling", "segment", "--feature_framerate", "0", "--max_words", "16"]
+    assert recognise(["--do_eval", "--method", "clip4clip", *flags, "--output_dir", str(tmp_path)]) == 0
+    (test,) = lines_of(tmp_path, "test")
+    assert test["direction"] == 50.0
+    assert test["top1"] <= 62.5
 
 
 def test_few_shot_lists(world: Path) -> None:
