@@ -102,14 +102,21 @@ def test_parts_and_processes_change_nothing(small_actions, tmp_path):
         }
 
 
-def test_it_resumes_to_the_bit(small_actions, tmp_path, monkeypatch):
+def test_it_resumes_to_the_bit(small_actions, tmp_path, monkeypatch, capsys):
     more = ["--prompt_dropout", "0.2", "--batch_size", "8", "--mixup_alpha", "1", "--gradient_accumulation_steps", "2"]
+    lists = shutil.copytree(small_actions.lists, tmp_path / "lists")
+    more += ["--flip", "mapped", "--data_path", str(lists)]
     succeed(training(small_actions, tmp_path / "whole", *more))
     with monkeypatch.context() as patched:
         interrupt_after(patched, 2)
         assert main(training(small_actions, tmp_path / "cut", *more)) == engine_run.EXIT_INTERRUPTED
     resume = training(small_actions, tmp_path / "cut", *more, "--resume", "auto")
     assert main([*resume, "--label_smoothing", "0.1"]) == 2
+    flip_map = (lists / "flip_map.csv").read_text()
+    (lists / "flip_map.csv").write_text("class,mirrored\n")
+    assert main(resume) == 2
+    assert "labels of mirrored clips" in capsys.readouterr().err
+    (lists / "flip_map.csv").write_text(flip_map)
     succeed(resume)
     first, second = (load_file(tmp_path / name / "last.safetensors") for name in ("whole", "cut"))
     assert all(torch.equal(tensor, second[name]) for name, tensor in first.items())

@@ -174,6 +174,7 @@ class Recognition(Task):
             "classes": digest(self.classes.keys),
             "class texts": digest(texts),
             "training labels": digest(sample.label for sample in items.samples),
+            "labels of mirrored clips": digest(self.options.augmentation().label_after_flip(self.classes).tolist()),
         }
 
     # --- evaluation ---
