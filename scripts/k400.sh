@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Action recognition on Kinetics-400: trains on its training and evaluates on its validation videos. Kinetics-600, with
-# datatype=kinetics600, is in data/k600.
+# Action recognition on Kinetics-400: trains on its training and evaluates on its validation videos.
+# With datatype=kinetics600 it reads Kinetics-600, by default from data/k600.
 # The files that DATA_PATH must hold are listed in docs/recognition.md; --allow_missing N accepts gaps.
 # Edit the values below, set them from outside, or add flags:
 #   bash scripts/k400.sh --allow_missing 2000 --frame_cache data/k400/frames
