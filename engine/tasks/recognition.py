@@ -19,6 +19,7 @@ from dataloaders.protocols import check_protocol, hold_out_groups
 from dataloaders.sampler import EpochSampler
 from dataloaders.samples import Sample
 from dataloaders.views import Views
+from engine.checkpoint import read_header
 from engine.config import Config
 from engine.data import normalise_for
 from engine.evaluate import evaluating
@@ -27,7 +28,7 @@ from engine.logger import log
 from engine.tasks.base import Metrics, Task, TrainingItems
 from engine.tasks.class_texts import check_texts, class_texts
 from engine.tasks.classification import ClassificationLoss, ClassificationStep, encode_in_blocks, new_loss
-from engine.tasks.predictions import Predictions, write_predictions
+from engine.tasks.predictions import Predictions, folder_of_predictions, write_predictions
 from engine.tasks.recognition_metrics import recognition_metrics, reversed_ids, topk_accuracy
 from engine.tasks.recognition_settings import RecognitionSettings
 from modules.methods import Method
@@ -123,13 +124,47 @@ class Recognition(Task):
         return hold_out_groups(samples, run.holdout_videos, run.seed) if run.select_on == "holdout" else (samples, [])
 
     def check_lists(self) -> None:
-        """Check that training and test videos are apart by file and by group, and that a head is of these classes."""
+        """Check that the test videos are new to the model, by file and by group, and that a head is of these classes.
+
+        Raises ValueError; with --allow_overlap, what is not new is only logged.
+        """
         self._check_head()
-        if self.config.run.do_train:
-            if not self.config.run.allow_overlap:
+        try:
+            self._check_start()
+            if self.config.run.do_train:
                 check_protocol(self.splits.listed("train"), self.splits.listed("test"), self.classes)
-            if self.options.classes == "base":
-                self.splits.check_overlap("novel")
+        except ValueError as error:
+            if not self.config.run.allow_overlap:
+                raise
+            log.info("attention: %s (--allow_overlap)", error)
+        if self.config.run.do_train and self.options.classes == "base":
+            self.splits.check_overlap("novel")
+
+    def _check_start(self) -> None:
+        """Check that the training of --init_model, if it was on this data set, left out what is tested here.
+
+        Raises ValueError if it was on another split, or on all classes and novel ones are tested.
+        """
+        source = self.config.model.init_model
+        if not source.endswith(".safetensors"):
+            return
+        header = read_header(Path(source))
+        datatype, split, classes = (header.settings.get(name) for name in ("datatype", "split", "classes"))
+        here = self.options
+        if (header.task, datatype) != (here.task, here.datatype):
+            return
+        if split != here.split:
+            raise ValueError(
+                f"--init_model {source}: was trained on --split {split} of {datatype}, whose training list has test "
+                f"videos of --split {here.split}: pass --split {split}, or --allow_overlap to test on training videos "
+                "nevertheless"
+            )
+        if here.classes in ("base", "novel") and classes != "base":
+            raise ValueError(
+                f"--init_model {source}: was trained with --classes {classes}, so the novel classes of "
+                f"{datatype} are not new to it: pass a checkpoint of --classes base, or --allow_overlap to test it "
+                "nevertheless"
+            )
 
     def _check_head(self) -> None:
         """Note the classes of a head to train, which starts fresh unless a checkpoint had the same ones.
@@ -156,7 +191,7 @@ class Recognition(Task):
         return {
             "classes": digest(self.classes.keys),
             "class texts": digest(texts),
-            "training labels": digest(sample.label for sample in items.samples),
+            "flip map": digest(sorted(self.classes.mirrored.items()) if self.options.flip == "mapped" else []),
         }
 
     # --- evaluation ---
@@ -212,8 +247,10 @@ class Recognition(Task):
                     metrics["recognition"]["top1"],
                 )  # fmt: skip
                 self.told[f"{name} top1 of each view".lstrip()] = each
-            folder = Path(self.config.run.output_dir) / name
+            run = self.config.run
+            folder = folder_of_predictions(Path(run.output_dir), run.do_train) / name
             self.process.on_main(lambda: write_predictions(folder, predictions))
+            log.info("predictions, accuracies of classes and confusion matrix: %s", folder)
         return metrics
 
     def score(self, split: RecognitionSplit, views: Views, of_features: bool) -> Scores:
@@ -226,12 +263,13 @@ class Recognition(Task):
         def score(batch: Batch) -> Scores:
             video, frame_mask = batch["video"].flatten(0, 1), batch["frame_mask"].flatten(0, 1)
             clips = to_float(self.method.encode_video(normalise_for(self.method.clip, video), frame_mask))
-            scores = self._step.logits(classifier, clips).unflatten(0, (-1, len(views)))
-            if not of_features:
-                return Scores(scores, scores.new_empty(len(scores), 0))
-            assert isinstance(clips, Tensor)
-            mean = torch.nn.functional.normalize(clips, dim=-1).unflatten(0, (-1, len(views))).mean(dim=1)
-            return Scores(scores, self._step.logits(classifier, mean))
+            with torch.autocast(video.device.type, enabled=False):  # scores are in fp32, as in training
+                scores = self._step.logits(classifier, clips).unflatten(0, (-1, len(views)))
+                if not of_features:
+                    return Scores(scores, scores.new_empty(len(scores), 0))
+                assert isinstance(clips, Tensor)
+                mean = torch.nn.functional.normalize(clips, dim=-1).unflatten(0, (-1, len(views))).mean(dim=1)
+                return Scores(scores, self._step.logits(classifier, mean))
 
         with evaluating(self.method):
             scores = encoder(videos, score, "videos")
@@ -258,11 +296,15 @@ class Recognition(Task):
         options: RecognitionSettings = config.task
         templates = options.class_templates()
         texts = templates[0] if len(templates) == 1 else f"{len(templates)} of {options.templates or options.datatype}"
+        is_trained = config.run.do_train or config.model.init_model
         return {
             "split": options.split,
             "list": Path(config.data.val_csv).name,
+            "train_list": Path(config.data.train_csv).name if is_trained else "",
             "classes": options.classes,
-            "shots": options.shots or "all",
+            "shots": (options.shots or "all") if is_trained else 0,
+            "shots_seed": options.shots_seed if is_trained and options.shots else "",
+            "flip": options.flip if is_trained else "",
             "classifier": options.classifier,
             "class_texts": f"{texts} ({options.class_names})" if options.classifier == "text" else "",
             "views": options.test_views,

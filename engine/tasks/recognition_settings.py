@@ -27,7 +27,8 @@ class RecognitionSettings(TaskSettings):
     needed_flags: ClassVar = ACTION_NEEDED_FLAGS
     splits: ClassVar = ACTION_SPLITS
     of_the_run: ClassVar = ("test_views", "view_fusion")
-    places: ClassVar = ("labels_csv", "class_names", "templates", "classes")
+    # The last three choose videos: the digests of samples cover them.
+    places: ClassVar = ("labels_csv", "class_names", "templates", "classes", "split", "shots", "shots_seed")
 
     datatype: Annotated[str, "the data set", Choices(ACTION_DATASETS)] = "ucf101"
     split: Annotated[int, "the official split of the data set, where it has three", Range(1, 3)] = 1

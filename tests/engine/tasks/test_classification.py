@@ -139,6 +139,17 @@ def test_parts_give_the_gradient_of_the_whole_batch(name, recompute):
         assert_same_gradient(found, expected)
 
 
+def test_a_scaled_loss_scales_the_gradient_of_all_parts():
+    """fp16 scales the loss of each part; the shared texts collect gradients before that."""
+    step, inputs = a_step(a_method("stop")), clips()
+    _, expected = gradient(step, inputs, 2)
+    step.zero_grad()
+    for part in step.in_parts(inputs, 2)[1]:
+        (2.0**12 * step(*part.inputs) / 2).backward()
+    found = {n: p.grad / 2**12 for n, p in step.named_parameters() if p.grad is not None}
+    assert_same_gradient(found, expected)
+
+
 def test_the_loss_by_hand():
     method = a_method("clip4clip")
     step, (video, frame_mask, label) = a_step(method, 2, label_smoothing=0.2), clips(4)

@@ -114,6 +114,20 @@ def test_evaluation_in_another_precision_encodes_the_texts_anew(small_actions, t
         assert (task.classifier(split) is task._step.frozen_classifier()) is same
 
 
+def test_scores_are_in_fp32_in_any_precision(small_actions, tmp_path, monkeypatch):
+    task = a_task(small_actions, tmp_path, precision="bf16", test_views="2x1")
+    split, seen, similarity = task.evaluation("test", task.splits.read("test")), [], type(task.method).similarity
+
+    def watched(self, text, video):
+        seen.append(torch.is_autocast_enabled("cpu"))
+        return similarity(self, text, video)
+
+    monkeypatch.setattr(type(task.method), "similarity", watched)
+    task.score(split, Views(2, 1), of_features=True)
+    assert seen
+    assert not any(seen)
+
+
 def test_a_cache_and_missing_videos(small_actions, tmp_path):
     """A cache changes no number; a missing video is refused, or counted where it is allowed."""
     links = tmp_path / "videos"
