@@ -67,8 +67,8 @@ def test_it_trains_selects_evaluates_and_writes_its_files(small_actions, tmp_pat
 
     row = next(csv.DictReader(results.open()))
     expected = {
-        "data": "ucf101", "split": "1", "list": "", "train_list": "", "classes": "all", "shots": "6", "shots_seed": "0",
-        "flip": "mapped", "classifier": "text",
+        "data": "ucf101", "split": "1", "list": "", "classes": "all", "start": "CLIP", "train_data": "ucf101",
+        "train_list": "", "shots": "6", "shots_seed": "0", "flip": "mapped", "classifier": "text",
         "class_texts": "a video of a person {}. (split)", "views": "3x1", "view_fusion": "softmax", "videos": "12",
         "selection": "best epoch on held-out training videos", "top1": str(test["top1"]),
     }  # fmt: skip
@@ -111,7 +111,7 @@ def test_parts_and_processes_change_nothing(small_actions, trained, tmp_path):
         }
 
 
-def test_it_resumes_to_the_bit(small_actions, tmp_path, monkeypatch):
+def test_it_resumes_to_the_bit(small_actions, tmp_path, monkeypatch, capsys):
     more = ["--prompt_dropout", "0.2", "--batch_size", "8", "--mixup_alpha", "1", "--gradient_accumulation_steps", "2"]
     more += ["--flip", "mapped"]
     succeed(training(small_actions, tmp_path / "whole", *more))
@@ -121,8 +121,12 @@ def test_it_resumes_to_the_bit(small_actions, tmp_path, monkeypatch):
     resume = training(small_actions, tmp_path / "cut", *more, "--resume", "auto")
     shutil.copytree(small_actions.lists, tmp_path / "lists")
     (tmp_path / "lists" / "flip_map.csv").unlink()
-    for other in (["--label_smoothing", "0.1"], ["--data_path", str(tmp_path / "lists")]):
-        assert main([*resume, *other]) == 2
+    for name, *other in (
+        ("label_smoothing", "--label_smoothing", "0.1"),
+        ("flip map", "--data_path", tmp_path / "lists"),
+    ):
+        assert main([*resume, *map(str, other)]) == 2
+        assert f"{name} is " in capsys.readouterr().err
     succeed(resume)
     first, second = (load_file(tmp_path / name / "last.safetensors") for name in ("whole", "cut"))
     assert all(torch.equal(tensor, second[name]) for name, tensor in first.items())
@@ -209,6 +213,7 @@ def test_base_to_novel(small_actions, tmp_path):
     assert read_predictions(out / "novel" / "predictions.npz").keys == ("MoveRight", "ShowGreen")
     log = (out / "log.txt").read_text()
     assert "training split: 16 videos" in log
+    assert "novel split: 6 of 12 videos are of the 2 classes" in log
     assert "novel split: 6 videos of 2 of 2 classes" in log
     succeed(
         evaluation(
@@ -296,8 +301,9 @@ def test_the_columns_of_a_row_do_not_depend_on_the_test_videos(small_actions, tr
     succeed(evaluation(small_actions, tmp_path / "few", *more, "--method", "clip4clip", "--data_path", str(lists)))
     full, few = csv.DictReader(results.open())
     assert (few["direction"], few["videos"]) == ("nan", "6")
-    assert (full["flip"], full["shots"]) == ("plain_despite_map", "all")
-    assert (few["flip"], few["shots"]) == ("", "0")  # nothing was trained
+    of_training = ("start", "train_data", "shots", "flip")
+    assert [full[name] for name in of_training] == ["CLIP", "ucf101", "all", "none"]  # of the checkpoint's training
+    assert [few[name] for name in of_training] == ["CLIP", "", "0", ""]  # nothing was trained
     capsys.readouterr()
     assert report([str(results)]) == 0
     assert capsys.readouterr().out.splitlines()[-1].split("|")[-3].strip() == "-"

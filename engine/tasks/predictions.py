@@ -3,7 +3,8 @@
 Shapes: N videos, V views of a video, K classes. A run writes four files into one folder:
 
     predictions.npz   everything: ids, labels, keys and names of the classes, fp32 scores of every view `[N,V,K]`
-    predictions.csv   for people: id, label, how far the label is right, and the five best classes with their scores
+    predictions.csv   for people: id, label, whether that is best (1, 0, or its share of a tie), and the five best
+                      classes with their scores
     per_class.csv     for people: number of videos and accuracies of each class, and its most frequent mistake
     confusion.npz     the confusion matrix
 

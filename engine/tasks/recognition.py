@@ -296,15 +296,18 @@ class Recognition(Task):
         options: RecognitionSettings = config.task
         templates = options.class_templates()
         texts = templates[0] if len(templates) == 1 else f"{len(templates)} of {options.templates or options.datatype}"
-        is_trained = config.run.do_train or config.model.init_model
+        trained = training_of(config)
+        shots = trained.get("shots", "") if trained else 0
         return {
             "split": options.split,
             "list": Path(config.data.val_csv).name,
-            "train_list": Path(config.data.train_csv).name if is_trained else "",
             "classes": options.classes,
-            "shots": (options.shots or "all") if is_trained else 0,
-            "shots_seed": options.shots_seed if is_trained and options.shots else "",
-            "flip": options.flip if is_trained else "",
+            "start": trained.get("init_model") or "CLIP",
+            "train_data": trained.get("datatype", ""),
+            "train_list": Path(trained.get("train_csv", "")).name,
+            "shots": "all" if trained and shots == 0 else shots,
+            "shots_seed": trained["shots_seed"] if shots else "",
+            "flip": trained.get("flip", ""),
             "classifier": options.classifier,
             "class_texts": f"{texts} ({options.class_names})" if options.classifier == "text" else "",
             "views": options.test_views,
@@ -326,6 +329,19 @@ def _chance(classes: Classes) -> Metrics:
     reversed_of = reversed_ids(classes.keys, classes.reversed)
     labels = torch.arange(len(classes))
     return recognition_metrics(torch.zeros(len(classes), len(classes)), labels, reversed_of)
+
+
+def training_of(config: Config) -> dict[str, Any]:
+    """Return the settings that the evaluated weights were trained with: this run's, or those of the checkpoint.
+
+    It is {} for an untrained method. Of a file of released code only its path, "init_model", is known.
+    """
+    source = config.model.init_model
+    if config.run.do_train:
+        return config.flat()
+    if source.endswith(".safetensors"):
+        return read_header(Path(source)).settings
+    return {"init_model": source} if source else {}
 
 
 def number_of(keys: Sequence[str]) -> int:

@@ -57,7 +57,7 @@ class RecognitionSettings(TaskSettings):
     ] = "text"
     label_smoothing: Annotated[float, "share of the target spread evenly over all classes", Range(0, 0.99)] = 0.0
     test_views: Annotated[
-        str, "clips and squares of each test video, such as 3x1: 3 moments, 1 square; or 3 squares along the long side"
+        str, "clips x squares of each test video; 3x1: 3 moments, the middle square; 1x3: 1 moment, 3 squares in a row"
     ] = "1x1"
     view_fusion: Annotated[
         str, "mean over views of the scores, of their softmax, or of the features before they are scored",
@@ -121,6 +121,7 @@ class RecognitionSettings(TaskSettings):
 
         The split "novel" is the test split's part of the novel classes.
         """
+        name = split
         part, split = ("novel", "test") if split == "novel" else ("", split)
         chosen = set(self.chosen_classes(data, part).keys)
         read = self.readers[self.datatype]
@@ -129,7 +130,7 @@ class RecognitionSettings(TaskSettings):
         if not samples:
             raise ValueError(f"--classes {part or self.classes}: no video of the {split} split is of these classes")
         if len(samples) < len(listed):
-            log.info("%s split: %d of %d videos are of the %d classes", split, len(samples), len(listed), len(chosen))
+            log.info("%s split: %d of %d videos are of the %d classes", name, len(samples), len(listed), len(chosen))
         return few_shot(samples, self.shots, self.shots_seed) if split == "train" and self.shots else samples
 
     def _files(self, data: DataConfig) -> dict[str, Path]:
