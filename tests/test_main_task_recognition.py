@@ -169,6 +169,10 @@ def test_a_linear_head(small_actions, trained, tmp_path, capsys):
     np.testing.assert_allclose(second.views, first.views, atol=1e-5)
     assert lines_of(tmp_path / "again", "test")[0]["selection"] == "checkpoint as given"
 
+    # A checkpoint with a head has no trained texts.
+    assert main(evaluation(small_actions, tmp_path / "bad", *weights, "--classifier", "text")) == 2
+    assert "was trained with --classifier linear, which trains no texts" in capsys.readouterr().err
+
     # A checkpoint with texts has no head to evaluate, but training may start from it.
     start = ["--init_model", str(trained / "last.safetensors"), *linear]
     assert main(evaluation(small_actions, tmp_path / "bad", *start)) == 2

@@ -19,7 +19,7 @@ from dataloaders.protocols import check_protocol, hold_out_groups
 from dataloaders.sampler import EpochSampler
 from dataloaders.samples import Sample
 from dataloaders.views import Views
-from engine.checkpoint import read_header
+from engine.checkpoint import CheckpointHeader, read_header
 from engine.config import Config
 from engine.data import normalise_for
 from engine.evaluate import evaluating
@@ -68,6 +68,12 @@ class Recognition(Task):
         self.options: RecognitionSettings = config.task
         if self.options.classes == "novel" and config.run.do_train:
             raise ValueError("--classes novel is for an evaluation without training: pass --do_eval, or --classes base")
+        self.start = header_of(config.model.init_model)  # what the weights were trained on before
+        if self.options.classifier == "text" and not config.run.do_train and self._started_with_a_head():
+            raise ValueError(
+                f"--init_model {config.model.init_model}: was trained with --classifier linear, which trains no texts: "
+                "pass --classifier linear, or a checkpoint of --classifier text"
+            )
         self.templates = self.options.class_templates()
         self.classes = self.options.chosen_classes(config.data)
         self.token_ids = self._tokens(self.classes)
@@ -77,6 +83,11 @@ class Recognition(Task):
                 f"--view_fusion features needs one vector of a clip, and --method {config.model.method} has several; "
                 "pass --view_fusion logits"
             )
+
+    def _started_with_a_head(self) -> bool:
+        """Return whether --init_model was trained with a linear head."""
+        start = self.start
+        return start is not None and start.task == self.options.task and start.settings.get("classifier") == "linear"
 
     def _tokens(self, classes: Classes) -> Tensor:
         """Return the texts of classes, int64 `[K P,L]`, class by class; ValueError if two classes read alike."""
@@ -145,13 +156,11 @@ class Recognition(Task):
 
         Raises ValueError if it was on another split, or on all classes and novel ones are tested.
         """
-        source = self.config.model.init_model
-        if not source.endswith(".safetensors"):
+        source, header, here = self.config.model.init_model, self.start, self.options
+        if header is None or header.task != here.task:
             return
-        header = read_header(Path(source))
         datatype, split, classes = (header.settings.get(name) for name in ("datatype", "split", "classes"))
-        here = self.options
-        if (header.task, datatype) != (here.task, here.datatype):
+        if datatype != here.datatype:
             return
         if split != here.split:
             raise ValueError(
@@ -339,9 +348,14 @@ def training_of(config: Config) -> dict[str, Any]:
     source = config.model.init_model
     if config.run.do_train:
         return config.flat()
-    if source.endswith(".safetensors"):
-        return read_header(Path(source)).settings
+    if header := header_of(source):
+        return header.settings
     return {"init_model": source} if source else {}
+
+
+def header_of(init_model: str) -> CheckpointHeader | None:
+    """Return the header of --init_model; None for an empty path and for a file of released code."""
+    return read_header(Path(init_model)) if init_model.endswith(".safetensors") else None
 
 
 def number_of(keys: Sequence[str]) -> int:
