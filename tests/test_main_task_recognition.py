@@ -247,7 +247,8 @@ def test_checkpoints_go_both_ways(small_actions, small_data, trained, tmp_path):
 def test_a_checkpoint_is_evaluated_on_another_data_set(small_actions, tmp_path):
     """Zero-shot: the lists and texts of the training's data set do not go with it."""
     out, videos = tmp_path / "run", tmp_path / "videos"
-    succeed(training(small_actions, out, "--classes", "base", "--templates", "the action {}", "--batch_size", "8"))
+    few = ["--classes", "base", "--shots", "4", "--templates", "the action {}", "--batch_size", "8"]
+    succeed(training(small_actions, out, *few))
     for name in ("ShowRed", "ShowGreen"):
         (videos / "test").mkdir(parents=True, exist_ok=True)
         (videos / "test" / name).symlink_to(small_actions.videos / name)
@@ -255,7 +256,8 @@ def test_a_checkpoint_is_evaluated_on_another_data_set(small_actions, tmp_path):
     other = ["--datatype", "custom", "--features_path", str(videos), "--output_dir", str(tmp_path / "other")]
     succeed(["--do_eval", *weights, *other])
     settings = json.loads((tmp_path / "other" / "config.json").read_text())
-    assert (settings["classes"], settings["templates"], settings["data_path"]) == ("all", "", "")
+    names = ("classes", "shots", "split", "templates", "data_path")
+    assert tuple(settings[name] for name in names) == ("all", 0, 1, "", "")
     assert (settings["method"], settings["frame_sampling"]) == ("stop", "segment")
     predictions = read_predictions(tmp_path / "other" / "predictions.npz")
     assert sorted(predictions.keys) == ["ShowGreen", "ShowRed"]
