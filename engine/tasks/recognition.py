@@ -6,6 +6,7 @@ Shapes: N videos, V views of a video, K classes, P texts of a class, n videos at
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
@@ -355,7 +356,16 @@ def training_of(config: Config) -> dict[str, Any]:
 
 def header_of(init_model: str) -> CheckpointHeader | None:
     """Return the header of --init_model; None for an empty path and for a file of released code."""
-    return read_header(Path(init_model)) if init_model.endswith(".safetensors") else None
+    path = Path(init_model)
+    if path.suffix != ".safetensors":
+        return None
+    return _header(path, path.stat().st_mtime_ns if path.is_file() else 0)
+
+
+@lru_cache(maxsize=1)
+def _header(path: Path, changed: int) -> CheckpointHeader:
+    """Read the header of a file that changed last at this time: reading it checks all tensors, which takes long."""
+    return read_header(path)
 
 
 def number_of(keys: Sequence[str]) -> int:
