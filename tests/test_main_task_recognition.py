@@ -123,7 +123,7 @@ def test_it_resumes_to_the_bit(small_actions, tmp_path, monkeypatch, capsys):
     (tmp_path / "lists" / "flip_map.csv").unlink()
     for name, *other in (
         ("label_smoothing", "--label_smoothing", "0.1"),
-        ("flip map", "--data_path", tmp_path / "lists"),
+        ("mirrored clips", "--data_path", tmp_path / "lists"),
     ):
         assert main([*resume, *map(str, other)]) == 2
         assert f"{name} is " in capsys.readouterr().err
@@ -309,7 +309,7 @@ def test_the_columns_of_a_row_do_not_depend_on_the_test_videos(small_actions, tr
     assert (few["direction"], few["videos"]) == ("nan", "6")
     of_training = ("start", "train_data", "shots", "flip")
     assert [full[name] for name in of_training] == ["CLIP", "ucf101", "all", "none"]  # of the checkpoint's training
-    assert [few[name] for name in of_training] == ["CLIP", "", "0", ""]  # nothing was trained
+    assert [few[name] for name in of_training] == ["CLIP", "", "none", ""]  # nothing was trained
     capsys.readouterr()
     assert report([str(results)]) == 0
     assert capsys.readouterr().out.splitlines()[-1].split("|")[-3].strip() == "-"

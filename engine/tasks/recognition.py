@@ -155,7 +155,8 @@ class Recognition(Task):
     def _check_start(self) -> None:
         """Check that the training of --init_model, if it was on this data set, left out what is tested here.
 
-        Raises ValueError if it was on another split, or on all classes and novel ones are tested.
+        Raises ValueError if it was on another split than the test videos are of (unless --val_csv names them), or on all
+        classes although novel ones are tested.
         """
         source, header, here = self.config.model.init_model, self.start, self.options
         if header is None or header.task != here.task:
@@ -163,7 +164,7 @@ class Recognition(Task):
         datatype, split, classes = (header.settings.get(name) for name in ("datatype", "split", "classes"))
         if datatype != here.datatype:
             return
-        if split != here.split:
+        if split != here.split and not self.config.data.val_csv:
             raise ValueError(
                 f"--init_model {source}: was trained on --split {split} of {datatype}, whose training list has test "
                 f"videos of --split {here.split}: pass --split {split}, or --allow_overlap to test on training videos "
@@ -201,7 +202,7 @@ class Recognition(Task):
         return {
             "classes": digest(self.classes.keys),
             "class texts": digest(texts),
-            "flip map": digest(sorted(self.classes.mirrored.items()) if self.options.flip == "mapped" else []),
+            "labels of mirrored clips": digest(self.options.augmentation().label_after_flip(self.classes).tolist()),
         }
 
     # --- evaluation ---
@@ -307,7 +308,7 @@ class Recognition(Task):
         templates = options.class_templates()
         texts = templates[0] if len(templates) == 1 else f"{len(templates)} of {options.templates or options.datatype}"
         trained = training_of(config)
-        shots = trained.get("shots", "") if trained else 0
+        shots = trained.get("shots", "")
         return {
             "split": options.split,
             "list": Path(config.data.val_csv).name,
@@ -315,7 +316,7 @@ class Recognition(Task):
             "start": trained.get("init_model") or "CLIP",
             "train_data": trained.get("datatype", ""),
             "train_list": Path(trained.get("train_csv", "")).name,
-            "shots": "all" if trained and shots == 0 else shots,
+            "shots": "none" if not trained else "all" if shots == 0 else shots,
             "shots_seed": trained["shots_seed"] if shots else "",
             "flip": trained.get("flip", ""),
             "classifier": options.classifier,

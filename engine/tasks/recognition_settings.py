@@ -57,31 +57,34 @@ class RecognitionSettings(TaskSettings):
     ] = "text"
     label_smoothing: Annotated[float, "share of the target spread evenly over all classes", Range(0, 0.99)] = 0.0
     test_views: Annotated[
-        str, "clips x squares of each test video; 3x1: 3 moments, the middle square; 1x3: 1 moment, 3 squares in a row"
+        str,
+        "clips x squares of each test video; 3x1: 3 moments, the middle square; 1x3: 1 moment, 3 squares along the "
+        "long side",
     ] = "1x1"
     view_fusion: Annotated[
-        str, "mean over views of the scores, of their softmax, or of the features before they are scored",
+        str, "what is averaged over views: scores, their softmax, or features, before they are scored",
         Choices(FUSIONS),
     ] = "logits"  # fmt: skip
     crop_scale: Annotated[
         float,
-        "smallest share of a training frame's area in a random crop; 1: the middle square",
+        "random crops of training clips have at least this share of a frame's area; 1: the middle square",
         Range(0, 1, above=True),
     ] = 1.0
     flip: Annotated[
         str,
-        "horizontal flips of training clips; mapped: exchanges left and right classes; plain: refused where the data "
-        "set has such classes; plain_despite_map: not refused, only to follow work that does so",
+        "horizontal flips of training clips; mapped: a flip also exchanges the labels of left and right classes; "
+        "plain: labels stay, which is refused where the data set has such classes; plain_despite_map: not refused, "
+        "only to follow published work that does so",
         Choices(FLIP),
     ] = "none"
     flip_probability: Annotated[float, "share of clips that --flip mirrors", Range(0, 1)] = 0.5
-    jitter_probability: Annotated[float, "share of clips with other brightness, contrast and colours", Range(0, 1)] = (
-        0.0
-    )
-    gray_probability: Annotated[float, "share of clips without colours", Range(0, 1)] = 0.0
+    jitter_probability: Annotated[float, "share of clips with changed brightness, contrast and hue", Range(0, 1)] = 0.0
+    gray_probability: Annotated[float, "share of clips made gray", Range(0, 1)] = 0.0
     rand_augment_ops: Annotated[int, "operations of RandAugment on a clip", Range(0)] = 0
-    rand_augment_magnitude: Annotated[int, "their strength", Range(0, 30)] = 9
-    erasing_probability: Annotated[float, "share of clips with a rectangle of all frames erased", Range(0, 1)] = 0.0
+    rand_augment_magnitude: Annotated[int, "strength of these operations", Range(0, 30)] = 9
+    erasing_probability: Annotated[
+        float, "share of clips with the same rectangle of all frames erased", Range(0, 1)
+    ] = 0.0
     mixup_alpha: Annotated[float, "parameter of MixUp's Beta distribution; 0: no MixUp", Range(0)] = 0.0
     cutmix_alpha: Annotated[float, "parameter of CutMix's Beta distribution; 0: no CutMix", Range(0)] = 0.0
 
