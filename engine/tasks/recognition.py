@@ -155,8 +155,8 @@ class Recognition(Task):
     def _check_start(self) -> None:
         """Check that the training of --init_model, if it was on this data set, left out what is tested here.
 
-        Raises ValueError if it was on another split than the test videos are of (unless --val_csv names them), or on all
-        classes although novel ones are tested.
+        Raises ValueError if it was on another split than the test list is of (a list that --val_csv names is of none),
+        or on all classes although novel ones are tested.
         """
         source, header, here = self.config.model.init_model, self.start, self.options
         if header is None or header.task != here.task:
