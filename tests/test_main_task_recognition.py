@@ -296,6 +296,19 @@ def test_what_a_checkpoint_was_trained_on_is_tested_on_request(small_actions, tr
     assert "attention: --init_model" in (tmp_path / "log.txt").read_text()
 
 
+def test_lists_with_clips_of_one_group_are_used_on_request(small_actions, tmp_path, capsys):
+    lists = shutil.copytree(small_actions.lists, tmp_path / "lists")
+    test = (lists / "testlist01.txt").read_text()
+    lines = (lists / "trainlist01.txt").read_text().splitlines(keepends=True)
+    (lists / "testlist01.txt").write_text(test + lines[0].split()[0] + "\n")
+    (lists / "trainlist01.txt").write_text("".join(lines[1:]))  # which has the other clip of that group
+    argv = training(small_actions, tmp_path / "run", "--data_path", str(lists))
+    assert main(argv) == 2
+    assert "1 of the 13 test videos are of a group with training videos" in capsys.readouterr().err
+    succeed([*argv, "--allow_overlap"])
+    assert "attention: 1 of the 13 test videos are of a group" in (tmp_path / "run" / "log.txt").read_text()
+
+
 def test_the_columns_of_a_row_do_not_depend_on_the_test_videos(small_actions, trained, tmp_path, capsys):
     """There are pairs of classes, but no test video of one: the column stays, without a number."""
     lists, results = shutil.copytree(small_actions.lists, tmp_path / "lists"), tmp_path / "results.csv"

@@ -4,7 +4,7 @@ Shapes: N videos, V views of a video, K classes, P texts of a class, n videos at
 """
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
@@ -141,16 +141,21 @@ class Recognition(Task):
         Raises ValueError; with --allow_overlap, what is not new is only logged.
         """
         self._check_head()
+        self._unless_allowed(self._check_start)
+        if self.config.run.do_train:
+            training, test = self.splits.listed("train"), self.splits.listed("test")
+            self._unless_allowed(lambda: check_protocol(training, test, self.classes))
+            if self.options.classes == "base":
+                self.splits.check_overlap("novel")
+
+    def _unless_allowed(self, check: Callable[[], None]) -> None:
+        """Call a check that raises ValueError; with --allow_overlap, log its message instead."""
         try:
-            self._check_start()
-            if self.config.run.do_train:
-                check_protocol(self.splits.listed("train"), self.splits.listed("test"), self.classes)
+            check()
         except ValueError as error:
             if not self.config.run.allow_overlap:
                 raise
             log.info("attention: %s (--allow_overlap)", error)
-        if self.config.run.do_train and self.options.classes == "base":
-            self.splits.check_overlap("novel")
 
     def _check_start(self) -> None:
         """Check that the training of --init_model, if it was on this data set, left out what is tested here.
