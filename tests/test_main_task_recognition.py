@@ -244,11 +244,20 @@ def test_checkpoints_go_both_ways(small_actions, small_data, trained, tmp_path):
         assert (settings["method"], settings["n_regions"]) == ("stop", 2)
 
 
+def lists_of_split_2(small_actions, folder):
+    """Write the lists once more, those of split 1 also as those of split 2; return their folder."""
+    lists = shutil.copytree(small_actions.lists, folder / "lists")
+    for kind in ("train", "test"):
+        shutil.copy(lists / f"{kind}list01.txt", lists / f"{kind}list02.txt")
+    return lists
+
+
 def test_a_checkpoint_is_evaluated_on_another_data_set(small_actions, tmp_path):
-    """Zero-shot: the lists and texts of the training's data set do not go with it."""
+    """Zero-shot: the split, shots, lists and texts of the training's data set do not go with it."""
     out, videos = tmp_path / "run", tmp_path / "videos"
     few = ["--classes", "base", "--shots", "4", "--templates", "the action {}", "--batch_size", "8"]
-    succeed(training(small_actions, out, *few))
+    lists = lists_of_split_2(small_actions, tmp_path)
+    succeed(training(small_actions, out, *few, "--split", "2", "--data_path", str(lists)))
     for name in ("ShowRed", "ShowGreen"):
         (videos / "test").mkdir(parents=True, exist_ok=True)
         (videos / "test" / name).symlink_to(small_actions.videos / name)
@@ -287,6 +296,14 @@ def test_what_a_checkpoint_was_trained_on_is_not_tested(small_actions, trained, 
     weights = ["--init_model", str(trained / "last.safetensors")]
     assert main(evaluation(small_actions, tmp_path / "run", *weights, *flags)) == 2
     assert message in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
+def test_training_does_not_start_from_another_split(small_actions, trained, tmp_path, capsys):
+    other = ["--split", "2", "--data_path", str(lists_of_split_2(small_actions, tmp_path))]
+    start = ["--init_model", str(trained / "last.safetensors")]
+    assert main(training(small_actions, tmp_path / "run", *start, *other)) == 2
+    assert "was trained on --split 1 of ucf101" in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
 
 
