@@ -79,10 +79,11 @@ def of_the_samples(
 
 def _of_a_split(samples: Sequence[Sample], features_path: Path, split: str) -> dict[str, str]:
     """Return digests of a split's videos in their order, their files and their texts; `split` starts each name."""
+    texts = "labels" if samples and samples[0].label else "captions"
     return {
         f"{split} videos": digest([sample.video_id, sample.start, sample.end] for sample in samples),
         f"{split} files": digest([_place(s.path, features_path), s.path.stat().st_size] for s in samples),
-        f"{split} captions": digest([*s.captions, *([s.label] if s.label else [])] for s in samples),
+        f"{split} {texts}": digest([*s.captions, *([s.label] if s.label else [])] for s in samples),
     }
 
 

@@ -34,6 +34,6 @@ class _Undrawn(TorchFunctionMode):
 
 @contextmanager
 def undrawn() -> Iterator[None]:
-    """Modules and tensors that are made in this context are on "meta"; it draws no random number."""
+    """Put modules and tensors that are made in this context on the device "meta", and draw no random number."""
     with torch.device("meta"), _Undrawn():
         yield

@@ -19,6 +19,7 @@ from modules.methods import STOP, VPT
 from tests.processes import run_as_group
 from tests.small_actions import CLASSES
 from tests.training_runs import interrupt_after, lines_of
+from tools.report import main as report
 
 STOP_FLAGS = ["--method", "stop", "--n_regions", "2", "--prompt_dropout", "0", "--lr", "2e-3"]
 
@@ -41,6 +42,14 @@ def losses(output) -> list[float]:
     return [line["loss"] for line in lines_of(output, "train")]
 
 
+@pytest.fixture(scope="module")
+def trained(small_actions, tmp_path_factory):
+    """Return the folder of a training with class texts; tests only read it."""
+    out = tmp_path_factory.mktemp("trained") / "run"
+    succeed(training(small_actions, out))
+    return out
+
+
 def test_it_trains_selects_evaluates_and_writes_its_files(small_actions, tmp_path):
     out, results = tmp_path / "run", tmp_path / "results.csv"
     more = ["--epochs", "2", "--select_on", "holdout", "--holdout_videos", "4", "--results_csv", str(results)]
@@ -58,7 +67,8 @@ def test_it_trains_selects_evaluates_and_writes_its_files(small_actions, tmp_pat
 
     row = next(csv.DictReader(results.open()))
     expected = {
-        "data": "ucf101", "split": "1", "list": "", "classes": "all", "shots": "6", "classifier": "text",
+        "data": "ucf101", "split": "1", "list": "", "classes": "all", "start": "CLIP", "train_data": "ucf101",
+        "train_list": "", "shots": "6", "shots_seed": "0", "flip": "mapped", "classifier": "text",
         "class_texts": "a video of a person {}. (split)", "views": "3x1", "view_fusion": "softmax", "videos": "12",
         "selection": "best epoch on held-out training videos", "top1": str(test["top1"]),
     }  # fmt: skip
@@ -81,20 +91,19 @@ def test_it_trains_selects_evaluates_and_writes_its_files(small_actions, tmp_pat
     np.testing.assert_allclose(again.views, predictions.views, atol=1e-5)
 
 
-def test_parts_and_processes_change_nothing(small_actions, tmp_path):
-    succeed(training(small_actions, tmp_path / "one"))
+def test_parts_and_processes_change_nothing(small_actions, trained, tmp_path):
     run_as_group(3, succeed, training(small_actions, tmp_path / "three", "--gradient_accumulation_steps", "2"))
-    curve = losses(tmp_path / "one")
+    curve = losses(trained)
     assert len(set(curve)) == len(curve) == 2
-    weights = load_file(tmp_path / "one" / "last.safetensors")
-    (expected,) = lines_of(tmp_path / "one", "test")
+    weights = load_file(trained / "last.safetensors")
+    (expected,) = lines_of(trained, "test")
     assert losses(tmp_path / "three") == pytest.approx(curve, abs=1e-5)
     for name, tensor in load_file(tmp_path / "three" / "last.safetensors").items():
         torch.testing.assert_close(tensor, weights[name], atol=1e-4, rtol=1e-3, msg=lambda m, n=name: f"{n} {m}")
     for count in (2, 3):
         run_as_group(
             count, succeed,
-            evaluation(small_actions, tmp_path / f"of {count}", "--init_model", str(tmp_path / "one/last.safetensors")),
+            evaluation(small_actions, tmp_path / f"of {count}", "--init_model", str(trained / "last.safetensors")),
         )  # fmt: skip
         (found,) = lines_of(tmp_path / f"of {count}", "test")
         assert {name: found[name] for name in ("top1", "top5", "mean_class", "direction")} == {
@@ -104,19 +113,20 @@ def test_parts_and_processes_change_nothing(small_actions, tmp_path):
 
 def test_it_resumes_to_the_bit(small_actions, tmp_path, monkeypatch, capsys):
     more = ["--prompt_dropout", "0.2", "--batch_size", "8", "--mixup_alpha", "1", "--gradient_accumulation_steps", "2"]
-    lists = shutil.copytree(small_actions.lists, tmp_path / "lists")
-    more += ["--flip", "mapped", "--data_path", str(lists)]
+    more += ["--flip", "mapped"]
     succeed(training(small_actions, tmp_path / "whole", *more))
     with monkeypatch.context() as patched:
         interrupt_after(patched, 2)
         assert main(training(small_actions, tmp_path / "cut", *more)) == engine_run.EXIT_INTERRUPTED
     resume = training(small_actions, tmp_path / "cut", *more, "--resume", "auto")
-    assert main([*resume, "--label_smoothing", "0.1"]) == 2
-    flip_map = (lists / "flip_map.csv").read_text()
-    (lists / "flip_map.csv").write_text("class,mirrored\n")
-    assert main(resume) == 2
-    assert "labels of mirrored clips" in capsys.readouterr().err
-    (lists / "flip_map.csv").write_text(flip_map)
+    shutil.copytree(small_actions.lists, tmp_path / "lists")
+    (tmp_path / "lists" / "flip_map.csv").unlink()
+    for name, *other in (
+        ("label_smoothing", "--label_smoothing", "0.1"),
+        ("mirrored clips", "--data_path", tmp_path / "lists"),
+    ):
+        assert main([*resume, *map(str, other)]) == 2
+        assert f"{name} is " in capsys.readouterr().err
     succeed(resume)
     first, second = (load_file(tmp_path / name / "last.safetensors") for name in ("whole", "cut"))
     assert all(torch.equal(tensor, second[name]) for name, tensor in first.items())
@@ -142,7 +152,7 @@ def test_class_texts_of_a_run_are_encoded_once_or_once_a_step(small_actions, tmp
     assert sum(encoded) == texts
 
 
-def test_a_linear_head(small_actions, tmp_path, capsys):
+def test_a_linear_head(small_actions, trained, tmp_path, capsys):
     linear, out = ["--classifier", "linear"], tmp_path / "run"
     succeed(evaluation(small_actions, tmp_path / "untrained", *linear))
     (line,) = lines_of(tmp_path / "untrained", "test")
@@ -159,9 +169,12 @@ def test_a_linear_head(small_actions, tmp_path, capsys):
     np.testing.assert_allclose(second.views, first.views, atol=1e-5)
     assert lines_of(tmp_path / "again", "test")[0]["selection"] == "checkpoint as given"
 
+    # A checkpoint with a head has no trained texts.
+    assert main(evaluation(small_actions, tmp_path / "bad", *weights, "--classifier", "text")) == 2
+    assert "was trained with --classifier linear, which trains no texts" in capsys.readouterr().err
+
     # A checkpoint with texts has no head to evaluate, but training may start from it.
-    succeed(training(small_actions, tmp_path / "texts"))
-    start = ["--init_model", str(tmp_path / "texts" / "last.safetensors"), *linear]
+    start = ["--init_model", str(trained / "last.safetensors"), *linear]
     assert main(evaluation(small_actions, tmp_path / "bad", *start)) == 2
     assert "has no linear head for these 4 classes" in capsys.readouterr().err
     succeed(training(small_actions, tmp_path / "goes on", *start))
@@ -204,6 +217,7 @@ def test_base_to_novel(small_actions, tmp_path):
     assert read_predictions(out / "novel" / "predictions.npz").keys == ("MoveRight", "ShowGreen")
     log = (out / "log.txt").read_text()
     assert "training split: 16 videos" in log
+    assert "novel split: 6 of 12 videos are of the 2 classes" in log
     assert "novel split: 6 videos of 2 of 2 classes" in log
     succeed(
         evaluation(
@@ -214,17 +228,16 @@ def test_base_to_novel(small_actions, tmp_path):
     assert alone["top1"] == novel
 
 
-def test_checkpoints_go_both_ways(small_actions, small_data, tmp_path):
+def test_checkpoints_go_both_ways(small_actions, small_data, trained, tmp_path):
     """A checkpoint of retrieval classifies, and one of recognition retrieves, without training."""
     files = [flag for flag in small_data.flags() if flag != "--expand_msrvtt_sentences"]
     own = [*STOP_FLAGS, "--epochs", "1", "--batch_size", "4"]
     assert retrieval(["--do_train", *files, *own, "--output_dir", str(tmp_path / "retrieval")]) == 0
-    succeed(training(small_actions, tmp_path / "recognition"))
-    weights = {task: str(tmp_path / task / "last.safetensors") for task in ("retrieval", "recognition")}
-    succeed(evaluation(small_actions, tmp_path / "a", "--init_model", weights["retrieval"]))
+    weights = tmp_path / "retrieval" / "last.safetensors"
+    succeed(evaluation(small_actions, tmp_path / "a", "--init_model", str(weights)))
     assert "top1" in lines_of(tmp_path / "a", "test")[0]
     output = ["--output_dir", str(tmp_path / "b")]
-    assert retrieval(["--do_eval", *files, "--init_model", weights["recognition"], *output]) == 0
+    assert retrieval(["--do_eval", *files, "--init_model", str(trained / "last.safetensors"), *output]) == 0
     assert "t2v R@1" in lines_of(tmp_path / "b", "test")[0]
     for name in ("a", "b"):
         settings = json.loads((tmp_path / name / "config.json").read_text())
@@ -240,11 +253,11 @@ def lists_of_split_2(small_actions, folder):
 
 
 def test_a_checkpoint_is_evaluated_on_another_data_set(small_actions, tmp_path):
-    """Zero-shot: the split, lists and texts of the training's data set do not go with it."""
+    """Zero-shot: the split, shots, lists and texts of the training's data set do not go with it."""
     out, videos = tmp_path / "run", tmp_path / "videos"
+    few = ["--classes", "base", "--shots", "4", "--templates", "the action {}", "--batch_size", "8"]
     lists = lists_of_split_2(small_actions, tmp_path)
-    own = ["--classes", "base", "--templates", "the action {}", "--split", "2", "--data_path", str(lists)]
-    succeed(training(small_actions, out, *own, "--batch_size", "8"))
+    succeed(training(small_actions, out, *few, "--split", "2", "--data_path", str(lists)))
     for name in ("ShowRed", "ShowGreen"):
         (videos / "test").mkdir(parents=True, exist_ok=True)
         (videos / "test" / name).symlink_to(small_actions.videos / name)
@@ -252,22 +265,84 @@ def test_a_checkpoint_is_evaluated_on_another_data_set(small_actions, tmp_path):
     other = ["--datatype", "custom", "--features_path", str(videos), "--output_dir", str(tmp_path / "other")]
     succeed(["--do_eval", *weights, *other])
     settings = json.loads((tmp_path / "other" / "config.json").read_text())
-    assert (settings["classes"], settings["templates"], settings["data_path"]) == ("all", "", "")
+    names = ("classes", "shots", "split", "templates", "data_path")
+    assert tuple(settings[name] for name in names) == ("all", 0, 1, "", "")
     assert (settings["method"], settings["frame_sampling"]) == ("stop", "segment")
     predictions = read_predictions(tmp_path / "other" / "predictions.npz")
     assert sorted(predictions.keys) == ["ShowGreen", "ShowRed"]
     assert len(predictions.ids) == 22
 
 
-def test_weights_of_another_split_are_refused(small_actions, tmp_path, capsys):
-    succeed(training(small_actions, tmp_path / "run"))
-    lists = lists_of_split_2(small_actions, tmp_path)
-    weights = ["--init_model", str(tmp_path / "run/last.safetensors"), "--split", "2", "--data_path", str(lists)]
-    for flags in (evaluation(small_actions, tmp_path / "other"), training(small_actions, tmp_path / "other")):
-        assert main([*flags, *weights]) == 2
-        assert "was trained on split 1 of ucf101, which has test videos of this split" in capsys.readouterr().err
-    assert not (tmp_path / "other").exists()
-    succeed([*evaluation(small_actions, tmp_path / "other"), *weights, "--allow_overlap"])
+def test_an_evaluation_in_the_folder_of_a_training_keeps_its_predictions(small_actions, trained, tmp_path):
+    run = shutil.copytree(trained, tmp_path / "run")
+    before = (run / "predictions.npz").read_bytes()
+    weights = ["--init_model", str(run / "last.safetensors"), "--test_views", "2x1"]
+    for folder, file in ((run, run / "eval"), (tmp_path / "own", tmp_path / "own"), (tmp_path / "own",) * 2):
+        succeed(evaluation(small_actions, folder, *weights))
+        assert read_predictions(file / "predictions.npz").n_views == 2
+    assert (run / "predictions.npz").read_bytes() == before
+    assert not (tmp_path / "own" / "eval").exists()
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--split", "2"], "was trained on --split 1 of ucf101, whose training list has test videos of --split 2"),
+        (["--classes", "novel"], "was trained with --classes all, so the novel classes of ucf101 are not new to it"),
+        (["--classes", "base"], "was trained with --classes all, so the novel classes of ucf101 are not new to it"),
+    ],
+)
+def test_what_a_checkpoint_was_trained_on_is_not_tested(small_actions, trained, tmp_path, capsys, flags, message):
+    weights = ["--init_model", str(trained / "last.safetensors")]
+    assert main(evaluation(small_actions, tmp_path / "run", *weights, *flags)) == 2
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
+def test_training_does_not_start_from_another_split(small_actions, trained, tmp_path, capsys):
+    other = ["--split", "2", "--data_path", str(lists_of_split_2(small_actions, tmp_path))]
+    start = ["--init_model", str(trained / "last.safetensors")]
+    assert main(training(small_actions, tmp_path / "run", *start, *other)) == 2
+    assert "was trained on --split 1 of ucf101" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
+def test_what_a_checkpoint_was_trained_on_is_tested_on_request(small_actions, trained, tmp_path):
+    weights = ["--init_model", str(trained / "last.safetensors"), "--classes", "novel", "--allow_overlap"]
+    succeed(evaluation(small_actions, tmp_path, *weights))
+    assert "attention: --init_model" in (tmp_path / "log.txt").read_text()
+
+
+def test_lists_with_clips_of_one_group_are_used_on_request(small_actions, tmp_path, capsys):
+    lists = shutil.copytree(small_actions.lists, tmp_path / "lists")
+    test = (lists / "testlist01.txt").read_text()
+    lines = (lists / "trainlist01.txt").read_text().splitlines(keepends=True)
+    (lists / "testlist01.txt").write_text(test + lines[0].split()[0] + "\n")
+    (lists / "trainlist01.txt").write_text("".join(lines[1:]))  # which has the other clip of that group
+    argv = training(small_actions, tmp_path / "run", "--data_path", str(lists))
+    assert main(argv) == 2
+    assert "1 of the 13 test videos are of a group with training videos" in capsys.readouterr().err
+    succeed([*argv, "--allow_overlap"])
+    assert "attention: 1 of the 13 test videos are of a group" in (tmp_path / "run" / "log.txt").read_text()
+
+
+def test_the_columns_of_a_row_do_not_depend_on_the_test_videos(small_actions, trained, tmp_path, capsys):
+    """There are pairs of classes, but no test video of one: the column stays, without a number."""
+    lists, results = shutil.copytree(small_actions.lists, tmp_path / "lists"), tmp_path / "results.csv"
+    test_list = lists / "testlist01.txt"
+    test_list.write_text("".join(f"{line}\n" for line in test_list.read_text().split() if line.startswith("Show")))
+    more = ["--results_csv", str(results)]
+    weights = ["--init_model", str(trained / "last.safetensors"), "--flip", "plain_despite_map"]
+    succeed(evaluation(small_actions, tmp_path / "all", *more, *weights))
+    succeed(evaluation(small_actions, tmp_path / "few", *more, "--method", "clip4clip", "--data_path", str(lists)))
+    full, few = csv.DictReader(results.open())
+    assert (few["direction"], few["videos"]) == ("nan", "6")
+    of_training = ("start", "train_data", "shots", "flip")
+    assert [full[name] for name in of_training] == ["CLIP", "ucf101", "all", "none"]  # of the checkpoint's training
+    assert [few[name] for name in of_training] == ["CLIP", "", "none", ""]  # nothing was trained
+    capsys.readouterr()
+    assert report([str(results)]) == 0
+    assert capsys.readouterr().out.splitlines()[-1].split("|")[-3].strip() == "-"
 
 
 def test_zero_shot_with_several_templates(small_actions, tmp_path):
@@ -282,7 +357,6 @@ def test_zero_shot_with_several_templates(small_actions, tmp_path):
         assert lines_of(tmp_path / name, "test")[0]["selection"] == "zero-shot"
     row = next(csv.DictReader((tmp_path / "results.csv").open()))
     assert row["class_texts"] == f"3 of {templates} (split)"
-    assert row["shots"] == "none"
     one, three = (read_predictions(tmp_path / name / "predictions.npz") for name in ("one", "three"))
     assert three.views.shape == (12, 6, 4)
     assert not np.allclose(three.views[:, 2], one.views[:, 0])

@@ -11,6 +11,7 @@ shared by several classes counts as wrong there; in top-1 it counts by expectati
 """
 
 import argparse
+import math
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,7 +22,7 @@ from dataloaders.quoting import shorten, some
 from engine.messages import print_error
 from engine.tasks.predictions import Predictions, read_predictions, read_subset
 from engine.tasks.recognition_metrics import FUSIONS, Array, predicted, recognition_metrics, tied_at_top
-from tools.report import METRICS, markdown
+from tools.report import METRICS, markdown, number
 
 
 def mcnemar(only_first: int, only_second: int) -> float:
@@ -85,7 +86,7 @@ def table(rows: Sequence[tuple[str, Predictions, Array]]) -> str:
     ]
     names = [name for name in METRICS if any(name in values for values in metrics)]
     body = [
-        [label, str(len(run.ids)), *(f"{values[name]:.2f}" for name in names)]
+        [label, str(len(run.ids)), *(number(values.get(name, math.nan), 2) for name in names)]
         for (label, run, _), values in zip(rows, metrics, strict=True)
     ]
     return markdown(["", "videos", *(METRICS[name] for name in names)], body)

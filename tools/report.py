@@ -9,7 +9,8 @@
 Recall is in percent, mean rank (MnR) counts from 1; T2V is text to video, V2T video to text. "Reversed pairs" is the
 percentage of captions that score their own clip above the same clip played backwards; chance is 50. Columns with
 "(DSL)" and "(QB-Norm)" are post-processed, in runs with --dsl or --qb_norm. "Direction" is the percentage of videos
-that score their class above the one that they would show when played backwards.
+that score their class above the one that they would show when played backwards. "HM" is the harmonic mean of top-1 and
+"novel top-1", after --classes base; with --mean, of their means over seeds.
 """
 
 import argparse
@@ -32,6 +33,7 @@ METRICS = {"t2v twins": "reversed pairs"} | {
     for name in ("R@1", "R@5", "R@10", "MnR")
 }
 METRICS |= {"top1": "top-1", "top5": "top-5", "mean_class": "mean class", "direction": "direction"}
+METRICS |= {"novel top1": "novel top-1", "novel direction": "novel direction", "HM": "HM"}
 COLUMNS = ("name", "selection", "trainable_parameters", "seed")  # of a results csv, beside the metrics
 CURVES = {
     "loss": "training loss",
@@ -72,8 +74,11 @@ def read_rows(path: Path) -> pd.DataFrame:
     rows = pd.DataFrame(body, columns=header)
     for name in ("trainable_parameters", *metrics):
         numbers = pd.to_numeric(rows[name], errors="coerce")
-        if numbers.isna().any():
-            row = int(numbers.isna().to_numpy().argmax())
+        wrong = numbers.isna()
+        if name.endswith("direction"):  # a run writes "nan" if no test video is of a class with a reversal
+            wrong &= rows[name] != "nan"
+        if wrong.any():
+            row = int(wrong.to_numpy().argmax())
             raise ValueError(
                 f"{path}: row {row + 1} has {rows[name].iloc[row][:40]!r} in the column {name}, which must be a "
                 "number; correct or delete the row"
@@ -86,7 +91,7 @@ def table_of_runs(rows: pd.DataFrame) -> str:
     """Return a table with one row per run, in the order of the file."""
     metrics = [name for name in METRICS if name in rows]
     body = [
-        [_name(row), row["selection"], _trained(row), *(f"{row[name]:.1f}" for name in metrics), str(row["seed"])]
+        [_name(row), row["selection"], _trained(row), *(number(row[name]) for name in metrics), str(row["seed"])]
         for _, row in rows.iterrows()
     ]
     return markdown(["", "weights", "trained", *(METRICS[name] for name in metrics), "seed"], body)
@@ -95,7 +100,8 @@ def table_of_runs(rows: pd.DataFrame) -> str:
 def table_of_means(rows: pd.DataFrame) -> str:
     """Return a table with one row per name: the mean and, with two or more seeds, the standard deviation (n - 1).
 
-    A name whose weights were selected in several ways, such as trained and untrained, has one row for each.
+    A name whose weights were selected in several ways, such as trained and untrained, has one row for each. The
+    harmonic mean of base and novel classes is that of the means, as in the tables of ViFi-CLIP and its successors.
     """
     metrics = [name for name in METRICS if name in rows]
     body = []
@@ -103,11 +109,26 @@ def table_of_means(rows: pd.DataFrame) -> str:
     for (name, selection), group in rows.groupby(["name", "selection"], sort=False):
         cells = []
         for metric in metrics:
-            spread = f" ± {group[metric].std():.1f}" if len(group) > 1 else ""
-            cells.append(f"{group[metric].mean():.1f}{spread}")
+            measured = group[metric].dropna()
+            if metric == "HM" and {"top1", "novel top1"} <= set(metrics):
+                cells.append(number(harmonic_mean_of_means(group)))
+                continue
+            spread = f" ± {measured.std():.1f}" if len(measured) > 1 else ""
+            cells.append(f"{number(measured.mean())}{spread}")
         label = _name(group.iloc[0]) + (f", {selection}" if ways[name] > 1 else "")
         body.append([label, _trained(group.iloc[0]), *cells, str(len(group))])
     return markdown(["", "trained", *(METRICS[name] for name in metrics), "seeds"], body)
+
+
+def harmonic_mean_of_means(rows: pd.DataFrame) -> float:
+    """Return the harmonic mean of the mean top-1 on base classes and on novel classes; 0 if one of them is 0."""
+    base, novel = rows["top1"].mean(), rows["novel top1"].mean()
+    return 2 * base * novel / (base + novel) if base and novel else 0.0
+
+
+def number(value: float, digits: int = 1) -> str:
+    """Return a metric as text; "-" for NaN, if there was nothing to measure."""
+    return "-" if math.isnan(value) else f"{value:.{digits}f}"
 
 
 def _name(row: pd.Series) -> str:

@@ -3,7 +3,8 @@
 Shapes: N videos, V views of a video, K classes. A run writes four files into one folder:
 
     predictions.npz   everything: ids, labels, keys and names of the classes, fp32 scores of every view `[N,V,K]`
-    predictions.csv   for people: id, label, how far the label is right, and the five best classes with their scores
+    predictions.csv   for people: id, label, whether that is best (1, 0, or its share of a tie), and the five best
+                      classes with their scores
     per_class.csv     for people: number of videos and accuracies of each class, and its most frequent mistake
     confusion.npz     the confusion matrix
 
@@ -11,6 +12,7 @@ Shapes: N videos, V views of a video, K classes. A run writes four files into on
 """
 
 import csv
+import json
 import zipfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -122,6 +124,17 @@ class Predictions:
             reversed_of=reversed_ids(keys, counterpart),
             of_features=None if chosen.of_features is None else chosen.of_features[:, columns],
         )
+
+
+def folder_of_predictions(output_dir: Path, training: bool) -> Path:
+    """Return where a run saves its predictions: in its folder, but in `eval` there for an evaluation in the folder of a
+    training, whose own predictions stay."""
+    try:
+        settings = json.loads((output_dir / "config.json").read_text())
+    except (OSError, ValueError):
+        return output_dir
+    is_of_a_training = isinstance(settings, dict) and settings.get("do_train") is True
+    return output_dir / "eval" if is_of_a_training and not training else output_dir
 
 
 def write_predictions(folder: Path, predictions: Predictions) -> None:

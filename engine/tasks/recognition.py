@@ -4,8 +4,9 @@ Shapes: N videos, V views of a video, K classes, P texts of a class, n videos at
 """
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
@@ -19,7 +20,7 @@ from dataloaders.protocols import check_protocol, hold_out_groups
 from dataloaders.sampler import EpochSampler
 from dataloaders.samples import Sample
 from dataloaders.views import Views
-from engine.checkpoint import read_header
+from engine.checkpoint import CheckpointHeader, read_header
 from engine.config import Config
 from engine.data import normalise_for
 from engine.evaluate import evaluating
@@ -28,7 +29,7 @@ from engine.logger import log
 from engine.tasks.base import Metrics, Task, TrainingItems
 from engine.tasks.class_texts import check_texts, class_texts
 from engine.tasks.classification import ClassificationLoss, ClassificationStep, encode_in_blocks, new_loss
-from engine.tasks.predictions import Predictions, write_predictions
+from engine.tasks.predictions import Predictions, folder_of_predictions, write_predictions
 from engine.tasks.recognition_metrics import recognition_metrics, reversed_ids, topk_accuracy
 from engine.tasks.recognition_settings import RecognitionSettings
 from modules.methods import Method
@@ -68,6 +69,12 @@ class Recognition(Task):
         self.options: RecognitionSettings = config.task
         if self.options.classes == "novel" and config.run.do_train:
             raise ValueError("--classes novel is for an evaluation without training: pass --do_eval, or --classes base")
+        self.start = header_of(config.model.init_model)  # what the weights were trained on before
+        if self.options.classifier == "text" and not config.run.do_train and self._started_with_a_head():
+            raise ValueError(
+                f"--init_model {config.model.init_model}: was trained with --classifier linear, which trains no texts: "
+                "pass --classifier linear, or a checkpoint of --classifier text"
+            )
         self.templates = self.options.class_templates()
         self.classes = self.options.chosen_classes(config.data)
         self.token_ids = self._tokens(self.classes)
@@ -77,6 +84,11 @@ class Recognition(Task):
                 f"--view_fusion features needs one vector of a clip, and --method {config.model.method} has several; "
                 "pass --view_fusion logits"
             )
+
+    def _started_with_a_head(self) -> bool:
+        """Return whether --init_model was trained with a linear head."""
+        start = self.start
+        return start is not None and start.task == self.options.task and start.settings.get("classifier") == "linear"
 
     def _tokens(self, classes: Classes) -> Tensor:
         """Return the texts of classes, int64 `[K P,L]`, class by class; ValueError if two classes read alike."""
@@ -124,14 +136,51 @@ class Recognition(Task):
         return hold_out_groups(samples, run.holdout_videos, run.seed) if run.select_on == "holdout" else (samples, [])
 
     def check_lists(self) -> None:
-        """Check that training and test videos are apart by file and by group, and that a head is of these classes."""
+        """Check that the test videos are new to the model, by file and by group, and that a head is of these classes.
+
+        Raises ValueError; with --allow_overlap, what is not new is only logged.
+        """
         self._check_head()
-        self._check_start()
+        self._unless_allowed(self._check_start)
         if self.config.run.do_train:
-            if not self.config.run.allow_overlap:
-                check_protocol(self.splits.listed("train"), self.splits.listed("test"), self.classes)
+            training, test = self.splits.listed("train"), self.splits.listed("test")
+            self._unless_allowed(lambda: check_protocol(training, test, self.classes))
             if self.options.classes == "base":
                 self.splits.check_overlap("novel")
+
+    def _unless_allowed(self, check: Callable[[], None]) -> None:
+        """Call a check that raises ValueError; with --allow_overlap, log its message instead."""
+        try:
+            check()
+        except ValueError as error:
+            if not self.config.run.allow_overlap:
+                raise
+            log.info("attention: %s (--allow_overlap)", error)
+
+    def _check_start(self) -> None:
+        """Check that the training of --init_model, if it was on this data set, left out what is tested here.
+
+        Raises ValueError if it was on another split than the test list is of (a list that --val_csv names is of none),
+        or on all classes although novel ones are tested.
+        """
+        source, header, here = self.config.model.init_model, self.start, self.options
+        if header is None or header.task != here.task:
+            return
+        datatype, split, classes = (header.settings.get(name) for name in ("datatype", "split", "classes"))
+        if datatype != here.datatype:
+            return
+        if split != here.split and not self.config.data.val_csv:
+            raise ValueError(
+                f"--init_model {source}: was trained on --split {split} of {datatype}, whose training list has test "
+                f"videos of --split {here.split}: pass --split {split}, or --allow_overlap to test on training videos "
+                "nevertheless"
+            )
+        if here.classes in ("base", "novel") and classes != "base":
+            raise ValueError(
+                f"--init_model {source}: was trained with --classes {classes}, so the novel classes of "
+                f"{datatype} are not new to it: pass a checkpoint of --classes base, or --allow_overlap to test it "
+                "nevertheless"
+            )
 
     def _check_head(self) -> None:
         """Note the classes of a head to train, which starts fresh unless a checkpoint had the same ones.
@@ -153,27 +202,11 @@ class Recognition(Task):
                 "a checkpoint of --classifier linear on this data set, or --classifier text"
             )
 
-    def _check_start(self) -> None:
-        """Raise ValueError if --init_model was trained on another split, which has test videos of this one."""
-        source = self.config.model.init_model
-        if not source.endswith(".safetensors") or self.config.data.val_csv or self.config.run.allow_overlap:
-            return
-        header = read_header(Path(source))
-        split = header.settings.get("split")
-        same_data = header.task == self.options.task and header.settings.get("datatype") == self.options.datatype
-        if same_data and split != self.options.split:
-            raise ValueError(
-                f"--split {self.options.split}: --init_model {source} was trained on split {split} of "
-                f"{self.options.datatype}, which has test videos of this split; pass --split {split}, or "
-                "--allow_overlap to do it nevertheless"
-            )
-
     def identity(self, items: TrainingItems) -> dict[str, Any]:
         texts = class_texts(self.classes.names, self.templates) if self.options.classifier == "text" else []
         return {
             "classes": digest(self.classes.keys),
             "class texts": digest(texts),
-            "training labels": digest(sample.label for sample in items.samples),
             "labels of mirrored clips": digest(self.options.augmentation().label_after_flip(self.classes).tolist()),
         }
 
@@ -230,8 +263,10 @@ class Recognition(Task):
                     metrics["recognition"]["top1"],
                 )  # fmt: skip
                 self.told[f"{name} top1 of each view".lstrip()] = each
-            folder = Path(self.config.run.output_dir) / name
+            run = self.config.run
+            folder = folder_of_predictions(Path(run.output_dir), run.do_train) / name
             self.process.on_main(lambda: write_predictions(folder, predictions))
+            log.info("predictions, accuracies of classes and confusion matrix: %s", folder)
         return metrics
 
     def score(self, split: RecognitionSplit, views: Views, of_features: bool) -> Scores:
@@ -244,12 +279,13 @@ class Recognition(Task):
         def score(batch: Batch) -> Scores:
             video, frame_mask = batch["video"].flatten(0, 1), batch["frame_mask"].flatten(0, 1)
             clips = to_float(self.method.encode_video(normalise_for(self.method.clip, video), frame_mask))
-            scores = self._step.logits(classifier, clips).unflatten(0, (-1, len(views)))
-            if not of_features:
-                return Scores(scores, scores.new_empty(len(scores), 0))
-            assert isinstance(clips, Tensor)
-            mean = torch.nn.functional.normalize(clips, dim=-1).unflatten(0, (-1, len(views))).mean(dim=1)
-            return Scores(scores, self._step.logits(classifier, mean))
+            with torch.autocast(video.device.type, enabled=False):  # scores are in fp32, as in training
+                scores = self._step.logits(classifier, clips).unflatten(0, (-1, len(views)))
+                if not of_features:
+                    return Scores(scores, scores.new_empty(len(scores), 0))
+                assert isinstance(clips, Tensor)
+                mean = torch.nn.functional.normalize(clips, dim=-1).unflatten(0, (-1, len(views))).mean(dim=1)
+                return Scores(scores, self._step.logits(classifier, mean))
 
         with evaluating(self.method):
             scores = encoder(videos, score, "videos")
@@ -275,13 +311,19 @@ class Recognition(Task):
     def columns(cls, config: Config) -> dict[str, Any]:
         options: RecognitionSettings = config.task
         templates = options.class_templates()
-        trains = config.run.do_train or config.model.init_model
         texts = templates[0] if len(templates) == 1 else f"{len(templates)} of {options.templates or options.datatype}"
+        trained = training_of(config)
+        shots = trained.get("shots", "")
         return {
             "split": options.split,
             "list": Path(config.data.val_csv).name,
             "classes": options.classes,
-            "shots": (options.shots or "all") if trains else "none",
+            "start": trained.get("init_model") or "CLIP",
+            "train_data": trained.get("datatype", ""),
+            "train_list": Path(trained.get("train_csv", "")).name,
+            "shots": "none" if not trained else "all" if shots == 0 else shots,
+            "shots_seed": trained["shots_seed"] if shots else "",
+            "flip": trained.get("flip", ""),
             "classifier": options.classifier,
             "class_texts": f"{texts} ({options.class_names})" if options.classifier == "text" else "",
             "views": options.test_views,
@@ -303,6 +345,33 @@ def _chance(classes: Classes) -> Metrics:
     reversed_of = reversed_ids(classes.keys, classes.reversed)
     labels = torch.arange(len(classes))
     return recognition_metrics(torch.zeros(len(classes), len(classes)), labels, reversed_of)
+
+
+def training_of(config: Config) -> dict[str, Any]:
+    """Return the settings that the evaluated weights were trained with: this run's, or those of the checkpoint.
+
+    It is {} for an untrained method. Of a file of released code only its path, "init_model", is known.
+    """
+    source = config.model.init_model
+    if config.run.do_train:
+        return config.flat()
+    if header := header_of(source):
+        return header.settings
+    return {"init_model": source} if source else {}
+
+
+def header_of(init_model: str) -> CheckpointHeader | None:
+    """Return the header of --init_model; None for an empty path and for a file of released code."""
+    path = Path(init_model)
+    if path.suffix != ".safetensors":
+        return None
+    return _header(path, path.stat().st_mtime_ns if path.is_file() else 0)
+
+
+@lru_cache(maxsize=1)
+def _header(path: Path, changed: int) -> CheckpointHeader:
+    """Read the header of a file that changed last at this time: reading it checks all tensors, which takes long."""
+    return read_header(path)
 
 
 def number_of(keys: Sequence[str]) -> int:

@@ -9,6 +9,7 @@ not what the place of the right class in the list happens to give. A score that 
 Every function takes scores and labels as numpy arrays or torch tensors. Accuracies are in percent.
 """
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
@@ -206,8 +207,8 @@ def recognition_metrics(
         ids: N names of the videos, for errors.
 
     Returns:
-        `{"recognition": {"top1": ..., "top5": ..., "mean_class": ...}}`, with "direction" if a video's class has a
-        time-reversed counterpart. With fewer than six classes, top5 is 100.
+        `{"recognition": {"top1": ..., "top5": ..., "mean_class": ...}}`, with "direction" if any class has a
+        time-reversed counterpart; it is NaN if no video is of such a class. With fewer than six classes, top5 is 100.
 
     Raises:
         ValueError: as `topk_accuracy`; `reversed_of` is not its own inverse.
@@ -222,8 +223,9 @@ def recognition_metrics(
     }
     if reversed_of is not None:
         _check_reversed(_as_numpy(reversed_of), scores.shape[1])
-        if has_reversed(labels, reversed_of).any():
-            metrics["direction"] = direction(scores, labels, reversed_of)
+        if (_as_numpy(reversed_of) >= 0).any():
+            is_directed = has_reversed(labels, reversed_of).any()
+            metrics["direction"] = direction(scores, labels, reversed_of) if is_directed else math.nan
     return {"recognition": metrics}
 
 

@@ -27,7 +27,8 @@ class RecognitionSettings(TaskSettings):
     needed_flags: ClassVar = ACTION_NEEDED_FLAGS
     splits: ClassVar = ACTION_SPLITS
     of_the_run: ClassVar = ("test_views", "view_fusion")
-    places: ClassVar = ("split", "labels_csv", "class_names", "templates", "classes")
+    # The last three choose videos: the digests of samples cover them.
+    places: ClassVar = ("labels_csv", "class_names", "templates", "classes", "split", "shots", "shots_seed")
 
     datatype: Annotated[str, "the data set", Choices(ACTION_DATASETS)] = "ucf101"
     split: Annotated[int, "the official split of the data set, where it has three", Range(1, 3)] = 1
@@ -56,31 +57,34 @@ class RecognitionSettings(TaskSettings):
     ] = "text"
     label_smoothing: Annotated[float, "share of the target spread evenly over all classes", Range(0, 0.99)] = 0.0
     test_views: Annotated[
-        str, "clips and squares of each test video, such as 3x1: 3 moments, 1 square; or 3 squares along the long side"
+        str,
+        "clips x squares of each test video; 3x1: 3 moments, the middle square; 1x3: 1 moment, 3 squares along the "
+        "long side",
     ] = "1x1"
     view_fusion: Annotated[
-        str, "mean over views of the scores, of their softmax, or of the features before they are scored",
+        str, "what is averaged over views: scores, their softmax, or features, before they are scored",
         Choices(FUSIONS),
     ] = "logits"  # fmt: skip
     crop_scale: Annotated[
         float,
-        "smallest share of a training frame's area in a random crop; 1: the middle square",
+        "random crops of training clips have at least this share of a frame's area; 1: the middle square",
         Range(0, 1, above=True),
     ] = 1.0
     flip: Annotated[
         str,
-        "horizontal flips of training clips; mapped: exchanges left and right classes; plain: refused where the data "
-        "set has such classes; plain_despite_map: not refused, only to follow work that does so",
+        "horizontal flips of training clips; mapped: a flip also exchanges the labels of left and right classes; "
+        "plain: labels stay, which is refused where the data set has such classes; plain_despite_map: not refused, "
+        "only to follow published work that does so",
         Choices(FLIP),
     ] = "none"
     flip_probability: Annotated[float, "share of clips that --flip mirrors", Range(0, 1)] = 0.5
-    jitter_probability: Annotated[float, "share of clips with other brightness, contrast and colours", Range(0, 1)] = (
-        0.0
-    )
-    gray_probability: Annotated[float, "share of clips without colours", Range(0, 1)] = 0.0
+    jitter_probability: Annotated[float, "share of clips with changed brightness, contrast and hue", Range(0, 1)] = 0.0
+    gray_probability: Annotated[float, "share of clips made gray", Range(0, 1)] = 0.0
     rand_augment_ops: Annotated[int, "operations of RandAugment on a clip", Range(0)] = 0
-    rand_augment_magnitude: Annotated[int, "their strength", Range(0, 30)] = 9
-    erasing_probability: Annotated[float, "share of clips with a rectangle of all frames erased", Range(0, 1)] = 0.0
+    rand_augment_magnitude: Annotated[int, "strength of these operations", Range(0, 30)] = 9
+    erasing_probability: Annotated[
+        float, "share of clips with the same rectangle of all frames erased", Range(0, 1)
+    ] = 0.0
     mixup_alpha: Annotated[float, "parameter of MixUp's Beta distribution; 0: no MixUp", Range(0)] = 0.0
     cutmix_alpha: Annotated[float, "parameter of CutMix's Beta distribution; 0: no CutMix", Range(0)] = 0.0
 
@@ -120,6 +124,7 @@ class RecognitionSettings(TaskSettings):
 
         The split "novel" is the test split's part of the novel classes.
         """
+        name = split
         part, split = ("novel", "test") if split == "novel" else ("", split)
         chosen = set(self.chosen_classes(data, part).keys)
         read = self.readers[self.datatype]
@@ -128,7 +133,7 @@ class RecognitionSettings(TaskSettings):
         if not samples:
             raise ValueError(f"--classes {part or self.classes}: no video of the {split} split is of these classes")
         if len(samples) < len(listed):
-            log.info("%s split: %d of %d videos are of the %d classes", split, len(samples), len(listed), len(chosen))
+            log.info("%s split: %d of %d videos are of the %d classes", name, len(samples), len(listed), len(chosen))
         return few_shot(samples, self.shots, self.shots_seed) if split == "train" and self.shots else samples
 
     def _files(self, data: DataConfig) -> dict[str, Path]:

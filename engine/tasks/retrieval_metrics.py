@@ -154,9 +154,9 @@ def retrieval_metrics(
     own captions, and the captions of a video count as one candidate with the best of their scores. With one caption
     per video, this is the transposed matrix.
 
-    Both directions read the same scores, tile by tile. The tiles with captions and their own videos come first, and
-    again with the others: a rank can only be counted if the score of the right candidate is known. All tiles have one
-    shape, because a matrix product of another shape may round differently, and then equal rows would not tie.
+    Both directions read the same scores, tile by tile. A rank can only be counted once the score of the right candidate
+    is known, so the tiles with captions and their own videos are computed first, and then again with all others. All
+    tiles have one shape, because a matrix product of another shape may round differently, and equal rows would not tie.
 
     Args:
         similarity: scores of captions with videos; called for tiles of at most `block` captions and `block` videos.

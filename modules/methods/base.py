@@ -68,7 +68,7 @@ class Method(nn.Module):
         return cosine_similarity(text, video, self.clip.logit_scale)
 
     def prepare(self, rows: Any) -> Any:
-        """Return rows for `similarity_of_prepared`, which normalising them here, once, makes faster.
+        """Return rows for `similarity_of_prepared`: normalised here once, and not again in each of its calls.
 
         A method with a `similarity` of its own gets them unchanged.
         """

@@ -72,6 +72,12 @@ def test_two_runs(tmp_path, capsys):
     ]
 
 
+def test_a_run_that_knows_no_reversed_classes_has_no_direction(tmp_path, capsys):
+    assert compare(tmp_path, FIRST, replace(SECOND, reversed_of=np.array([-1, -1]))) == 0
+    header, _, first, second, *_ = capsys.readouterr().out.splitlines()
+    assert [cells(line)[-1] for line in (header, first, second)] == ["direction", "40.00", "-"]
+
+
 def test_other_orders_of_videos_and_classes_are_the_same_run(tmp_path, capsys):
     shuffled = SECOND.of_classes(["Down", "Up"]).of_videos(np.random.default_rng(0).permutation(10))
     again = align(FIRST, shuffled)

@@ -1,6 +1,7 @@
 """Tables of result rows, and curves of the metrics that runs write during training."""
 
 import json
+import math
 import sys
 from typing import get_args, get_type_hints
 
@@ -71,6 +72,21 @@ def test_a_table_of_recognition(tmp_path, capsys):
     assert names == ["", "trained", "top-1", "top-5", "mean class", "direction", "seeds"]
     cells = [cell.strip() for cell in line.split("|")[1:-1]]
     assert cells[2:] == ["55.0 ± 7.1", "90.0 ± 0.0", "55.0 ± 7.1", "62.5 ± 17.7", "2"]
+
+
+def test_base_to_novel_has_the_harmonic_mean_of_the_means():
+    metrics = {
+        "top1": [80.0, 40.0],
+        "novel top1": [20.0, 40.0],
+        "novel direction": [50.0, math.nan],
+        "HM": [32.0, 40.0],
+    }
+    rows = ROWS[1:].drop(columns=["t2v R@1", "v2t MnR"]).assign(**metrics)
+    header, _, line = table_of_means(rows).splitlines()
+    names, cells = ([cell.strip() for cell in text.split("|")[3:-2]] for text in (header, line))
+    assert names == ["top-1", "novel top-1", "novel direction", "HM"]
+    assert cells == ["60.0 ± 28.3", "30.0 ± 14.1", "50.0", "40.0"]  # the mean of the harmonic means is 36
+    assert table_of_runs(rows).splitlines()[3].split("|")[6:8] == [" -               ", " 40.0 "]
 
 
 @pytest.mark.parametrize(("name", "seed", "status"), [("STOP", "1", 0), ("STOP", "2", 1), ("ST", "1", 1)])

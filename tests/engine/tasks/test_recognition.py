@@ -13,6 +13,7 @@ from dataloaders.views import Views
 from engine.config import Config
 from engine.data import normalise_for
 from engine.distributed import Process
+from engine.tasks.predictions import read_predictions
 from engine.tasks.recognition import Recognition, RecognitionSettings, class_texts
 from engine.tasks.recognition_metrics import fuse
 from main_task_recognition import main
@@ -50,7 +51,7 @@ def test_scores_of_views_by_a_plain_loop(small_actions, tmp_path, fusion):
     with torch.no_grad():
         rows = torch.cat([method.encode_text(task.splits.tokenizer(own)) for own in texts])
         videos = ViewedVideos(samples, task.splits.frame_reader(training=False), Views(2, 3))
-        right = []
+        right, expected = [], []
         for number, sample in enumerate(samples):
             views, frame_mask = videos[number]["video"], videos[number]["frame_mask"]
             clips = [
@@ -64,8 +65,11 @@ def test_scores_of_views_by_a_plain_loop(small_actions, tmp_path, fusion):
             else:
                 scores = torch.stack([cosine_similarity(rows, clip, scale)[:, 0] for clip in clips])
                 fused = (scores.softmax(dim=1) if fusion == "softmax" else scores).mean(dim=0)
+            expected.append(fused)
             right.append(task.classes.keys[int(fused.argmax())] == sample.label)
     assert metrics["recognition"]["top1"] == pytest.approx(100 * np.mean(right))
+    found = read_predictions(tmp_path / "predictions.csv").scores()
+    torch.testing.assert_close(found.float(), torch.stack(expected), atol=1e-4, rtol=1e-4)
 
 
 def test_batches_of_any_size_give_the_same_scores(small_actions, tmp_path):
@@ -112,6 +116,20 @@ def test_evaluation_in_another_precision_encodes_the_texts_anew(small_actions, t
         task = a_task(small_actions, tmp_path, "vpt", precision="bf16", precision_val=precision)
         split = task.evaluation("test", task.splits.read("test"))
         assert (task.classifier(split) is task._step.frozen_classifier()) is same
+
+
+def test_scores_are_in_fp32_in_any_precision(small_actions, tmp_path, monkeypatch):
+    task = a_task(small_actions, tmp_path, precision="bf16", test_views="2x1")
+    split, seen, similarity = task.evaluation("test", task.splits.read("test")), [], type(task.method).similarity
+
+    def watched(self, text, video):
+        seen.append(torch.is_autocast_enabled("cpu"))
+        return similarity(self, text, video)
+
+    monkeypatch.setattr(type(task.method), "similarity", watched)
+    task.score(split, Views(2, 1), of_features=True)
+    assert seen
+    assert not any(seen)
 
 
 def test_a_cache_and_missing_videos(small_actions, tmp_path):
