@@ -5,6 +5,7 @@ All draws depend on their seed alone, not on the order of a list.
 Shapes: N samples, K classes.
 """
 
+import os
 import re
 from collections import Counter, defaultdict
 from collections.abc import Sequence
@@ -16,7 +17,7 @@ import numpy as np
 from dataloaders.action_classes import read_keys
 from dataloaders.annotations import log
 from dataloaders.classes import Classes, subset
-from dataloaders.quoting import shorten, some
+from dataloaders.quoting import quoted, shorten, some
 from dataloaders.samples import Sample, shared_videos
 
 PARTS = ("all", "base", "novel")  # values of --classes beside half:NUMBER and the path of a file
@@ -68,6 +69,11 @@ def chosen_classes(classes: Classes, part: str) -> Classes:
     if match := HALF.fullmatch(part):
         return subset(classes, half_draw(classes.keys, int(match[1])))
     if part not in PARTS:
+        if not os.path.isfile(part):  # False also for a text too long to be a name
+            raise FileNotFoundError(
+                f"--classes {quoted(part)} is not a file: pass all, base, novel, half:NUMBER or a file with one key a "
+                "line."
+            )
         return subset(classes, read_keys(Path(part), classes.keys, "--classes"))
     if not classes.base or len(classes.base) == len(classes):
         raise ValueError(

@@ -93,6 +93,8 @@ def test_parts_that_are_not_there(tmp_path):
     write_lines(tmp_path / "some.txt", ["kick", "juggling"])
     assert_one_sentence(lambda: chosen_classes(CLASSES, str(tmp_path / "some.txt")), ValueError, "some.txt", "juggling")
     assert_one_sentence(lambda: chosen_classes(CLASSES, str(tmp_path / "no.txt")), FileNotFoundError, "no.txt")
+    for part in ("", "half:", "x" * 300):
+        assert_one_sentence(lambda part=part: chosen_classes(CLASSES, part), FileNotFoundError, "pass all, base, novel")
 
 
 def test_half_draws_are_the_published_ones(reference):
