@@ -152,6 +152,9 @@ def test_a_linear_head(small_actions, tmp_path, capsys):
     np.testing.assert_allclose(second.views, first.views, atol=1e-5)
     assert lines_of(tmp_path / "again", "test")[0]["selection"] == "checkpoint as given"
 
+    assert main(evaluation(small_actions, tmp_path / "bad", *weights, "--classifier", "text")) == 2
+    assert "trained with --method stop --classifier linear" in capsys.readouterr().err
+
     # A checkpoint with texts has no head to evaluate, but training may start from it.
     succeed(training(small_actions, tmp_path / "texts"))
     start = ["--init_model", str(tmp_path / "texts" / "last.safetensors"), *linear]
@@ -183,6 +186,35 @@ def test_a_linear_probe_of_one_frame(small_actions, tmp_path):
     }  # fmt: skip
     curve = losses(tmp_path / "linear")
     assert curve[-1] < curve[0]
+
+
+def test_a_single_class_is_refused(small_actions, tmp_path, capsys):
+    """As when --features_path is one folder too high: every answer would be right."""
+    one = tmp_path / "one.txt"
+    one.write_text("ShowRed\n")
+    assert main(training(small_actions, tmp_path / "run", "--classes", str(one))) == 2
+    assert "there is only one class, ShowRed" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_row_has_a_direction_only_if_the_test_list_has_such_videos(small_actions, tmp_path, capsys):
+    """So that a file with other columns is refused before training and not after it."""
+    lists, results = tmp_path / "lists", tmp_path / "results.csv"
+    shutil.copytree(small_actions.lists, lists)
+    lines = (lists / "testlist01.txt").read_text().splitlines()
+    (lists / "testlist01.txt").write_text("\n".join(line for line in lines if "Show" in line))
+    zero_shot = ["--method", "clip4clip", "--results_csv", str(results)]
+    succeed(evaluation(small_actions, tmp_path / "all", *zero_shot, "--shots", "4"))
+    row = next(csv.DictReader(results.open()))
+    assert row["direction"]
+    assert row["shots"] == "0"  # nothing was trained
+    other = ["--data_path", str(lists)]
+    assert main(training(small_actions, tmp_path / "some", "--results_csv", str(results), *other)) == 2
+    assert "also has 'direction'" in capsys.readouterr().err
+    assert not (tmp_path / "some").exists()
+    results.unlink()
+    succeed(evaluation(small_actions, tmp_path / "some", *zero_shot, *other))
+    assert "direction" not in next(csv.DictReader(results.open()))
 
 
 def test_base_to_novel(small_actions, tmp_path):
@@ -268,13 +300,14 @@ REFUSED = [
     (["--class_names", "nowhere.csv"], "nowhere.csv"),
     (["--shots", "9"], "--shots 9"),
     (["--flip", "plain"], "--flip plain would mislabel clips"),
-    (["--max_words", "3"], "classes read like another one at --max_words 3"),
+    (["--max_words", "3"], "classes read alike at --max_words 3"),
     (["--mixup_alpha", "1", "--batch_size", "9"], "mix pairs of clips"),
     (["--holdout_videos", "40", "--select_on", "holdout"], "--holdout_videos 40"),
     (["--split", "2"], "testlist02.txt"),
     (["--data_path", ""], "--data_path"),
     (["--select_on", "val"], "ucf101 has no validation split"),
     (["--view_fusion", "max"], "--view_fusion 'max' is not one of"),
+    (["--class_names", "splt"], "pass split, raw or a csv file"),
 ]
 
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -16,6 +17,7 @@ from dataloaders.classes import Classes
 from dataloaders.datasets import Batch, LabelledClips, ViewedVideos
 from dataloaders.frames import FrameReader
 from dataloaders.protocols import check_protocol, hold_out_groups
+from dataloaders.quoting import shorten
 from dataloaders.sampler import EpochSampler
 from dataloaders.samples import Sample
 from dataloaders.views import Views
@@ -78,7 +80,15 @@ class Recognition(Task):
             )
 
     def _tokens(self, classes: Classes) -> Tensor:
-        """Return the texts of classes, int64 `[K P,L]`, class by class; ValueError if two classes read alike."""
+        """Return the texts of classes, int64 `[K P,L]`, class by class.
+
+        Raises ValueError if two classes read alike, and for a single class, which any model would always get right.
+        """
+        if len(classes) == 1:
+            raise ValueError(
+                f"there is only one class, {shorten(classes.keys[0])}, so every answer would be right: pass lists, "
+                "folders or --classes with two or more"
+            )
         texts = class_texts(classes.names, self.templates)
         tokenizer, max_words = self.splits.tokenizer, self.config.data.max_words
         if self.options.classifier == "text":
@@ -262,7 +272,7 @@ class Recognition(Task):
             "split": options.split,
             "list": Path(config.data.val_csv).name,
             "classes": options.classes,
-            "shots": options.shots or "all",
+            "shots": (options.shots or "all") if config.run.do_train or config.model.init_model else 0,
             "classifier": options.classifier,
             "class_texts": f"{texts} ({options.class_names})" if options.classifier == "text" else "",
             "views": options.test_views,
@@ -271,19 +281,21 @@ class Recognition(Task):
 
     @classmethod
     def metrics_to_come(cls, config: Config) -> Metrics:
-        """Return the metrics of one video with equal scores for all classes; reads the classes, but no video."""
-        options: RecognitionSettings = config.task
-        metrics = _chance(options.chosen_classes(config.data))
-        if options.classes == "base":
-            metrics["novel"] = _chance(options.chosen_classes(config.data, "novel"))["recognition"]
+        """Return the metrics of equal scores for all classes; reads the classes and the test list, but no video."""
+        metrics = _chance(config, "test")
+        if config.task.classes == "base":
+            metrics["novel"] = _chance(config, "novel")["recognition"]
             metrics["recognition"]["HM"] = 0.0
         return metrics
 
 
-def _chance(classes: Classes) -> Metrics:
-    reversed_of = reversed_ids(classes.keys, classes.reversed)
-    labels = torch.arange(len(classes))
-    return recognition_metrics(torch.zeros(len(classes), len(classes)), labels, reversed_of)
+def _chance(config: Config, split: str) -> Metrics:
+    options: RecognitionSettings = config.task
+    classes = options.chosen_classes(config.data, split if split == "novel" else "")
+    reversed_of, labels = reversed_ids(classes.keys, classes.reversed), np.arange(len(classes))
+    if classes.reversed:  # there is a direction only if a test video is of such a class
+        labels = np.unique(classes.ids(options.list_split(config.data, split)))
+    return recognition_metrics(torch.zeros(len(labels), len(classes)), labels, reversed_of)
 
 
 def number_of(keys: Sequence[str]) -> int:
