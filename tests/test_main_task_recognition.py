@@ -188,6 +188,21 @@ def test_a_linear_probe_of_one_frame(small_actions, tmp_path):
     assert curve[-1] < curve[0]
 
 
+def test_weights_of_another_split_are_refused(small_actions, tmp_path, capsys):
+    lists, weights = tmp_path / "lists", ["--init_model", str(tmp_path / "run" / "last.safetensors")]
+    shutil.copytree(small_actions.lists, lists)
+    for name in ("trainlist", "testlist"):
+        shutil.copy(lists / f"{name}01.txt", lists / f"{name}02.txt")
+    weights += ["--data_path", str(lists)]
+    succeed(training(small_actions, tmp_path / "run", "--data_path", str(lists), "--split", "2"))
+    for start in (evaluation, training):
+        assert main(start(small_actions, tmp_path / "other", *weights, "--split", "1")) == 2
+        assert "was trained on split 2, so it has seen test videos of split 1" in capsys.readouterr().err
+    assert not (tmp_path / "other").exists()
+    succeed(evaluation(small_actions, tmp_path / "same", *weights))
+    succeed(evaluation(small_actions, tmp_path / "other", *weights, "--split", "1", "--allow_overlap"))
+
+
 def test_a_single_class_is_refused(small_actions, tmp_path, capsys):
     """As when --features_path is one folder too high: every answer would be right."""
     one = tmp_path / "one.txt"

@@ -21,6 +21,7 @@ from dataloaders.quoting import shorten
 from dataloaders.sampler import EpochSampler
 from dataloaders.samples import Sample
 from dataloaders.views import Views
+from engine.checkpoint import read_header
 from engine.config import Config
 from engine.data import normalise_for
 from engine.evaluate import evaluating
@@ -135,11 +136,26 @@ class Recognition(Task):
     def check_lists(self) -> None:
         """Check that training and test videos are apart by file and by group, and that a head is of these classes."""
         self._check_head()
+        self._check_start()
         if self.config.run.do_train:
             if not self.config.run.allow_overlap:
                 check_protocol(self.splits.listed("train"), self.splits.listed("test"), self.classes)
             if self.options.classes == "base":
                 self.splits.check_overlap("novel")
+
+    def _check_start(self) -> None:
+        """Raise ValueError if --init_model was trained on another split of this data set: it has seen test videos."""
+        source, data = self.config.model.init_model, self.config.data
+        if self.config.run.allow_overlap or data.val_csv or not source.endswith(".safetensors"):
+            return
+        header = read_header(Path(source))
+        own, other = self.options.split, header.settings.get("split", self.options.split)
+        same = header.task == self.options.task and header.settings.get("datatype") == self.options.datatype
+        if same and other != own and not header.settings.get("train_csv"):
+            raise ValueError(
+                f"--init_model {source}: was trained on split {other}, so it has seen test videos of split {own}: pass "
+                f"--split {other}, or --allow_overlap to evaluate on training videos nevertheless"
+            )
 
     def _check_head(self) -> None:
         """Note the classes of a head to train, which starts fresh unless a checkpoint had the same ones.
