@@ -120,7 +120,7 @@ class RecognitionSettings(TaskSettings):
 
         The split "novel" is the test split's part of the novel classes.
         """
-        part, split = ("novel", "test") if split == "novel" else ("", split)
+        name, part, split = (split, "novel", "test") if split == "novel" else (split, "", split)
         chosen = set(self.chosen_classes(data, part).keys)
         read = self.readers[self.datatype]
         listed = read(split, **self._files(data), fold=self.split)
@@ -128,7 +128,7 @@ class RecognitionSettings(TaskSettings):
         if not samples:
             raise ValueError(f"--classes {part or self.classes}: no video of the {split} split is of these classes")
         if len(samples) < len(listed):
-            log.info("%s split: %d of %d videos are of the %d classes", split, len(samples), len(listed), len(chosen))
+            log.info("%s split: %d of %d videos are of the %d classes", name, len(samples), len(listed), len(chosen))
         return few_shot(samples, self.shots, self.shots_seed) if split == "train" and self.shots else samples
 
     def _files(self, data: DataConfig) -> dict[str, Path]:
