@@ -27,20 +27,21 @@ HALF = re.compile(r"half:(\d{1,9})")
 # ---- few shots ------------------------------------------------------------------------------------------------------
 
 
-def few_shot(samples: Sequence[Sample], shots: int, seed: int) -> list[Sample]:
+def few_shot(samples: Sequence[Sample], shots: int, seed: int, keys: Sequence[str] = ()) -> list[Sample]:
     """Return `shots` samples of each class, in the order of the list.
 
     What is drawn of a class does not depend on the other classes. Of one seed, fewer shots are a part of more shots.
-    (The published lists of ViFi-CLIP are separate draws.) ValueError if a class has fewer samples.
+    (The published lists of ViFi-CLIP are separate draws.) ValueError if a class has fewer samples; `keys` are classes
+    that may have none at all.
     """
-    of_class: defaultdict[str, list[Sample]] = defaultdict(list)
+    of_class: defaultdict[str, list[Sample]] = defaultdict(list, {key: [] for key in keys})
     for sample in samples:
         of_class[sample.label].append(sample)
     if short := sorted(key for key, found in of_class.items() if len(found) < shots):
         raise ValueError(
             f"--shots {shots}: the class {shorten(short[0])} has {len(of_class[short[0]])} training videos"
             + (f", and {len(short) - 1} others have too few" if len(short) > 1 else "")
-            + "; pass fewer shots."
+            + "; pass fewer shots, or --classes without such classes."
         )
     chosen: set[tuple[str, float, float]] = set()
     for key, found in of_class.items():

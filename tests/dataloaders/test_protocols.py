@@ -66,6 +66,7 @@ def test_too_few_for_the_shots():
     samples = [*samples_of(3)[:-2], sample("x", "kick")]
     assert_one_sentence(lambda: few_shot(samples, 3, 0), ValueError, "--shots 3", "the class sword has 1 training")
     assert_one_sentence(lambda: few_shot(samples, 4, 0), ValueError, "2 others have too few")
+    assert_one_sentence(lambda: few_shot(samples_of(3), 2, 0, (*KEYS, "juggle")), ValueError, "juggle has 0 training")
 
 
 # ---- parts of the classes ----
