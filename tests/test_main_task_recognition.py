@@ -223,6 +223,11 @@ def test_a_row_has_a_direction_only_if_the_test_list_has_such_videos(small_actio
     row = next(csv.DictReader(results.open()))
     assert row["direction"]
     assert row["shots"] == "0"  # nothing was trained
+    names = [line.split()[0] for line in (lists / "trainlist01.txt").read_text().splitlines()]
+    (tmp_path / "sixteen.txt").write_text("\n".join(names[::2]))
+    drawn = ["--train_csv", str(tmp_path / "sixteen.txt")]
+    succeed(training(small_actions, tmp_path / "drawn", "--results_csv", str(results), *drawn))
+    assert [row["shots"] for row in csv.DictReader(results.open())] == ["0", "sixteen.txt"]
     other = ["--data_path", str(lists)]
     assert main(training(small_actions, tmp_path / "some", "--results_csv", str(results), *other)) == 2
     assert "also has 'direction'" in capsys.readouterr().err

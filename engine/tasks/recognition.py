@@ -284,11 +284,12 @@ class Recognition(Task):
         options: RecognitionSettings = config.task
         templates = options.class_templates()
         texts = templates[0] if len(templates) == 1 else f"{len(templates)} of {options.templates or options.datatype}"
+        drawn = Path(config.data.train_csv).name if options.datatype != "custom" else ""  # a published draw, perhaps
         return {
             "split": options.split,
             "list": Path(config.data.val_csv).name,
             "classes": options.classes,
-            "shots": (options.shots or "all") if config.run.do_train or config.model.init_model else 0,
+            "shots": (options.shots or drawn or "all") if config.run.do_train or config.model.init_model else 0,
             "classifier": options.classifier,
             "class_texts": f"{texts} ({options.class_names})" if options.classifier == "text" else "",
             "views": options.test_views,
