@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dataloaders.action_lists import keys_by_folder, read_list
-from dataloaders.annotations import columns_of, read_csv, read_text, report_count
+from dataloaders.annotations import columns_of, log, read_csv, read_text, report_count
 from dataloaders.classes import Classes, by_name, check_order, given, match_keys, normalised, read_labels, spaced
 from dataloaders.quoting import quoted, some
 
@@ -169,6 +169,15 @@ def read_keys(path: Path, keys: Sequence[str], flag: str) -> tuple[str, ...]:
         raise ValueError(f"{flag} {path} names {some(unknown)}, not among the {len(keys)} classes: correct the lines.")
     wanted = {known[normalised(name)] for name in names}
     return tuple(key for key in keys if key in wanted)
+
+
+def report_classes(data_set: str, found: Numbering, n_classes: int) -> None:
+    """Note in the log if files or lists, and not a user's file of classes, name another number than the published one.
+
+    Call it where the videos are read, because the classes are read several times in a run.
+    """
+    if len(found.known) != n_classes and not found.by:
+        log.info("attention: the lists name %d classes, %s has %d", len(found.known), data_set, n_classes)
 
 
 def report_videos(

@@ -9,6 +9,7 @@ Names are compared by `normalised`, never by position. Files that list classes (
 Shapes: N samples, K classes.
 """
 
+import os
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -104,6 +105,10 @@ def renamed(classes: Classes, class_names: str) -> Classes:
     if class_names == "raw":
         return replace(classes, names=classes.keys)
     path, flag = Path(class_names), "--class_names"
+    if not os.path.isfile(class_names):  # False also for a text too long to be a name
+        raise FileNotFoundError(
+            f"{flag} {quoted(class_names)} is not a file: pass split, raw or a csv file with a name for each class."
+        )
     header, rows = read_csv(read_text(path, flag), f"{flag} {path}")
     if "key" in header and "name" in header:
         texts: dict[str, str] = {}
@@ -121,7 +126,7 @@ def renamed(classes: Classes, class_names: str) -> Classes:
         texts = dict(zip(match_keys(names, classes.keys, path, flag), names, strict=True))
         check_order(tuple(texts), classes.keys, path, flag)
     if lacking := [key for key in classes.keys if key not in texts]:
-        raise ValueError(f"{flag} {path} has no name for {some(lacking)}: add {len(lacking)} lines.")
+        raise ValueError(f"{flag} {path} has no name for {some(lacking)}: add {'it' if len(lacking) == 1 else 'them'}.")
     return replace(classes, names=tuple(texts[key] for key in classes.keys))
 
 
@@ -210,7 +215,7 @@ def check_order(keys: Sequence[str], official: Sequence[str], path: Path, flag: 
         for number, (key, own) in enumerate(zip(keys, official, strict=True)):
             if key != own:
                 raise ValueError(
-                    f"{flag} {path} gives the id {number} to {quoted(key)}, but in this data set it is {quoted(own)}'s "
+                    f"{flag} {path} gives the id {number} to {quoted(key)}, but in this data set {quoted(own)} has it "
                     f"({sum(a != b for a, b in zip(keys, official, strict=True))} classes are out of order): correct "
                     "the ids, or leave out the flag."
                 )

@@ -69,7 +69,8 @@ def read_clips(path: Path, flag: str, split: str, fields: Sequence[str]) -> dict
             raise ValueError(f"{flag} {path}, line {line}: {error}; correct the line.") from error
     _note_others(list(others), f"{flag} {path}", fields)
     if not texts:
-        raise ValueError(f"{flag} {path} lists no video of the split {split!r}: add some, or pass another file.")
+        of_split = f" of the split {split!r}" if split else ""
+        raise ValueError(f"{flag} {path} lists no video{of_split}: add some, or pass another file.")
     return texts
 
 

@@ -168,5 +168,5 @@ def _keys_of(labels: Sequence[str], found: Numbering, where: str) -> list[str]:
     else:
         named = [found.keys[int(label)] if label.isdecimal() and int(label) < len(known) else None for label in labels]
     if unknown := list(dict.fromkeys(label for label, key in zip(labels, named, strict=True) if key is None)):
-        raise ValueError(f"{where} has the labels {some(unknown)}, which {found.by} lacks: add them to it.")
+        raise ValueError(f"{where} has the labels {some(unknown)}, which {found.by} lacks: add them.")
     return [key for key in named if key is not None]

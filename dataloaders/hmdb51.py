@@ -22,6 +22,7 @@ from dataloaders.action_classes import (
     needs,
     numbering,
     numbering_of_lists,
+    report_classes,
     report_videos,
 )
 from dataloaders.action_lists import Entry, label_entries, read_list, samples_of
@@ -86,6 +87,7 @@ def read_split(
         files = [listed_in / f"{key}_test_split{fold}.txt" for key in found.keys]
         entries = tuple(entry for path in files for entry in _read_file(path, fold, CODES[split]))
     labels = label_entries(entries, found.known, f"{flag} {listed_in}", named_in, found.keys, found.by)
+    report_classes("HMDB51", found, N_CLASSES)
     report_videos(listed_in, len(entries), EXPECTED[split], fold, found.known, N_CLASSES)
     return samples_of(entries, labels, features_path, listed_in, group_of)
 

@@ -24,6 +24,7 @@ from dataloaders.action_classes import (
     needs,
     numbering,
     numbering_of_lists,
+    report_classes,
     report_videos,
 )
 from dataloaders.action_lists import Entry, label_entries, read_list, samples_of
@@ -47,7 +48,6 @@ class Official(NamedTuple):
 
 def read_classes(
     data_set: str,
-    n_classes: int,
     data_path: Path | None,
     train_csv: Path | None,
     val_csv: Path | None,
@@ -55,11 +55,9 @@ def read_classes(
 ) -> Classes:
     """Return the classes of the csv files or folders that the lists name, or of --labels_csv.
 
-    The log tells if there are other than `n_classes`. Raises FileNotFoundError and ValueError.
+    Raises FileNotFoundError and ValueError.
     """
     found = _numbering(data_set, data_path, train_csv, val_csv, labels_csv)
-    if len(found.keys) != n_classes and not found.by:
-        log.info("attention: the lists name %d classes, %s has %d", len(found.keys), data_set, n_classes)
     return subset(classes_of(found.known, data_set), found.keys)
 
 
@@ -77,8 +75,8 @@ def read_split(
 ) -> list[Sample]:
     """Return the samples of "train" or "test", the official validation split, in the order of the list.
 
-    Raises ValueError for a file with wrong content and FileNotFoundError for a missing file; missing videos are not an
-    error here.
+    The log tells if there are other than `n_classes` classes. Raises ValueError for a file with wrong content and
+    FileNotFoundError for a missing file; missing videos are not an error here.
     """
     check_split(data_set, split, SPLITS)
     check_fold(data_set, fold, (1,))
@@ -91,6 +89,7 @@ def read_split(
     else:
         entries = read_list(listed_in, flag)
         labels = label_entries(entries, found.known, where, numbered=found.keys, numbered_by=found.by)
+    report_classes(data_set, found, n_classes)
     report_videos(listed_in, len(entries), expected, fold, found.known, n_classes)
     return samples_of(entries, labels, features_path, listed_in)
 

@@ -26,7 +26,7 @@ def read_classes(
     **other_flags: Path | None,
 ) -> Classes:
     """Return the classes that the lists name, or those of --labels_csv."""
-    return kinetics.read_classes("kinetics400", 400, data_path, train_csv, val_csv, labels_csv)
+    return kinetics.read_classes("kinetics400", data_path, train_csv, val_csv, labels_csv)
 
 
 def read_split(

@@ -5,6 +5,7 @@ All draws depend on their seed alone, not on the order of a list.
 Shapes: N samples, K classes.
 """
 
+import os
 import re
 from collections import Counter, defaultdict
 from collections.abc import Sequence
@@ -16,7 +17,7 @@ import numpy as np
 from dataloaders.action_classes import read_keys
 from dataloaders.annotations import log
 from dataloaders.classes import Classes, subset
-from dataloaders.quoting import shorten, some
+from dataloaders.quoting import quoted, shorten, some
 from dataloaders.samples import Sample, shared_videos
 
 PARTS = ("all", "base", "novel")  # values of --classes beside half:NUMBER and the path of a file
@@ -26,20 +27,21 @@ HALF = re.compile(r"half:(\d{1,9})")
 # ---- few shots ------------------------------------------------------------------------------------------------------
 
 
-def few_shot(samples: Sequence[Sample], shots: int, seed: int) -> list[Sample]:
+def few_shot(samples: Sequence[Sample], shots: int, seed: int, keys: Sequence[str] = ()) -> list[Sample]:
     """Return `shots` samples of each class, in the order of the list.
 
     What is drawn of a class does not depend on the other classes. Of one seed, fewer shots are a part of more shots.
-    (The published lists of ViFi-CLIP are separate draws.) ValueError if a class has fewer samples.
+    (The published lists of ViFi-CLIP are separate draws.) ValueError if a class has fewer samples; `keys` are classes
+    that may have none at all.
     """
-    of_class: defaultdict[str, list[Sample]] = defaultdict(list)
+    of_class: defaultdict[str, list[Sample]] = defaultdict(list, {key: [] for key in keys})
     for sample in samples:
         of_class[sample.label].append(sample)
     if short := sorted(key for key, found in of_class.items() if len(found) < shots):
         raise ValueError(
             f"--shots {shots}: the class {shorten(short[0])} has {len(of_class[short[0]])} training videos"
             + (f", and {len(short) - 1} others have too few" if len(short) > 1 else "")
-            + "; pass fewer shots."
+            + "; pass fewer shots, or --classes without such classes."
         )
     chosen: set[tuple[str, float, float]] = set()
     for key, found in of_class.items():
@@ -68,6 +70,11 @@ def chosen_classes(classes: Classes, part: str) -> Classes:
     if match := HALF.fullmatch(part):
         return subset(classes, half_draw(classes.keys, int(match[1])))
     if part not in PARTS:
+        if not os.path.isfile(part):  # False also for a text too long to be a name
+            raise FileNotFoundError(
+                f"--classes {quoted(part)} is not a file: pass all, base, novel, half:NUMBER or a file with one key a "
+                "line."
+            )
         return subset(classes, read_keys(Path(part), classes.keys, "--classes"))
     if not classes.base or len(classes.base) == len(classes):
         raise ValueError(

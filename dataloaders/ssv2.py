@@ -17,6 +17,7 @@ from dataloaders.action_classes import (
     classes_of,
     first_there,
     list_of,
+    named_lists,
     needs,
     numbering,
     numbering_of_lists,
@@ -124,6 +125,10 @@ def _numbering(
 ) -> Numbering:
     if data_path is not None and given(data_path):
         return numbering(read_labels(_official(data_path, "labels"), "--data_path"), labels_csv)
+    if not given(labels_csv) and any(path.suffix.lower() == ".json" for path, _ in named_lists(train_csv, val_csv)):
+        raise ValueError(
+            f"ssv2 needs the classes beside official lists: pass --data_path or --labels_csv with {PREFIX}labels.json."
+        )
     return numbering_of_lists("ssv2", f"{PREFIX}labels.json", labels_csv, train_csv, val_csv)
 
 

@@ -11,6 +11,7 @@ import torch
 from dataloaders.quoting import quoted
 
 SPATIAL = (1, 3)
+MOST_CLIPS = 100  # more is a slip, and all views of a video are in memory at once
 
 
 @dataclass(frozen=True)
@@ -19,16 +20,17 @@ class Views:
 
     View t * spatial + s has the t-th clip and the s-th square. `dataloaders.frame_sampling` places the clips. The
     squares are the middle one, or three along the long side: at its start, middle and end. Raises ValueError for
-    another number of squares and for less than one clip.
+    another number of squares, for less than one clip and for more than 100.
     """
 
     temporal: int = 1
     spatial: int = 1
 
     def __post_init__(self) -> None:
-        if self.temporal < 1 or self.spatial not in SPATIAL:
+        if not 1 <= self.temporal <= MOST_CLIPS or self.spatial not in SPATIAL:
             raise ValueError(
-                f"--test_views is {self}: pass CLIPSxSQUARES, with 1 or more clips and 1 or 3 squares, such as 3x1."
+                f"--test_views is {self}: pass CLIPSxSQUARES, with 1 to {MOST_CLIPS} clips and 1 or 3 squares, such as "
+                "3x1."
             )
 
     @classmethod

@@ -188,9 +188,10 @@ def _load_exactly(
     if wrong:
         more = f" and {len(wrong) - 5} more" if len(wrong) > 5 else ""
         first = "; ".join(shorten(fault, 160) for fault in wrong[:5])
+        stated = {name: header.settings[name] for name in ("method", "classifier") if name in header.settings}
+        flags = " ".join(f"--{name} {shorten(str(value))}" for name, value in stated.items())
         raise ValueError(
-            f"{path}: does not fit the method {type(method).__name__}: {first}{more}; it was "
-            f"trained with --method {shorten(str(header.settings.get('method')))}"
+            f"{path}: does not fit the method {type(method).__name__}: {first}{more}; it was trained with {flags}"
         )
     for name, tensor in tensors.items():
         own[name].copy_(tensor)

@@ -70,32 +70,35 @@ train_retrieval() {
         --num_thread_reader "${num_thread_reader:--1}" --select_on "${select_on:-last}" --seed "${seed:-42}" "$@"
 }
 
-# few_videos_values: the values that few-shot (shots=K) and base-to-novel (classes=base) have on every data set, and
-# `protocol`, which keeps the folders of runs of different protocols apart. The script calls it before it sets its own
-# values, which are for all videos and classes.
+# few_videos_values: the values that few-shot (shots=K) and base-to-novel (classes=base) have on every data set. The
+# script calls it before it sets its own, which are for all videos and classes. `variant` is for the name of the run's
+# folder, so that no split, few-shot run or evaluation overwrites the files of another.
 few_videos_values() {
-    split=${split:-1} classes=${classes:-all} shots=${shots:-0}
+    local part
+    split=${split:-1} classes=${classes:-all} shots=${shots:-0} variant=""
     if [ "$classes" = base ]; then
         [ "$shots" != 0 ] || shots=16
         epochs=${epochs:-12}
     fi
+    [ "$split" = 1 ] || variant+=_split$split
+    part=${classes##*/}
+    [ "$part" = all ] || variant+=_$(tr -c 'A-Za-z0-9\n' _ <<<"${part%.*}")
+    [ "$shots" = 0 ] || variant+=_${shots}shots
+    [ "${mode:-train}" = train ] || variant+=_$mode
     if [ "$shots" != 0 ]; then
         epochs=${epochs:-50} batch_size=${batch_size:-64} test_views=${test_views:-1x1}
     fi
-    protocol=""
-    [ "$split" = 1 ] || protocol+=_split$split
-    [ "$classes" = all ] || protocol+=_$(basename "${classes/:/}" .txt)
-    [ "$shots" = 0 ] || protocol+=_${shots}_shots
-    [ "${mode:-train}" = train ] || protocol+=_$mode
 }
 
 # train_recognition FLAGS...: trains and evaluates with the values that the data sets' scripts share. Each can be set from
-# outside; mode=eval evaluates without training. The script itself sets method and calls few_videos_values before.
+# outside; mode=eval evaluates without training, and a checkpoint with the class texts of its training. The script itself
+# sets method and calls few_videos_values before.
 train_recognition() {
     EXEC="exec" launch main_task_recognition.py "--do_${mode:-train}" --method "${method:?}" \
         --pretrained_clip_name "${pretrained_clip_name:-ViT-B/32}" --pretrained_dir "${pretrained_dir:-pretrained}" \
         --split "${split:?}" --shots "${shots:?}" --classes "${classes:?}" \
-        --class_names "${class_names:-split}" --templates "${templates:-}" --classifier "${classifier:-text}" \
+        ${class_names:+--class_names "$class_names"} ${templates:+--templates "$templates"} \
+        ${classifier:+--classifier "$classifier"} \
         --batch_size_val "${batch_size_val:-16}" --lr "${lr:-1e-3}" --coef_lr "${coef_lr:-5e-3}" \
         --max_words "${max_words:-32}" --max_frames "${max_frames:-8}" \
         --frame_sampling "${frame_sampling:-segment}" --feature_framerate "${feature_framerate:-0}" \

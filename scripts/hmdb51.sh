@@ -19,7 +19,7 @@ few_videos_values
 epochs=${epochs:-30}
 batch_size=${batch_size:-64}
 test_views=${test_views:-3x1}
-output_dir=${output_dir:-runs/hmdb51_$method$protocol}
+output_dir=${output_dir:-runs/hmdb51_$method$variant}
 
 train_recognition \
     --datatype hmdb51 --data_path "$data_path" --features_path "$features_path" \

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Action recognition on Kinetics-400: trains on its training and evaluates on its validation videos.
-# With datatype=kinetics600 it reads Kinetics-600, by default from data/k600.
+# Action recognition on Kinetics-400, or with datatype=kinetics600 (in data/k600) on Kinetics-600: trains on its training
+# and evaluates on its validation videos.
 # The files that DATA_PATH must hold are listed in docs/recognition.md; --allow_missing N accepts gaps.
 # Edit the values below, set them from outside, or add flags:
 #   bash scripts/k400.sh --allow_missing 2000 --frame_cache data/k400/frames
@@ -10,7 +10,8 @@ set -euo pipefail
 source "$(dirname "$0")/_launch.sh"
 
 datatype=${datatype:-kinetics400}
-DATA_PATH=${DATA_PATH:-data/${datatype/inetics/}}
+name=${datatype/inetics/} # k400 or k600
+DATA_PATH=${DATA_PATH:-data/$name}
 data_path=${data_path:-$DATA_PATH}
 features_path=${features_path:-$DATA_PATH/videos}
 
@@ -21,7 +22,7 @@ few_videos_values
 epochs=${epochs:-10}
 batch_size=${batch_size:-256}
 test_views=${test_views:-4x3}
-output_dir=${output_dir:-runs/${datatype/inetics/}_$method$protocol}
+output_dir=${output_dir:-runs/${name}_$method$variant}
 
 train_recognition \
     --datatype "$datatype" --data_path "$data_path" --features_path "$features_path" \

@@ -19,7 +19,7 @@ few_videos_values
 epochs=${epochs:-20}
 batch_size=${batch_size:-128}
 test_views=${test_views:-1x3}
-output_dir=${output_dir:-runs/ssv2_$method$protocol}
+output_dir=${output_dir:-runs/ssv2_$method$variant}
 
 train_recognition \
     --datatype ssv2 --data_path "$data_path" --features_path "$features_path" \

@@ -19,7 +19,7 @@ few_videos_values
 epochs=${epochs:-20}
 batch_size=${batch_size:-64}
 test_views=${test_views:-3x1}
-output_dir=${output_dir:-runs/ucf101_$method$protocol}
+output_dir=${output_dir:-runs/ucf101_$method$variant}
 
 train_recognition \
     --datatype ucf101 --data_path "$data_path" --features_path "$features_path" \

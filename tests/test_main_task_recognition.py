@@ -205,6 +205,15 @@ def test_a_linear_probe_of_one_frame(small_actions, tmp_path):
     assert curve[-1] < curve[0]
 
 
+def test_a_single_class_is_refused(small_actions, tmp_path, capsys):
+    """As when --features_path is one folder too high: every answer would be right."""
+    one = tmp_path / "one.txt"
+    one.write_text("ShowRed\n")
+    assert main(training(small_actions, tmp_path / "run", "--classes", str(one))) == 2
+    assert "there is only one class, ShowRed" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
 def test_base_to_novel(small_actions, tmp_path):
     out, results = tmp_path / "run", tmp_path / "results.csv"
     succeed(training(small_actions, out, "--classes", "base", "--results_csv", str(results), "--batch_size", "8"))
@@ -371,13 +380,14 @@ REFUSED = [
     (["--class_names", "nowhere.csv"], "nowhere.csv"),
     (["--shots", "9"], "--shots 9"),
     (["--flip", "plain"], "--flip plain would mislabel clips"),
-    (["--max_words", "3"], "classes read like another one at --max_words 3"),
+    (["--max_words", "3"], "classes read alike at --max_words 3"),
     (["--mixup_alpha", "1", "--batch_size", "9"], "mix pairs of clips"),
     (["--holdout_videos", "40", "--select_on", "holdout"], "--holdout_videos 40"),
     (["--split", "2"], "testlist02.txt"),
     (["--data_path", ""], "--data_path"),
     (["--select_on", "val"], "ucf101 has no validation split"),
     (["--view_fusion", "max"], "--view_fusion 'max' is not one of"),
+    (["--class_names", "splt"], "pass split, raw or a csv file"),
 ]
 
 

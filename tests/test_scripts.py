@@ -280,17 +280,20 @@ def test_the_settings_of_recognition(recorder, name, expected):
 @pytest.mark.parametrize("name", ["hmdb51", "ucf101", "ssv2", "k400"])
 @pytest.mark.parametrize(
     ("outside", "expected"),
-    [  # split, shots, classes, epochs, views of the last evaluation
-        ({"shots": "4", "split": "2"}, (2, 4, "all", 50, "1x1")),
-        ({"classes": "base"}, (1, 16, "base", 12, "1x1")),
-        ({"classes": "base", "shots": "8", "epochs": "3", "test_views": "2x1"}, (1, 8, "base", 3, "2x1")),
+    [  # split, shots, classes, epochs, views of the last evaluation, folder
+        ({"shots": "4", "split": "2"}, (2, 4, "all", 50, "1x1", "_split2_4shots")),
+        ({"classes": "base"}, (1, 16, "base", 12, "1x1", "_base_16shots")),
+        (
+            {"classes": "base", "shots": "8", "epochs": "3", "test_views": "2x1"},
+            (1, 8, "base", 3, "2x1", "_base_8shots"),
+        ),
     ],
 )
 def test_few_videos_of_recognition(recorder, name, outside, expected):
     (command,) = commands_of(ROOT / "scripts" / f"{name}.sh", recorder, **outside)
     settings = settings_of(command)
-    names = ("split", "shots", "classes", "epochs", "test_views")
-    assert tuple(settings[setting] for setting in names) == expected
+    names = ("split", "shots", "classes", "epochs", "test_views", "output_dir")
+    assert tuple(settings[setting] for setting in names) == (*expected[:-1], f"runs/{name}_stop{expected[-1]}")
     assert settings["batch_size"] == 64
 
 
@@ -303,7 +306,7 @@ def test_runs_of_different_protocols_have_different_folders(recorder, tmp_path):
     script = ROOT / "scripts/hmdb51.sh"
     settings = [settings_of(commands_of(script, recorder, **outside)[-1]) for outside in protocols]
     folders = [row["output_dir"].removeprefix("runs/hmdb51_stop") for row in settings]
-    expected = ["", "_split2", "_4_shots", "_base_16_shots", "_half3", "_some", "_eval", "_split3_base_2_shots"]
+    expected = ["", "_split2", "_4shots", "_base_16shots", "_half_3", "_some", "_eval", "_split3_base_2shots"]
     assert folders == expected
 
 
@@ -319,6 +322,8 @@ def test_recognition_without_training(recorder):
     (command,) = commands_of(ROOT / "scripts/k400.sh", recorder, "--view_fusion", "softmax", **outside)
     settings = settings_of(command)
     assert (settings["do_train"], settings["do_eval"]) == (False, True)
+    assert (settings["data_path"], settings["output_dir"]) == ("data/k600", "runs/k600_clip4clip_eval")
+    assert "--classifier" not in command  # a checkpoint's own counts
     assert (settings["templates"], settings["datatype"], settings["view_fusion"]) == (
         "a shape {}",
         "kinetics600",

@@ -35,6 +35,10 @@ METRICS = {"t2v twins": "reversed pairs"} | {
 METRICS |= {"top1": "top-1", "top5": "top-5", "mean_class": "mean class", "direction": "direction"}
 METRICS |= {"novel top1": "novel top-1", "novel direction": "novel direction", "HM": "HM"}
 COLUMNS = ("name", "selection", "trainable_parameters", "seed")  # of a results csv, beside the metrics
+# Columns of recognition that say what was measured: rows that differ here are no repetitions. Splits and lists are
+# averaged, as papers do, and named.
+MEASURED = ("data", "classes", "shots", "classifier", "class_texts", "views", "view_fusion")
+AVERAGED = ("split", "list")
 CURVES = {
     "loss": "training loss",
     "lr": "learning rate",
@@ -100,13 +104,15 @@ def table_of_runs(rows: pd.DataFrame) -> str:
 def table_of_means(rows: pd.DataFrame) -> str:
     """Return a table with one row per name: the mean and, with two or more seeds, the standard deviation (n - 1).
 
-    A name whose weights were selected in several ways, such as trained and untrained, has one row for each. The
+    A name whose weights were selected in several ways, such as trained and untrained, or that measured several things,
+    such as shots or views, has one row for each. Several splits are averaged, and the last column names them. The
     harmonic mean of base and novel classes is that of the means, as in the tables of ViFi-CLIP and its successors.
     """
     metrics = [name for name in METRICS if name in rows]
     body = []
-    ways = rows.groupby("name")["selection"].nunique()
-    for (name, selection), group in rows.groupby(["name", "selection"], sort=False):
+    apart = ["selection", *(name for name in MEASURED if name in rows and "split" in rows)]
+    ways = rows.groupby("name")[apart].nunique()
+    for (name, *values), group in rows.groupby(["name", *apart], sort=False):
         cells = []
         for metric in metrics:
             measured = group[metric].dropna()
@@ -115,8 +121,18 @@ def table_of_means(rows: pd.DataFrame) -> str:
                 continue
             spread = f" ± {measured.std():.1f}" if len(measured) > 1 else ""
             cells.append(f"{number(measured.mean())}{spread}")
-        label = _name(group.iloc[0]) + (f", {selection}" if ways[name] > 1 else "")
-        body.append([label, _trained(group.iloc[0]), *cells, str(len(group))])
+        told = [
+            value if what == "selection" else f"{what.replace('_', ' ')} {value}"
+            for what, value in zip(apart, values, strict=True)
+            if ways.loc[name, what] > 1
+        ]
+        over = [
+            f"{what}s {', '.join(sorted(group[what].unique()))}"
+            for what in AVERAGED
+            if what in group and group[what].nunique() > 1
+        ]
+        label = ", ".join([_name(group.iloc[0]), *told])
+        body.append([label, _trained(group.iloc[0]), *cells, "; ".join([str(len(group)), *over])])
     return markdown(["", "trained", *(METRICS[name] for name in metrics), "seeds"], body)
 
 

@@ -3,6 +3,7 @@
 Shapes: K classes, P templates.
 """
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -43,13 +44,13 @@ def read_templates(setting: str, default: Sequence[str]) -> tuple[str, ...]:
     if PLACE in setting:
         return (setting,)
     path = Path(setting)
-    if not path.is_file():
+    if not os.path.isfile(setting):  # False also for a text too long to be a name
         raise ValueError(
             f"--templates {quoted(setting)} is no file, and has no {PLACE} where the name of the class belongs: pass a "
             f"text such as 'a video of a person {PLACE}.', or a file with one a line"
         )
     try:
-        lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+        lines = [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
     except UnicodeDecodeError as error:
         raise ValueError(f"--templates {path} is no text file ({error.reason}): write it as UTF-8") from error
     if not lines:
@@ -58,11 +59,16 @@ def read_templates(setting: str, default: Sequence[str]) -> tuple[str, ...]:
 
 
 def check_texts(names: Sequence[str], texts: Sequence[Sequence[str]], tokenizer: Tokenizer, max_words: int) -> None:
-    """Log how many class texts `max_words` cuts; check that no two classes read alike.
+    """Log how many class texts `max_words` cuts; check that they have names and no two classes read alike.
 
     Raises:
-        ValueError: all texts of two classes are the same, at once or only after the cut.
+        ValueError: the names are only numbers, or all texts of two classes are the same, at once or only after the cut.
     """
+    if all(map(str.isdecimal, names)):
+        raise ValueError(
+            f"the classes are only called {some(names, 3)}, which tells a model nothing: pass --labels_csv or "
+            "--class_names with a file of their names, or --classifier linear"
+        )
     cut = count_cut((text for own in texts for text in own), tokenizer.words, max_words)
     log.info(
         "%d texts of %d classes, such as %r; %d lose words at --max_words %d (the longest has %d)", cut.captions,
@@ -76,6 +82,6 @@ def check_texts(names: Sequence[str], texts: Sequence[Sequence[str]], tokenizer:
             alike.append(f"{other} = {name}")
     if alike:
         raise ValueError(
-            f"{len(alike)} classes read like another one at --max_words {max_words}, so no model can tell them apart "
-            f"({some(alike, 3)}): raise --max_words, or pass other --class_names or --templates"
+            f"classes read alike at --max_words {max_words}, so no model can tell them apart ({some(alike, 3)}): raise "
+            "--max_words, or pass other --class_names or --templates"
         )

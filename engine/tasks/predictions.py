@@ -165,11 +165,13 @@ def read_predictions(path: Path) -> Predictions:
     """Read the predictions of a run, from predictions.npz or from the predictions.csv beside it.
 
     Raises:
-        FileNotFoundError: one of the two files is missing.
+        FileNotFoundError: one of the two files is missing, or the path is a folder.
         ValueError: a file is damaged or is none of a run, or the csv has other videos or labels than the npz.
     """
     saved = path.with_suffix(".npz")
     for file in (path, saved):
+        if file.is_dir():
+            raise FileNotFoundError(f"{file}: is a folder; name the predictions.csv in it")
         if not file.is_file():
             beside = "" if file == path else f"; {path.name} has no scores of all classes, so copy both files"
             raise FileNotFoundError(f"{file}: no such file; an evaluation of recognition writes it{beside}")

@@ -17,6 +17,7 @@ from dataloaders.classes import Classes
 from dataloaders.datasets import Batch, LabelledClips, ViewedVideos
 from dataloaders.frames import FrameReader
 from dataloaders.protocols import check_protocol, hold_out_groups
+from dataloaders.quoting import shorten
 from dataloaders.sampler import EpochSampler
 from dataloaders.samples import Sample
 from dataloaders.views import Views
@@ -91,7 +92,15 @@ class Recognition(Task):
         return start is not None and start.task == self.options.task and start.settings.get("classifier") == "linear"
 
     def _tokens(self, classes: Classes) -> Tensor:
-        """Return the texts of classes, int64 `[K P,L]`, class by class; ValueError if two classes read alike."""
+        """Return the texts of classes, int64 `[K P,L]`, class by class.
+
+        Raises ValueError if two classes read alike, and for a single class, which any model would always get right.
+        """
+        if len(classes) == 1:
+            raise ValueError(
+                f"there is only one class, {shorten(classes.keys[0])}, so every answer would be right: pass lists, "
+                "folders or --classes with two or more"
+            )
         texts = class_texts(classes.names, self.templates)
         tokenizer, max_words = self.splits.tokenizer, self.config.data.max_words
         if self.options.classifier == "text":

@@ -126,7 +126,8 @@ class RecognitionSettings(TaskSettings):
         """
         name = split
         part, split = ("novel", "test") if split == "novel" else ("", split)
-        chosen = set(self.chosen_classes(data, part).keys)
+        keys = self.chosen_classes(data, part).keys
+        chosen = set(keys)
         read = self.readers[self.datatype]
         listed = read(split, **self._files(data), fold=self.split)
         samples = [sample for sample in listed if sample.label in chosen]
@@ -134,7 +135,7 @@ class RecognitionSettings(TaskSettings):
             raise ValueError(f"--classes {part or self.classes}: no video of the {split} split is of these classes")
         if len(samples) < len(listed):
             log.info("%s split: %d of %d videos are of the %d classes", name, len(samples), len(listed), len(chosen))
-        return few_shot(samples, self.shots, self.shots_seed) if split == "train" and self.shots else samples
+        return few_shot(samples, self.shots, self.shots_seed, keys) if split == "train" and self.shots else samples
 
     def _files(self, data: DataConfig) -> dict[str, Path]:
         names = ("data_path", "features_path", "train_csv", "val_csv")

@@ -155,7 +155,10 @@ def test_wrong_names_for_texts(tmp_path, lines, said):
 
 
 def test_no_such_file_of_names():
-    assert_one_sentence(lambda: renamed(CLASSES, "Split"), FileNotFoundError, "--class_names Split")
+    assert_one_sentence(
+        lambda: renamed(CLASSES, "Split"), FileNotFoundError, "--class_names 'Split'", "pass split, raw"
+    )
+    assert_one_sentence(lambda: renamed(CLASSES, "x" * 300), FileNotFoundError, "--class_names 'xxx")
 
 
 # ---- a part of the classes ----

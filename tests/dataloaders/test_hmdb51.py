@@ -119,6 +119,7 @@ def test_a_flat_list_without_telling_names_counts_as_the_classes_do(folder, capl
         samples = read_split("test", data_path=folder, features_path=folder / "videos", val_csv=folder / "list.txt")
     assert [sample.label for sample in samples] == ["kick", "sword"]
     assert "nothing checks that its numbers are those of the data set's own order" in caplog.text
+    assert "the lists name 4 classes, HMDB51 has 51" in caplog.text  # as when the file of a class is missing
     assert "the published split has" not in caplog.text  # these four classes are not HMDB51
 
 

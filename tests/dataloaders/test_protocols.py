@@ -71,6 +71,7 @@ def test_too_few_for_the_shots():
     samples = [*samples_of(3)[:-2], sample("x", "kick")]
     assert_one_sentence(lambda: few_shot(samples, 3, 0), ValueError, "--shots 3", "the class sword has 1 training")
     assert_one_sentence(lambda: few_shot(samples, 4, 0), ValueError, "2 others have too few")
+    assert_one_sentence(lambda: few_shot(samples_of(3), 2, 0, (*KEYS, "juggle")), ValueError, "juggle has 0 training")
 
 
 # ---- parts of the classes ----
@@ -98,6 +99,8 @@ def test_parts_that_are_not_there(tmp_path):
     write_lines(tmp_path / "some.txt", ["kick", "juggling"])
     assert_one_sentence(lambda: chosen_classes(CLASSES, str(tmp_path / "some.txt")), ValueError, "some.txt", "juggling")
     assert_one_sentence(lambda: chosen_classes(CLASSES, str(tmp_path / "no.txt")), FileNotFoundError, "no.txt")
+    for part in ("", "half:", "x" * 300):
+        assert_one_sentence(lambda part=part: chosen_classes(CLASSES, part), FileNotFoundError, "pass all, base, novel")
 
 
 def test_half_draws_are_the_published_ones(reference):

@@ -82,3 +82,4 @@ def test_wrong_files(folder):
     write_json(folder / "something-something-v2-labels.json", {"Closing something": 0, "Opening something": 2})
     assert_one_sentence(lambda: read_classes(data_path=folder), ValueError, "labels.json", "from 0 to 1")
     assert_one_sentence(lambda: read_classes(), ValueError, "--data_path", "--labels_csv")
+    assert_one_sentence(lambda: read_classes(val_csv=path), ValueError, "--labels_csv with something-something-v2-la")

@@ -46,6 +46,16 @@ def test_untrained_is_not_averaged_with_trained():
     assert cells == [["STOP, untrained", "0", "40.0", "3.0", "1"], ["STOP, last epoch", "7.48 M", "44.0", "5.0", "1"]]
 
 
+def test_only_runs_that_measure_the_same_are_averaged():
+    facts = {"split": ["1", "2", "2"], "list": "", "shots": ["4", "4", "16"], "views": "1x1"}
+    rows = ROWS.assign(name="STOP", selection="last epoch", **facts)
+    cells = [[cell.strip() for cell in line.split("|")[1:-1]] for line in table_of_means(rows).splitlines()[2:]]
+    assert cells == [
+        ["STOP, shots 4", "0.00 M", "25.0 ± 21.2", "11.5 ± 12.0", "2; splits 1, 2"],
+        ["STOP, shots 16", "7.48 M", "44.0", "5.0", "1"],
+    ]
+
+
 def test_names_tell_how_many_videos_were_left_out():
     rows = ROWS.assign(videos=["1000", "1000", "983 of 1000"])
     names = [line.split("|")[1].strip() for line in table_of_runs(rows).splitlines()[2:]]

@@ -39,7 +39,7 @@ def test_nothing_to_write(names, templates):
 
 def test_templates_from_a_text_or_a_file(tmp_path):
     path = tmp_path / "templates.txt"
-    path.write_bytes(b"a photo of {}.\r\n\r\n  {}: the action  \n")
+    path.write_bytes(b"\xef\xbb\xbfa photo of {}.\r\n\r\n  {}: the action  \n")
     assert read_templates("", DEFAULT) == DEFAULT
     assert read_templates("someone {}", DEFAULT) == ("someone {}",)
     assert read_templates(str(path), DEFAULT) == ("a photo of {}.", "{}: the action")
@@ -48,6 +48,8 @@ def test_templates_from_a_text_or_a_file(tmp_path):
 def test_templates_that_cannot_be_read(tmp_path):
     with pytest.raises(ValueError, match=r"--templates 'a person' is no file, and has no \{\}"):
         read_templates("a person", DEFAULT)
+    with pytest.raises(ValueError, match=r"is no file, and has no \{\}"):
+        read_templates("a person " * 40, DEFAULT)  # longer than a file's name can be
     for name, content, message in (
         ("empty.txt", b"\n \n", "has no line"),
         ("odd.txt", b"\xff\xfe{}\n", "is no text file"),
@@ -63,12 +65,19 @@ def check(names: list[str], templates: list[str], max_words: int) -> None:
 
 def test_classes_that_read_alike_are_refused():
     check(["pull to the left", "pull to the right"], ["a video of a person {}."], 16)
-    with pytest.raises(ValueError, match="1 classes read like another one at --max_words 8") as error:
+    with pytest.raises(ValueError, match="classes read alike at --max_words 8") as error:
         check(["pull to the left", "pull to the right", "run"], ["a video of {}"], 8)
     assert "pull to the left = pull to the right" in str(error.value)
     check(["pull to the left", "pull to the right"], ["a video of a person {}", "{}"], 8)  # the second tells them apart
     with pytest.raises(ValueError, match="Run = run"):
         check(["Run", "run"], ["{}"], 16)  # CLIP reads small letters
+
+
+def test_numbers_are_no_names():
+    """As in a list with numbers as labels; 4 and 50 are names beside others."""
+    with pytest.raises(ValueError, match="only called 0, 1, which"):
+        check(["0", "1"], ["{}"], 16)
+    check(["4", "50", "run"], ["{}"], 16)
 
 
 def test_cut_texts_are_counted_in_the_log(caplog):

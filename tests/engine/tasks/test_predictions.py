@@ -179,6 +179,8 @@ def test_files_belong_together(tmp_path):
         read_predictions(path)
     with pytest.raises(FileNotFoundError, match=r"none\.csv: no such file; an evaluation"):
         read_predictions(tmp_path / "none.csv")
+    with pytest.raises(FileNotFoundError, match=r"is a folder; name the predictions\.csv in it"):
+        read_predictions(tmp_path)
 
 
 @pytest.mark.parametrize(
