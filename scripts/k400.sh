@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Action recognition on Kinetics-400, or with datatype=kinetics600 (in data/k600) on Kinetics-600: trains on its training
-# and evaluates on its validation videos.
+# Action recognition on Kinetics-400: trains on its training videos and evaluates on its validation videos.
+# With datatype=kinetics600 it does so on Kinetics-600, which is in data/k600 unless DATA_PATH names another folder.
 # The files that DATA_PATH must hold are listed in docs/recognition.md; --allow_missing N accepts gaps.
 # Edit the values below, set them from outside, or add flags:
 #   bash scripts/k400.sh --allow_missing 2000 --frame_cache data/k400/frames

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import av
+import imageio_ffmpeg
 import numpy as np
 import pytest
 
@@ -15,9 +16,11 @@ from preprocess.compress_video import Encoding, find_ffmpeg, main
 from tests.videos import grey_ramp, write_damaged_video, write_video
 
 try:
-    FFMPEG = find_ffmpeg()
+    find_ffmpeg()
 except FileNotFoundError as error:
     pytest.skip(str(error), allow_module_level=True)
+# Makes the videos: -display_rotation came with FFmpeg 6. `compress` may find an older one on the path.
+FFMPEG = imageio_ffmpeg.get_ffmpeg_exe()
 
 ORIENTATIONS = [(turn, mirror) for turn in (0, 90, 180, 270) for mirror in ((), ("-display_hflip",))]
 
