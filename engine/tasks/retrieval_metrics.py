@@ -173,7 +173,8 @@ def retrieval_metrics(
     video_of_caption = _checked(video_of_caption, n_videos)
     captions = np.argsort(video_of_caption, kind="stable")  # the captions of a video stand together
     owner = video_of_caption[captions]
-    rows = _Windows(len(owner), block)
+    each = _captions_of_each(owner, n_videos, block)
+    rows = _Windows(len(owner), block - block % each)
     columns = _Windows(n_videos, block)
     own = _own_scores(similarity, captions, owner, rows, columns)
     device_owner = torch.as_tensor(owner, device=own.device)
@@ -196,7 +197,9 @@ def retrieval_metrics(
             text[0, new_rows] += above
             text[1, new_rows] += equal
             best = scores
-            if goes_on or n_groups < len(scores):
+            if each > 1:  # no window cuts the captions of a video apart
+                best = scores.unflatten(0, (n_groups, each)).amax(dim=1)
+            elif goes_on or n_groups < len(scores):
                 best = scores.new_full((n_groups, scores.shape[1]), -torch.inf)
                 if goes_on:
                     best[0] = unfinished[new_columns]
@@ -232,6 +235,12 @@ class _Windows:
         for start in range(0, self.n, self.size):
             window = self.at(start)
             yield window, slice(start, window.stop)
+
+
+def _captions_of_each(owner: np.ndarray, n_videos: int, block: int) -> int:
+    """Return the number of captions that each video has if it is the same for all and fits into a block, else 1."""
+    each = len(owner) // n_videos
+    return each if each <= block and (np.bincount(owner, minlength=n_videos) == each).all() else 1
 
 
 def _own_scores(

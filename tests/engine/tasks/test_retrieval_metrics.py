@@ -47,11 +47,13 @@ def test_a_model_with_equal_scores_is_at_chance():
     assert metrics["MnR"] == pytest.approx(5.5)
 
 
-@given(st.integers(1, 7), st.integers(0, 10_000), st.integers(1, 9))
-@settings(max_examples=60)
-def test_many_captions_per_video_in_any_block_size(n_videos, seed, block):
+@given(st.integers(1, 7), st.integers(0, 10_000), st.integers(1, 9), st.integers(0, 4))
+@settings(max_examples=80)
+def test_many_captions_per_video_in_any_block_size(n_videos, seed, block, each):
+    """`each` captions of every video, or with 0 different numbers."""
     generator = np.random.default_rng(seed)
-    video_of_caption = np.concatenate([np.arange(n_videos), generator.integers(0, n_videos, 6)])
+    more = generator.integers(0, n_videos, 6) if each == 0 else np.tile(np.arange(n_videos), each - 1)
+    video_of_caption = np.concatenate([np.arange(n_videos), more])
     generator.shuffle(video_of_caption)
     scores = generator.integers(0, 6, (len(video_of_caption), n_videos)).astype(np.float32)
 
