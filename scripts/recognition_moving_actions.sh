@@ -3,7 +3,7 @@
 # All rows but zero-shot have three seeds. A row in the results file is not run again.
 #   bash scripts/recognition_moving_actions.sh
 #   JOBS=2 seeds="0 1" only="^STOP|VPT" bash scripts/recognition_moving_actions.sh
-#   epochs=8 results=results/longer.csv bash scripts/recognition_moving_actions.sh
+#   epochs=16 results=results/longer.csv bash scripts/recognition_moving_actions.sh
 set -euo pipefail
 source "$(dirname "$0")/_launch.sh"
 cd "$repository"
@@ -14,7 +14,7 @@ pretrained_clip_name=${pretrained_clip_name:-pretrained/moving_shapes_clip.safet
 results=${results:-results/recognition_moving_actions.csv}
 runs=${runs:-runs/recognition_moving_actions}
 seeds=${seeds:-0 1 2}
-epochs=${epochs:-4}
+epochs=${epochs:-8}
 batch_size=${batch_size:-16}
 max_frames=${max_frames:-8}
 max_words=${max_words:-16}
