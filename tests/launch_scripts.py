@@ -22,7 +22,7 @@ def commands_of(script: Path, recorder: tuple[Path, Path], *arguments: str, **en
     python, record = recorder
     subprocess.run(
         ["bash", str(script), *arguments],
-        env=os.environ | {"PYTHON": str(python), "NGPU": "1"} | environment,
+        env=os.environ | {"PYTHON": str(python), "NGPU": "1", "runs": str(python.parent / "runs")} | environment,
         cwd=python.parent,
         check=True,
         capture_output=True,
