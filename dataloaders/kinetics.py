@@ -10,6 +10,7 @@ Ids are those of the classes in alphabetical order, unless --labels_csv numbers 
 such as the 160 of a zero-shot split of Kinetics-600; the lists must then name no other.
 """
 
+from collections.abc import Mapping
 from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
@@ -48,10 +49,12 @@ class Official(NamedTuple):
 
 def read_classes(
     data_set: str,
-    data_path: Path | None,
-    train_csv: Path | None,
-    val_csv: Path | None,
-    labels_csv: Path | None,
+    *,
+    data_path: Path | None = None,
+    train_csv: Path | None = None,
+    val_csv: Path | None = None,
+    labels_csv: Path | None = None,
+    **other_flags: Path | None,
 ) -> Classes:
     """Return the classes of the csv files or folders that the lists name, or of --labels_csv.
 
@@ -64,18 +67,20 @@ def read_classes(
 def read_split(
     data_set: str,
     n_classes: int,
-    expected: dict[int, int],
+    expected: Mapping[str, Mapping[int, int]],
     split: str,
+    *,
     features_path: Path,
-    data_path: Path | None,
-    train_csv: Path | None,
-    val_csv: Path | None,
-    labels_csv: Path | None,
-    fold: int,
+    data_path: Path | None = None,
+    train_csv: Path | None = None,
+    val_csv: Path | None = None,
+    labels_csv: Path | None = None,
+    fold: int = 1,
 ) -> list[Sample]:
     """Return the samples of "train" or "test", the official validation split, in the order of the list.
 
-    The log tells if there are other than `n_classes` classes. Raises ValueError for a file with wrong content and
+    `expected` has the published number of videos by split and fold. The log tells if there is another number, or other
+    than `n_classes` classes. Raises ValueError for a file with wrong content and
     FileNotFoundError for a missing file; missing videos are not an error here.
     """
     check_split(data_set, split, SPLITS)
@@ -90,7 +95,7 @@ def read_split(
         entries = read_list(listed_in, flag)
         labels = label_entries(entries, found.known, where, numbered=found.keys, numbered_by=found.by)
     report_classes(data_set, found, n_classes)
-    report_videos(listed_in, len(entries), expected, fold, found.known, n_classes)
+    report_videos(listed_in, len(entries), expected.get(split, {}), fold, found.known, n_classes)
     return samples_of(entries, labels, features_path, listed_in)
 
 

@@ -3,6 +3,7 @@
 import inspect
 import json
 import pickle
+import re
 from dataclasses import fields
 from pathlib import Path
 
@@ -76,7 +77,9 @@ def read(name: str, split: str, flags: dict[str, Path]) -> list[Sample]:
 
 def test_every_reader_is_registered():
     modules = {
-        path.stem for path in Path(dataloaders.__file__).parent.glob("*.py") if "def read_split(" in path.read_text()
+        path.stem
+        for path in Path(dataloaders.__file__).parent.glob("*.py")
+        if re.search(r"^(def read_split\(|read_split = )", path.read_text(), re.MULTILINE)
     }
     assert DATASETS.keys() == SPLITS.keys() == NEEDED_FLAGS.keys()
     registered = {reader.__name__.split(".")[-1] for reader in [*READERS.values(), *ACTION_READERS.values()]}
