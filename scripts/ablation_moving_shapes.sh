@@ -6,6 +6,7 @@
 #   epochs=8 results=results/longer.csv bash scripts/ablation_moving_shapes.sh
 set -euo pipefail
 source "$(dirname "$0")/_launch.sh"
+source "$(dirname "$0")/_rows.sh"
 cd "$repository"
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
 
@@ -45,17 +46,17 @@ rows=(
 )
 
 mkdir -p "$runs" "$(dirname "$results")"
-failed=$(mktemp)  # a line for each run that failed
-trap 'rm -f "$failed"' EXIT
 "$PYTHON" preprocess/make_moving_shapes.py --output_dir "$DATA_PATH"
 
-# run_row NAME SEED FLAGS...
+results_of() {
+    echo "$results"
+}
+
+# run_row NAME SEED FILE FOLDER FLAGS...
 run_row() {
-    local name=$1 seed=$2 folder
-    shift 2
-    folder="$runs/$(tr -cs 'A-Za-z0-9_' '_' <<<"$name")$seed"
-    echo "$(date +%T)  $name, seed $seed"
-    launch main_task_retrieval.py --row_name "$name" --seed "$seed" --results_csv "$results" \
+    local name=$1 seed=$2 file=$3 folder=$4
+    shift 4
+    launch main_task_retrieval.py --row_name "$name" --seed "$seed" --results_csv "$file" \
         --datatype msrvtt --expand_msrvtt_sentences \
         --train_csv "$DATA_PATH/MSRVTT_train.csv" --val_csv "$DATA_PATH/MSRVTT_JSFUSION_test.csv" \
         --data_path "$DATA_PATH/MSRVTT_data.json" --features_path "$DATA_PATH/videos" \
@@ -63,28 +64,9 @@ run_row() {
         --pretrained_clip_name "$pretrained_clip_name" \
         --epochs "$epochs" --batch_size "$batch_size" --max_frames "$max_frames" \
         --frame_sampling segment --feature_framerate 0 --num_thread_reader "$num_thread_reader" \
-        --output_dir "$folder" "$@" >"$folder.log" 2>&1 || {
-        echo "error: $name, seed $seed failed; its output is in $folder.log" | tee -a "$failed" >&2
-    }
+        --output_dir "$folder" "$@"
 }
 
-for seed in $seeds; do
-    for row in "${rows[@]}"; do
-        name=${row%%|*}
-        flags=${row#*|}
-        [[ $name =~ $only ]] || continue
-        # Zero-shot is the same for every seed.
-        [ "$name" = zero-shot ] && [ "$seed" != "${seeds%% *}" ] && continue
-        if [ -f "$results" ] && "$PYTHON" -m tools.report "$results" --has "$name" "$seed"; then
-            continue
-        fi
-        while [ "$(jobs -rp | wc -l)" -ge "$JOBS" ]; do
-            wait -n || true  # run_row notes what failed
-        done
-        read -ra words <<<"$flags"
-        run_row "$name" "$seed" "${words[@]}" &
-    done
-done
-wait
+run_rows "$seeds" "$only" "$JOBS" "$runs"
 "$PYTHON" -m tools.report "$results" --mean
 [ ! -s "$failed" ] || exit 1

@@ -6,6 +6,7 @@
 #   epochs=16 results=results/longer.csv bash scripts/recognition_moving_actions.sh
 set -euo pipefail
 source "$(dirname "$0")/_launch.sh"
+source "$(dirname "$0")/_rows.sh"
 cd "$repository"
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
 
@@ -46,46 +47,29 @@ rows=(
 )
 
 mkdir -p "$runs" "$(dirname "$results")"
-failed=$(mktemp)  # a line for each run that failed
-trap 'rm -f "$failed"' EXIT
 "$PYTHON" preprocess/make_moving_actions.py --output_dir "$DATA_PATH"
 
-# run_row NAME SEED FILE FLAGS...
+# The rows of base-to-novel have more columns, and so a file of their own.
+results_of() {
+    case $1 in
+        *"base to novel") echo "${results%.csv}_base_to_novel.csv" ;;
+        *) echo "$results" ;;
+    esac
+}
+
+# run_row NAME SEED FILE FOLDER FLAGS...
 run_row() {
-    local name=$1 seed=$2 results=$3 folder
-    shift 3
-    folder="$runs/$(tr -cs 'A-Za-z0-9_' '_' <<<"$name")$seed"
-    echo "$(date +%T)  $name, seed $seed"
-    launch main_task_recognition.py --row_name "$name" --seed "$seed" --results_csv "$results" \
+    local name=$1 seed=$2 file=$3 folder=$4
+    shift 4
+    launch main_task_recognition.py --row_name "$name" --seed "$seed" --results_csv "$file" \
         --datatype ucf101 --data_path "$DATA_PATH" --features_path "$DATA_PATH/videos" \
         --pretrained_clip_name "$pretrained_clip_name" --templates "$templates" \
         --epochs "$epochs" --batch_size "$batch_size" --max_frames "$max_frames" --max_words "$max_words" \
         --frame_sampling segment --feature_framerate 0 --num_thread_reader "$num_thread_reader" \
-        --shots_seed "$seed" --output_dir "$folder" "$@" >"$folder.log" 2>&1 || {
-        echo "error: $name, seed $seed failed; its output is in $folder.log" | tee -a "$failed" >&2
-    }
+        --shots_seed "$seed" --output_dir "$folder" "$@"
 }
 
-for seed in $seeds; do
-    for row in "${rows[@]}"; do
-        name=${row%%|*}
-        flags=${row#*|}
-        [[ $name =~ $only ]] || continue
-        # Zero-shot is the same for every seed.
-        [[ $name == zero-shot* && $seed != "${seeds%% *}" ]] && continue
-        file=$results
-        [[ $name == *"base to novel" ]] && file=${results%.csv}_base_to_novel.csv
-        if [ -f "$file" ] && "$PYTHON" -m tools.report "$file" --has "$name" "$seed"; then
-            continue
-        fi
-        while [ "$(jobs -rp | wc -l)" -ge "$JOBS" ]; do
-            wait -n || true  # run_row notes what failed
-        done
-        read -ra words <<<"$flags"
-        run_row "$name" "$seed" "$file" "${words[@]}" &
-    done
-done
-wait
+run_rows "$seeds" "$only" "$JOBS" "$runs"
 for file in "$results" "${results%.csv}_base_to_novel.csv"; do
     if [ -f "$file" ]; then
         "$PYTHON" -m tools.report "$file" --mean

@@ -1,0 +1,36 @@
+# shellcheck shell=bash
+# Sourced by the scripts of tables: runs the rows of a table with several seeds and notes which of them failed.
+# The script defines an array `rows` of "name|flags", and
+#   results_of NAME                         prints the results file of a row
+#   run_row NAME SEED FILE FOLDER FLAGS...  trains and evaluates it
+
+# run_rows SEEDS ONLY JOBS RUNS: runs each row with each of SEEDS, if its name matches ONLY and its results file lacks it.
+# JOBS run at the same time, with their folders and logs in RUNS. Afterwards the file `failed` has a line for each failure.
+run_rows() {
+    local seeds=$1 only=$2 jobs=$3 runs=$4 seed row name file folder words
+    failed=$(mktemp)
+    trap 'rm -f "$failed"' EXIT
+    for seed in $seeds; do
+        for row in "${rows[@]:?}"; do
+            name=${row%%|*}
+            [[ $name =~ $only ]] || continue
+            # Zero-shot is the same for every seed.
+            [[ $name == zero-shot* && $seed != "${seeds%% *}" ]] && continue
+            file=$(results_of "$name")
+            if [ -f "$file" ] && "$PYTHON" -m tools.report "$file" --has "$name" "$seed"; then
+                continue
+            fi
+            while [ "$(jobs -rp | wc -l)" -ge "$jobs" ]; do
+                wait -n || true  # `failed` has the runs that failed
+            done
+            read -ra words <<<"${row#*|}"
+            folder="$runs/$(tr -cs 'A-Za-z0-9_' '_' <<<"$name")$seed"
+            {
+                echo "$(date +%T)  $name, seed $seed"
+                run_row "$name" "$seed" "$file" "$folder" "${words[@]}" >"$folder.log" 2>&1 ||
+                    echo "error: $name, seed $seed failed; its output is in $folder.log" | tee -a "$failed" >&2
+            } &
+        done
+    done
+    wait
+}
