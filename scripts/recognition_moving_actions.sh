@@ -4,6 +4,7 @@
 #   bash scripts/recognition_moving_actions.sh
 #   JOBS=2 seeds="0 1" only="^STOP|VPT" bash scripts/recognition_moving_actions.sh
 #   epochs=16 results=results/longer.csv bash scripts/recognition_moving_actions.sh
+#   frame_cache=data/moving_actions/frames bash scripts/recognition_moving_actions.sh  # decodes each clip once
 set -euo pipefail
 source "$(dirname "$0")/_launch.sh"
 source "$(dirname "$0")/_rows.sh"
@@ -15,12 +16,13 @@ pretrained_clip_name=${pretrained_clip_name:-pretrained/moving_shapes_clip.safet
 results=${results:-results/recognition_moving_actions.csv}
 runs=${runs:-runs/recognition_moving_actions}
 seeds=${seeds:-0 1 2}
-epochs=${epochs:-8}
+epochs=${epochs:-4}
 batch_size=${batch_size:-16}
 max_frames=${max_frames:-8}
 max_words=${max_words:-16}
 templates=${templates:-a shape {\}}
 num_thread_reader=${num_thread_reader:-1}
+frame_cache=${frame_cache:-}
 JOBS=${JOBS:-1}        # runs at the same time
 only=${only:-.}        # a regular expression; rows whose names match are run
 
@@ -34,6 +36,7 @@ rows=(
     "CLIP4Clip meanP, all fine-tuned|--do_train --method clip4clip --lr 1e-3 --coef_lr 1"
     "VPT-deep, static prompts|--do_train --method vpt --lr 1e-2 --prompt_length 32 --text_prompt_length 4"
     "STOP|--do_train $stop"
+    "STOP, twice the epochs|--do_train $stop --epochs $((2 * epochs))"
     "STOP, naive flips|--do_train $stop --flip plain_despite_map"
     "STOP, mapped flips|--do_train $stop --flip mapped"
     "STOP, linear head|--do_train $stop --classifier linear"
@@ -66,7 +69,7 @@ run_row() {
         --pretrained_clip_name "$pretrained_clip_name" --templates "$templates" \
         --epochs "$epochs" --batch_size "$batch_size" --max_frames "$max_frames" --max_words "$max_words" \
         --frame_sampling segment --feature_framerate 0 --num_thread_reader "$num_thread_reader" \
-        --shots_seed "$seed" --output_dir "$folder" "$@"
+        --frame_cache "$frame_cache" --shots_seed "$seed" --output_dir "$folder" "$@"
 }
 
 run_rows "$seeds" "$only" "$JOBS" "$runs"
