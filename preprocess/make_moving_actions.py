@@ -11,6 +11,7 @@ writes the following files, with the same bytes for the same settings:
     labels.csv                                  id,name: ids from 0, what a text calls the class
     flip_map.csv                                class,mirrored: the classes that a horizontal flip exchanges
     twins.csv                                   class,reversed: the classes that are each other played backwards
+    train_twins.csv                             video_id,twin_id: the training clips that are
     few_shot/train1_few_shot_<K>.txt            <Class>/<file> <id from 0>: K = 2, 4, 8 and 16 training clips a class
     base_classes.txt, novel_classes.txt         the two halves of base-to-novel, one class a line
     settings.json                               the settings; a second run with the same settings does nothing
@@ -131,6 +132,9 @@ def _write_lists(folder: Path, train_groups: int, test_groups: int, seed: int) -
     for name, header, other in (("flip_map", "mirrored", MIRRORED), ("twins", "reversed", REVERSED)):
         pairs = [(key, class_key(other[_MOTION[key]])) for key in KEYS if _MOTION[key] in other]
         write_csv(folder / f"{name}.csv", ["class", header], pairs)
+    twins = [(key, other) for key, other in pairs if key < other]
+    pairs = [(Path(file_name(a, n)).stem, Path(file_name(b, n)).stem) for a, b in twins for n in training]
+    write_csv(folder / "train_twins.csv", ["video_id", "twin_id"], pairs)
     lines(folder / "base_classes.txt", [key for key in KEYS if _MOTION[key] in BASE])
     lines(folder / "novel_classes.txt", [key for key in KEYS if _MOTION[key] not in BASE])
 

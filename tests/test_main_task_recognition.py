@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 
 from engine import run as engine_run
 from engine.checkpoint import read_header
+from engine.tasks.classification import ClassificationStep
 from engine.tasks.predictions import read_predictions
 from engine.tasks.recognition import topk_accuracy
 from main_task_recognition import main
@@ -371,6 +372,52 @@ def test_zero_shot_with_several_templates(small_actions, tmp_path):
     assert not np.allclose(three.views[:, 2], one.views[:, 0])
 
 
+@pytest.fixture
+def twins_csv(tmp_path):
+    """Return a csv in which a training clip of MoveLeft and the one of MoveRight with the same number are a pair."""
+    names = [f"g{group:02}_c{clip:02}" for group in range(8, 12) for clip in (1, 2)]
+    pairs = "".join(f"v_MoveLeft_{name},v_MoveRight_{name}\n" for name in names)
+    (tmp_path / "train_twins.csv").write_text("video_id,twin_id\n" + pairs)
+    return tmp_path / "train_twins.csv"
+
+
+def batches(monkeypatch) -> list[list[int]]:
+    """Return a list that gets the labels of the training batches to come."""
+    seen: list[list[int]] = []
+    forward = ClassificationStep.forward
+
+    def record(self, video, frame_mask, label, *rest):
+        seen.append(label.tolist())
+        return forward(self, video, frame_mask, label, *rest)
+
+    monkeypatch.setattr(ClassificationStep, "forward", record)
+    return seen
+
+
+def test_twins_share_a_batch(small_actions, tmp_path, twins_csv, monkeypatch):
+    """Batches of 8 have as many clips of MoveLeft as of MoveRight, with some clips of each class in the epoch."""
+    seen = batches(monkeypatch)
+    few = ["--batch_size", "8", "--epochs", "2", "--train_twins_csv", str(twins_csv)]
+    succeed(training(small_actions, tmp_path / "run", *few))
+    moving = [label for labels in seen for label in labels if label < 2]
+    assert len(seen) == 8
+    assert len(moving) == 32
+    together = sum(labels[i : i + 2] in ([0, 1], [1, 0]) for labels in seen for i in range(7))
+    assert together >= 14, "but for pairs that the end of a batch separates, a clip is followed by its twin"
+
+
+def test_twins_that_are_not_drawn_do_not_count(small_actions, tmp_path, twins_csv):
+    succeed(training(small_actions, tmp_path / "run", "--shots", "3", "--train_twins_csv", str(twins_csv)))
+
+
+def test_a_run_with_other_twins_is_not_resumed(small_actions, tmp_path, twins_csv, capsys):
+    flags = training(small_actions, tmp_path / "run", "--train_twins_csv", str(twins_csv))
+    succeed([*flags, "--epochs", "2"])
+    twins_csv.write_text("video_id,twin_id\nv_MoveLeft_g08_c01,v_MoveRight_g09_c01\n")
+    assert main([*flags, "--epochs", "2", "--resume", "auto"]) == 2
+    assert "training twins" in capsys.readouterr().err
+
+
 REFUSED = [
     (["--classes", "novel"], "--classes novel is for an evaluation without training"),
     (["--classes", "base", "--classifier", "linear"], "--classifier linear has no row for a class"),
@@ -388,6 +435,7 @@ REFUSED = [
     (["--select_on", "val"], "ucf101 has no validation split"),
     (["--view_fusion", "max"], "--view_fusion 'max' is not one of"),
     (["--class_names", "splt"], "pass split, raw or a csv file"),
+    (["--train_twins_csv", "nowhere.csv"], "--train_twins_csv nowhere.csv"),
 ]
 
 

@@ -127,7 +127,8 @@ class Recognition(Task):
         return LabelledClips(samples, frames, self.classes, self.config.run.seed, self.options.augmentation())
 
     def sampler(self, items: TrainingItems, **order: Any) -> EpochSampler:
-        sampler, settings = super().sampler(items, **order), self.config.optim
+        partner = self.options.training_partners(self.config.data, items.samples)
+        sampler, settings = super().sampler(items, partner=partner, **order), self.config.optim
         part = settings.batch_size // self.process.world_size // settings.gradient_accumulation_steps
         if self.options.augmentation().mixes and part % 2:
             raise ValueError(
@@ -213,7 +214,9 @@ class Recognition(Task):
 
     def identity(self, items: TrainingItems) -> dict[str, Any]:
         texts = class_texts(self.classes.names, self.templates) if self.options.classifier == "text" else []
-        return {
+        partner = self.options.training_partners(self.config.data, items.samples)
+        twins = {} if partner is None else {"training twins": digest(partner.tolist())}
+        return twins | {
             "classes": digest(self.classes.keys),
             "class texts": digest(texts),
             "labels of mirrored clips": digest(self.options.augmentation().label_after_flip(self.classes).tolist()),

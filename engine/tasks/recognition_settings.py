@@ -1,8 +1,11 @@
 """The settings of action recognition: one flag each."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Annotated, ClassVar, Literal
+
+import numpy as np
 
 from dataloaders import ACTION_DATASETS, ACTION_NEEDED_FLAGS, ACTION_READERS, ACTION_SPLITS
 from dataloaders.augmentation import FLIP, Augmentation
@@ -10,6 +13,7 @@ from dataloaders.classes import Classes, renamed
 from dataloaders.frames import FrameReader
 from dataloaders.protocols import chosen_classes, few_shot
 from dataloaders.samples import Sample
+from dataloaders.twins import read_twins
 from dataloaders.views import Views
 from engine.config import DataConfig, TaskSettings
 from engine.logger import log
@@ -27,8 +31,10 @@ class RecognitionSettings(TaskSettings):
     needed_flags: ClassVar = ACTION_NEEDED_FLAGS
     splits: ClassVar = ACTION_SPLITS
     of_the_run: ClassVar = ("test_views", "view_fusion")
-    # The last three choose videos: the digests of samples cover them.
-    places: ClassVar = ("labels_csv", "class_names", "templates", "classes", "split", "shots", "shots_seed")
+    # The digests of samples cover those that choose videos.
+    places: ClassVar = (
+        "labels_csv", "class_names", "templates", "classes", "split", "shots", "shots_seed", "train_twins_csv",
+    )  # fmt: skip
 
     datatype: Annotated[str, "the data set", Choices(ACTION_DATASETS)] = "ucf101"
     split: Annotated[int, "the official split of the data set, where it has three", Range(1, 3)] = 1
@@ -43,6 +49,10 @@ class RecognitionSettings(TaskSettings):
         "novel: only with --do_eval; half:0 to half:9: the random halves of zero-shot evaluation; or a file with the "
         "keys of some classes, one a line",
     ] = "all"
+    train_twins_csv: Annotated[
+        str,
+        "csv `video_id,twin_id` of training clips, of which one is the other played backwards; both share a batch",
+    ] = ""
     class_names: Annotated[
         str,
         "what texts call the classes; split: the words of the folder's name (brush_hair, ApplyEyeMakeup) apart; raw: "
@@ -136,6 +146,18 @@ class RecognitionSettings(TaskSettings):
         if len(samples) < len(listed):
             log.info("%s split: %d of %d videos are of the %d classes", name, len(samples), len(listed), len(chosen))
         return few_shot(samples, self.shots, self.shots_seed, keys) if split == "train" and self.shots else samples
+
+    def training_partners(self, data: DataConfig, samples: Sequence[Sample]) -> np.ndarray | None:
+        """Return the index of each training clip's twin, or of the clip itself, int64 `[n]`; None without a csv.
+
+        Pairs with a clip that the training split lists but this run does not train on, do not count.
+        """
+        if not self.train_twins_csv:
+            return None
+        listed = replace(self, classes="all", shots=0).list_split(data, "train")
+        unused = {sample.video_id for sample in listed} - {sample.video_id for sample in samples}
+        twin_of = read_twins(Path(self.train_twins_csv), samples, "train", unused)
+        return np.where(twin_of < 0, np.arange(len(samples)), twin_of)
 
     def _files(self, data: DataConfig) -> dict[str, Path]:
         names = ("data_path", "features_path", "train_csv", "val_csv")

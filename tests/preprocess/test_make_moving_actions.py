@@ -79,6 +79,16 @@ def test_names_and_maps(world: Path) -> None:
     assert turned.items() > mirrored.items()
     assert len(turned) == 12
     assert all(turned[turned[key]] == key != turned[key] for key in turned)
+    twins = pairs(world / "train_twins.csv")
+    assert lines(world / "train_twins.csv")[0] == "video_id,twin_id"
+    assert len(twins) == 6 * 4
+    for one, other in twins.items():
+        (_, first, group, _), (_, second, same_group, _) = one.split("_"), other.split("_")
+        assert (turned[first], group) == (second, same_group)
+        own, backwards = (
+            frames_of(world / "videos" / key / f"{id_}.mp4") for key, id_ in ((first, one), (second, other))
+        )
+        assert (own == backwards[::-1]).all()
     base, novel = lines(world / "base_classes.txt"), lines(world / "novel_classes.txt")
     assert sorted([*base, *novel]) == list(KEYS)
     assert (len(base), len(novel)) == (10, 6)
