@@ -150,7 +150,8 @@ class ClassificationStep(TaskStep):
         self.inputs = ("video", "frame_mask", "label", *(("mixing",) if mixes else ()))
         self.classes = classes
         # Neither is a buffer, which DDP would send around in each step.
-        self.token_ids, self.bag = (None, texts) if isinstance(texts, Bag) else (texts, None)
+        self.bag = texts if isinstance(texts, Bag) else None
+        self.token_ids = None if isinstance(texts, Bag) else texts
         self.bag_mean = bag_mean
         self.texts = 1 if self.token_ids is None else len(self.token_ids) // classes  # P
         self.learns_texts = self.token_ids is not None and has_gradient(method, self.token_ids)
