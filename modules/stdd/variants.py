@@ -71,15 +71,19 @@ def expand_view(part: Tensor, frame_mask: Tensor, *, steps: int) -> Tensor:
     return torch.cat([part, *(from_frame(part, step, frame_mask) for step in shifts)], dim=2)
 
 
-def shift_channels(part: Tensor, frame_mask: Tensor, *, how: Literal["shift", "scrambled"]) -> Tensor:
+def shift_channels(part: Tensor, frame_mask: Tensor, *, scrambled_heads: int = 0) -> Tensor:
     """Take the first quarter of the channels from frame t + 1 and the second from frame t - 1, zero at the ends.
 
-    `scrambled` is the released code, which reads the result `[D,L]` as `[L,D]` without transposing it.
+    With `scrambled_heads`, the number of heads, do as the released code: it holds the channels d of a head as `[d,L]`
+    and reads that memory as `[L,d]`, which mixes up tokens and channels.
     """
     quarter = part.shape[-1] // 4
     later, earlier, own = part.split([quarter, quarter, part.shape[-1] - 2 * quarter], dim=-1)
     shifted = torch.cat([from_frame(later, 1, frame_mask), from_frame(earlier, -1, frame_mask), own], dim=-1)
-    return shifted if how == "shift" else shifted.transpose(2, 3).reshape(shifted.shape)
+    if not scrambled_heads:
+        return shifted
+    by_head = shifted.unflatten(-1, (scrambled_heads, -1)).transpose(2, 3)  # [B,T,heads,L,d]
+    return by_head.transpose(3, 4).reshape(by_head.shape).transpose(2, 3).flatten(3)
 
 
 class FrameMessages(OwnFrame):
@@ -127,7 +131,7 @@ class TemporalAdapter(OwnFrame):
 def build_variant(temporal: str, width: int, heads: int, channel_shift: Literal["shift", "scrambled"]) -> OwnFrame:
     """Return the variant of one block; `temporal` is its name in the released code, or none."""
     if temporal == "channel_shift":
-        return RelatedKeys(partial(shift_channels, how=channel_shift))
+        return RelatedKeys(partial(shift_channels, scrambled_heads=heads if channel_shift == "scrambled" else 0))
     if temporal.startswith("expand_temporal_view"):
         step = temporal.removeprefix("expand_temporal_view").removeprefix("_step")
         return RelatedKeys(partial(expand_view, steps=int(step or 1)))
