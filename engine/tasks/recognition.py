@@ -80,6 +80,7 @@ class Recognition(Task):
                 f"--init_model {config.model.init_model}: was trained with --classifier linear, which trains no texts: "
                 "pass --classifier linear, or a checkpoint of --classifier text or bag"
             )
+        self._check_bag_flags()
         self.templates = self.options.class_templates()
         self.classes = self.options.chosen_classes(config.data)
         self.features = self._read_features() if self.options.classifier == "bag" else None
@@ -90,6 +91,18 @@ class Recognition(Task):
                 f"--view_fusion features needs one vector of a clip, and --method {config.model.method} has several; "
                 "pass --view_fusion logits"
             )
+
+    def _check_bag_flags(self) -> None:
+        """Raise ValueError if a flag of bags was passed for another classifier; it may come from a checkpoint."""
+        options, inherited = self.options, self.start.settings if self.start is not None else {}
+        if options.classifier != "bag":
+            for name in ("text_features", "bag_mean"):
+                value = getattr(options, name)
+                if value != getattr(RecognitionSettings, name) and value != inherited.get(name):
+                    raise ValueError(
+                        f"--{name} {shorten(value)} is for --classifier bag, and this is --classifier "
+                        f"{options.classifier}: pass --classifier bag, or leave it out"
+                    )
 
     def _read_features(self) -> ClassFeatures:
         """Read --text_features; ValueError also if the weights of --init_model come with another CLIP."""

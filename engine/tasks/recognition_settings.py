@@ -106,11 +106,6 @@ class RecognitionSettings(TaskSettings):
     def __post_init__(self) -> None:
         super().__post_init__()
         Views.parse(self.test_views)
-        if self.classifier != "bag" and (self.text_features or self.bag_mean != "padded"):
-            raise ValueError(
-                f"--text_features and --bag_mean are for --classifier bag, not {self.classifier}: pass --classifier "
-                "bag, or leave them out"
-            )
         if self.classifier == "linear" and self.classes in ("base", "novel"):
             raise ValueError(
                 f"--classifier linear has no row for a class it was not trained on, so it cannot do --classes "
