@@ -19,6 +19,7 @@ from engine.config import DataConfig, TaskSettings
 from engine.logger import log
 from engine.tasks.class_texts import read_templates
 from engine.tasks.recognition_metrics import FUSIONS
+from modules.bag import BagMean
 from modules.options import Choices, Range
 
 
@@ -33,8 +34,10 @@ class RecognitionSettings(TaskSettings):
     of_the_run: ClassVar = ("test_views", "view_fusion")
     # The digests of samples cover those that choose videos.
     places: ClassVar = (
-        "labels_csv", "class_names", "templates", "classes", "split", "shots", "shots_seed", "train_twins_csv",
+        "labels_csv", "class_names", "templates", "text_features", "classes", "split", "shots", "shots_seed",
+        "train_twins_csv",
     )  # fmt: skip
+    newer: ClassVar = ("bag_mean",)
 
     datatype: Annotated[str, "the data set", Choices(ACTION_DATASETS)] = "ucf101"
     split: Annotated[int, "the official split of the data set, where it has three", Range(1, 3)] = 1
@@ -62,9 +65,20 @@ class RecognitionSettings(TaskSettings):
         str, "text with {} in the place of a class's name, or a file with one a line; empty: the data set's"
     ] = ""
     classifier: Annotated[
-        Literal["text", "linear"],
-        "text: similarity with the texts of the classes, as in retrieval; linear: a trained head, without any text",
+        Literal["text", "linear", "bag"],
+        "text: similarity with the texts of the classes, as in retrieval; linear: a trained head, without any text; "
+        "bag: every frame with every prompt of --text_features, as STDD",
     ] = "text"
+    text_features: Annotated[
+        str,
+        "--classifier bag: file with the embeddings of the prompts of each class, written by "
+        "preprocess/text_features.py, or STDD's own .pt",
+    ] = ""
+    bag_mean: Annotated[
+        BagMean,
+        "--classifier bag: the prompts that a mean counts; padded: also the repeats that fill short classes up, as "
+        "released; masked: each prompt once",
+    ] = "padded"
     label_smoothing: Annotated[float, "share of the target spread evenly over all classes", Range(0, 0.99)] = 0.0
     test_views: Annotated[
         str,
