@@ -32,6 +32,7 @@ ROOT = Path(__file__).parent.parent
 KERNEL_TESTS = "tests/modules/kernels"
 PYTEST = ("-m", "pytest", "-q", "-p", "no:cacheprovider", "-m", "gpu and not slow")
 OUTPUT = "{output}"  # in a command: the json file that the check writes
+OTHER_CLIP = {"stdd": ("--pretrained_clip_name", "ViT-B/16")}  # a ViT-B/32 has an odd grid of patches
 MOST_OUTPUT = 4000  # characters kept of a failed check's output
 
 
@@ -95,7 +96,11 @@ def all_checks() -> list[Check]:
         measure("step of stop compiled", 150, summary_of_step, *methods, "stop", "--compile", "--no-memory_search"),
         measure("epoch and evaluation", 120, summary_of_epoch, "benchmarks.epoch", "--steps", "60"),
         measure("growth", 90, summary_of_growth, "benchmarks.growth", "--precision", "bf16", "--chart="),
-        *(measure(f"step of {name}", 75, summary_of_step, *methods, name) for name in METHODS if name != "stop"),
+        *(
+            measure(f"step of {name}", 75, summary_of_step, *methods, name, *OTHER_CLIP.get(name, ()))
+            for name in METHODS
+            if name != "stop"
+        ),
     ]
 
 

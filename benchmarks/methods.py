@@ -69,7 +69,7 @@ COMPILED_PHASES = ("forward", "backward", "optimiser")
 class Settings(Checked):
     """The flags."""
 
-    only: Annotated[str, "methods to measure, separated by commas; empty: all"] = ""
+    only: Annotated[str, "methods to measure, separated by commas; empty: all that fit the CLIP"] = ""
     pretrained_clip_name: Annotated[str, "a CLIP by name (ViT-B/32 ...) or by its weights; only its sizes count"] = (
         "ViT-B/32"
     )
@@ -199,6 +199,16 @@ def measure_method(name: str, settings: Settings, ceiling: float) -> Cost:
     )
 
 
+def reason_against(name: str, clip_name: str) -> str | None:
+    """Return why a method cannot be built around a CLIP, such as STDD around a ViT-B/32; None if it can."""
+    with torch.device("meta"):
+        try:
+            build_method(name, CLIP(architecture_of(clip_name)))
+        except ValueError as error:
+            return str(error)
+    return None
+
+
 def in_own_process(function: Callable[..., Any], *arguments: Any) -> Any:
     """Return the result of a call in a fresh process, so that its peak memory is its own."""
     with multiprocessing.get_context("spawn").Pool(1) as pool:
@@ -261,10 +271,12 @@ def report(settings: Settings) -> str:
     check_outputs(settings.output, settings.chart)
     check_clip(settings.pretrained_clip_name, settings.max_words)
     device = default_device()
+    against = {} if settings.only else {name: reason_against(name, settings.pretrained_clip_name) for name in METHODS}
+    left_out = [f"left out: {name} ({reason})" for name, reason in against.items() if reason]
     ceilings = in_own_process(measure_ceilings, device, ("fp32", *AUTOCAST), settings.repeats, settings.ceiling_seconds)
     costs = [
         in_own_process(measure_method, name, settings, ceilings.matrix[settings.precision])
-        for name in tqdm(settings.methods, "methods", leave=False)
+        for name in tqdm([name for name in settings.methods if not against.get(name)], "methods", leave=False)
     ]
     origin, where = origin_of(device)
     sizes = f"batch {settings.batch_size}, frames {settings.frames}, words {settings.max_words}"
@@ -282,6 +294,7 @@ def report(settings: Settings) -> str:
         (
             what,
             where,
+            *left_out,
             f"ceilings: matrix products, TFLOP/s: {matrix}; copies, GB/s: {ceilings.copy:.1f}",
             "training steps in milliseconds, the least and the greatest in brackets:",
             "",

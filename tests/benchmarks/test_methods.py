@@ -18,6 +18,7 @@ from benchmarks.ceilings import Ceilings
 from benchmarks.methods import COMPILED_PHASES, PHASES, Cost, draw_costs, format_costs, main
 from benchmarks.operations import count_step
 from modules.clip_weights import architecture_of
+from modules.methods import METHODS
 from tests.small_data import SmallData, write_small_data
 
 
@@ -78,6 +79,22 @@ def test_the_table_and_the_chart(tmp_path):
     assert second.split()[-1] == "-"
     draw_costs([COST], 2, "title", tmp_path / "chart.png")
     assert (tmp_path / "chart.png").stat().st_size > 1000
+
+
+def test_methods_that_do_not_fit_the_clip_are_left_out_with_their_reason(monkeypatch, capsys, one_process):
+    """A ViT-B/32 has an odd grid of patches, which STDD's windows of 2 x 2 do not cover."""
+    monkeypatch.setattr(methods, "METHODS", {name: METHODS[name] for name in ("stdd", "vpt")})
+    monkeypatch.setattr(methods, "measure_ceilings", lambda *_: Ceilings(dict.fromkeys(("fp32",), 1.0), {"fp32": 1}, 1))
+    monkeypatch.setattr(methods, "measure_method", lambda name, *_: replace(COST, method=name))
+    flags = ["--output", "", "--chart", "", "--precision", "fp32", "--pretrained_clip_name"]
+    assert main([*flags, "ViT-B/32"]) == 0
+    printed = capsys.readouterr().out
+    assert "left out: stdd (--temporal stcross_attend needs an even grid" in printed
+    assert [line.split()[0] for line in printed.splitlines()[-1:]] == ["vpt"]
+    assert main([*flags, "ViT-B/16"]) == 0
+    printed = capsys.readouterr().out
+    assert "left out" not in printed
+    assert [line.split()[0] for line in printed.splitlines()[-2:]] == ["stdd", "vpt"]
 
 
 @pytest.mark.slow

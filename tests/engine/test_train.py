@@ -170,7 +170,7 @@ def test_cached_gradients_are_exact(dropout, compiled, video_index):
         torch.testing.assert_close(ours[name], parameter.grad, atol=rounding, rtol=1e-4, msg=name)
 
 
-@pytest.mark.parametrize("name", ["stop", "clip4clip", "dgl"])
+@pytest.mark.parametrize("name", ["stop", "clip4clip", "dgl", "stdd"])
 def test_activation_checkpointing_changes_no_gradient(name):
     gradients = []
     for recompute in (False, True):
