@@ -54,16 +54,16 @@ class Faults:
     def add(self, fault: str) -> None:
         self.found.append(fault)
 
-    def check(self, where: str, allowed: int) -> None:
-        """Log the faults if they are no more than `allowed`; else raise ValueError."""
+    def check(self, where: str, allowed: int, fate: str = "left out or taken by position") -> None:
+        """Log the faults, and what happens to them, if they are no more than `allowed`; else raise ValueError."""
         if len(self.found) > allowed:
             more = f"; and {len(self.found) - SHOWN:,} more" if len(self.found) > SHOWN else ""
             raise ValueError(
                 f"{where} has {len(self.found)} faults ({'; '.join(self.found[:SHOWN])}{more}): correct them, or pass "
-                f"--allow_faults {len(self.found)} to leave out what is faulty."
+                f"--allow_faults {len(self.found)}; then they are {fate}."
             )
         for fault in self.found:
-            log.warning("attention: %s: %s; this is left out or taken by position", where, fault)
+            log.warning("attention: %s: %s; this is %s", where, fault, fate)
 
 
 def read_label_file(path: Path, flag: str = LABELS) -> Labels:
