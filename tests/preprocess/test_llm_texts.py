@@ -12,7 +12,7 @@ from dataloaders.class_clauses import read_clauses, read_graph
 from preprocess.llm_texts import main
 from tests.preprocess.chat_server import Body, Reply, chat_server
 
-pytest.importorskip("openai")
+openai = pytest.importorskip("openai")
 
 KEY = "sk-secret-0123456789abcdef"
 NAMES = ("PeelOrange", "jump_rope", "tai chi")
@@ -44,6 +44,7 @@ def _environment(monkeypatch):
     monkeypatch.setenv("OPENAI_API_KEY", KEY)
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
     monkeypatch.delenv("OPENAI_BASE_URL", raising=False)
+    monkeypatch.setattr(openai._base_client, "INITIAL_RETRY_DELAY", 0.01)  # half a second, to begin with
 
 
 @pytest.fixture
