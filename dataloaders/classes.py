@@ -5,6 +5,7 @@ Names are compared by `normalised`, never by position. Files that list classes (
     csv    with the columns `id` and `name`
     json   {"name": 0, ...} or {"0": "name", ...}
     txt    one name a line, the first of which has id 0
+    yaml   `classes:` with a list of names, the first of which has id 0 (`dataloaders.class_clauses`)
 
 Shapes: N samples, K classes.
 """
@@ -20,12 +21,14 @@ from typing import Any
 
 import numpy as np
 
-from dataloaders.annotations import columns_of, is_text, read_csv, read_json_object, read_text
+from dataloaders.annotations import columns_of, is_text, is_texts, read_csv, read_json_object, read_text
 from dataloaders.quoting import quoted, some
 from dataloaders.samples import Sample
+from dataloaders.yaml_files import read_yaml
 
 # Between the words of a CamelCase name: "ApplyEye", and "TVShow" before its last capital.
 WORD_STARTS = re.compile(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])")
+YAML = (".yaml", ".yml")
 
 
 @dataclass(frozen=True)
@@ -95,7 +98,7 @@ def renamed(classes: Classes, class_names: str) -> Classes:
     """Return the classes with the texts that --class_names asks for.
 
     "split" writes the words of a key apart, "raw" takes keys as they are. Otherwise it is a csv file: with the columns
-    `key` and `name`, any texts by key; with `id` and `name`, names that must match the keys.
+    `key` and `name`, any texts by key; with `id` and `name`, or as json or yaml, names that must match the keys.
 
     Raises FileNotFoundError for a missing file; ValueError if it lacks a class, has an unknown one, or numbers the
     classes in another order.
@@ -109,7 +112,8 @@ def renamed(classes: Classes, class_names: str) -> Classes:
         raise FileNotFoundError(
             f"{flag} {quoted(class_names)} is not a file: pass split, raw or a csv file with a name for each class."
         )
-    header, rows = read_csv(read_text(path, flag), f"{flag} {path}")
+    is_csv = path.suffix.lower() not in (".json", *YAML)
+    header, rows = read_csv(read_text(path, flag), f"{flag} {path}") if is_csv else ([], iter(()))
     if "key" in header and "name" in header:
         texts: dict[str, str] = {}
         known = by_name(classes.keys, "The data set")
@@ -150,6 +154,12 @@ def read_labels(path: Path, flag: str = "--labels_csv") -> tuple[str, ...]:
     elif path.suffix.lower() == ".txt":
         lines = [line.strip() for line in read_text(path, flag).split("\n") if line.strip()]
         pairs = [(str(number), name) for number, name in enumerate(lines)]
+    elif path.suffix.lower() in YAML:
+        content = read_yaml(path, flag)
+        names = content.get("classes", "") if isinstance(content, dict) else ""
+        if not is_texts(names):
+            raise ValueError(f"{where} has no `classes:` with a list of names: add it.")
+        pairs = [(str(number), name) for number, name in enumerate(names)]
     else:
         header, rows = read_csv(read_text(path, flag), where)
         if not {"id", "name"} <= set(header):

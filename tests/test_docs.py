@@ -20,7 +20,10 @@ PROGRAMS = [
     if re.search(r"^def main\(argv", path.read_text(), re.MULTILINE)
 ]
 OF_OTHERS = {"--max_restarts", "--check"}  # flags of torchrun and ruff that are named
-TAKES_FLAGS_OF = {"preprocess/cache_frames.py": ("main_task_retrieval.py",)}
+TAKES_FLAGS_OF = {
+    "preprocess/cache_frames.py": ("main_task_retrieval.py",),
+    "preprocess/text_features.py": ("main_task_recognition.py",),
+}
 READ_BY_LIBRARIES = {"OMP_NUM_THREADS", "GLIBC_TUNABLES"}
 FOLDERS = {path.name for path in ROOT.iterdir() if path.is_dir() and not path.name.startswith(".")} - {"data", "runs"}
 ENDINGS = {".py", ".sh", ".md", ".toml", ".yaml", ".log", ".csv", ".json", ".png", ".safetensors"}

@@ -63,6 +63,8 @@ def test_names_that_cannot_be_told_apart():
         ("a.json", json.dumps({"kick": "1", "ApplyEyeMakeup": "0", "kick_ball": "2"})),
         ("a.json", json.dumps({"2": "kick_ball", "0": "ApplyEyeMakeup", "1": "kick"})),
         ("a.txt", "ApplyEyeMakeup\nkick\n\nkick_ball\n"),
+        ("a.yaml", "templates: ['a {}.']\nclasses:\n- ApplyEyeMakeup\n- kick\n- kick_ball\n"),
+        ("a.yml", "classes: [ApplyEyeMakeup, kick, kick_ball]\n"),
     ],
 )
 def test_labels(tmp_path, file, content):
@@ -90,6 +92,11 @@ def test_labels(tmp_path, file, content):
         ("a.json", "{", "not valid JSON"),
         ("a.json", "{}", "names no class"),
         ("a.txt", "a\nb\na\n", "'a' twice"),
+        ("a.yaml", "- a\n- b\n", "no `classes:`"),
+        ("a.yaml", "classes: a\n", "no `classes:`"),
+        ("a.yaml", "classes: [a, [b]]\n", "no `classes:`"),
+        ("a.yaml", "classes: [a, a]\n", "'a' twice"),
+        ("a.yaml", "classes: [a\n", "not valid YAML"),
     ],
 )
 def test_wrong_labels(tmp_path, file, content, said):
@@ -129,6 +136,10 @@ def test_names_for_texts(tmp_path):
     assert renamed(renamed(CLASSES, "split"), "raw") == CLASSES
     write_lines(tmp_path / "names.csv", ["id,name", "2,Kick Ball", "0,Apply eye make-up", "1,KICK"])
     assert renamed(CLASSES, str(tmp_path / "names.csv")).names == ("Apply eye make-up", "KICK", "Kick Ball")
+    write_json(tmp_path / "names.json", {"0": "Apply Eye Makeup", "1": "kick", "2": "Kick ball"})
+    assert renamed(CLASSES, str(tmp_path / "names.json")).names == ("Apply Eye Makeup", "kick", "Kick ball")
+    write_lines(tmp_path / "names.yaml", ["classes: [apply eye makeup, Kick, kick ball]"])
+    assert renamed(CLASSES, str(tmp_path / "names.yaml")).names == ("apply eye makeup", "Kick", "kick ball")
     write_lines(
         tmp_path / "names.csv", ["key,name", "kick_ball,plays football", "kick,kicks", "apply eye makeup,is made up"]
     )

@@ -1,0 +1,1 @@
+"""Asking a language model about classes: the endpoint, and what is asked and accepted (preprocess/llm_texts.py)."""
