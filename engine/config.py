@@ -69,13 +69,17 @@ class DataConfig(Checked):
         FrameSampling,
         "uniform: as CLIP4Clip, short clips are padded; segment: one frame per segment, drawn at random in training; "
         "dense: --frame_stride apart, from a random start in training, else from the middle; released: as STOP's "
-        "released code, whose training never sees the last frames left over by n // T",
+        "released code, whose training never sees the last frames left over by n // T; slowfast: as PySlowFast, "
+        "--frame_stride / 30 seconds apart at any frame rate, from a random start in training, else from the first",
     ] = "uniform"
-    frame_stride: Annotated[int, "dense sampling only: from one frame to the next, in candidates", Range(1)] = 1
+    frame_stride: Annotated[
+        int, "from one frame to the next; dense: in candidates; slowfast: in frames of 1/30 second", Range(1)
+    ] = 1
     frame_transform: Annotated[
         FrameTransform,
         "resize: scale the short side to CLIP's size, then crop the middle square; crop: only crop the middle square, "
-        "as STOP's released code does, for videos re-encoded to that short side",
+        "as STOP's released code does, for videos re-encoded to that short side; bilinear: as resize, but bilinear and "
+        "without antialiasing, as PySlowFast",
     ] = "resize"
     feature_framerate: Annotated[float, "candidate frames per second; 0: every frame of the file", Range(0)] = 1.0
     slice_framepos: Annotated[

@@ -36,7 +36,7 @@ def of_the_settings(config: Config, precision: str) -> dict[str, Any]:
     model, optim, run, task = config.model, config.optim, config.run, config.task
     left_out = {*SOURCE, *PLACES, *COST, *task.of_the_run, *task.places, "options", "precision_val"}
     left_out |= {name for name in task.newer if getattr(task, name) == getattr(type(task), name)}
-    left_out |= {"frame_stride"} if config.data.frame_sampling != "dense" else set()
+    left_out |= {"frame_stride"} if config.data.frame_sampling not in ("dense", "slowfast") else set()
     kept = {
         name: value
         for section in (model, config.data, optim, task)

@@ -70,6 +70,12 @@ class RecognitionSettings(TaskSettings):
         "random crops of training clips have at least this share of a frame's area; 1: the middle square",
         Range(0, 1, above=True),
     ] = 1.0
+    short_side_max: Annotated[
+        int,
+        "instead of --crop_scale: the short side of training clips gets a length drawn from CLIP's to so many pixels, "
+        "and a square at a random place is cut out, as in PySlowFast; 0: off",
+        Range(0),
+    ] = 0
     flip: Annotated[
         str,
         "horizontal flips of training clips; mapped: a flip also exchanges the labels of left and right classes; "
