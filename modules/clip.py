@@ -115,7 +115,7 @@ class Block(nn.Module):
     def _feed_forward(self, x: Tensor) -> Tensor:
         return x + self.mlp(self.ln_2(x))
 
-    def run(self, half: Callable[..., Tensor], *arguments: Any) -> Tensor:
+    def run(self, half: Callable[..., Any], *arguments: Any) -> Any:
         """Call `half(*arguments)`, a part of this block, and compute it again in backward if `recompute` is set."""
         if self.recompute and torch.is_grad_enabled():
             return checkpoint(half, *arguments, use_reentrant=False)

@@ -6,6 +6,7 @@ from modules.clip import CLIP
 from modules.methods.base import Method, method_options
 from modules.methods.clip4clip import CLIP4Clip
 from modules.methods.dgl import DGL
+from modules.methods.stdd import STDD
 from modules.methods.stop import STOP
 from modules.methods.stop_released import STOPReleased
 from modules.methods.vpt import VPT
@@ -18,6 +19,7 @@ METHODS: dict[str, type[Method]] = {
     "clip4clip": CLIP4Clip,
     "dgl": DGL,
     "vpt": VPT,
+    "stdd": STDD,
 }
 
 

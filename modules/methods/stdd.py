@@ -1,0 +1,192 @@
+"""STDD: Spatiotemporal Dynamic Duo (AAAI 2025, arXiv 2412.09895; github.com/Mia-YatingYu/STDD), the vision side.
+
+CLIP's vision tower is fine-tuned whole, and each of its blocks gets a temporal branch without parameters: space-time
+cross attention (`modules.stdd.cross_attention`). A clip is the embeddings of its frames; nothing pools them inside.
+
+Shapes: B clips, T frames, N patches, D width, E joint embedding, A visual blocks, C texts.
+"""
+
+from typing import Annotated, Literal
+
+import torch
+from torch import Tensor
+
+from modules.clip import CLIP, Block
+from modules.frame_rows import FrameRows
+from modules.methods.base import Method
+from modules.options import Range, between
+from modules.similarity import masked_mean, scaled_product, unit
+from modules.stdd.cross_attention import cross_attend, rows_of_kept
+from modules.stdd.masks import (
+    check_masks,
+    dropped_of_window,
+    evaluation_shifts,
+    kept_places,
+    shift_masks,
+    to_window_order,
+    training_shifts,
+)
+from modules.stdd.variants import build_variant
+
+Temporal = Literal[
+    "stcross_attend",
+    "none",
+    "expand_temporal_view",
+    "expand_temporal_view_step2",
+    "expand_temporal_view_step3",
+    "channel_shift",
+    "cross_frame_attend",
+    "stadapt_zeroinit",
+]
+
+
+class STDD(Method):
+    """The vision tower and the temperature are trained, the text tower is frozen, as in the released code.
+
+    In training the masks of STCA are drawn from torch's own random state on the device of the video. In evaluation
+    nothing is drawn, unless `shuffle_eval` is set.
+
+    Raises:
+        ValueError: with STCA, if this CLIP's grid of patches is odd or `fold` exceeds its width, or if `scales` is no
+            list of whole numbers.
+    """
+
+    is_dot_product = False
+
+    def __init__(
+        self,
+        clip: CLIP,
+        *,
+        temporal: Annotated[Temporal, "how frames see each other; names of the released code"] = "stcross_attend",
+        rate: Annotated[float, "share of patches that STCA drops, rounded down to quarters", Range(0, 0.99)] = 0.5,
+        fold: Annotated[int, "F: 1/F of the channels come from earlier frames and as many from later", Range(2)] = 32,
+        scales: Annotated[str, "the scales of STCA, how many frames away channels come from, such as 1,2"] = "1,2",
+        spatial_repeat: Annotated[bool, "in training, all windows of a clip share the offset of their mask"] = True,
+        shuffle_train: Annotated[bool, "in training, the order of masks over frames is random"] = True,
+        shuffle_eval: Annotated[bool, "in evaluation too, as in the released code; drawn from --shuffle_seed"] = False,
+        shuffle_seed: Annotated[int, "seed of the order of masks in evaluation", Range(0, 2**63 - 1)] = 0,
+        channel_shift: Annotated[
+            Literal["shift", "scrambled"], "with --temporal channel_shift: as intended, or as in the released code"
+        ] = "shift",
+        clamp_logit_scale: Annotated[bool, "keep the scale of scores at 100 or below; the release has no limit"] = True,
+    ) -> None:
+        super().__init__(clip)
+        visual = clip.visual
+        clip.requires_grad_(False)
+        visual.requires_grad_(True)
+        clip.logit_scale.requires_grad_(True)
+        self.crossing = temporal == "stcross_attend"
+        self.scales, self.fold, self.dropped = parse_scales(scales), fold, dropped_of_window(rate)
+        self.spatial_repeat, self.shuffle_train = spatial_repeat, shuffle_train
+        self.seed = shuffle_seed if shuffle_eval else None
+        self.clamp_logit_scale = clamp_logit_scale
+        self._injected: Tensor | None = None
+        if self.crossing:
+            if visual.grid % 2:
+                raise ValueError(
+                    f"--temporal stcross_attend needs an even grid of patches, and this CLIP's is {visual.grid} x "
+                    f"{visual.grid}: take a CLIP such as ViT-B/16, whose grid is 14 x 14, or another --temporal"
+                )
+            between("fold", fold, 2, visual.width, why="the width of this CLIP's visual tower")
+        heads = clip.architecture.vision_heads
+        variants = () if self.crossing else visual.blocks
+        self.temporal = torch.nn.ModuleList(
+            build_variant(temporal, visual.width, heads, channel_shift) for _ in variants
+        )
+
+    def inject_masks(self, masks: Tensor | None) -> None:
+        """Use these masks of STCA in the place of drawn ones, until others or None are given.
+
+        Args:
+            masks: bool `[A,B,T,N]` in window order (`modules.stdd.masks`), true where a patch is dropped; clips of
+                another number or length are refused then.
+
+        Raises:
+            ValueError: if they do not fit this CLIP, if their windows drop different numbers of patches, or if
+                `temporal` is not stcross_attend, which alone has masks.
+        """
+        if masks is not None:
+            if not self.crossing:
+                raise ValueError("only --temporal stcross_attend has masks")
+            check_masks(masks, len(self.clip.visual.blocks), self.clip.visual.grid**2)
+        self._injected = masks
+
+    def encode_frames(self, video: Tensor, frame_mask: Tensor | None = None) -> Tensor:
+        """Embed every frame: `[B,T,3,H,W]` -> `[B,T,E]`, not normalised.
+
+        A clip ends with its last real frame: with `frame_mask`, bool `[B,T]`, real frames have the embeddings of the
+        clip without its padding. Those of padding mean nothing.
+        """
+        visual = self.clip.visual
+        if frame_mask is None:
+            frame_mask = torch.ones(video.shape[:2], dtype=torch.bool, device=video.device)
+        x = visual.embed(video.flatten(0, 1)).unflatten(0, video.shape[:2])
+        kept = self._kept(frame_mask) if self.crossing else None
+        if kept is not None:
+            x = torch.cat([x[:, :, :1], to_window_order(x[:, :, 1:], visual.grid)], dim=2)
+        for layer, block in enumerate(visual.blocks):
+            assert isinstance(block, Block)
+            is_last = layer == len(visual.blocks) - 1
+            if kept is None:
+                x = self.temporal[layer](block, x, frame_mask, is_last)
+            else:
+                rows = rows_of_kept(kept[layer], visual.grid**2)
+                x = cross_attend(block, x, frame_mask, rows, scales=self.scales, fold=self.fold, first_only=is_last)
+        return visual.pool(x.flatten(0, 1)).unflatten(0, video.shape[:2])
+
+    def _kept(self, frame_mask: Tensor) -> Tensor:
+        """Return the places of the patches that the branch of every block keeps, int64 `[A,B,T,N']`."""
+        layers, patches = len(self.clip.visual.blocks), self.clip.visual.grid**2
+        if self._injected is not None:
+            if self._injected.shape[1:3] != frame_mask.shape:
+                raise ValueError(
+                    f"the injected masks are for {list(self._injected.shape[1:3])} clips and frames, and the video has "
+                    f"{list(frame_mask.shape)}"
+                )
+            masks = self._injected.to(frame_mask.device)
+            return kept_places(masks, check_masks(masks, layers, patches))
+        windows = patches // 4
+        if self.training:
+            shifts = training_shifts(
+                layers, frame_mask, windows, shuffle=self.shuffle_train, spatial_repeat=self.spatial_repeat
+            )
+        else:
+            shifts = evaluation_shifts(layers, frame_mask, self.seed)
+        return kept_places(shift_masks(shifts, windows, self.dropped), self.dropped)
+
+    def encode_video(self, video: Tensor, frame_mask: Tensor) -> FrameRows:
+        frame_mask = frame_mask.bool()
+        frames = self.encode_frames(video, frame_mask)
+        return FrameRows(frames.masked_fill(~frame_mask.unsqueeze(-1), 0), frame_mask)
+
+    def similarity(self, text: Tensor, video: FrameRows) -> Tensor:
+        """Score every text with every clip: `[C,E]` and B clips -> fp32 `[C,B]`.
+
+        The score is the mean over a clip's real frames of exp(logit_scale) times the cosine of frame and text.
+        """
+        return self.similarity_of_prepared(self.prepare(text), self.prepare(video))
+
+    def prepare(self, rows: Tensor | FrameRows) -> Tensor:
+        """Return unit vectors of texts, and of a clip the mean of those of its real frames: `[C,E]`, `[B,E]`."""
+        return masked_mean(rows.frames.float(), rows.frame_mask) if isinstance(rows, FrameRows) else unit(rows)
+
+    def similarity_of_prepared(self, text: Tensor, video: Tensor) -> Tensor:
+        return scaled_product(text, video, self.clip.logit_scale)
+
+    def decays(self, name: str, parameter: torch.nn.Parameter) -> bool:
+        """Return False for 1-D tensors and biases: as in the released code, the temperature (0-D) decays."""
+        return parameter.dim() != 1 and not name.endswith(".bias")
+
+    @torch.no_grad()
+    def after_step(self) -> None:
+        if self.clamp_logit_scale:
+            super().after_step()
+
+
+def parse_scales(text: str) -> tuple[int, ...]:
+    """Read the scales, such as "1,2". Raises ValueError if they are no list of different whole numbers from 1."""
+    parts = [part.strip() for part in text.split(",")]
+    scales = tuple(int(part) for part in parts if part.isascii() and part.isdigit() and len(part) < 4)
+    if len(scales) != len(parts) or len(set(scales)) != len(scales) or 0 in scales:
+        raise ValueError(f"--scales {text!r} is no list of different whole numbers from 1, such as 1,2")
+    return scales

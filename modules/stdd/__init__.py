@@ -1,0 +1,7 @@
+"""The temporal parts of STDD's vision tower, in reading order.
+
+cross_attention     space-time cross attention (STCA), the paper's block
+masks, mixing       its two ingredients: which tokens of a frame it drops, and which channels it takes from other frames
+variants            what the released code offers in its place
+neighbours          values of earlier and later frames
+"""
