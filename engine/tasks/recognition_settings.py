@@ -27,6 +27,7 @@ class RecognitionSettings(TaskSettings):
     needed_flags: ClassVar = ACTION_NEEDED_FLAGS
     splits: ClassVar = ACTION_SPLITS
     of_the_run: ClassVar = ("test_views", "view_fusion")
+    newer: ClassVar = ("short_side_max",)
     # The last three choose videos: the digests of samples cover them.
     places: ClassVar = ("labels_csv", "class_names", "templates", "classes", "split", "shots", "shots_seed")
 

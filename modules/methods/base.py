@@ -38,6 +38,8 @@ class Method(nn.Module):
     new, even those that a method adds inside `clip` later, such as a parametrization of a weight.
     """
 
+    # Settings of the method's published code that are not offered here: the reason of each, to follow its name.
+    not_offered: ClassVar[Mapping[str, str]] = {}
     # True if each side is one vector and `similarity` is a scaled dot product. A vector index can search nothing else.
     is_dot_product: ClassVar[bool] = True
 
@@ -79,6 +81,17 @@ class Method(nn.Module):
         if type(self).similarity is Method.similarity:
             return scaled_product(text, video, self.clip.logit_scale)
         return self.similarity(text, video)
+
+    def regulariser(self, video: Tensor, rows: Any) -> Tensor | None:
+        """Return a term to add to the loss of a training batch, a scalar, or None for none.
+
+        It must be a mean over clips, because training averages it over the parts of a batch and over processes.
+
+        Args:
+            video: that of `encode_video`.
+            rows: what `encode_video` returned for it, with gradient.
+        """
+        return None
 
     def forward(self, video: Tensor, frame_mask: Tensor, token_ids: Tensor | None) -> tuple[Any, Any]:
         """Embed B clips and N texts, such as a batch of pairs; return the rows of text (None without) and of video."""
