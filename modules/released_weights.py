@@ -20,7 +20,9 @@ def load_released_state_dict(method: "Method", state_dict: Mapping[str, Tensor])
     """Load all weights of a released model, its frozen CLIP included, into `method`.
 
     Args:
-        state_dict: by the released code's key names, with or without DDP's prefix `module.`; any float dtype.
+        state_dict: by the released code's key names, with or without DDP's prefix `module.`; any float dtype. Tensors
+            that are not the method's, such as a second model that helped in training, may be left out: see
+            `Method.released_tensors`.
 
     Raises:
         ValueError: if the method has no released counterpart, if its CLIP does not run as OpenAI's (the released codes
@@ -33,8 +35,9 @@ def load_released_state_dict(method: "Method", state_dict: Mapping[str, Tensor])
             f"the released weights are for OpenAI's CLIP, and the one given runs differently ({backbone}); pass "
             "--pretrained_clip_name of OpenAI's"
         )
-    theirs = {key.removeprefix("module."): tensor for key, tensor in state_dict.items()}
-    ours = {method.released_name(name): (name, tensor) for name, tensor in method.state_dict().items()}
+    named = {name: (method.released_name(name), tensor) for name, tensor in method.state_dict().items()}
+    ours = {key: (name, tensor) for name, (key, tensor) in named.items() if key is not None}
+    theirs = method.released_tensors(state_dict)
     missing = [key for key in ours if key not in theirs]
     unknown = [key for key in theirs if key not in ours]
     unlike = [
@@ -51,12 +54,20 @@ def load_released_state_dict(method: "Method", state_dict: Mapping[str, Tensor])
         raise ValueError(
             f"the released weights do not fit {type(method).__name__} with these options: {'; '.join(faults)}"
         )
-    method.load_state_dict(
-        {name: theirs[key].reshape(tensor.shape).to(tensor.dtype) for key, (name, tensor) in ours.items()}
-    )
+    kept = {name: tensor for name, (key, tensor) in named.items() if key is None}
+    loaded = {name: theirs[key].reshape(tensor.shape).to(tensor.dtype) for key, (name, tensor) in ours.items()}
+    method.load_state_dict(kept | loaded)
 
 
 def _same_shape(name: str, theirs: Tensor, ours: Tensor) -> bool:
     if name.endswith("prompts"):  # the prompts of all blocks are one axis there and two here
         return theirs.numel() == ours.numel()
-    return theirs.shape == ours.shape
+    return _significant(theirs) == _significant(ours)
+
+
+def _significant(tensor: Tensor) -> tuple[int, ...]:
+    """Return the shape without the ones at its end: a convolution over single pixels is a linear layer."""
+    shape = tuple(tensor.shape)
+    while len(shape) > 2 and shape[-1] == 1:
+        shape = shape[:-1]
+    return shape

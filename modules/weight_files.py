@@ -23,15 +23,15 @@ from modules.weight_names import NOT_WEIGHTS, State
 OPEN_CLIP_CONFIG = "open_clip_config.json"
 OPEN_CLIP_FILES = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin")
 HUGGING_FACE_FILES = ("model.safetensors", "pytorch_model.bin")
-STATE_DICTS = ("state_dict", "model_state_dict")  # keys under which training code saves the weights
+STATE_DICTS = ("state_dict", "model_state_dict", "model_state")  # keys under which training code saves the weights
 
 
 def read_state_dict(path: str | Path) -> State:
     """Read the tensors of a weights file, Hugging Face folder or open_clip folder, with the names they have there.
 
-    Reads TorchScript archives, torch files (tensors only; also {"state_dict": ...} and {"model_state_dict": ...}) and
-    .safetensors. DistributedDataParallel's prefix "module." is removed. Entries that are not weights (sizes in OpenAI's
-    archives, index buffers of Hugging Face) are left out.
+    Reads TorchScript archives, torch files (tensors only, also below "state_dict", "model_state_dict" or "model_state")
+    and .safetensors. DistributedDataParallel's prefix "module." is removed. Entries that are not weights (sizes in
+    OpenAI's archives, index buffers of Hugging Face) are left out.
 
     Raises FileNotFoundError if nothing is there, and ValueError if it is none of these or if a checksum shows that it
     is damaged (`modules.seal`).

@@ -21,6 +21,8 @@ from modules.similarity import cosine_similarity, scaled_product, unit
 
 MAX_LOGIT_SCALE = math.log(100.0)  # as in CLIP: similarities are never scaled by more than 100
 
+KEY_BIAS = "the third for keys: it adds the same to all keys of a query, and softmax removes that"  # it is dead
+
 
 @dataclass(frozen=True)
 class DeadParameters:
@@ -154,8 +156,10 @@ class Method(nn.Module):
         """Return the trainable parameters that cannot learn; a method that follows a release may have some."""
         return []
 
-    def released_name(self, name: str) -> str:
+    def released_name(self, name: str) -> str | None:
         """Return the name that the tensor `name` of `state_dict()` has in checkpoints of this method's released code.
+
+        None means that they lack it; loading one of them leaves the tensor as it is.
 
         Raises:
             ValueError: if the method follows no released code.
@@ -163,6 +167,13 @@ class Method(nn.Module):
         if name.startswith("clip."):
             return "clip." + to_openai_key(name.removeprefix("clip."))
         raise ValueError(f"{type(self).__name__} follows no released code, so it reads no checkpoint of one")
+
+    def released_tensors(self, state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Return the tensors of a released checkpoint that are the method's, by the names of `released_name`.
+
+        Here these are all; DDP's prefix `module.` is removed. A subclass may leave out parts that are of no use to it.
+        """
+        return {key.removeprefix("module."): tensor for key, tensor in state_dict.items()}
 
     @torch.no_grad()
     def after_step(self) -> None:

@@ -97,7 +97,7 @@ class CLIP4Clip(Method):
         """Return False only for biases: as in the released code, LayerNorm weights and the temperature decay."""
         return not name.endswith("bias")
 
-    def released_name(self, name: str) -> str:
+    def released_name(self, name: str) -> str | None:
         if name == "frame_position_embeddings":
             return "frame_position_embeddings.weight"
         if name.startswith("temporal_blocks."):

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from modules.clip import CLIP, Block, KeysValues
-from modules.methods.base import DeadParameters, Method
+from modules.methods.base import KEY_BIAS, DeadParameters, Method
 from modules.options import Range
 from modules.released.padding import hold_last_frame
 from modules.released.shared_latent import (
@@ -36,7 +36,6 @@ RELEASED_NAMES = {  # prefixes of our tensors' names, and of theirs
     "latent.block.": "clip.PromptTransformer.resblocks.0.",
     "latent.to_text.": "clip.unified_prompt_mlp.",
 }
-KEY_BIAS = "the third for keys: it adds the same to all keys of a query, and softmax removes that"
 
 
 class DGL(Method):
@@ -149,7 +148,7 @@ class DGL(Method):
             )
         ]
 
-    def released_name(self, name: str) -> str:
+    def released_name(self, name: str) -> str | None:
         if name == "latent.prompts" and isinstance(self.latent, LinearLatentSpace):
             return "clip.visual_prompt_embedding"
         for ours, theirs in RELEASED_NAMES.items():

@@ -6,6 +6,8 @@ cross attention (`modules.stdd.cross_attention`). A clip is the embeddings of it
 Shapes: B clips, T frames, N patches, D width, E joint embedding, A visual blocks, C texts.
 """
 
+import logging
+from collections.abc import Mapping
 from typing import Annotated, ClassVar, Literal
 
 import torch
@@ -13,8 +15,9 @@ from torch import Tensor
 
 from modules.clip import CLIP, Block
 from modules.frame_rows import FrameRows
-from modules.methods.base import Method
+from modules.methods.base import KEY_BIAS, DeadParameters, Method
 from modules.options import Range, between
+from modules.quoting import some
 from modules.similarity import masked_mean, scaled_product, unit
 from modules.stdd.cross_attention import cross_attend, rows_of_kept
 from modules.stdd.distillation import Distillation
@@ -28,6 +31,12 @@ from modules.stdd.masks import (
     training_shifts,
 )
 from modules.stdd.variants import build_variant
+from modules.weight_names import NOT_WEIGHTS, to_openai_key
+
+log = logging.getLogger("stop")
+
+MODEL = "model."  # prefix of the trained CLIP in the released code's checkpoints
+RELEASED_ADAPTER = {"down.": "stadapt_down_1.", "conv.": "stadapt_conv3d_1.", "up.": "stadapt_up_1."}
 
 Temporal = Literal[
     "stcross_attend",
@@ -41,8 +50,8 @@ Temporal = Literal[
 ]
 
 LINEAR_CONNECT = (
-    "is Open-VCLIP's training on weights between CLIP's and the trained ones, which STDD's release keeps switched off and "
-    "this project does not have: average the weights of epochs afterwards"
+    "is Open-VCLIP's training on weights between CLIP's and the trained ones, which STDD's release keeps switched off "
+    "and this project does not have: average the weights of epochs afterwards"
 )
 
 
@@ -93,7 +102,7 @@ class STDD(Method):
         self.spatial_repeat, self.shuffle_train = spatial_repeat, shuffle_train
         self.seed = shuffle_seed if shuffle_eval else None
         self.clamp_logit_scale = clamp_logit_scale
-        self._injected: Tensor | None = None
+        self._injected: tuple[Tensor, int] | None = None  # masks, and how many patches each window drops
         if self.crossing:
             if visual.grid % 2:
                 raise ValueError(
@@ -119,11 +128,12 @@ class STDD(Method):
             ValueError: if they do not fit this CLIP, if their windows drop different numbers of patches, or if
                 `temporal` is not stcross_attend, which alone has masks.
         """
-        if masks is not None:
-            if not self.crossing:
-                raise ValueError("only --temporal stcross_attend has masks")
-            check_masks(masks, len(self.clip.visual.blocks), self.clip.visual.grid**2)
-        self._injected = masks
+        if masks is None:
+            self._injected = None
+        elif not self.crossing:
+            raise ValueError("only --temporal stcross_attend has masks")
+        else:
+            self._injected = masks, check_masks(masks, len(self.clip.visual.blocks), self.clip.visual.grid**2)
 
     def encode_frames(self, video: Tensor, frame_mask: Tensor | None = None) -> Tensor:
         """Embed every frame: `[B,T,3,H,W]` -> `[B,T,E]`, not normalised.
@@ -152,13 +162,13 @@ class STDD(Method):
         """Return the places of the patches that the branch of every block keeps, int64 `[A,B,T,N']`."""
         layers, patches = len(self.clip.visual.blocks), self.clip.visual.grid**2
         if self._injected is not None:
-            if self._injected.shape[1:3] != frame_mask.shape:
+            masks, dropped = self._injected
+            if masks.shape[1:3] != frame_mask.shape:
                 raise ValueError(
-                    f"the injected masks are for {list(self._injected.shape[1:3])} clips and frames, and the video has "
+                    f"the injected masks are for {list(masks.shape[1:3])} clips and frames, and the video has "
                     f"{list(frame_mask.shape)}"
                 )
-            masks = self._injected.to(frame_mask.device)
-            return kept_places(masks, check_masks(masks, layers, patches))
+            return kept_places(masks.to(frame_mask.device), dropped)
         windows = patches // 4
         if self.training:
             shifts = training_shifts(
@@ -193,6 +203,33 @@ class STDD(Method):
     def decays(self, name: str, parameter: torch.nn.Parameter) -> bool:
         """Return False for 1-D tensors and biases: as in the released code, the temperature (0-D) decays."""
         return parameter.dim() != 1 and not name.endswith(".bias")
+
+    def dead_parameters(self) -> list[DeadParameters]:
+        """Return the key biases of the attention over frames of cross_frame_attend."""
+        parts = [name for name, _ in self.trainable_parameters() if name.endswith("message_attn.in_proj_bias")]
+        return [DeadParameters(name, KEY_BIAS, 1 / 3) for name in parts]
+
+    def released_name(self, name: str) -> str | None:
+        if name.startswith("clip."):
+            return to_openai_key(name.removeprefix("clip."))
+        if name.startswith("temporal."):
+            _, layer, tensor = name.split(".", 2)
+            for ours, theirs in RELEASED_ADAPTER.items():
+                tensor = tensor.replace(ours, theirs)
+            return f"visual.transformer.resblocks.{layer}.{tensor}"
+        return None
+
+    def released_tensors(self, state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Return the tensors below `model.`, or all if none is, as in files of CLIP's own keys.
+
+        What lies beside `model.` served training alone: `raw_model.`, the frozen CLIP, and the residual of the
+        distillation. The log names it.
+        """
+        theirs = super().released_tensors(state_dict)
+        inside = {key.removeprefix(MODEL): tensor for key, tensor in theirs.items() if key.startswith(MODEL)}
+        if beside := [key for key in theirs if inside and not key.startswith(MODEL)]:
+            log.info("the checkpoint has %d tensors that served its training alone (%s)", len(beside), some(beside, 5))
+        return {key: tensor for key, tensor in (inside or theirs).items() if key not in NOT_WEIGHTS}
 
     @torch.no_grad()
     def after_step(self) -> None:

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from modules.clip import CLIP, Block
-from modules.methods.base import DeadParameters
-from modules.methods.dgl import DGL, KEY_BIAS
+from modules.methods.base import KEY_BIAS, DeadParameters
+from modules.methods.dgl import DGL
 from modules.options import Range, between
 from modules.released.padding import hold_last_frame
 from modules.released.prompts import InterFramePrompt, ParallelAdapter, PixelPrompter
@@ -139,7 +139,7 @@ class STOPReleased(DGL):
             DeadParameters("inter.attention.in_proj_bias", KEY_BIAS, 1 / 3),
         ]
 
-    def released_name(self, name: str) -> str:
+    def released_name(self, name: str) -> str | None:
         for ours, theirs in RELEASED_NAMES.items():
             if name.startswith(ours):
                 return f"clip.visual.TemporalPrompt.{theirs}{name.removeprefix(ours)}"
