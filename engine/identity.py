@@ -60,7 +60,8 @@ def of_the_settings(config: Config, precision: str) -> dict[str, Any]:
 def of_the_weights(method: Method, backbone_sha256: str) -> dict[str, str]:
     """Return the CLIP's hash, its facts that no tensor shows, and a hash of all tensors that are not trained."""
     trained = {name for name, _ in method.trainable_parameters()}
-    frozen = {name: tensor for name, tensor in method.state_dict().items() if name not in trained}
+    tensors = method.state_dict() | method.unsaved_tensors()
+    frozen = {name: tensor for name, tensor in tensors.items() if name not in trained}
     return {
         "CLIP (sha256)": backbone_sha256,
         "CLIP": str(method.clip.backbone),

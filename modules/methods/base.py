@@ -152,6 +152,10 @@ class Method(nn.Module):
         """Yield the names and tensors that training changes."""
         return ((name, parameter) for name, parameter in self.named_parameters() if parameter.requires_grad)
 
+    def unsaved_tensors(self) -> dict[str, Tensor]:
+        """Return, by name, frozen tensors that training depends on and that `state_dict` does not have."""
+        return {}
+
     def dead_parameters(self) -> list[DeadParameters]:
         """Return the trainable parameters that cannot learn; a method that follows a release may have some."""
         return []

@@ -186,6 +186,9 @@ class STDD(Method):
     def regulariser(self, video: Tensor, rows: FrameRows) -> Tensor | None:
         return None if self.distillation is None else self.distillation(video, rows)
 
+    def unsaved_tensors(self) -> dict[str, Tensor]:
+        return {} if self.distillation is None else self.distillation.unsaved_tensors()
+
     def similarity(self, text: Tensor, video: FrameRows) -> Tensor:
         """Score every text with every clip: `[C,E]` and B clips -> fp32 `[C,B]`.
 

@@ -51,6 +51,10 @@ class Distillation(nn.Module):
         # Over the frames of each clip first, so that parts of a batch give what the whole gives.
         return self.ratio * (1 - (alike.sum(dim=1) / rows.frame_mask.sum(dim=1)).mean())
 
+    def unsaved_tensors(self) -> dict[str, Tensor]:
+        """Return the frozen CLIP's tensors, by name."""
+        return {f"distillation.frozen.{name}": tensor for name, tensor in self._frozen[0].state_dict().items()}
+
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
         """Do what torch does behind `to`, `double` ..., with the frozen CLIP too."""
         self._frozen[0]._apply(fn, recurse)
