@@ -52,6 +52,9 @@ class Loss(nn.Module):
     # True if the loss has its own temperature. Then `clip.logit_scale` cancels, and training freezes it.
     owns_scale = False
 
+    # Names of the method's trained parameters that a checkpoint may lack, because its training had no use for them.
+    unused: frozenset[str] = frozenset()
+
     def __init__(self, clip: CLIP) -> None:
         super().__init__()
 

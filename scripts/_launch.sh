@@ -98,7 +98,7 @@ train_recognition() {
         --pretrained_clip_name "${pretrained_clip_name:-ViT-B/32}" --pretrained_dir "${pretrained_dir:-pretrained}" \
         --split "${split:?}" --shots "${shots:?}" --classes "${classes:?}" \
         ${class_names:+--class_names "$class_names"} ${templates:+--templates "$templates"} \
-        ${classifier:+--classifier "$classifier"} \
+        ${classifier:+--classifier "$classifier"} ${text_features:+--text_features "$text_features"} \
         --batch_size_val "${batch_size_val:-16}" --lr "${lr:-1e-3}" --coef_lr "${coef_lr:-5e-3}" \
         --max_words "${max_words:-32}" --max_frames "${max_frames:-8}" \
         --frame_sampling "${frame_sampling:-segment}" --feature_framerate "${feature_framerate:-0}" \

@@ -1,13 +1,10 @@
-"""The step of classification: score clips with all classes, by class texts or by a linear head, and cross-entropy.
+"""The step of classification: score clips with all classes (`engine.tasks.classifiers`), and cross-entropy.
 
-    text    s_ik = similarity(w_k, v_i), where w_k is the text of class k
-    linear  s_ik = a_k . v_i sqrt(E) / |v_i| + b_k
-    L       = mean over the clips i of -sum over k of y_ik log softmax(s_i)_k
+    L = mean over the clips i of -sum over k of y_ik log softmax(s_i)_k
 
 Shapes: K classes, P texts of a class, n clips, L words, E joint embedding.
 """
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -20,10 +17,21 @@ from dataloaders.augmentation import mix_pairs
 from engine.distributed import mean_over_processes
 from engine.evaluate import evaluating
 from engine.tasks.base import Part, TaskStep
+from engine.tasks.classifiers import (
+    bag_logits,
+    blank_inputs,
+    classifier_rows,
+    encode_in_blocks,
+    freeze_text_encoder,
+    freeze_text_side,
+    has_gradient,
+    head_logits,
+    text_logits,
+)
+from modules.bag import Bag, BagMean
 from modules.methods import Method
-from modules.rows import Rows, join, map_rows, tensors_of, to_float
+from modules.rows import Rows, map_rows, tensors_of, to_float
 
-AT_ONCE = 128  # frozen texts encoded at once
 HEAD_DEVIATION = 0.01  # of a new head's weights, as in the heads of mmaction2
 
 
@@ -37,7 +45,7 @@ class ClassificationLoss(nn.Module):
     ) -> None:
         super().__init__()
         self.label_smoothing, self.head = label_smoothing, head
-        self.unused = unused  # names of the method's parameters that are frozen, because only texts need them
+        self.unused = unused  # names of the method's parameters that need not be in a checkpoint, see `load_checkpoint`
         if head is not None:  # a number that stands for the head's classes and their order; 0: not trained yet
             self.register_buffer("classes", torch.zeros(1, dtype=torch.int64))
 
@@ -53,54 +61,32 @@ class ClassificationLoss(nn.Module):
 
 
 def new_loss(
-    method: Method, classes: int | None, label_smoothing: float, max_frames: int, max_words: int
+    method: Method,
+    classes: int | None,
+    label_smoothing: float,
+    max_frames: int,
+    max_words: int,
+    with_bag: bool = False,
 ) -> ClassificationLoss:
-    """Return the loss, with a new linear head for K `classes`; None: for class texts.
+    """Return the loss: with a new linear head for K `classes`, or without one.
 
-    With a head, CLIP's temperature and the parameters that only texts reach become frozen. The head's weights are from
-    N(0, 0.01), its biases 0.
+    With a head or `with_bag` the parameters that only texts reach become frozen; with a head also CLIP's temperature.
+    The head's weights are from N(0, 0.01), its biases 0.
     """
-    if classes is None:
+    if classes is None and not with_bag:
         return ClassificationLoss(label_smoothing)
-    visual, device = method.clip.visual, method.clip.logit_scale.device
-    video = torch.zeros(1, max_frames, 3, visual.image_size, visual.image_size, device=device)
-    frame_mask = torch.ones(1, max_frames, dtype=torch.bool, device=device)
-    token_ids = torch.zeros(1, max_words, dtype=torch.int64, device=device)
+    inputs, head = blank_inputs(method, max_frames, max_words), None
     before = {name for name, _ in method.trainable_parameters()}
-    row = freeze_text_side(method, video, frame_mask, token_ids)
+    if classes is None:
+        freeze_text_encoder(method, *inputs)
+    else:
+        row = freeze_text_side(method, *inputs)
+        head = nn.Linear(row.shape[1], classes, device=row.device)
     unused = frozenset(before - {name for name, _ in method.trainable_parameters()})
-    loss = ClassificationLoss(label_smoothing, nn.Linear(row.shape[1], classes, device=device), unused)
-    loss.start_fresh()
+    loss = ClassificationLoss(label_smoothing, head, unused)
+    if head is not None:
+        loss.start_fresh()
     return loss
-
-
-def head_logits(head: nn.Linear, clips: Tensor) -> Tensor:
-    """Score clips `[n,E]` with a head; fp32 `[n,K]`. A method's rows may have any length, so they get sqrt(E)."""
-    with torch.autocast(clips.device.type, enabled=False):
-        return head(math.sqrt(clips.shape[1]) * F.normalize(clips.float(), dim=-1))
-
-
-def classifier_rows(method: Method, rows: Rows, texts: int) -> Rows:
-    """Return the classifier of K classes with `texts` texts each, from their rows `[K P,...]`, in fp32.
-
-    For a dot product it is the mean of the normalised rows of a class, `[K,E]`; the similarity normalises it again. For
-    any other similarity it is all rows, whose scores `text_logits` averages. A single text's rows stay as they are.
-    """
-    if texts == 1 or not method.is_dot_product:
-        return rows
-    assert isinstance(rows, Tensor)
-    return F.normalize(rows, dim=-1).unflatten(0, (-1, texts)).mean(dim=1)
-
-
-def encode_in_blocks(method: Method, token_ids: Tensor) -> Rows:
-    """Encode texts that need no gradient, int64 `[N,L]`, a few at once."""
-    return join([method.encode_text(block) for block in token_ids.split(AT_ONCE)])
-
-
-def text_logits(method: Method, classifier: Rows, clips: Rows, texts: int) -> Tensor:
-    """Score clips with classes: the result of `classifier_rows` and the rows of n clips -> fp32 `[n,K]`."""
-    scores = method.similarity(classifier, clips)
-    return (scores if texts == 1 or method.is_dot_product else scores.unflatten(0, (-1, texts)).mean(dim=1)).T
 
 
 @dataclass
@@ -139,8 +125,9 @@ class ClassificationStep(TaskStep):
     Args:
         loss: its head, if it has one, replaces the class texts.
         classes: K.
-        token_ids: int64 `[K P,L]`, the texts of all classes, class by class; None with a head.
+        texts: int64 `[K P,L]`, the texts of all classes, class by class; or the bag of their prompts; None with a head.
         mixes: whether batches have `mixing`, which says how pairs of clips are mixed.
+        bag_mean: see `modules.bag.bag_scores`.
 
     The texts are encoded in each step if training changes the text side, else only once.
     """
@@ -154,24 +141,30 @@ class ClassificationStep(TaskStep):
         loss: ClassificationLoss,
         autocast: Callable[[], torch.autocast],
         classes: int,
-        token_ids: Tensor | None,
+        texts: Tensor | Bag | None,
         mixes: bool = False,
+        bag_mean: BagMean = "padded",
     ) -> None:
         super().__init__(method, loss, autocast)
         self.inputs = ("video", "frame_mask", "label", *(("mixing",) if mixes else ()))
         self.classes = classes
-        self.token_ids = token_ids  # not a buffer, which DDP would send around in each step
-        self.texts = 1 if token_ids is None else len(token_ids) // classes  # P
-        self.learns_texts = token_ids is not None and has_gradient(method, token_ids)
+        # Neither is a buffer, which DDP would send around in each step.
+        self.bag = texts if isinstance(texts, Bag) else None
+        self.token_ids = None if isinstance(texts, Bag) else texts
+        self.bag_mean = bag_mean
+        self.texts = 1 if self.token_ids is None else len(self.token_ids) // classes  # P
+        self.learns_texts = self.token_ids is not None and has_gradient(method, self.token_ids)
         self._frozen: Rows | None = None
         self.scored_by_loss = loss.head is not None
 
     def logits(self, classifier: Rows | None, clips: Rows) -> Tensor:
-        """Score n clips with the classes, by the result of `classifier_rows` (None with a head): fp32 `[n,K]`."""
+        """Score n clips by a bag or the result of `classifier_rows`, or None with a head: fp32 `[n,K]`."""
         if self.loss.head is not None:
             assert isinstance(clips, Tensor)
             return head_logits(self.loss.head, clips)
         assert classifier is not None
+        if isinstance(classifier, Bag):
+            return bag_logits(self.method, classifier, clips, self.bag_mean)
         return text_logits(self.method, classifier, clips, self.texts)
 
     def forward(
@@ -196,7 +189,7 @@ class ClassificationStep(TaskStep):
         classifier = None if text is None else self.classifier(text)
         if shared is not None:
             classifier = shared.rows if is_last else shared.values
-        elif not self.learns_texts and self.token_ids is not None:
+        elif not self.learns_texts and self.loss.head is None:
             classifier = self.frozen_classifier()
         loss = self.loss(self.logits(classifier, clips), target)
         loss = loss if extra is None else loss + extra
@@ -227,7 +220,9 @@ class ClassificationStep(TaskStep):
 
     @torch.no_grad()
     def frozen_classifier(self) -> Rows:
-        """Return the classifier of a text side that training does not change; it is encoded at the first call."""
+        """Return the bag, or the classifier of a text side that training does not change, encoded at the first call."""
+        if self.bag is not None:
+            return self.bag
         if self._frozen is None:
             assert self.token_ids is not None
             with evaluating(self.method), self.autocast():
@@ -245,62 +240,6 @@ class ClassificationStep(TaskStep):
             groups.append({"name": "head", "params": [head.weight], "lr": lr, "weight_decay": weight_decay})
             groups.append({"name": "head, no decay", "params": [head.bias], "lr": lr, "weight_decay": 0.0})
         return groups
-
-
-def has_gradient(method: Method, token_ids: Tensor) -> bool:
-    """Return whether training changes the rows of texts, int64 `[N,L]`: whether a trained parameter reaches them."""
-    return bool(reached_by(_encoded(method, lambda: method.encode_text(token_ids[:1]))))
-
-
-@torch.enable_grad()
-def _encoded(method: Method, encode: Callable[[], Rows]) -> Rows:
-    """Return rows with their graph, without dropout, so that no random number is drawn."""
-    was_training = method.training
-    method.eval()
-    try:
-        return encode()
-    finally:
-        method.train(was_training)
-
-
-def reached_by(rows: Rows) -> set[nn.Parameter]:
-    """Return the parameters that require a gradient and that rows depend on, from the rows' graph."""
-    waiting = [tensor.grad_fn for tensor in tensors_of(rows) if tensor.grad_fn is not None]
-    found, seen = set(), set(waiting)
-    while waiting:
-        node = waiting.pop()
-        if hasattr(node, "variable"):
-            found.add(node.variable)
-        new = {following for following, _ in node.next_functions if following is not None} - seen
-        seen |= new
-        waiting += new
-    return found
-
-
-def freeze_text_side(method: Method, video: Tensor, frame_mask: Tensor, token_ids: Tensor) -> Tensor:
-    """Freeze what only scores with texts use: CLIP's temperature, and the parameters that reach no clip.
-
-    Args:
-        video: float `[1,T,3,H,W]`, of any value, as the others.
-        frame_mask: bool `[1,T]`.
-        token_ids: int64 `[1,L]`.
-
-    Returns:
-        The clip's row, float `[1,E]`.
-
-    Raises:
-        ValueError: a row is not one vector.
-    """
-    clips = _encoded(method, lambda: method.encode_video(video, frame_mask))
-    if not isinstance(clips, Tensor) or clips.dim() != 2:
-        raise ValueError(
-            f"--classifier linear needs one vector of a clip, and {type(method).__name__} has several; pass "
-            "--classifier text"
-        )
-    of_texts = reached_by(_encoded(method, lambda: method.encode_text(token_ids)))
-    for parameter in {method.clip.logit_scale, *(of_texts - reached_by(clips))}:
-        parameter.requires_grad_(False)
-    return clips.detach()
 
 
 def _floating(rows: Rows) -> list[Tensor]:

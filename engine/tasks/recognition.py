@@ -1,4 +1,4 @@
-"""Action recognition: each video gets the class whose text, or whose row of a linear head, scores best.
+"""Action recognition: each video gets the class whose text, bag of prompts or row of a linear head scores best.
 
 Shapes: N videos, V views of a video, K classes, P texts of a class, n videos at once.
 """
@@ -6,7 +6,6 @@ Shapes: N videos, V views of a video, K classes, P texts of a class, n videos at
 import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import lru_cache
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
@@ -21,18 +20,22 @@ from dataloaders.quoting import shorten
 from dataloaders.sampler import EpochSampler
 from dataloaders.samples import Sample
 from dataloaders.views import Views
-from engine.checkpoint import CheckpointHeader, read_header
 from engine.config import Config
 from engine.data import normalise_for
 from engine.evaluate import evaluating
 from engine.identity import digest
 from engine.logger import log
 from engine.tasks.base import Metrics, Task, TrainingItems
+from engine.tasks.class_features import ClassFeatures, description
 from engine.tasks.class_texts import check_texts, class_texts
-from engine.tasks.classification import ClassificationLoss, ClassificationStep, encode_in_blocks, new_loss
+from engine.tasks.classification import ClassificationLoss, ClassificationStep, new_loss
+from engine.tasks.classifiers import encode_in_blocks
 from engine.tasks.predictions import Predictions, folder_of_predictions, write_predictions
 from engine.tasks.recognition_metrics import recognition_metrics, reversed_ids, topk_accuracy
 from engine.tasks.recognition_settings import RecognitionSettings
+from engine.tasks.trained_on import check_start, header_of, left_out_of_start, trained_with, training_of
+from modules.bag import Bag
+from modules.clip_weights import backbone_sha256
 from modules.methods import Method
 from modules.rows import Rows, to_float
 
@@ -50,11 +53,12 @@ class Scores(NamedTuple):
 
 @dataclass(frozen=True)
 class RecognitionSplit:
-    """Labelled videos, their classes, and the texts of these: int64 `[K P,L]`. `novel` are those of the novel half."""
+    """Labelled videos, their classes, and the texts of these: int64 `[K P,L]`, or a bag of K classes. `novel` are those
+    of the novel half."""
 
     samples: list[Sample]
     classes: Classes
-    token_ids: Tensor
+    texts: Tensor | Bag
     novel: "RecognitionSplit | None" = None
 
 
@@ -71,14 +75,16 @@ class Recognition(Task):
         if self.options.classes == "novel" and config.run.do_train:
             raise ValueError("--classes novel is for an evaluation without training: pass --do_eval, or --classes base")
         self.start = header_of(config.model.init_model)  # what the weights were trained on before
-        if self.options.classifier == "text" and not config.run.do_train and self._started_with_a_head():
+        if self.options.classifier != "linear" and not config.run.do_train and trained_with(config) == "linear":
             raise ValueError(
                 f"--init_model {config.model.init_model}: was trained with --classifier linear, which trains no texts: "
-                "pass --classifier linear, or a checkpoint of --classifier text"
+                "pass --classifier linear, or a checkpoint of --classifier text or bag"
             )
+        self._check_bag_flags()
         self.templates = self.options.class_templates()
         self.classes = self.options.chosen_classes(config.data)
-        self.token_ids = self._tokens(self.classes)
+        self.features = self._read_features() if self.options.classifier == "bag" else None
+        self.texts = self._texts(self.classes)
         self.views = Views.parse(self.options.test_views)
         if self.options.view_fusion == "features" and not method.is_dot_product:
             raise ValueError(
@@ -86,41 +92,70 @@ class Recognition(Task):
                 "pass --view_fusion logits"
             )
 
-    def _started_with_a_head(self) -> bool:
-        """Return whether --init_model was trained with a linear head."""
-        start = self.start
-        return start is not None and start.task == self.options.task and start.settings.get("classifier") == "linear"
+    def _check_bag_flags(self) -> None:
+        """Raise ValueError if a flag of bags was passed for another classifier; it may come from a checkpoint."""
+        options, inherited = self.options, self.start.settings if self.start is not None else {}
+        if options.classifier != "bag":
+            for name in ("text_features", "bag_mean"):
+                value = getattr(options, name)
+                if value != getattr(RecognitionSettings, name) and value != inherited.get(name):
+                    raise ValueError(
+                        f"--{name} {shorten(value)} is for --classifier bag, and this is --classifier "
+                        f"{options.classifier}: pass --classifier bag, or leave it out"
+                    )
 
-    def _tokens(self, classes: Classes) -> Tensor:
-        """Return the texts of classes, int64 `[K P,L]`, class by class.
+    def _read_features(self) -> ClassFeatures:
+        """Read --text_features; ValueError also if the weights of --init_model come with another CLIP."""
+        options, clip, start = self.options, self.method.clip, self.start
+        if start is not None and start.full and start.backbone_sha256 != backbone_sha256(clip):
+            raise ValueError(
+                f"--init_model {self.config.model.init_model}: holds another CLIP than --pretrained_clip_name, whose "
+                "text tower made --text_features: pass its --pretrained_clip_name, and features of that CLIP"
+            )
+        every = options.all_classes(self.config.data)
+        features = ClassFeatures.read(options.text_features, clip, every, options.bag_mean)
+        if options.classes == "base":  # the end of the run needs them; a class without prompts stops it now
+            features.rows(options.chosen_classes(self.config.data, "novel"))
+        return features
 
-        Raises ValueError if two classes read alike, and for a single class, which any model would always get right.
+    def _texts(self, classes: Classes) -> Tensor | Bag:
+        """Return the bag of classes, or their texts, int64 `[K P,L]`, class by class.
+
+        Raises ValueError if two classes read alike, if one has no prompts, and for a single class, which any model
+        would always get right.
         """
         if len(classes) == 1:
             raise ValueError(
                 f"there is only one class, {shorten(classes.keys[0])}, so every answer would be right: pass lists, "
                 "folders or --classes with two or more"
             )
+        device = self.process.device
+        if self.features is not None:
+            return Bag(*(tensor.to(device) for tensor in self.features.bag(classes)))
         texts = class_texts(classes.names, self.templates)
         tokenizer, max_words = self.splits.tokenizer, self.config.data.max_words
         if self.options.classifier == "text":
             check_texts(classes.names, texts, tokenizer, max_words)
-        return tokenizer([text for of_class in texts for text in of_class]).to(self.process.device)
+        return tokenizer([text for of_class in texts for text in of_class]).to(device)
 
     # --- training ---
 
     @classmethod
     def make_loss(cls, config: Config, method: Method) -> ClassificationLoss:
         options: RecognitionSettings = config.task
+        sizes = config.data.max_frames, config.data.max_words
         classes = len(options.chosen_classes(config.data)) if options.classifier == "linear" else None
-        return new_loss(method, classes, options.label_smoothing, config.data.max_frames, config.data.max_words)
+        loss = new_loss(method, classes, options.label_smoothing, *sizes, with_bag=options.classifier == "bag")
+        if options.classifier == "text":
+            loss.unused = left_out_of_start(config, method)
+        return loss
 
     def step(self) -> ClassificationStep:
-        loss = self.make_loss(self.config, self.method).to(self.process.device)
-        token_ids = self.token_ids if loss.head is None else None
+        loss, options = self.make_loss(self.config, self.method).to(self.process.device), self.options
         self._step = ClassificationStep(
-            self.method, loss, self.autocast, len(self.classes), token_ids, self.options.augmentation().mixes
-        )
+            self.method, loss, self.autocast, len(self.classes), self.texts if loss.head is None else None,
+            options.augmentation().mixes, options.bag_mean,
+        )  # fmt: skip
         return self._step
 
     def training_items(self, samples: Sequence[Sample], frames: FrameReader) -> LabelledClips:
@@ -150,7 +185,7 @@ class Recognition(Task):
         Raises ValueError; with --allow_overlap, what is not new is only logged.
         """
         self._check_head()
-        self._unless_allowed(self._check_start)
+        self._unless_allowed(lambda: check_start(self.config))
         if self.config.run.do_train:
             training, test = self.splits.listed("train"), self.splits.listed("test")
             self._unless_allowed(lambda: check_protocol(training, test, self.classes))
@@ -165,31 +200,6 @@ class Recognition(Task):
             if not self.config.run.allow_overlap:
                 raise
             log.info("attention: %s (--allow_overlap)", error)
-
-    def _check_start(self) -> None:
-        """Check that the training of --init_model, if it was on this data set, left out what is tested here.
-
-        Raises ValueError if it was on another split than the test list is of (a list that --val_csv names is of none),
-        or on all classes although novel ones are tested.
-        """
-        source, header, here = self.config.model.init_model, self.start, self.options
-        if header is None or header.task != here.task:
-            return
-        datatype, split, classes = (header.settings.get(name) for name in ("datatype", "split", "classes"))
-        if datatype != here.datatype:
-            return
-        if split != here.split and not self.config.data.val_csv:
-            raise ValueError(
-                f"--init_model {source}: was trained on --split {split} of {datatype}, whose training list has test "
-                f"videos of --split {here.split}: pass --split {split}, or --allow_overlap to test on training videos "
-                "nevertheless"
-            )
-        if here.classes in ("base", "novel") and classes != "base":
-            raise ValueError(
-                f"--init_model {source}: was trained with --classes {classes}, so the novel classes of "
-                f"{datatype} are not new to it: pass a checkpoint of --classes base, or --allow_overlap to test it "
-                "nevertheless"
-            )
 
     def _check_head(self) -> None:
         """Note the classes of a head to train, which starts fresh unless a checkpoint had the same ones.
@@ -213,10 +223,12 @@ class Recognition(Task):
 
     def identity(self, items: TrainingItems) -> dict[str, Any]:
         texts = class_texts(self.classes.names, self.templates) if self.options.classifier == "text" else []
+        features = {} if self.features is None else {"text features": self.features.digest(self.classes)}
         return {
             "classes": digest(self.classes.keys),
             "class texts": digest(texts),
             "labels of mirrored clips": digest(self.options.augmentation().label_after_flip(self.classes).tolist()),
+            **features,
         }
 
     # --- evaluation ---
@@ -225,9 +237,9 @@ class Recognition(Task):
         novel = None
         if split == "test" and self.options.classes == "base":
             classes = self.options.chosen_classes(self.config.data, "novel")
-            novel = RecognitionSplit(self.splits.read("novel"), classes, self._tokens(classes))
+            novel = RecognitionSplit(self.splits.read("novel"), classes, self._texts(classes))
             self._log_split("novel", novel)
-        here = RecognitionSplit(samples, self.classes, self.token_ids, novel)
+        here = RecognitionSplit(samples, self.classes, self.texts, novel)
         if split != "train":
             self._log_split(split, here)
         return here
@@ -302,16 +314,18 @@ class Recognition(Task):
         return scores
 
     def classifier(self, split: RecognitionSplit) -> Rows | None:
-        """Return the classifier of a split's class texts, None with a linear head.
+        """Return the bag of a split's classes or the classifier of their texts, None with a linear head.
 
         In the precision of training, a frozen text side's is encoded once for training and all evaluations.
         """
-        if self._step.token_ids is None:
+        if self._step.loss.head is not None:
             return None
-        if split.token_ids is self.token_ids and not self._step.learns_texts and self._same_precision():
+        if isinstance(split.texts, Bag):
+            return split.texts
+        if split.texts is self.texts and not self._step.learns_texts and self._same_precision():
             return self._step.frozen_classifier()
         with evaluating(self.method), self.encoder.autocast():
-            return self._step.classifier(encode_in_blocks(self.method, split.token_ids))
+            return self._step.classifier(encode_in_blocks(self.method, split.texts))
 
     def _same_precision(self) -> bool:
         return self.config.optim.precision_val == "same"
@@ -334,7 +348,10 @@ class Recognition(Task):
             "shots_seed": trained["shots_seed"] if shots else "",
             "flip": trained.get("flip", ""),
             "classifier": options.classifier,
-            "class_texts": f"{texts} ({options.class_names})" if options.classifier == "text" else "",
+            "class_texts": {
+                "text": f"{texts} ({options.class_names})",
+                "bag": description(options.text_features, options.bag_mean),
+            }.get(options.classifier, ""),
             "views": options.test_views,
             "view_fusion": options.view_fusion,
         }
@@ -354,33 +371,6 @@ def _chance(classes: Classes) -> Metrics:
     reversed_of = reversed_ids(classes.keys, classes.reversed)
     labels = torch.arange(len(classes))
     return recognition_metrics(torch.zeros(len(classes), len(classes)), labels, reversed_of)
-
-
-def training_of(config: Config) -> dict[str, Any]:
-    """Return the settings that the evaluated weights were trained with: this run's, or those of the checkpoint.
-
-    It is {} for an untrained method. Of a file of released code only its path, "init_model", is known.
-    """
-    source = config.model.init_model
-    if config.run.do_train:
-        return config.flat()
-    if header := header_of(source):
-        return header.settings
-    return {"init_model": source} if source else {}
-
-
-def header_of(init_model: str) -> CheckpointHeader | None:
-    """Return the header of --init_model; None for an empty path and for a file of released code."""
-    path = Path(init_model)
-    if path.suffix != ".safetensors":
-        return None
-    return _header(path, path.stat().st_mtime_ns if path.is_file() else 0)
-
-
-@lru_cache(maxsize=1)
-def _header(path: Path, changed: int) -> CheckpointHeader:
-    """Read the header of a file that changed last at this time: reading it checks all tensors, which takes long."""
-    return read_header(path)
 
 
 def number_of(keys: Sequence[str]) -> int:

@@ -15,6 +15,7 @@ from engine.config import DataConfig, TaskSettings
 from engine.logger import log
 from engine.tasks.class_texts import read_templates
 from engine.tasks.recognition_metrics import FUSIONS
+from modules.bag import BagMean
 from modules.options import Choices, Range
 
 
@@ -29,7 +30,10 @@ class RecognitionSettings(TaskSettings):
     of_the_run: ClassVar = ("test_views", "view_fusion")
     newer: ClassVar = ("short_side_max",)
     # The last three choose videos: the digests of samples cover them.
-    places: ClassVar = ("labels_csv", "class_names", "templates", "classes", "split", "shots", "shots_seed")
+    places: ClassVar = (
+        "labels_csv", "class_names", "templates", "text_features", "classes", "split", "shots", "shots_seed",
+    )  # fmt: skip
+    newer: ClassVar = ("bag_mean",)
 
     datatype: Annotated[str, "the data set", Choices(ACTION_DATASETS)] = "ucf101"
     split: Annotated[int, "the official split of the data set, where it has three", Range(1, 3)] = 1
@@ -53,9 +57,20 @@ class RecognitionSettings(TaskSettings):
         str, "text with {} in the place of a class's name, or a file with one a line; empty: the data set's"
     ] = ""
     classifier: Annotated[
-        Literal["text", "linear"],
-        "text: similarity with the texts of the classes, as in retrieval; linear: a trained head, without any text",
+        Literal["text", "linear", "bag"],
+        "text: similarity with the texts of the classes, as in retrieval; linear: a trained head, without any text; "
+        "bag: every frame with every prompt of --text_features, as STDD",
     ] = "text"
+    text_features: Annotated[
+        str,
+        "--classifier bag: file with the embeddings of the prompts of each class, written by "
+        "preprocess/text_features.py, or STDD's own .pt",
+    ] = ""
+    bag_mean: Annotated[
+        BagMean,
+        "--classifier bag: the prompts that a mean counts; padded: also the repeats that fill short classes up, as "
+        "released; masked: each prompt once",
+    ] = "padded"
     label_smoothing: Annotated[float, "share of the target spread evenly over all classes", Range(0, 0.99)] = 0.0
     test_views: Annotated[
         str,

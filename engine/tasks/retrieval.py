@@ -33,6 +33,7 @@ from engine.tasks.retrieval_metrics import (
     video_to_text_metrics,
 )
 from engine.tasks.splits import draw_captions
+from engine.tasks.trained_on import left_out_of_start
 from modules.losses import LOSSES, Loss, build_loss
 from modules.methods import Method
 from modules.options import Choices, Range
@@ -137,6 +138,7 @@ class Retrieval(Task):
         loss = build_loss(config.task.loss, method.clip)
         if loss.owns_scale:  # the loss then does not use CLIP's temperature
             method.clip.logit_scale.requires_grad_(False)
+        loss.unused = left_out_of_start(config, method)
         return loss
 
     def step(self) -> ContrastiveStep:

@@ -71,6 +71,11 @@ class Method(nn.Module):
         """Score every caption with every clip: rows of N captions and of B clips -> fp32 logits `[N,B]`."""
         return cosine_similarity(text, video, self.clip.logit_scale)
 
+    def averages_texts(self) -> bool:
+        """Return how several texts of a class are brought together: True: the mean of their normalised rows scores the
+        class; False: each text scores it, and the scores are averaged. True needs texts of one vector each."""
+        return self.is_dot_product
+
     def prepare(self, rows: Any) -> Any:
         """Return rows for `similarity_of_prepared`: normalised here once, and not again in each of its calls.
 

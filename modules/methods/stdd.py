@@ -196,6 +196,9 @@ class STDD(Method):
         """
         return self.similarity_of_prepared(self.prepare(text), self.prepare(video))
 
+    def averages_texts(self) -> bool:
+        return True  # a class's row of the matrix is the mean of its normalised texts
+
     def prepare(self, rows: Tensor | FrameRows) -> Tensor:
         """Return unit vectors of texts, and of a clip the mean of those of its real frames: `[C,E]`, `[B,E]`."""
         return masked_mean(rows.frames.float(), rows.frame_mask) if isinstance(rows, FrameRows) else unit(rows)
