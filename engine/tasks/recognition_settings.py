@@ -28,12 +28,11 @@ class RecognitionSettings(TaskSettings):
     needed_flags: ClassVar = ACTION_NEEDED_FLAGS
     splits: ClassVar = ACTION_SPLITS
     of_the_run: ClassVar = ("test_views", "view_fusion", "test_videos", "ensemble_clip")
-    newer: ClassVar = ("short_side_max",)
     # The last three choose videos: the digests of samples cover them.
     places: ClassVar = (
         "labels_csv", "class_names", "templates", "text_features", "classes", "split", "shots", "shots_seed",
     )  # fmt: skip
-    newer: ClassVar = ("bag_mean",)
+    newer: ClassVar = ("bag_mean", "short_side_max")
 
     datatype: Annotated[str, "the data set", Choices(ACTION_DATASETS)] = "ucf101"
     split: Annotated[int, "the official split of the data set, where it has three", Range(1, 3)] = 1
