@@ -36,7 +36,9 @@ class Augmentation:
     In the order of application:
 
     - `crop_scale` is the smallest share of a frame's area that is cut out at random and resized to the square (sides
-      from 3:4 to 4:3); 1 keeps the middle square, as in evaluation.
+      from 3:4 to 4:3); 1 keeps the middle square, as in evaluation. Instead of it, `short_side_max` resizes the short
+      side to a length drawn from CLIP's S to so many pixels, bilinearly and without antialiasing, and cuts out a square
+      at a random place, as PySlowFast does; 0 is off.
     - `jitter_probability`: brightness and contrast change by up to 40 %, saturation by 20 %, hue by a tenth of the
       circle. `gray_probability`: the colours go.
     - `rand_augment_ops` operations of RandAugment (Cubuk et al., arXiv 1909.13719), none of which mirrors, with
@@ -61,12 +63,20 @@ class Augmentation:
     erasing_probability: float = 0.0
     mixup_alpha: float = 0.0
     cutmix_alpha: float = 0.0
+    short_side_max: int = 0
 
     def __post_init__(self) -> None:
         if self.flip not in FLIP:
             raise ValueError(f"--flip is {quoted(self.flip)}: pass one of {', '.join(FLIP)}.")
         if not 0 < self.crop_scale <= 1:
             raise ValueError(f"--crop_scale is {self.crop_scale}: pass a share of the area, above 0 and at most 1.")
+        if self.short_side_max < 0:
+            raise ValueError(f"--short_side_max is {self.short_side_max}: pass 0 (off) or a number of pixels.")
+        if self.short_side_max and self.crop_scale < 1:
+            raise ValueError(
+                f"--short_side_max {self.short_side_max} and --crop_scale {self.crop_scale} are two ways to cut out "
+                "squares: pass --crop_scale 1 or --short_side_max 0."
+            )
         for name in ("flip_probability", "jitter_probability", "gray_probability", "erasing_probability"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"--{name} is {getattr(self, name)}: pass a probability from 0 to 1.")
@@ -82,7 +92,7 @@ class Augmentation:
     @property
     def crops(self) -> bool:
         """Return whether squares are cut out of whole frames at random."""
-        return self.crop_scale < 1
+        return self.crop_scale < 1 or self.short_side_max > 0
 
     @property
     def mixes(self) -> bool:
@@ -114,15 +124,24 @@ class Augmentation:
         """Return all that is done to a clip's pixels but the flip, uint8 [T, 3, h, w] -> uint8 [T, 3, S, S]; None for
         nothing.
 
-        The function draws from torch's global generator; `drawing` seeds it.
+        The function draws from torch's global generator; `drawing` seeds it. Raises ValueError if `short_side_max` is
+        smaller than S.
         """
+        if 0 < self.short_side_max < size:
+            raise ValueError(
+                f"--short_side_max is {self.short_side_max}: pass 0 (off), or at least the {size} pixels of this CLIP."
+            )
         colours = self.jitter_probability or self.gray_probability
         if not (self.crops or colours or self.rand_augment_ops or self.erasing_probability):
             return None
         from torchvision.transforms import v2  # takes a second, and most runs draw nothing
 
         steps: list[torch.nn.Module] = []
-        if self.crops:
+        bilinear = v2.InterpolationMode.BILINEAR
+        if self.short_side_max:
+            steps.append(v2.RandomResize(size, self.short_side_max + 1, interpolation=bilinear, antialias=False))
+            steps.append(v2.RandomCrop(size))
+        elif self.crops:
             how = v2.InterpolationMode(interpolation)
             steps.append(v2.RandomResizedCrop(size, (self.crop_scale, 1.0), interpolation=how, antialias=True))
         if self.jitter_probability:
@@ -131,7 +150,6 @@ class Augmentation:
         if self.gray_probability:
             steps.append(v2.RandomGrayscale(self.gray_probability))
         if self.rand_augment_ops:
-            bilinear = v2.InterpolationMode.BILINEAR
             steps.append(
                 v2.RandAugment(self.rand_augment_ops, self.rand_augment_magnitude, interpolation=bilinear, fill=GREY)
             )

@@ -63,11 +63,12 @@ class StoredFrames:
     """The K frames of an entry; a "jpeg" frame is decoded when it is taken.
 
     `promised` is a number of candidates: of those that the video file's header promised, if the sampling draws, else of
-    those that the frames were taken from.
+    those that the frames were taken from. `fps` is the file's frames a second, if the sampling depends on it, else 0.0.
     """
 
     def __init__(self, tensors: Mapping[str, torch.Tensor]) -> None:
         self.promised = int(tensors["promised"])
+        self.fps = float(tensors.get("fps", 0.0))
         self._pixels = self._jpegs = None
         if "pixels" in tensors:
             self._pixels = tensors["pixels"].numpy()  # uint8 [K, 3, h, w]
@@ -115,10 +116,11 @@ class FrameCache:
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_mapped": {}}  # else a started process would get copies of the mapped entries
 
-    def load(self, path: Path, settings: str, read: Callable[[], tuple[torch.Tensor, int]]) -> StoredFrames:
+    def load(self, path: Path, settings: str, read: Callable[[], tuple[torch.Tensor, int, float]]) -> StoredFrames:
         """Return the frames of the video `path` under a reader's `settings`, a text that tells settings apart.
 
-        If there is no valid entry yet, `read` provides the frames, uint8 [K, 3, h, w], and the number `promised`.
+        If there is no valid entry yet, `read` provides the frames, uint8 [K, 3, h, w], and the numbers `promised` and
+        `fps` of `StoredFrames`.
 
         Raises VideoError, also if the video has disappeared, and OSError if the entry cannot be written.
         """
@@ -185,8 +187,10 @@ class FrameCache:
             return None
         return StoredFrames(tensors)
 
-    def _write(self, place: Path, terms: str, frames: torch.Tensor, promised: int) -> None:
+    def _write(self, place: Path, terms: str, frames: torch.Tensor, promised: int, fps: float) -> None:
         tensors = {"promised": torch.tensor(promised)}
+        if fps:  # not in the entries of other samplings, which stay as they were
+            tensors["fps"] = torch.tensor(fps, dtype=torch.float64)
         if self.encoding == "jpeg":
             jpegs = [_to_jpeg(frame.numpy()) for frame in frames]
             ends = np.cumsum([len(jpeg) for jpeg in jpegs])

@@ -98,7 +98,8 @@ class LabelledClips(Dataset[Item]):
     clips also `mixing` float32 [5] for `augmentation.mix_pairs`.
 
     `frames` must be a reader for training; the attribute of that name is the one that is used, which keeps whole frames
-    if the augmentation crops. Raises ValueError for flips that would mislabel clips, and for mixing of padded clips.
+    if the augmentation crops. Raises ValueError for flips that would mislabel clips, for mixing of padded clips, and
+    for a `short_side_max` below CLIP's image side.
     """
 
     def __init__(

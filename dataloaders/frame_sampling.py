@@ -4,7 +4,8 @@
 of any kind. `at_frame_rate` thins it out to n candidates. The others pick positions among the candidates: `uniform` as
 CLIP4Clip does; `segment_random` (training) and `segment_centres` (evaluation) over the whole clip; `released_training`
 and `released_evaluation` do what the authors' released code of STOP does; `dense_random` and `dense_views` take frames
-at a fixed distance. For a short video `uniform` returns fewer than T positions, which the caller pads; the others
+at a fixed distance; `slowfast_random` and `slowfast_views` take them at a fixed distance in seconds, as PySlowFast and
+with it STDD's release do. For a short video `uniform` returns fewer than T positions, which the caller pads; the others
 always return T and repeat frames if necessary.
 
 The functions named `..._views` place V clips of one video; for V = 1 they give the one clip of an evaluation.
@@ -17,10 +18,12 @@ import math
 from typing import Literal, get_args
 
 import numpy as np
+import torch
 
-FrameSampling = Literal["uniform", "segment", "released", "dense"]  # --frame_sampling
+FrameSampling = Literal["uniform", "segment", "released", "dense", "slowfast"]  # --frame_sampling
 FRAME_SAMPLING: tuple[str, ...] = get_args(FrameSampling)
 HEAD, TAIL, SPREAD = 0, 1, 2  # the values of --slice_framepos, as in CLIP4Clip
+SLOWFAST_FPS = 30  # the frames a second in which PySlowFast counts its strides
 
 
 def in_window(n_frames: int, fps: float, start: float | None, end: float | None) -> tuple[int, int]:
@@ -157,6 +160,52 @@ def _span(max_frames: int, stride: int) -> int:
 
 def _run(n: int, start: int, max_frames: int, stride: int) -> np.ndarray:
     return np.minimum(start + stride * np.arange(max_frames), n - 1)
+
+
+def slowfast_random(n: int, fps: float, max_frames: int, stride: int, generator: np.random.Generator) -> np.ndarray:
+    """Pick the frames of `slowfast_clip` from a random start; int64 [T], sorted. Every moment from which its span fits
+    is equally likely. Draws one number."""
+    return slowfast_clip(n, fps, max_frames, stride, generator.random() * _slowfast_room(n, fps, max_frames, stride))
+
+
+def slowfast_views(n: int, fps: float, max_frames: int, stride: int, n_views: int) -> np.ndarray:
+    """Place V clips of `slowfast_clip`; int64 [V, T].
+
+    View i starts at i / V of the room that the span leaves. So a single view begins with the video, and the last one of
+    several does not end with it.
+    """
+    room = _slowfast_room(n, fps, max_frames, stride)
+    starts = [room * view / n_views for view in range(n_views)]
+    return np.stack([slowfast_clip(n, fps, max_frames, stride, start) for start in starts])
+
+
+def slowfast_clip(n: int, fps: float, max_frames: int, stride: int, start: float) -> np.ndarray:
+    """Pick the frames that PySlowFast's decoder for PyAV picks from `start`, a fraction of a frame; int64 [T], sorted.
+
+    `fps` (frames a second, above 0) is the rate of the n frames. The clip spans ceil((T - 1) stride fps / 30) frames.
+    The decoder takes all frames from `start` to `start` + span - 1 and one more, and of these the T at the truncated
+    positions 0 ... T stride fps / 30 - 1, spread evenly. So frames are about T / (T - 1) times the stride apart, and
+    the last one lies where the window ends: 8 frames of stride 16 at 30 frames a second are 0, 18, ..., 108, 112. A
+    video shorter than the span repeats its last frame.
+
+    The decoder (slowfast/datasets/decoder.py of facebookresearch/SlowFast) compares times in whole ticks of the file's
+    clock. We compare exact times. The frames are the same but where a tick lasts as long as a frame, as in AVI files:
+    there they may lie one frame earlier than ours.
+    """
+    assert fps > 0, fps
+    first = math.ceil(start)
+    stop = min(n, math.floor(start + _slowfast_span(fps, max_frames, stride) - 1) + 2)
+    size = max(1.0, stride * max_frames / SLOWFAST_FPS * fps)
+    # In single precision, so that a position that comes near a whole number is truncated as it is there.
+    return first + torch.linspace(0, size - 1, max_frames).clamp(max=stop - first - 1).long().numpy()
+
+
+def _slowfast_span(fps: float, max_frames: int, stride: int) -> int:
+    return max(1, math.ceil(stride * (max_frames - 1) / SLOWFAST_FPS * fps))
+
+
+def _slowfast_room(n: int, fps: float, max_frames: int, stride: int) -> int:
+    return max(0, n - _slowfast_span(fps, max_frames, stride))
 
 
 def released_training(n: int, max_frames: int, generator: np.random.Generator) -> np.ndarray:

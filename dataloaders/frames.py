@@ -25,6 +25,8 @@ from dataloaders.frame_sampling import (
     released_views,
     segment_random,
     segment_views,
+    slowfast_random,
+    slowfast_views,
     uniform,
     uniform_views,
 )
@@ -40,6 +42,9 @@ from dataloaders.transforms import (
 )
 from dataloaders.views import Views, squares
 
+Count = tuple[int, float]  # n, and the file's frames a second
+Positions = Callable[[int, float], np.ndarray]  # (n, frames a second) -> positions among the n candidates
+
 ONE_VIEW = Views()
 WHOLE = 8 / 7  # short side of whole frames over the image side: 256 pixels for 224
 
@@ -52,13 +57,15 @@ class FrameReader:
     of them. "uniform" takes at most T by `slice_framepos`, as CLIP4Clip does, and pads a short video with black frames
     that the mask leaves out. "segment" takes one frame from each of T equal segments, a random one in `training`, else
     the middle one, and repeats frames of a short video. "dense" takes T candidates that are `frame_stride` apart, from
-    a random start in `training`, else from the middle, and repeats the last frame of a short video. "released" follows
-    the authors' code of STOP.
+    a random start in `training`, else from the middle, and repeats the last frame of a short video. "slowfast" takes T
+    frames that are `frame_stride` / 30 seconds apart, as PySlowFast does, from a random start in `training`, else from
+    the video's; it needs all frames as candidates. "released" follows the authors' code of STOP.
 
     `frame_transform` turns frames into squares: "resize" resizes them by `resize_mode` and `interpolation`, which are
-    those of the CLIP; "crop" cuts out the middle without resizing. With `whole`, for an augmentation that cuts out
-    other parts, `take` gives whole frames: a short side above WHOLE times S is reduced to that ("resize"), or nothing
-    changes ("crop"). With a `cache` a video is decoded only once.
+    those of the CLIP; "bilinear" resizes the short side bilinearly and without antialiasing, as PySlowFast does; "crop"
+    cuts out the middle without resizing. With `whole`, for an augmentation that cuts out other parts, `take` gives
+    whole frames: a short side above WHOLE times S is reduced to that ("resize"), or nothing changes ("bilinear",
+    "crop"). With a `cache` a video is decoded only once.
 
     `views` are the clips and squares that `read_views` takes from one video. Raises ValueError for a setting outside
     its range, and for settings that do not go together.
@@ -89,22 +96,27 @@ class FrameReader:
             )
         if self.frame_transform not in FRAME_TRANSFORM:
             raise ValueError(
-                f"--frame_transform is {quoted(self.frame_transform)}: pass {' or '.join(FRAME_TRANSFORM)}."
+                f"--frame_transform is {quoted(self.frame_transform)}: pass one of {', '.join(FRAME_TRANSFORM)}."
             )
         if self.resize_mode not in RESIZE_MODES or self.interpolation not in INTERPOLATIONS:
             raise ValueError(
                 f"Frames cannot be resized by {quoted(self.resize_mode)} and {quoted(self.interpolation)}: pass one of "
                 f"{', '.join(RESIZE_MODES)} and one of {', '.join(INTERPOLATIONS)}."
             )
-        if self.frame_transform == "crop" and self.resize_mode != "shortest":
+        if self.frame_transform != "resize" and self.resize_mode != "shortest":
             raise ValueError(
-                "--frame_transform crop cuts out the middle square, and this CLIP was trained on whole pictures, "
-                "squashed to a square: pass --frame_transform resize."
+                f"--frame_transform {self.frame_transform} cuts out the middle square, and this CLIP was trained on "
+                "whole pictures, squashed to a square: pass --frame_transform resize."
             )
         if not 0 <= self.feature_framerate < float("inf"):
             raise ValueError(f"--feature_framerate is {self.feature_framerate}: pass 0 (every frame) or more.")
         if self.frame_stride < 1:
             raise ValueError(f"--frame_stride is {self.frame_stride}: pass 1 (every candidate frame) or more.")
+        if self.frame_sampling == "slowfast" and self.feature_framerate > 0:
+            raise ValueError(
+                "--frame_sampling slowfast counts every frame of a file by the file's own rate: pass "
+                "--feature_framerate 0."
+            )
         uniform(1, 1, self.slice_framepos)  # refuses an unknown slice_framepos now, not at the first video
         if self.views.temporal > 1 and self.frame_sampling == "uniform" and self.slice_framepos != SPREAD:
             raise ValueError(
@@ -142,11 +154,11 @@ class FrameReader:
         """Return the K <= T frames of one clip, uint8 [K, 3, S, S], or [K, 3, h, w] of `whole` frames.
 
         With `start` or `end`, in seconds, the frames of that window are the whole video. `generator` is needed for
-        "segment", "dense" and "released" in training and is not touched otherwise. Raises VideoError, also for a video
+        anything but "uniform" in training and is not touched otherwise. Raises VideoError, also for a video
         that is too small to crop and for a window without a frame; OSError if the cache cannot be written.
         """
         if self.cache is None:
-            return self._read(path, start, end, lambda n: self._positions(n, generator))
+            return self._read(path, start, end, lambda n, fps: self._positions(n, fps, generator))
         return self._taken(self._stored(self.cache, path, start, end), generator)
 
     def read_windows(
@@ -174,7 +186,7 @@ class FrameReader:
                     yield index, *self(path, generator, *windows[index])
                 except VideoError as error:
                     errors[index] = error
-        counts: list[list[int]] = [[] for _ in missing]
+        counts: list[list[Count]] = [[] for _ in missing]
 
         def choose(place: int) -> Choose:
             drawn = partial(self._positions, generator=generator)
@@ -188,7 +200,8 @@ class FrameReader:
                 continue
             frames = torch.from_numpy(read.frames)
             if cache is not None:
-                stored = self._store(cache, path, windows[index], frames, self._promised(counts[place]))
+                entry = partial(self._entry, frames, counts[place])
+                stored = cache.load(path, self._cache_settings(*windows[index]), entry)
                 frames = self._taken(stored, generator)
             yield index, *self.pad(frames)
         if errors:
@@ -198,9 +211,9 @@ class FrameReader:
         """Return the frames that are taken of those in the cache."""
         positions = np.arange(len(stored))
         if self._draws:  # draw again if the video ends before a drawn frame, as decoding does
-            positions = self._positions(stored.promised, generator)
+            positions = self._positions(stored.promised, stored.fps, generator)
             if positions[-1] >= len(stored):
-                positions = self._positions(len(stored), generator)
+                positions = self._positions(len(stored), stored.fps, generator)
         return stored.take(positions)
 
     def pad(self, frames: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -221,15 +234,15 @@ class FrameReader:
         One view is exactly what calling the reader gives. Arguments and errors are those of `take`.
         """
         if self.cache is None:
-            counts: list[int] = []
+            counts: list[Count] = []
             frames = self._read(path, start, end, self._counting(counts))
-            n = counts[-1]
+            count = counts[-1]
         else:
             stored = self._stored(self.cache, path, start, end)
-            frames, n = stored.take(np.arange(len(stored))), stored.promised
+            frames, count = stored.take(np.arange(len(stored))), (stored.promised, stored.fps)
         clips = [frames]
         if self.views.temporal > 1:
-            rows = np.searchsorted(self._positions(n, None), self._clips(n))
+            rows = np.searchsorted(self._positions(*count, None), self._clips(*count))
             clips = [frames[row] for row in rows]
         if self.views.spatial > 1:
             clips = [square for clip in clips for square in squares(clip, self.image_size, self.views.spatial)]
@@ -242,9 +255,12 @@ class FrameReader:
         if self.cache is not None:
             self._stored(self.cache, path, start, end)
         else:
-            choose = self._choose(path, lambda n: np.array([n - 1]) if self._draws else self._positions(n, None))
+            choose = self._choose(path, self._last)
             convert = partial(self._picture, path=path)
             read_frames(path, choose, convert, start=start, end=end, square_pixels=True, thorough=True)
+
+    def _last(self, n: int, fps: float) -> np.ndarray:
+        return np.array([n - 1]) if self._draws else self._positions(n, fps, None)
 
     def cache_place(self, path: Path, start: float | None = None, end: float | None = None) -> Path:
         """Return the path of a video's entry in the cache, existing or not; VideoError if there is no such video."""
@@ -259,29 +275,24 @@ class FrameReader:
     def _stored(self, cache: FrameCache, path: Path, start: float | None, end: float | None) -> StoredFrames:
         """Return all candidates if frames are drawn from them, else the frames that are always taken."""
 
-        def read() -> tuple[torch.Tensor, int]:
-            counts: list[int] = []
-            frames = self._read(path, start, end, self._counting(counts))
-            return frames, self._promised(counts)
+        def read() -> tuple[torch.Tensor, int, float]:
+            counts: list[Count] = []
+            return self._entry(self._read(path, start, end, self._counting(counts)), counts)
 
         return cache.load(path, self._cache_settings(start, end), read)
 
-    def _store(
-        self, cache: FrameCache, path: Path, window: tuple[float | None, float | None], frames: torch.Tensor, n: int
-    ) -> StoredFrames:
-        return cache.load(path, self._cache_settings(*window), lambda: (frames, n))
-
-    def _promised(self, counts: list[int]) -> int:
-        """Return what an entry keeps of the counts that its frames were chosen from, one after the other."""
+    def _entry(self, frames: torch.Tensor, counts: list[Count]) -> tuple[torch.Tensor, int, float]:
+        """Return what the cache keeps: frames, and one of the counts from which they were chosen, in that order."""
         # Draws begin with the count that the header promises. Views are placed by the count that there is.
-        return counts[0 if self._draws else -1]
+        n, fps = counts[0 if self._draws else -1]
+        return frames, n, fps if self.frame_sampling == "slowfast" else 0.0
 
-    def _counting(self, counts: list[int]) -> Callable[[int], np.ndarray]:
+    def _counting(self, counts: list[Count]) -> Positions:
         """Return a function from n to all positions that may be taken, which notes each n in `counts`."""
 
-        def all_that_may_be_taken(n: int) -> np.ndarray:
-            counts.append(n)
-            return np.arange(n) if self._draws else self._positions(n, None)
+        def all_that_may_be_taken(n: int, fps: float) -> np.ndarray:
+            counts.append((n, fps))
+            return np.arange(n) if self._draws else self._positions(n, fps, None)
 
         return all_that_may_be_taken
 
@@ -296,7 +307,7 @@ class FrameReader:
             taken = f"{self.frame_sampling} {self.max_frames}"
         if self.frame_sampling == "uniform":
             taken += f" slice_framepos {self.slice_framepos}"
-        elif self.frame_sampling == "dense" and not self._draws:
+        elif self.frame_sampling in ("dense", "slowfast") and not self._draws:
             taken += f" stride {self.frame_stride}"
         how = self.frame_transform
         # What was not there from the start is not named at its default, so that older caches keep their keys.
@@ -310,38 +321,39 @@ class FrameReader:
             how += " whole"
         return f"{taken}, {self.feature_framerate:.10g} fps, {how} to {self.image_size}"
 
-    def _read(
-        self, path: Path, start: float | None, end: float | None, positions: Callable[[int], np.ndarray]
-    ) -> torch.Tensor:
-        """Decode the frames at `positions(n)` of the n candidates; uint8 [K, 3, S, S]."""
+    def _read(self, path: Path, start: float | None, end: float | None, positions: Positions) -> torch.Tensor:
+        """Decode the frames at `positions(n, fps)` of the n candidates; uint8 [K, 3, S, S]."""
         choose, convert = self._choose(path, positions), partial(self._picture, path=path)
         read = read_frames(path, choose, convert, start=start, end=end, square_pixels=True)
         return torch.from_numpy(read.frames)
 
-    def _choose(self, path: Path, positions: Callable[[int], np.ndarray]) -> Choose:
-        """Return the function that picks the frames at `positions(n)` of the n candidates."""
+    def _choose(self, path: Path, positions: Positions) -> Choose:
+        """Return the function that picks the frames at `positions(n, fps)` of the n candidates."""
 
         def choose(n_frames: int, fps: float) -> np.ndarray:
-            if self.feature_framerate > 0 and fps == 0:
-                raise VideoError(f"{path} states no frame rate: re-encode it, or pass --feature_framerate 0.")
+            if fps == 0 and (self.feature_framerate > 0 or self.frame_sampling == "slowfast"):
+                instead = "--feature_framerate 0" if self.feature_framerate > 0 else "another --frame_sampling"
+                raise VideoError(f"{path} states no frame rate: re-encode it, or pass {instead}.")
             candidates = at_frame_rate(n_frames, fps, self.feature_framerate)
-            return candidates[positions(len(candidates))]
+            return candidates[positions(len(candidates), fps)]
 
         return choose
 
-    def _positions(self, n: int, generator: np.random.Generator | None) -> np.ndarray:
+    def _positions(self, n: int, fps: float, generator: np.random.Generator | None) -> np.ndarray:
         """Return the positions of the frames of one clip, or of all clips together; int64 [K], sorted."""
         if not self._draws:
-            clips = self._clips(n)
+            clips = self._clips(n, fps)
             return clips[0] if len(clips) == 1 else np.unique(clips)
         assert generator is not None, "random frames need a generator"
         if self.frame_sampling == "dense":
             return dense_random(n, self.max_frames, self.frame_stride, generator)
+        if self.frame_sampling == "slowfast":
+            return slowfast_random(n, fps, self.max_frames, self.frame_stride, generator)
         return (segment_random if self.frame_sampling == "segment" else released_training)(
             n, self.max_frames, generator
         )
 
-    def _clips(self, n: int) -> np.ndarray:
+    def _clips(self, n: int, fps: float) -> np.ndarray:
         """Return the positions of the frames of each clip of an evaluation, int64 [temporal, K]."""
         n_clips = self.views.temporal
         if self.frame_sampling == "uniform":
@@ -350,6 +362,8 @@ class FrameReader:
             return uniform_views(n, self.max_frames, n_clips)
         if self.frame_sampling == "dense":
             return dense_views(n, self.max_frames, self.frame_stride, n_clips)
+        if self.frame_sampling == "slowfast":
+            return slowfast_views(n, fps, self.max_frames, self.frame_stride, n_clips)
         return (segment_views if self.frame_sampling == "segment" else released_views)(n, self.max_frames, n_clips)
 
     def _picture(self, frame: np.ndarray, path: Path) -> np.ndarray:
@@ -358,11 +372,13 @@ class FrameReader:
             side = round(WHOLE * self.image_size) if self.frame_transform == "resize" else min(frame.shape[:2])
             return resize_short_side(frame[None], side, self.interpolation, enlarge=False)[0].numpy()
         several = self.views.spatial > 1  # squares are cut later
-        if self.frame_transform == "resize":
-            if several:
-                return resize_short_side(frame[None], self.image_size, self.interpolation)[0].numpy()
-            resize = squash if self.resize_mode == "squash" else resize_and_crop
-            return resize(frame[None], self.image_size, self.interpolation)[0].numpy()
+        if self.frame_transform != "crop":
+            if self.resize_mode == "squash":
+                return squash(frame[None], self.image_size, self.interpolation)[0].numpy()
+            antialias = self.frame_transform == "resize"
+            interpolation = self.interpolation if antialias else "bilinear"
+            resize = resize_short_side if several else resize_and_crop
+            return resize(frame[None], self.image_size, interpolation, antialias=antialias)[0].numpy()
         height, width = frame.shape[:2]
         if min(height, width) < self.image_size:
             raise VideoError(

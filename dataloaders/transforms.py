@@ -17,7 +17,7 @@ import torch.nn.functional as F
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 
-FrameTransform = Literal["resize", "crop"]  # --frame_transform
+FrameTransform = Literal["resize", "crop", "bilinear"]  # --frame_transform
 FRAME_TRANSFORM: tuple[str, ...] = get_args(FrameTransform)
 RESIZE_MODES = ("shortest", "squash")
 INTERPOLATIONS = ("bicubic", "bilinear")
@@ -25,19 +25,21 @@ INTERPOLATIONS = ("bicubic", "bilinear")
 Triple = tuple[float, float, float]
 
 
-def resize_and_crop(frames: np.ndarray, size: int, interpolation: str = "bicubic") -> torch.Tensor:
+def resize_and_crop(
+    frames: np.ndarray, size: int, interpolation: str = "bicubic", antialias: bool = True
+) -> torch.Tensor:
     """Resize the short side to `size` and cut out the middle square: uint8 [T, H, W, 3] -> uint8 [T, 3, S, S],
     contiguous.
 
-    Resizing is antialiased and skipped if the short side has that size already. The long side keeps its proportion, its
-    fraction dropped. The result equals torchvision's v2 Resize and CenterCrop on uint8 bit for bit; CLIP's own Pillow
-    pipeline differs from these by single grey levels.
+    Resizing is skipped if the short side has that size already. The long side keeps its proportion, its fraction
+    dropped. The result equals torchvision's v2 Resize and CenterCrop on uint8 bit for bit; CLIP's own Pillow pipeline
+    differs from these by single grey levels.
     """
-    return _middle_square(resize_short_side(frames, size, interpolation), size)
+    return _middle_square(resize_short_side(frames, size, interpolation, antialias=antialias), size)
 
 
 def resize_short_side(
-    frames: np.ndarray, size: int, interpolation: str = "bicubic", enlarge: bool = True
+    frames: np.ndarray, size: int, interpolation: str = "bicubic", enlarge: bool = True, antialias: bool = True
 ) -> torch.Tensor:
     """Resize whole frames to a short side of `size`, as `resize_and_crop` does: uint8 [T, H, W, 3] -> uint8 [T, 3, h,
     w], not contiguous. Without `enlarge`, smaller frames stay as they are."""
@@ -46,7 +48,7 @@ def resize_short_side(
     short = min(height, width)
     if short == size or (short < size and not enlarge):
         return video
-    return _resized(video, size * height // short, size * width // short, interpolation)
+    return _resized(video, size * height // short, size * width // short, interpolation, antialias)
 
 
 def squash(frames: np.ndarray, size: int, interpolation: str = "bicubic") -> torch.Tensor:
@@ -60,8 +62,8 @@ def squash(frames: np.ndarray, size: int, interpolation: str = "bicubic") -> tor
     return video.contiguous()
 
 
-def _resized(video: torch.Tensor, height: int, width: int, interpolation: str) -> torch.Tensor:
-    return F.interpolate(video, size=(height, width), mode=interpolation, antialias=True)
+def _resized(video: torch.Tensor, height: int, width: int, interpolation: str, antialias: bool = True) -> torch.Tensor:
+    return F.interpolate(video, size=(height, width), mode=interpolation, antialias=antialias)
 
 
 def centre_crop(frames: np.ndarray, size: int) -> torch.Tensor:

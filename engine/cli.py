@@ -10,7 +10,7 @@ from dataloaders.quoting import quoted, shorten
 from engine.checkpoint import read_header
 from engine.config import Config, ModelConfig, TaskSettings, sections_with
 from engine.flags import finite_float
-from modules.methods import METHODS, method_options
+from modules.methods import METHODS, method_options, why_unknown
 from modules.options import Option, help_of, options_of
 
 
@@ -36,9 +36,8 @@ def _add_flag(group: Any, option: Option, default: Any) -> None:
 
 def _refuse_unknown(unknown: Sequence[str], method: str, parser: argparse.ArgumentParser) -> NoReturn:
     flag = shorten(unknown[0].split("=")[0])
-    owners = [name for name, cls in METHODS.items() if flag[2:] in {option.name for option in method_options(cls)}]
-    if flag.startswith("--") and owners:
-        raise ValueError(f"{flag} is a setting of --method {', '.join(owners)}, but the method here is {method}")
+    if flag.startswith("--") and (reason := why_unknown(method, flag[2:])):
+        raise ValueError(f"{flag} {reason}")
     known = [string for action in parser._actions for string in action.option_strings]
     close = difflib.get_close_matches(flag, known, n=1)
     hint = f"did you mean {close[0]}?" if close else "--help lists the flags"

@@ -69,13 +69,17 @@ class DataConfig(Checked):
         FrameSampling,
         "uniform: as CLIP4Clip, short clips are padded; segment: one frame per segment, drawn at random in training; "
         "dense: --frame_stride apart, from a random start in training, else from the middle; released: as STOP's "
-        "released code, whose training never sees the last frames left over by n // T",
+        "released code, whose training never sees the last frames left over by n // T; slowfast: as PySlowFast, "
+        "--frame_stride / 30 seconds apart at any frame rate, from a random start in training, else from the first",
     ] = "uniform"
-    frame_stride: Annotated[int, "dense sampling only: from one frame to the next, in candidates", Range(1)] = 1
+    frame_stride: Annotated[
+        int, "from one frame to the next; dense: in candidates; slowfast: in frames of 1/30 second", Range(1)
+    ] = 1
     frame_transform: Annotated[
         FrameTransform,
         "resize: scale the short side to CLIP's size, then crop the middle square; crop: only crop the middle square, "
-        "as STOP's released code does, for videos re-encoded to that short side",
+        "as STOP's released code does, for videos re-encoded to that short side; bilinear: as resize, but bilinear and "
+        "without antialiasing, as PySlowFast",
     ] = "resize"
     feature_framerate: Annotated[float, "candidate frames per second; 0: every frame of the file", Range(0)] = 1.0
     slice_framepos: Annotated[
@@ -101,6 +105,8 @@ class OptimConfig(Checked):
     lr: Annotated[float, "learning rate of the tensors that the method adds to CLIP", Range(0)] = 1e-4
     coef_lr: Annotated[float, "factor on --lr for trained CLIP tensors", Range(0)] = 1e-3
     weight_decay: Annotated[float, "weight decay of AdamW; never on biases", Range(0)] = 0.2
+    adam_beta2: Annotated[float, "decay rate of AdamW's mean of squared gradients", Range(0, 0.99999)] = 0.98
+    adam_eps: Annotated[float, "epsilon of AdamW", Range(0, above=True)] = 1e-6
     gradient_accumulation_steps: Annotated[
         int,
         "number of parts into which each process divides its share of the batch, which saves memory but takes more "
@@ -120,9 +126,9 @@ class OptimConfig(Checked):
         float, "maximum norm of the gradient over all parameters; a larger one is scaled down", Range(0, above=True)
     ] = 1.0
     schedule: Annotated[
-        Literal["warmup_cosine", "released"],
+        Literal["warmup_cosine", "released", "one_percent"],
         "learning rate schedule, a linear rise and half a cosine down; warmup_cosine: down to 0; released: as STOP's "
-        "released code, which starts at 1e-8 and never goes below it",
+        "released code, which starts at 1e-8 and never goes below it; one_percent: from 1 % and back to it, as STDD's",
     ] = "warmup_cosine"
     precision: Annotated[
         Literal["auto", "fp32", "bf16", "fp16"],

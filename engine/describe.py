@@ -1,5 +1,6 @@
 """Counts a method's parameters, one row per component, and its operations per clip; needs neither weights nor data."""
 
+from collections import Counter
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -11,7 +12,6 @@ from modules.backbones import StatedFacts
 from modules.clip import CLIP
 from modules.clip_weights import backbone_of
 from modules.methods import Method, build_method
-from modules.methods.base import DeadParameters
 
 
 def describe(
@@ -38,10 +38,10 @@ def describe(
     method.eval()
     of_loss = {name: parameter.numel() for name, parameter in loss.named_parameters()}
     trainable = {name: parameter.numel() for name, parameter in method.trainable_parameters()}
-    dead = {
-        part.name: {"parameters": _count_dead(trainable, part), "reason": part.reason}
-        for part in method.dead_parameters()
-    }
+    dead = {}
+    for part in method.dead_parameters():
+        count = sum(n for name, n in trainable.items() if f"{name}.".startswith(f"{part.name}."))
+        dead[part.name] = {"parameters": round(part.share * count), "reason": part.reason}
     method.requires_grad_(False)  # the counter's hooks fail on leaves that require gradients
     return {
         "method": method_name,
@@ -59,21 +59,12 @@ def describe(
     }
 
 
-def _count_dead(trainable: Mapping[str, int], part: DeadParameters) -> int:
-    return round(part.share * sum(n for name, n in trainable.items() if f"{name}.".startswith(f"{part.name}.")))
-
-
 def _by_component(trainable: Mapping[str, int]) -> dict[str, int]:
-    counts: dict[str, int] = {}
+    counts: Counter[str] = Counter()
     for name, count in trainable.items():
-        counts[_component(name)] = counts.get(_component(name), 0) + count
-    return counts
-
-
-def _component(name: str) -> str:
-    """Return a parameter's component: a child of the method, or two levels lower for CLIP."""
-    path = name.split(".")
-    return ".".join(path[: 3 if path[0] == "clip" else 1])
+        path = name.split(".")
+        counts[".".join(path[: 3 if path[0] == "clip" else 1])] += count  # a child, or two levels lower for CLIP
+    return dict(counts)
 
 
 @torch.no_grad()

@@ -23,6 +23,7 @@ SOURCE = (  # `of_the_weights` covers their content
     "clip_statistics", "clip_resize", "clip_interpolation",
 )  # fmt: skip
 PLACES = ("data_path", "features_path", "train_csv", "val_csv")  # `of_the_samples` covers their content
+NEWER = ("adam_beta2", "adam_eps")  # of training, left out at their defaults, because earlier versions lack them
 COST = ("num_thread_reader", "prefetch_factor", "gradient_accumulation_steps", "activation_checkpointing", "compile")
 FEW = 10  # ids that a message lists; for more ids it gives a digest
 DIGITS = 16  # hex digits of a digest: 64 bits
@@ -31,12 +32,13 @@ DIGITS = 16  # hex digits of a digest: 64 bits
 def of_the_settings(config: Config, precision: str) -> dict[str, Any]:
     """Return the settings that change what is learned or selected, by name; `precision` is --precision without "auto".
 
-    A setting that `TaskSettings.newer` names is left out at its default, because earlier versions lack it.
+    A setting that `TaskSettings.newer` or NEWER names is left out at its default, because earlier versions lack it.
     """
     model, optim, run, task = config.model, config.optim, config.run, config.task
     left_out = {*SOURCE, *PLACES, *COST, *task.of_the_run, *task.places, "options", "precision_val"}
-    left_out |= {name for name in task.newer if getattr(task, name) == getattr(type(task), name)}
-    left_out |= {"frame_stride"} if config.data.frame_sampling != "dense" else set()
+    newer = [(task, name) for name in task.newer] + [(optim, name) for name in NEWER]
+    left_out |= {name for owner, name in newer if getattr(owner, name) == getattr(type(owner), name)}
+    left_out |= {"frame_stride"} if config.data.frame_sampling not in ("dense", "slowfast") else set()
     kept = {
         name: value
         for section in (model, config.data, optim, task)
@@ -58,7 +60,8 @@ def of_the_settings(config: Config, precision: str) -> dict[str, Any]:
 def of_the_weights(method: Method, backbone_sha256: str) -> dict[str, str]:
     """Return the CLIP's hash, its facts that no tensor shows, and a hash of all tensors that are not trained."""
     trained = {name for name, _ in method.trainable_parameters()}
-    frozen = {name: tensor for name, tensor in method.state_dict().items() if name not in trained}
+    tensors = method.state_dict() | method.unsaved_tensors()
+    frozen = {name: tensor for name, tensor in tensors.items() if name not in trained}
     return {
         "CLIP (sha256)": backbone_sha256,
         "CLIP": str(method.clip.backbone),

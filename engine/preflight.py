@@ -152,8 +152,9 @@ def check_reached(method: Method, max_frames: int, max_words: int) -> None:
         probe = ZeroShotProbe(method.clip, max_frames, max_words)
         training = method.training
         method.train()
-        text, video = method.encode_text(probe.token_ids), method.encode_video(probe.video, probe.frame_mask)
-        method.similarity(text, video).square().sum().backward()
+        text, video = method(probe.video, probe.frame_mask, probe.token_ids)
+        loss, extra = method.similarity(text, video).square().sum(), method.regulariser(probe.video, video)
+        (loss if extra is None else loss + extra).backward()
     error = unreached(dict(method.trainable_parameters()), one_frame=True)
     method.zero_grad(set_to_none=True)
     method.train(training)

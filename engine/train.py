@@ -65,7 +65,7 @@ class Training:
             compile_forward(step.method)
         groups = step.parameter_groups(settings.lr, settings.coef_lr, settings.weight_decay)
         self.parameters = dict(step.trainable_parameters())
-        self.optimizer = build_optimizer(groups)
+        self.optimizer = build_optimizer(groups, settings.adam_beta2, settings.adam_eps)
         self.schedule = build_schedule(self.optimizer, self.total_steps, settings.warmup_proportion, settings.schedule)
         self.scaler = torch.amp.GradScaler(process.device.type, enabled=settings.precision == "fp16")
         self.distributed: DistributedDataParallel | None = None

@@ -8,7 +8,7 @@
 # JOBS run at the same time, with their folders and logs in RUNS. Afterwards the file `failed` has a line for each failure.
 run_rows() {
     local seeds=$1 only=$2 jobs=$3 runs=$4 seed row name file folder words
-    failed=$(mktemp)
+    failed=${failed:-$(mktemp)}
     trap 'rm -f "$failed"' EXIT
     for seed in $seeds; do
         for row in "${rows[@]:?}"; do

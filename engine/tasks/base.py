@@ -29,7 +29,7 @@ from engine.evaluate import Encoder, evaluating
 from engine.precision import autocast_for
 from engine.tasks.splits import Splits, hold_out
 from modules.methods import Method
-from modules.rows import Rows
+from modules.rows import Rows, to_float
 
 Metrics = dict[str, dict[str, float]]
 """Numbers by the thing measured ("text_to_video", ...) and by metric ("R@1", ...)."""
@@ -77,6 +77,20 @@ class TaskStep(nn.Module):
         For a mean over items, return `engine.distributed.mean_over_processes` of this process's mean.
         """
         raise NotImplementedError
+
+    def embed(
+        self, video: Tensor, frame_mask: Tensor, token_ids: Tensor | None
+    ) -> tuple[Rows | None, Rows, Tensor | None]:
+        """Embed uint8 `[n,T,3,H,W]`, bool `[n,T]` and, if given, texts int64 `[N,L]`.
+
+        Returns:
+            The rows of texts (None without) and of clips, in fp32, and the method's `regulariser`, a scalar or None.
+        """
+        with self.autocast():
+            video = normalise_for(self.method.clip, video)
+            text, clips = self.method(video, frame_mask, token_ids)
+            extra = self.method.regulariser(video, clips)
+        return None if text is None else to_float(text), to_float(clips), extra
 
     def in_parts(self, inputs: tuple[Tensor, ...], count: int) -> tuple[Tensor | None, list[Part]]:
         """Divide a batch into `count` equal parts that give the gradient of the whole batch.

@@ -14,7 +14,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dataloaders.augmentation import mix_pairs
-from engine.data import normalise_for
 from engine.distributed import mean_over_processes
 from engine.evaluate import evaluating
 from engine.tasks.base import Part, TaskStep
@@ -168,12 +167,6 @@ class ClassificationStep(TaskStep):
             return bag_logits(self.method, classifier, clips, self.bag_mean)
         return text_logits(self.method, classifier, clips, self.texts)
 
-    def embed(self, video: Tensor, frame_mask: Tensor, token_ids: Tensor | None) -> tuple[Rows | None, Rows]:
-        """Embed uint8 `[n,T,3,H,W]`, bool `[n,T]` and, if given, the class texts; return both rows, in fp32."""
-        with self.autocast():
-            text, clips = self.method(normalise_for(self.method.clip, video), frame_mask, token_ids)
-        return None if text is None else self.classifier(text), to_float(clips)
-
     def forward(
         self,
         video: Tensor,
@@ -192,12 +185,14 @@ class ClassificationStep(TaskStep):
         if mixing is not None:
             video, target = mix_pairs(video, label, mixing, self.classes)
         encode = self.learns_texts and shared is None
-        classifier, clips = self.embed(video, frame_mask, self.token_ids if encode else None)
+        text, clips, extra = self.embed(video, frame_mask, self.token_ids if encode else None)
+        classifier = None if text is None else self.classifier(text)
         if shared is not None:
             classifier = shared.rows if is_last else shared.values
         elif not self.learns_texts and self.loss.head is None:
             classifier = self.frozen_classifier()
         loss = self.loss(self.logits(classifier, clips), target)
+        loss = loss if extra is None else loss + extra
         if shared is not None and is_last:
             loss = loss + shared.of_the_other_parts()
         elif shared is not None:

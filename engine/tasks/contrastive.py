@@ -10,13 +10,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from engine.data import normalise_for
-from engine.distributed import gather, gather_rows
+from engine.distributed import gather, gather_rows, mean_over_processes
 from engine.precision import random_state
 from engine.tasks.base import Part, TaskStep
 from modules.losses import build_loss
 from modules.methods import Method
-from modules.rows import Rows, join, map_rows, tensors_of, to_float
+from modules.rows import Rows, join, map_rows, tensors_of
 
 
 @dataclass(frozen=True)
@@ -25,6 +24,7 @@ class CachedGradient:
 
     text: tuple[Tensor | None, ...]  # one for each tensor of the rows; None for masks and lengths
     clips: tuple[Tensor | None, ...]
+    share: float  # of the part in the batch
     # The arguments of `ContrastiveStep.batch_loss`. Only one part of a step has them: it also computes the gradient of
     # the similarity's and the loss's parameters.
     whole_batch: tuple[Rows, Rows, Tensor | None] | None = None
@@ -60,12 +60,6 @@ class ContrastiveStep(TaskStep):
         up_to = "up to " if "video_index" in self.inputs else ""
         return f", negatives per query {up_to}{batch_size - 1}"
 
-    def embed(self, video: Tensor, frame_mask: Tensor, token_ids: Tensor) -> tuple[Rows, Rows]:
-        """Embed uint8 `[n,T,3,H,W]`, bool `[n,T]`, int64 `[n,L]`; return the rows of texts and of clips, in fp32."""
-        with self.autocast():
-            text, clips = self.method(normalise_for(self.method.clip, video), frame_mask, token_ids)
-        return to_float(text), to_float(clips)
-
     def batch_loss(self, text: Rows, clips: Rows, video_index: Tensor | None = None) -> Tensor:
         """Return the loss of B text rows and B clip rows; `video_index`, int64 `[B]`, has each pair's video."""
         return self.loss(self.method.similarity(text, clips), video_index)
@@ -83,12 +77,18 @@ class ContrastiveStep(TaskStep):
         With `cached`, return a scalar with the gradient of this part. With `video_index`, int64 `[b]`, each pair's
         video, all pairs of a video are positives of each other, including those of other processes.
         """
-        text, clips = self.embed(video, frame_mask, token_ids)
+        text, clips, extra = self.embed(video, frame_mask, token_ids)
+        assert text is not None
         if cached is None:
             text, clips = (gather_rows(rows, self.gather_gradient) for rows in (text, clips))
-            return self.batch_loss(text, clips, None if video_index is None else gather(video_index))
-        surrogate = _products(text, cached.text) + _products(clips, cached.clips)
-        return surrogate if cached.whole_batch is None else surrogate + self.batch_loss(*cached.whole_batch)
+            loss = self.batch_loss(text, clips, None if video_index is None else gather(video_index))
+        else:
+            loss = _products(text, cached.text) + _products(clips, cached.clips)
+            if cached.whole_batch is not None:
+                loss = loss + self.batch_loss(*cached.whole_batch)
+        if extra is None:
+            return loss
+        return loss + mean_over_processes(extra) * (1.0 if cached is None else cached.share)
 
     def in_parts(self, inputs: tuple[Tensor, ...], count: int) -> tuple[Tensor, list[Part]]:
         """Embed the parts of a batch without keeping activations, and compute the loss's gradient at the embeddings.
@@ -99,11 +99,13 @@ class ContrastiveStep(TaskStep):
         """
         video_index = inputs[3] if len(inputs) > 3 else None
         pieces: list[Any] = list(zip(*(tensor.chunk(count) for tensor in inputs[:3]), strict=True))
-        embeddings, states = [], []
+        embeddings, states, extras = [], [], []
         with torch.no_grad():
             for piece in pieces:
                 states.append(random_state(piece[0].device))
-                embeddings.append(self.embed(*piece))
+                *rows, extra = self.embed(*piece)
+                embeddings.append(rows)
+                extras += [] if extra is None else [mean_over_processes(extra)]
             local = [join(rows) for rows in zip(*embeddings, strict=True)]
             text, clips = (map_rows(_as_leaf, gather_rows(rows)) for rows in local)
         videos = None if video_index is None else gather(video_index)
@@ -113,11 +115,12 @@ class ContrastiveStep(TaskStep):
         own = [self._own(next(gradients), len(inputs[0])) if leaf.requires_grad else None for leaf in leaves]
         divided = [(None,) * count if tensor is None else tensor.chunk(count) for tensor in own]
         n_text = len(tensors_of(text))
-        cached = [CachedGradient(part[:n_text], part[n_text:]) for part in zip(*divided, strict=True)]
+        cached = [CachedGradient(part[:n_text], part[n_text:], 1 / count) for part in zip(*divided, strict=True)]
         whole_batch = map_rows(Tensor.detach, text), map_rows(Tensor.detach, clips), videos
         cached[-1] = replace(cached[-1], whole_batch=whole_batch)
         parts = zip(pieces, cached, states, strict=True)
-        return loss.detach(), [Part((*piece, None, gradient), state) for piece, gradient, state in parts]
+        loss = loss.detach() + torch.stack(extras).mean() if extras else loss.detach()
+        return loss, [Part((*piece, None, gradient), state) for piece, gradient, state in parts]
 
     def _own(self, gradient: Tensor, count: int) -> Tensor:
         """Return this process's `count` rows of a gradient `[B,...]`, scaled to undo DDP's averaging."""

@@ -30,6 +30,7 @@ from engine.tasks.class_features import ClassFeatures, description
 from engine.tasks.class_texts import check_texts, class_texts
 from engine.tasks.classification import ClassificationLoss, ClassificationStep, new_loss
 from engine.tasks.classifiers import encode_in_blocks
+from engine.tasks.ensemble import load_raw_tower, raw_rows
 from engine.tasks.predictions import Predictions, folder_of_predictions, write_predictions
 from engine.tasks.recognition_metrics import recognition_metrics, reversed_ids, topk_accuracy
 from engine.tasks.recognition_settings import RecognitionSettings
@@ -72,6 +73,8 @@ class Recognition(Task):
     def __init__(self, config: Config, method: Method, process: Any) -> None:
         super().__init__(config, method, process)
         self.options: RecognitionSettings = config.task
+        if self.options.test_videos == "all" and config.run.do_train:
+            raise ValueError("--test_videos all tests on training videos: pass --do_eval, or --test_videos test")
         if self.options.classes == "novel" and config.run.do_train:
             raise ValueError("--classes novel is for an evaluation without training: pass --do_eval, or --classes base")
         self.start = header_of(config.model.init_model)  # what the weights were trained on before
@@ -86,6 +89,7 @@ class Recognition(Task):
         self.features = self._read_features() if self.options.classifier == "bag" else None
         self.texts = self._texts(self.classes)
         self.views = Views.parse(self.options.test_views)
+        self.raw = load_raw_tower(config.model, process.device) if self.options.ensemble_clip else None
         if self.options.view_fusion == "features" and not method.is_dot_product:
             raise ValueError(
                 f"--view_fusion features needs one vector of a clip, and --method {config.model.method} has several; "
@@ -271,7 +275,7 @@ class Recognition(Task):
 
     def _evaluate(self, split: RecognitionSplit, final: bool, name: str = "") -> Metrics:
         views, fusion = (self.views, self.options.view_fusion) if final else (ONE_VIEW, "logits")
-        scores = self.score(split, views, fusion == "features")
+        scores = self.score(split, views, fusion == "features", self.raw if final else None)
         predictions = Predictions(
             tuple(sample.video_id for sample in split.samples), split.classes.ids(split.samples), split.classes.keys,
             split.classes.names, scores.views.cpu().numpy(), fusion,
@@ -294,8 +298,13 @@ class Recognition(Task):
             log.info("predictions, accuracies of classes and confusion matrix: %s", folder)
         return metrics
 
-    def score(self, split: RecognitionSplit, views: Views, of_features: bool) -> Scores:
-        """Score all N videos with the K classes, on all processes; only scores are kept, so that memory stays flat."""
+    def score(
+        self, split: RecognitionSplit, views: Views, of_features: bool, raw: torch.nn.Module | None = None
+    ) -> Scores:
+        """Score all N videos with the K classes, on all processes; only scores are kept, so that memory stays flat.
+
+        With the `raw` tower of CLIP, --ensemble_clip of each score is that tower's.
+        """
         videos = ViewedVideos(split.samples, self.splits.frame_reader(training=False), views)
         classifier = self.classifier(split)
         # --batch_size_val counts clips, and a video has V of them.
@@ -303,9 +312,14 @@ class Recognition(Task):
 
         def score(batch: Batch) -> Scores:
             video, frame_mask = batch["video"].flatten(0, 1), batch["frame_mask"].flatten(0, 1)
-            clips = to_float(self.method.encode_video(normalise_for(self.method.clip, video), frame_mask))
+            pixels = normalise_for(self.method.clip, video)
+            clips = to_float(self.method.encode_video(pixels, frame_mask))
+            rows = None if raw is None else raw_rows(raw, pixels, frame_mask, clips)
             with torch.autocast(video.device.type, enabled=False):  # scores are in fp32, as in training
-                scores = self._step.logits(classifier, clips).unflatten(0, (-1, len(views)))
+                scores = self._step.logits(classifier, clips)
+                if rows is not None:
+                    scores = torch.lerp(scores, self._step.logits(classifier, rows), self.options.ensemble_clip)
+                scores = scores.unflatten(0, (-1, len(views)))
                 if not of_features:
                     return Scores(scores, scores.new_empty(len(scores), 0))
                 assert isinstance(clips, Tensor)
@@ -343,7 +357,7 @@ class Recognition(Task):
         shots = trained.get("shots", "")
         return {
             "split": options.split,
-            "list": Path(config.data.val_csv).name,
+            "list": "all videos of both lists" if options.test_videos == "all" else Path(config.data.val_csv).name,
             "classes": options.classes,
             "start": trained.get("init_model") or "CLIP",
             "train_data": trained.get("datatype", ""),
@@ -351,7 +365,7 @@ class Recognition(Task):
             "shots": "none" if not trained else "all" if shots == 0 else shots,
             "shots_seed": trained["shots_seed"] if shots else "",
             "flip": trained.get("flip", ""),
-            "classifier": options.classifier,
+            "classifier": options.classifier + f" + {options.ensemble_clip:g} CLIP" * (options.ensemble_clip > 0),
             "class_texts": {
                 "text": f"{texts} ({options.class_names})",
                 "bag": description(options.text_features, options.bag_mean),

@@ -31,13 +31,13 @@ class RecognitionSettings(TaskSettings):
     readers: ClassVar = ACTION_DATASETS
     needed_flags: ClassVar = ACTION_NEEDED_FLAGS
     splits: ClassVar = ACTION_SPLITS
-    of_the_run: ClassVar = ("test_views", "view_fusion")
+    of_the_run: ClassVar = ("test_views", "view_fusion", "test_videos", "ensemble_clip")
     # The digests of samples cover those that choose videos.
     places: ClassVar = (
         "labels_csv", "class_names", "templates", "text_features", "classes", "split", "shots", "shots_seed",
         "train_twins_csv",
     )  # fmt: skip
-    newer: ClassVar = ("bag_mean",)
+    newer: ClassVar = ("bag_mean", "short_side_max")
 
     datatype: Annotated[str, "the data set", Choices(ACTION_DATASETS)] = "ucf101"
     split: Annotated[int, "the official split of the data set, where it has three", Range(1, 3)] = 1
@@ -85,6 +85,17 @@ class RecognitionSettings(TaskSettings):
         "clips x squares of each test video; 3x1: 3 moments, the middle square; 1x3: 1 moment, 3 squares along the "
         "long side",
     ] = "1x1"
+    test_videos: Annotated[
+        Literal["test", "all"],
+        "test: the test split; all: the training and test lists together, for zero-shot evaluations of a whole data "
+        "set, only with --do_eval",
+    ] = "test"
+    ensemble_clip: Annotated[
+        float,
+        "share of the scores of the CLIP of --pretrained_clip_name, with the same class texts, in those of the last "
+        "evaluation; 0: none",
+        Range(0, 1),
+    ] = 0.0
     view_fusion: Annotated[
         str, "what is averaged over views: scores, their softmax, or features, before they are scored",
         Choices(FUSIONS),
@@ -94,6 +105,12 @@ class RecognitionSettings(TaskSettings):
         "random crops of training clips have at least this share of a frame's area; 1: the middle square",
         Range(0, 1, above=True),
     ] = 1.0
+    short_side_max: Annotated[
+        int,
+        "instead of --crop_scale: the short side of training clips gets a length drawn from CLIP's to so many pixels, "
+        "and a square at a random place is cut out, as in PySlowFast; 0: off",
+        Range(0),
+    ] = 0
     flip: Annotated[
         str,
         "horizontal flips of training clips; mapped: a flip also exchanges the labels of left and right classes; "
@@ -115,6 +132,11 @@ class RecognitionSettings(TaskSettings):
     def __post_init__(self) -> None:
         super().__post_init__()
         Views.parse(self.test_views)
+        if self.ensemble_clip and (self.classifier == "linear" or self.view_fusion == "features"):
+            other = "--classifier linear" if self.classifier == "linear" else "--view_fusion features"
+            raise ValueError(
+                f"--ensemble_clip mixes scores of class texts, so it cannot do {other}; leave one of both out"
+            )
         if self.classifier == "linear" and self.classes in ("base", "novel"):
             raise ValueError(
                 f"--classifier linear has no row for a class it was not trained on, so it cannot do --classes "
@@ -153,7 +175,8 @@ class RecognitionSettings(TaskSettings):
         keys = self.chosen_classes(data, part).keys
         chosen = set(keys)
         read = self.readers[self.datatype]
-        listed = read(split, **self._files(data), fold=self.split)
+        parts = ("train", "test") if split == "test" and self.test_videos == "all" else (split,)
+        listed = [sample for one in parts for sample in read(one, **self._files(data), fold=self.split)]
         samples = [sample for sample in listed if sample.label in chosen]
         if not samples:
             raise ValueError(f"--classes {part or self.classes}: no video of the {split} split is of these classes")

@@ -73,6 +73,11 @@ def check_start(config: Config) -> None:
     datatype, split, classes = (header.settings.get(name) for name in ("datatype", "split", "classes"))
     if datatype != here.datatype:
         return
+    if here.test_videos == "all":
+        raise ValueError(
+            f"--init_model {source}: was trained on videos of {datatype}, which --test_videos all tests too: pass "
+            "--test_videos test, or --allow_overlap to test on training videos nevertheless"
+        )
     if split != here.split and not config.data.val_csv:
         raise ValueError(
             f"--init_model {source}: was trained on --split {split} of {datatype}, whose training list has test "

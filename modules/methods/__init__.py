@@ -35,11 +35,24 @@ def build_method(name: str, clip: CLIP, **options: Any) -> Method:
     known = [option.name for option in declared]
     unknown = [option for option in options if option not in known]
     if unknown:
+        reason = METHODS[name].not_offered.get(unknown[0])
         raise ValueError(
-            f"method {name} has no option {shorten(repr(unknown[0]))}; its options are: {', '.join(known) or 'none'}"
+            f"method {name} has no option {shorten(repr(unknown[0]))}"
+            + (f": it {reason}" if reason else f"; its options are: {', '.join(known) or 'none'}")
         )
     check_options(declared, options)
     return METHODS[name](clip, **options)
 
 
-__all__ = ["METHODS", "Method", "build_method", "method_options"]
+def why_unknown(name: str, option: str) -> str | None:
+    """Return why the method `name` has no such option, to follow its name, or None if nothing is known about it.
+
+    Another method may have it, or the method's published code, of which it is a part that is not offered here.
+    """
+    if name in METHODS and (reason := METHODS[name].not_offered.get(option)):
+        return reason
+    owners = [other for other, method in METHODS.items() if option in {own.name for own in method_options(method)}]
+    return f"is a setting of --method {', '.join(owners)}, but the method here is {name}" if owners else None
+
+
+__all__ = ["METHODS", "Method", "build_method", "method_options", "why_unknown"]

@@ -40,6 +40,8 @@ class Method(nn.Module):
     new, even those that a method adds inside `clip` later, such as a parametrization of a weight.
     """
 
+    # Settings of the method's published code that are not offered here: the reason of each, to follow its name.
+    not_offered: ClassVar[Mapping[str, str]] = {}
     # True if each side is one vector and `similarity` is a scaled dot product. A vector index can search nothing else.
     is_dot_product: ClassVar[bool] = True
 
@@ -86,6 +88,17 @@ class Method(nn.Module):
         if type(self).similarity is Method.similarity:
             return scaled_product(text, video, self.clip.logit_scale)
         return self.similarity(text, video)
+
+    def regulariser(self, video: Tensor, rows: Any) -> Tensor | None:
+        """Return a term to add to the loss of a training batch, a scalar, or None for none.
+
+        It must be a mean over clips, because training averages it over the parts of a batch and over processes.
+
+        Args:
+            video: that of `encode_video`.
+            rows: what `encode_video` returned for it, with gradient.
+        """
+        return None
 
     def forward(self, video: Tensor, frame_mask: Tensor, token_ids: Tensor | None) -> tuple[Any, Any]:
         """Embed B clips and N texts, such as a batch of pairs; return the rows of text (None without) and of video."""
@@ -143,6 +156,10 @@ class Method(nn.Module):
     def trainable_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
         """Yield the names and tensors that training changes."""
         return ((name, parameter) for name, parameter in self.named_parameters() if parameter.requires_grad)
+
+    def unsaved_tensors(self) -> dict[str, Tensor]:
+        """Return, by name, frozen tensors that training depends on and that `state_dict` does not have."""
+        return {}
 
     def dead_parameters(self) -> list[DeadParameters]:
         """Return the trainable parameters that cannot learn; a method that follows a release may have some."""

@@ -8,7 +8,7 @@ Shapes: B clips, T frames, N patches, D width, E joint embedding, A visual block
 
 import logging
 from collections.abc import Mapping
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -20,6 +20,7 @@ from modules.options import Range, between
 from modules.quoting import some
 from modules.similarity import masked_mean, scaled_product, unit
 from modules.stdd.cross_attention import cross_attend, rows_of_kept
+from modules.stdd.distillation import Distillation
 from modules.stdd.masks import (
     check_masks,
     dropped_of_window,
@@ -48,6 +49,11 @@ Temporal = Literal[
     "stadapt_zeroinit",
 ]
 
+LINEAR_CONNECT = (
+    "is Open-VCLIP's training on weights between CLIP's and the trained ones, which STDD's release keeps switched off "
+    "and this project does not have: average the weights of epochs afterwards"
+)
+
 
 class STDD(Method):
     """The vision tower and the temperature are trained, the text tower is frozen, as in the released code.
@@ -61,6 +67,7 @@ class STDD(Method):
     """
 
     is_dot_product = False
+    not_offered: ClassVar = dict.fromkeys(("linear_connect", "linear_connect_climb"), LINEAR_CONNECT)
 
     def __init__(
         self,
@@ -78,6 +85,12 @@ class STDD(Method):
             Literal["shift", "scrambled"], "with --temporal channel_shift: as intended, or as in the released code"
         ] = "shift",
         clamp_logit_scale: Annotated[bool, "keep the scale of scores at 100 or below; the release has no limit"] = True,
+        distill: Annotated[
+            Literal["none", "intended"],
+            "hold the frames near those of the CLIP that training begins with; none: do not, like the released code, "
+            "whose term has no gradient",
+        ] = "none",
+        distill_ratio: Annotated[float, "weight of --distill in the loss", Range(0)] = 2.0,
     ) -> None:
         super().__init__(clip)
         visual = clip.visual
@@ -97,6 +110,7 @@ class STDD(Method):
                     f"{visual.grid}: take a CLIP such as ViT-B/16, whose grid is 14 x 14, or another --temporal"
                 )
             between("fold", fold, 2, visual.width, why="the width of this CLIP's visual tower")
+        self.distillation = Distillation(clip, distill_ratio) if distill == "intended" and distill_ratio else None
         heads = clip.architecture.vision_heads
         variants = () if self.crossing else visual.blocks
         self.temporal = torch.nn.ModuleList(
@@ -168,6 +182,12 @@ class STDD(Method):
         frame_mask = frame_mask.bool()
         frames = self.encode_frames(video, frame_mask)
         return FrameRows(frames.masked_fill(~frame_mask.unsqueeze(-1), 0), frame_mask)
+
+    def regulariser(self, video: Tensor, rows: FrameRows) -> Tensor | None:
+        return None if self.distillation is None else self.distillation(video, rows)
+
+    def unsaved_tensors(self) -> dict[str, Tensor]:
+        return {} if self.distillation is None else self.distillation.unsaved_tensors()
 
     def similarity(self, text: Tensor, video: FrameRows) -> Tensor:
         """Score every text with every clip: `[C,E]` and B clips -> fp32 `[C,B]`.

@@ -19,6 +19,7 @@ F = v2.functional
 SIZE = 32
 SETTINGS = {
     "crop": Augmentation(crop_scale=0.5),
+    "short side": Augmentation(short_side_max=40),
     "jitter": Augmentation(jitter_probability=0.8),
     "gray": Augmentation(gray_probability=0.5),
     "rand_augment": Augmentation(rand_augment_ops=4, rand_augment_magnitude=21),

@@ -138,6 +138,7 @@ OTHER_SETTINGS = [
     {"slice_framepos": 0},
     {"feature_framerate": 1.0},
     {"frame_transform": "crop"},
+    {"frame_transform": "bilinear"},
     {"resize_mode": "squash"},
     {"frame_sampling": "dense"},
     {"frame_sampling": "dense", "frame_stride": 2},

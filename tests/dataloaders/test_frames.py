@@ -116,7 +116,7 @@ def test_a_single_frame_of_odd_size(tmp_path, frame_sampling):
         ({"max_frames": 0}, "--max_frames is 0"),
         ({"image_size": 0}, "image size is 0"),
         ({"frame_sampling": "random"}, "--frame_sampling is 'random': pass one of uniform, segment, released"),
-        ({"frame_transform": "pad"}, "--frame_transform is 'pad': pass resize or crop"),
+        ({"frame_transform": "pad"}, "--frame_transform is 'pad': pass one of resize, crop, bilinear"),
         ({"feature_framerate": -1.0}, "--feature_framerate is -1"),
         ({"feature_framerate": float("nan")}, "--feature_framerate is nan"),
         ({"slice_framepos": 3}, "--slice_framepos is 3"),

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from torch.nn.functional import interpolate
 
 from dataloaders.augmentation import Augmentation, drawing
 from dataloaders.cache import FrameCache
@@ -100,10 +101,46 @@ def test_crops_are_cut_out_of_whole_frames(samples):
         assert not torch.equal(training[1, index]["video"], plain[1, index]["video"])
 
 
+def test_short_sides_are_drawn_and_squares_cut_out_of_unshrunk_frames(samples):
+    """Compare with the frames of the decoded video, resized once, by the formula of bilinear interpolation in fp32."""
+    training = clips(samples, Augmentation(short_side_max=32), frame_transform="bilinear")
+    sides = set()
+    for epoch in range(12):
+        generator = np.random.default_rng([0, epoch, 0])
+        frames = all_frames(samples[0].path)  # 48 x 64
+        taken = [int((segment + moment) * 12 / 4) for segment, moment in enumerate(generator.random(4))]
+        generator.random()  # for the flip
+        torch.manual_seed(int(generator.integers(2**63)))
+        side = int(torch.randint(SIZE, 33, ()))
+        resized = interpolate(frames[taken].float(), (side, side * 64 // 48), mode="bilinear").round()
+        item, found = training[epoch, 0]["video"].float(), []
+        for top in range(side - SIZE + 1):
+            for left in range(side * 64 // 48 - SIZE + 1):
+                square = resized[..., top : top + SIZE, left : left + SIZE]
+                found += [(top, left)] * ((square - item).abs().max() <= 1)
+        assert len(found) == 1, (side, found)
+        sides.add(side)
+    assert len(sides) > 3
+    assert {SIZE, 32} & sides
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"short_side_max": 27}, "--short_side_max is 27: pass 0 .* or at least the 28 pixels of this CLIP"),
+        ({"short_side_max": -1}, "--short_side_max is -1: pass 0"),
+        ({"short_side_max": 32, "crop_scale": 0.5}, "are two ways to cut out squares: pass --crop_scale 1 or"),
+    ],
+)
+def test_impossible_short_sides_are_refused(samples, settings, message):
+    with pytest.raises(ValueError, match=message):
+        clips(samples, Augmentation(**settings))
+
+
 def test_whole_frames_are_shrunk_but_never_enlarged(tmp_path):
     for side, kept in ((64, 32), (32, 32), (30, 30)):
         path = write_video(tmp_path / f"{side}.mp4", grey_ramp(4, side, 2 * side))
-        for how, expected in (("resize", kept), ("crop", side)):
+        for how, expected in (("resize", kept), ("crop", side), ("bilinear", side)):
             reader = FrameReader(4, SIZE, "segment", training=True, frame_transform=how, whole=True)
             frames = reader.take(path, np.random.default_rng(0))
             assert frames.shape == (4, 3, expected, 2 * expected)

@@ -55,6 +55,20 @@ def test_any_size_in_every_way(interpolation, height, width, size):
     assert torch.equal(resize_and_crop(frames, size, interpolation), middle)
 
 
+@settings(max_examples=40)
+@given(st.integers(1, 90), st.integers(1, 90), st.integers(1, 40))
+def test_resizing_without_antialiasing(height, width, size):
+    """Compare with PySlowFast's way, which interpolates in fp32; uint8 rounds."""
+    frames = noise(2, height, width)
+    short = min(height, width)
+    shape = size * height // short, size * width // short
+    video = torch.from_numpy(frames).permute(0, 3, 1, 2).float()
+    expected = v2.CenterCrop(size)(torch.nn.functional.interpolate(video, shape, mode="bilinear"))
+    got = resize_and_crop(frames, size, "bilinear", antialias=False)
+    assert got.dtype == torch.uint8
+    assert (got - expected).abs().max() <= 1
+
+
 def test_a_fitting_short_side_is_not_resampled():
     frames = noise(2, 32, 51)
     video = resize_and_crop(frames, 32)

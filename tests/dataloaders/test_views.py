@@ -13,7 +13,7 @@ from dataloaders import frames as frames_module
 from dataloaders.cache import FrameCache
 from dataloaders.datasets import GalleryVideos, ViewedVideos, make_evaluation_loader
 from dataloaders.decode import read_frames
-from dataloaders.frame_sampling import dense_views, released_views, segment_views, uniform_views
+from dataloaders.frame_sampling import dense_views, released_views, segment_views, slowfast_views, uniform_views
 from dataloaders.frames import FrameReader
 from dataloaders.samples import Sample
 from dataloaders.views import Views, squares
@@ -23,18 +23,20 @@ from tests.videos import cut, grey_ramp, noise, write_video
 v2 = pytest.importorskip("torchvision.transforms.v2")
 
 SIZE, FRAMES, STRIDE = 32, 4, 3
-SAMPLINGS = ("uniform", "segment", "released", "dense")
-OTHERS = ("uniform", "released", "dense")
+SAMPLINGS = ("uniform", "segment", "released", "dense", "slowfast")
+OTHERS = ("uniform", "released", "dense", "slowfast")
 
 
 def reader(sampling: str = "segment", **settings) -> FrameReader:
     return FrameReader(FRAMES, SIZE, sampling, **{"frame_stride": STRIDE} | settings)
 
 
-def clips_of(sampling: str, n: int, n_clips: int) -> np.ndarray:
+def clips_of(sampling: str, n: int, fps: float, n_clips: int) -> np.ndarray:
     """Return the positions of the frames of each clip, int64 [V, K]."""
     if sampling == "dense":
         return dense_views(n, FRAMES, STRIDE, n_clips)
+    if sampling == "slowfast":
+        return slowfast_views(n, fps, FRAMES, STRIDE, n_clips)
     return {"uniform": uniform_views, "segment": segment_views, "released": released_views}[sampling](
         n, FRAMES, n_clips
     )
@@ -44,13 +46,14 @@ def by_slices(
     path: Path, sampling: str, views: Views, start: float | None = None, end: float | None = None
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Decode the whole video, and slice it view by view, frame by frame, each resized with torchvision."""
-    whole = read_frames(path, lambda n, fps: np.arange(n), start=start, end=end, square_pixels=True).frames
+    read = read_frames(path, lambda n, fps: np.arange(n), start=start, end=end, square_pixels=True)
+    whole, fps = read.frames, read.fps
     whole = torch.from_numpy(whole).permute(0, 3, 1, 2)
     resize = v2.Resize(SIZE, interpolation=v2.InterpolationMode.BICUBIC, antialias=True)
     height, width = resize(whole[:1]).shape[-2:]
     video = torch.zeros(len(views), FRAMES, 3, SIZE, SIZE, dtype=torch.uint8)
     frame_mask = torch.zeros(len(views), FRAMES, dtype=torch.bool)
-    for clip, positions in enumerate(clips_of(sampling, len(whole), views.temporal)):
+    for clip, positions in enumerate(clips_of(sampling, len(whole), fps, views.temporal)):
         for square in range(views.spatial):
             place = 0.5 if views.spatial == 1 else square / 2
             top = round((height - SIZE) / 2) if width >= height else round((height - SIZE) * place)

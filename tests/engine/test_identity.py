@@ -240,7 +240,8 @@ def test_every_setting_counts_but_those_of_place_and_cost():
     found = identity.of_the_settings(config, "bf16")
     known = {*identity.SOURCE, *identity.PLACES, *identity.COST, "options", "precision_val"}
     known |= {*RetrievalSettings.of_the_run, *RetrievalSettings.places, "loss"}  # `loss` is at its default
-    known.add("frame_stride")  # without effect unless frames are dense
+    known.add("frame_stride")  # without effect unless frames are a stride apart
+    known |= {*identity.NEWER}  # at their defaults
     for section in (config.model, config.data, config.optim, config.task):
         for name, value in vars(section).items():
             assert (name in found) != (name in known), name
@@ -253,6 +254,8 @@ def test_every_setting_counts_but_those_of_place_and_cost():
     )
     dense = replace(config, data=replace(files, frame_sampling="dense", frame_stride=4))
     assert identity.of_the_settings(dense, "bf16")["frame_stride"] == 4
+    as_stdd = replace(config, optim=OptimConfig(adam_beta2=0.999, adam_eps=1e-8))
+    assert set(identity.of_the_settings(as_stdd, "bf16")) - set(found) == {"adam_beta2", "adam_eps"}
 
 
 def test_frozen_tensors_count_and_trained_ones_do_not():

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from engine.optim import build_optimizer, build_schedule, released, warmup_cosine
+from engine.optim import RATES, build_optimizer, build_schedule, one_percent, released, warmup_cosine
 
 
 def test_warmup_cosine_at_its_turning_points():
@@ -23,6 +23,7 @@ def test_warmup_cosine_at_its_turning_points():
 def test_short_runs_stay_in_range(total, proportion):
     assert all(0 < warmup_cosine(step, total, proportion) <= 1 for step in range(total))
     assert all(1e-8 <= released(step, total, proportion, 1e-3) <= 1e-3 for step in range(total))
+    assert all(1e-5 <= one_percent(step, total, proportion, 1e-3) <= 1e-3 for step in range(total))
 
 
 def test_every_group_keeps_its_own_rate():
@@ -60,3 +61,46 @@ def test_released_schedule_of_every_group():
     assert new == pytest.approx(rates_of_released_code(1e-3, 7030, 703), rel=1e-12)
     assert clip == pytest.approx(rates_of_released_code(5e-7, 7030, 703), rel=1e-12)
     assert (new[0], new[703], new[-1]) == (1e-8, 1e-3, 1e-8)
+
+
+def test_the_schedule_of_stdd_s_release():
+    """Check its run: 22 epochs, 2 of them warm-up, and the numbers of its settings, as a function of the epoch."""
+    steps, warmup = 22 * 7, 2 / 22
+    for step in range(steps):
+        epoch = step / 7
+        if epoch < 2:
+            expected = 3.33e-8 + (3.33e-6 - 3.33e-8) * epoch / 2
+        else:
+            expected = 3.33e-8 + (3.33e-6 - 3.33e-8) * (math.cos(math.pi * (epoch - 2) / 20) + 1) / 2
+        assert one_percent(step, steps, warmup, 3.33e-6) == pytest.approx(expected, rel=1e-9)
+
+
+@pytest.mark.parametrize("name", RATES)
+def test_a_schedule_goes_on_where_it_was_saved(name):
+    def begin() -> tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler]:
+        groups = [{"params": [torch.nn.Parameter(torch.ones(1))], "lr": lr, "weight_decay": 0.0} for lr in (1.0, 0.0)]
+        optimizer = build_optimizer(groups)
+        return optimizer, build_schedule(optimizer, 10, 0.3, name)
+
+    whole, first, second = begin(), begin(), begin()
+    for step in range(10):
+        if step == 4:
+            second[0].load_state_dict(first[0].state_dict())
+            second[1].load_state_dict(first[1].state_dict())
+        here = first if step < 4 else second
+        for optimizer, schedule in (whole, here):
+            assert [group["lr"] for group in optimizer.param_groups] == [
+                RATES[name](step, 10, 0.3, lr) for lr in (1, 0)
+            ]
+            optimizer.step()
+            schedule.step()
+
+
+def test_the_constants_of_adam():
+    parameter = torch.nn.Parameter(torch.ones(1))
+    usual, own = (
+        build_optimizer([{"params": [parameter], "lr": 1e-3, "weight_decay": 0.0}], *constants).param_groups[0]
+        for constants in ((), (0.999, 1e-8))
+    )
+    assert (usual["betas"], usual["eps"]) == ((0.9, 0.98), 1e-6)
+    assert (own["betas"], own["eps"]) == ((0.9, 0.999), 1e-8)

@@ -338,7 +338,7 @@ def test_mixed_clips_have_soft_targets(head):
     mixing = torch.stack([augmentation.draw_mixing(32, generator) for _ in range(8)])
     whole, expected = gradient(step, (video, frame_mask, label, mixing), 1)
     mixed, target = mix_pairs(video, label, mixing, CLASSES)
-    _, clip_rows = step.embed(mixed, frame_mask, None)
+    _, clip_rows, _ = step.embed(mixed, frame_mask, None)
     logits = step.logits(None if head else step.frozen_classifier(), clip_rows)
     assert whole == pytest.approx(float(-(target * logits.detach().log_softmax(1)).sum(1).mean()), abs=1e-5)
     assert_same_gradient(gradient(step, (video, frame_mask, label, mixing), 4)[1], expected)

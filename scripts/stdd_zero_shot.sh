@@ -1,0 +1,124 @@
+#!/usr/bin/env bash
+# Zero-shot action recognition of one checkpoint by all protocols of STDD, as one table with mean and deviation.
+# A data set that is not there is named and left out. A row in the results file is not run again.
+#   bash scripts/stdd_zero_shot.sh runs/k400_stdd/last.safetensors
+#   bash scripts/stdd_zero_shot.sh averaged.safetensors --ensemble_clip 0.2
+#   only="UCF101|HMDB51" classifier=bag text_features=data/texts/{}.safetensors bash scripts/stdd_zero_shot.sh FILE
+# In text_features, {} stands for ucf101, hmdb51, kinetics400, kinetics600_1 and so on; in k600_list and k600_classes for 1
+# to 3. The column `list` of the results names the list of Kinetics-600: two families of lists have that name.
+set -euo pipefail
+source "$(dirname "$0")/_launch.sh"
+source "$(dirname "$0")/_rows.sh"
+
+checkpoint=${checkpoint:-runs/k400_stdd/last.safetensors}
+if [ $# -gt 0 ] && [ "${1#-}" = "$1" ]; then
+    checkpoint=$1
+    shift
+fi
+flags=("$@")
+ucf101=${ucf101:-data/ucf101}
+hmdb51=${hmdb51:-data/hmdb51}
+k400=${k400:-data/k400}
+k600=${k600:-data/k600}
+k600_list=${k600_list:-$k600/zero_shot/k600_split{\}.txt}
+k600_classes=${k600_classes:-$k600/zero_shot/ZS_split{\}_K600.csv}
+classifier=${classifier:-text}
+text_features=${text_features:-}
+test_views=${test_views:-3x1}
+results=${results:-results/stdd_zero_shot.csv}
+runs=${runs:-runs/stdd_zero_shot}
+JOBS=${JOBS:-1}  # runs at the same time
+only=${only:-.}  # a regular expression; rows whose names match are run
+
+mkdir -p "$runs" "$(dirname "$results")"
+left_out=()
+
+# features_of DATA_SET NUMBER: the file with the prompts of its classes; each list of Kinetics-600 has one.
+features_of() {
+    local data=$1
+    [ "$data" != kinetics600 ] || data=kinetics600_$2
+    echo "${text_features//\{\}/$data}"
+}
+
+# lacks DATA_SET: the first of its files that is not there.
+lacks() {
+    local file number files=("$(folder_of "$1")")
+    for number in 1 2 3; do
+        [ "$1" != kinetics600 ] || files+=("${k600_list//\{\}/$number}" "${k600_classes//\{\}/$number}")
+        [ "$classifier" != bag ] || files+=("$(features_of "$1" "$number")")
+    done
+    for file in "${files[@]}"; do
+        if [ ! -e "$file" ]; then
+            echo "$file"
+            return
+        fi
+    done
+}
+
+folder_of() {
+    case $1 in
+        ucf101) echo "$ucf101" ;;
+        hmdb51) echo "$hmdb51" ;;
+        kinetics400) echo "$k400" ;;
+        kinetics600) echo "$k600" ;;
+    esac
+}
+
+# add NAME DATA_SET FLAGS...: adds a row to `rows` if the data set is there.
+add() {
+    local name=$1 lacking
+    shift
+    lacking=$(lacks "$1")
+    if [ -z "$lacking" ]; then
+        rows+=("$name|$*")
+    else
+        left_out+=("$name (no $lacking)")
+    fi
+}
+
+results_of() {
+    case $1 in
+        *"base to novel") echo "${results%.csv}_base_to_novel.csv" ;;
+        *) echo "$results" ;;
+    esac
+}
+
+# run_row NAME NUMBER FILE RUN DATA_SET FLAGS...: NUMBER is that of the split or of the list.
+run_row() {
+    local name=$1 number=$2 file=$3 run=$4 data=$5 own=() folder
+    shift 5
+    folder=$(folder_of "$data")
+    case $data in
+        kinetics400) own=(--data_path "$folder") ;;
+        kinetics600) own=(--val_csv "${k600_list//\{\}/$number}" --labels_csv "${k600_classes//\{\}/$number}") ;;
+        *) own=(--data_path "$folder" --split "$number") ;;
+    esac
+    [ "$classifier" != bag ] || own+=(--text_features "$(features_of "$data" "$number")")
+    launch main_task_recognition.py --do_eval --init_model "$checkpoint" --row_name "$name" --seed "$number" \
+        --results_csv "$file" --output_dir "$run" --datatype "$data" --features_path "$folder/videos" "${own[@]}" \
+        --classifier "$classifier" --test_views "$test_views" "$@" "${flags[@]}"
+}
+
+# The seed of a row is the number of its split or list.
+rows=()
+add "UCF101, 3 splits" ucf101
+add "HMDB51, 3 splits" hmdb51
+add "Kinetics-600, 3 lists of 160 classes" kinetics600
+[ ${#rows[@]} = 0 ] || run_rows "1 2 3" "$only" "$JOBS" "$runs"
+rows=()
+add "UCF101, all videos" ucf101 --test_videos all
+add "HMDB51, all videos of split 1" hmdb51 --test_videos all
+add "Kinetics-400, validation" kinetics400
+add "UCF101, base to novel" ucf101 --classes base
+add "HMDB51, base to novel" hmdb51 --classes base
+[ ${#rows[@]} = 0 ] || run_rows 1 "$only" "$JOBS" "$runs"
+
+for file in "$results" "${results%.csv}_base_to_novel.csv"; do
+    if [ -f "$file" ]; then
+        "$PYTHON" -m tools.report "$file" --mean
+    fi
+done
+for name in "${left_out[@]}"; do
+    echo "left out: $name"
+done
+[ ! -s "${failed:-}" ] || exit 1
