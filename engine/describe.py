@@ -1,17 +1,18 @@
 """Counts a method's parameters, one row per component, and its operations per clip; needs neither weights nor data."""
 
+from collections import Counter
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 from torch import nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from modules.backbones import StatedFacts
 from modules.clip import CLIP
 from modules.clip_weights import backbone_of
 from modules.methods import Method, build_method
 from modules.methods.base import DeadParameters
+from modules.operations import count_operations
 
 
 def describe(
@@ -64,33 +65,9 @@ def _count_dead(trainable: Mapping[str, int], part: DeadParameters) -> int:
 
 
 def _by_component(trainable: Mapping[str, int]) -> dict[str, int]:
-    counts: dict[str, int] = {}
+    """Return the counts by component: a child of the method, or two levels lower for CLIP."""
+    counts: Counter[str] = Counter()
     for name, count in trainable.items():
-        counts[_component(name)] = counts.get(_component(name), 0) + count
-    return counts
-
-
-def _component(name: str) -> str:
-    """Return a parameter's component: a child of the method, or two levels lower for CLIP."""
-    path = name.split(".")
-    return ".".join(path[: 3 if path[0] == "clip" else 1])
-
-
-@torch.no_grad()
-def count_operations(method: Method, max_frames: int, max_words: int) -> int:
-    """Return the floating-point operations of `encode_video` for one clip plus `encode_text` for one caption.
-
-    Counts matrix products and convolutions, as torch does; leaves out Fourier transforms.
-    """
-    from torch.utils.flop_counter import FlopCounterMode  # imports Triton
-
-    visual = method.clip.visual
-    device = next(method.parameters()).device
-    video = torch.empty(1, max_frames, 3, visual.image_size, visual.image_size, device=device)
-    frame_mask = torch.ones(1, max_frames, dtype=torch.bool, device=device)
-    token_ids = torch.zeros(1, max_words, dtype=torch.int64, device=device)
-    # The counter does not see fused attention kernels; the plain one is two matrix products, which it counts.
-    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
-        method.encode_video(video, frame_mask)
-        method.encode_text(token_ids)
-    return counter.get_total_flops()
+        path = name.split(".")
+        counts[".".join(path[: 3 if path[0] == "clip" else 1])] += count
+    return dict(counts)
