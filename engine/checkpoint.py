@@ -63,8 +63,7 @@ def save_checkpoint(path: Path, method: Method, header: CheckpointHeader, loss: 
 def write_checkpoint(path: Path, tensors: dict[str, torch.Tensor], header: CheckpointHeader) -> None:
     """Write a checkpoint of tensors on the CPU, see `save_checkpoint`."""
     facts = {name: fact if isinstance(fact, str) else json.dumps(fact) for name, fact in vars(header).items()}
-    metadata = facts | {"format": FORMAT, "full": str(header.full)}
-    sealed = seal(tensors, metadata)
+    sealed = seal(tensors, facts | {"format": FORMAT, "full": str(header.full)})
     write_atomically(path, lambda partial: save_file(tensors, partial, sealed))
 
 
@@ -260,12 +259,9 @@ class ResumePoints:
                 except ValueError as error:
                     log.warning("%s; trying the previous resume point", error)
                     continue
-                self._check(path, state)
-                return state
+                return self._checked(path, state)
             return None
-        state = read_resume_point(Path(resume))
-        self._check(Path(resume), state)
-        return state
+        return self._checked(Path(resume), read_resume_point(Path(resume)))
 
     def holds(self, resume: str) -> bool:
         """Return whether the point that `resume` names is in this folder."""
@@ -292,10 +288,11 @@ class ResumePoints:
     def _newest_first(self) -> list[Path]:
         return sorted(self.folder.glob("step_*.pt"), reverse=True)
 
-    def _check(self, path: Path, state: Mapping[str, Any]) -> None:
+    def _checked(self, path: Path, state: dict[str, Any]) -> dict[str, Any]:
         there, here = json.loads(state["identity"]), json.loads(json.dumps(dict(self.identity)))
         if different := differences(there, here):
             raise ValueError(f"{path}: belongs to another run: {different}; use its settings, or another --output_dir")
+        return state
 
 
 def read_resume_point(path: Path) -> dict[str, Any]:
