@@ -6,13 +6,13 @@ from typing import Any
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from engine.describe import count_operations
 from modules.clip import CLIP, CLIPArchitecture
 from modules.methods import build_method
+from modules.operations import count_operations
 
 
 def count_forward(name: str, architecture: CLIPArchitecture, frames: int, max_words: int, **options: Any) -> int:
-    """Return the operations of the forward pass of one clip and one caption (`engine.describe.count_operations`)."""
+    """Return the operations of the forward pass of one clip and one caption (`modules.operations.count_operations`)."""
     with torch.device("meta"):
         method = build_method(name, CLIP(architecture), **options).eval().requires_grad_(False)
     return count_operations(method, frames, max_words)

@@ -36,6 +36,8 @@ class CheckpointHeader:
     holds that CLIP and can be loaded over any CLIP of the same sizes. `backbone` has the CLIP's facts that its weights
     do not show (`modules.backbones.Backbone.facts`; None in old files). `trained_on` is the kind of video files it was
     trained on (`FileKind.facts`; empty if unknown). `task` is its task; old files lack it because there was only one.
+    `identity` is what its run and its resume points have in common (`ResumePoints`; empty in old files). `made_of` says
+    what `engine.average` made it of; empty for a checkpoint that training wrote.
     """
 
     settings: dict[str, Any]
@@ -45,6 +47,8 @@ class CheckpointHeader:
     backbone: dict[str, Any] | None = None
     trained_on: dict[str, Any] = field(default_factory=dict)
     task: str = "retrieval"
+    identity: dict[str, Any] = field(default_factory=dict)
+    made_of: str = ""
 
 
 def save_checkpoint(path: Path, method: Method, header: CheckpointHeader, loss: nn.Module | None = None) -> None:
@@ -53,24 +57,19 @@ def save_checkpoint(path: Path, method: Method, header: CheckpointHeader, loss: 
     A reader sees the old file or the complete new one. Raises OSError if the file cannot be written.
     """
     own = _tensors_of(method, header) | _tensors_of_loss(loss)
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in own.items()}
-    metadata = {
-        "format": FORMAT,
-        "settings": json.dumps(header.settings),
-        "epoch": str(header.epoch),
-        "backbone_sha256": header.backbone_sha256,
-        "full": str(header.full),
-        "backbone": json.dumps(header.backbone),
-        "trained_on": json.dumps(header.trained_on),
-        "task": header.task,
-    }
-    sealed = seal(tensors, metadata)
+    write_checkpoint(path, {name: tensor.detach().cpu().contiguous() for name, tensor in own.items()}, header)
+
+
+def write_checkpoint(path: Path, tensors: dict[str, torch.Tensor], header: CheckpointHeader) -> None:
+    """Write a checkpoint of tensors on the CPU, see `save_checkpoint`."""
+    facts = {name: fact if isinstance(fact, str) else json.dumps(fact) for name, fact in vars(header).items()}
+    sealed = seal(tensors, facts | {"format": FORMAT, "full": str(header.full)})
     write_atomically(path, lambda partial: save_file(tensors, partial, sealed))
 
 
 def read_header(path: Path) -> CheckpointHeader:
     """Read a checkpoint's header; raises what `load_checkpoint` raises for a file that is not a checkpoint."""
-    return _read(path)[0]
+    return read_checkpoint(path)[0]
 
 
 def load_checkpoint(
@@ -86,7 +85,7 @@ def load_checkpoint(
         ValueError: the file is not a checkpoint of ours, is damaged, belongs to another CLIP that it does not contain,
             belongs to a CLIP that runs differently (activation, heads, pixels), or its tensors do not fit the method.
     """
-    header, tensors, sealed = _read(path)
+    header, tensors, sealed = read_checkpoint(path)
     if not sealed:
         log.info("%s has no checksum because an earlier version wrote it: damage would go unnoticed", path)
     if not header.full and header.backbone_sha256 != backbone_sha256:
@@ -95,9 +94,9 @@ def load_checkpoint(
             f"{header.backbone_sha256[:12]}) than the one given (sha256 {backbone_sha256[:12]}); pass its "
             "--pretrained_clip_name"
         )
-    if differences := method.clip.backbone.differences(header.backbone or {}):
+    if different := method.clip.backbone.differences(header.backbone or {}):
         raise ValueError(
-            f"{path}: was trained on a CLIP that runs differently from the one given: {'; '.join(differences)}; pass "
+            f"{path}: was trained on a CLIP that runs differently from the one given: {'; '.join(different)}; pass "
             "the same --pretrained_clip_name and clip_ flags"
         )
     of_loss = {name: tensors.pop(name) for name in list(tensors) if name.startswith(LOSS)}
@@ -109,7 +108,7 @@ def load_checkpoint(
     return header
 
 
-def _read(path: Path) -> tuple[CheckpointHeader, dict[str, torch.Tensor], bool]:
+def read_checkpoint(path: Path) -> tuple[CheckpointHeader, dict[str, torch.Tensor], bool]:
     """Return a checkpoint's header, its tensors, and whether it has a seal; a broken seal raises ValueError."""
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such checkpoint; give a .safetensors file that training wrote")
@@ -134,9 +133,9 @@ def _header(path: Path, metadata: Mapping[str, str]) -> CheckpointHeader:
     fault = None
     try:
         settings, trained_on = json.loads(metadata["settings"]), json.loads(metadata.get("trained_on", "{}"))
-        backbone = json.loads(metadata.get("backbone", "null"))
+        backbone, same = json.loads(metadata.get("backbone", "null")), json.loads(metadata.get("identity", "{}"))
         epoch, backbone_sha256 = int(metadata["epoch"]), metadata["backbone_sha256"]
-        if not all(isinstance(facts, dict) for facts in (settings, trained_on, backbone or {})):
+        if not all(isinstance(facts, dict) for facts in (settings, trained_on, backbone or {}, same)):
             fault = "its settings are not a JSON object"
     except KeyError as error:
         fault = f"its header has no {error.args[0]}"
@@ -145,7 +144,8 @@ def _header(path: Path, metadata: Mapping[str, str]) -> CheckpointHeader:
     if fault:
         raise ValueError(f"{path}: is not a complete checkpoint of this project ({fault}); pass an unchanged one")
     full, task = metadata.get("full") == "True", metadata.get("task", CheckpointHeader.task)
-    return CheckpointHeader(settings, epoch, backbone_sha256, full, backbone, trained_on, task)
+    made_of = metadata.get("made_of", "")
+    return CheckpointHeader(settings, epoch, backbone_sha256, full, backbone, trained_on, task, same, made_of)
 
 
 def _tensors_of(method: Method, header: CheckpointHeader) -> dict[str, torch.Tensor]:
@@ -175,11 +175,8 @@ def _load_exactly(
     apart = {name for name in on_one_side if (name in own) != (name in tensors)}
     own, tensors = ({name: t for name, t in side.items() if name not in apart} for side in (own, tensors))
     wrong = [f"{name} is missing" for name in own if name not in tensors]
-    wrong += [
-        f"{name} is not a {'' if header.full else 'trained '}tensor of this method"
-        for name in tensors
-        if name not in own
-    ]
+    kind = "tensor" if header.full else "trained tensor"
+    wrong += [f"{name} is not a {kind} of this method" for name in tensors if name not in own]
     wrong += [
         f"{name} has shape {tuple(tensors[name].shape)} and not {tuple(tensor.shape)}"
         for name, tensor in own.items()
@@ -195,6 +192,27 @@ def _load_exactly(
         )
     for name, tensor in tensors.items():
         own[name].copy_(tensor)
+
+
+def epoch_file(output_dir: Path, epoch: int) -> Path:
+    """Return where --save_every_epoch writes the weights after an epoch."""
+    return output_dir / "epochs" / f"epoch_{epoch:04d}.safetensors"
+
+
+def epoch_files(output_dir: Path) -> dict[int, Path]:
+    """Return the files that --save_every_epoch wrote in a run's folder, by epoch."""
+    folder = epoch_file(output_dir, 0).parent
+    files = {path.stem.removeprefix("epoch_"): path for path in folder.glob("epoch_*.safetensors")}
+    return {int(number): path for number, path in files.items() if number.isdecimal()}
+
+
+def differences(there: Mapping[str, Any], here: Mapping[str, Any]) -> str:
+    """Return the values that differ between two runs as a text; empty if there are none."""
+    return "; ".join(
+        f"{shorten(name)} is {quoted(there.get(name))} there and {quoted(here.get(name))} here"
+        for name in sorted(there.keys() | here.keys())
+        if there.get(name) != here.get(name)
+    )
 
 
 class OtherVersionError(ValueError):
@@ -241,40 +259,40 @@ class ResumePoints:
                 except ValueError as error:
                     log.warning("%s; trying the previous resume point", error)
                     continue
-                self._check(path, state)
-                return state
+                return self._checked(path, state)
             return None
-        state = read_resume_point(Path(resume))
-        self._check(Path(resume), state)
-        return state
+        return self._checked(Path(resume), read_resume_point(Path(resume)))
 
     def holds(self, resume: str) -> bool:
         """Return whether the point that `resume` names is in this folder."""
         return resume == "auto" or Path(resume).resolve().parent == self.folder.resolve()
 
     def set_aside(self) -> None:
-        """Move an earlier run's points to another folder, before a run that does not continue from them."""
-        if self._newest_first():
-            number = 1
-            while (other := self.folder.with_name(f"{self.folder.name}_before_{number}")).exists():
-                number += 1
-            os.replace(self.folder, other)
-            log.info("the resume points of an earlier run are now in %s", other)
+        """Move an earlier run's points and its files of --save_every_epoch to other folders, before a run that does not
+        continue from them."""
+        epochs = epoch_files(self.folder.parent)
+        for paths, what in ((self._newest_first(), "resume points"), ([*epochs.values()], "epochs' checkpoints")):
+            if paths:
+                folder, number = paths[0].parent, 1
+                while (other := folder.with_name(f"{folder.name}_before_{number}")).exists():
+                    number += 1
+                os.replace(folder, other)
+                log.info("the %s of an earlier run are now in %s", what, other)
+
+    def rewind(self, epoch: int) -> None:
+        """Delete the files of --save_every_epoch that a run resumed after `epoch` whole epochs will write again."""
+        for number, path in epoch_files(self.folder.parent).items():
+            if number > epoch:
+                path.unlink()
 
     def _newest_first(self) -> list[Path]:
         return sorted(self.folder.glob("step_*.pt"), reverse=True)
 
-    def _check(self, path: Path, state: Mapping[str, Any]) -> None:
+    def _checked(self, path: Path, state: dict[str, Any]) -> dict[str, Any]:
         there, here = json.loads(state["identity"]), json.loads(json.dumps(dict(self.identity)))
-        differences = [
-            f"{shorten(name)} is {quoted(there.get(name))} there and {quoted(here.get(name))} here"
-            for name in sorted(there.keys() | here.keys())
-            if there.get(name) != here.get(name)
-        ]
-        if differences:
-            raise ValueError(
-                f"{path}: belongs to another run: {'; '.join(differences)}; use its settings, or another --output_dir"
-            )
+        if different := differences(there, here):
+            raise ValueError(f"{path}: belongs to another run: {different}; use its settings, or another --output_dir")
+        return state
 
 
 def read_resume_point(path: Path) -> dict[str, Any]:

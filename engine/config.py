@@ -172,6 +172,7 @@ class RunConfig(Checked):
     save_every: Annotated[
         int, "also write a resume point every this many steps; 0: only after each epoch", Range(0)
     ] = 0
+    save_every_epoch: Annotated[bool, "also keep a checkpoint of each epoch, for python -m engine.average"] = False
     save_full: Annotated[bool, "write all weights into checkpoints, the frozen CLIP included"] = False
     keep_checkpoints: Annotated[int, "number of resume points to keep, the newest ones", Range(1)] = 2
     row_name: Annotated[str, "name of this run's row in --results_csv; empty: the method's name"] = ""

@@ -26,7 +26,7 @@ from engine.writing import write_atomically, writing
 log = logging.getLogger("stop")
 
 # Values of `selection` in results of weights that the run did not train itself.
-ZERO_SHOT, UNTRAINED, AS_GIVEN = "zero-shot", "untrained", "checkpoint as given"
+ZERO_SHOT, UNTRAINED, AS_GIVEN, AVERAGE = "zero-shot", "untrained", "checkpoint as given", "average"  # or their start
 
 
 class RunLogger:
@@ -139,7 +139,7 @@ class RunLogger:
             except json.JSONDecodeError:
                 continue
             of_training = line["step"] <= (step if line["kind"] == "train" else epoch) and "selection" not in line
-            if of_training or line.get("selection") in (ZERO_SHOT, UNTRAINED, AS_GIVEN):
+            if of_training or line.get("selection", "").startswith((ZERO_SHOT, UNTRAINED, AS_GIVEN, AVERAGE)):
                 kept.append(text)
         write_atomically(path, lambda partial: partial.write_text("".join(kept)))
 

@@ -18,7 +18,7 @@ from dataloaders.file_kind import FileKind, file_kind
 from dataloaders.preparation import leave_out
 from dataloaders.samples import Sample
 from engine import identity, preflight
-from engine.checkpoint import CheckpointHeader, ResumePoints, save_checkpoint
+from engine.checkpoint import CheckpointHeader, ResumePoints, epoch_file, save_checkpoint
 from engine.cli import parse_config
 from engine.config import Config
 from engine.describe import describe
@@ -56,6 +56,7 @@ class Run:
         self.provenance = provenance(process) if config.run.results_csv else {}  # now, before the code may change
         self.epoch, self.selection = 0, ""
         self.trained_on: FileKind | None = None
+        self.common: dict[str, Any] = {}  # `identity` of a training
         self.build(task)
         self.check()
         samples = self.task.splits.read("test")
@@ -100,8 +101,8 @@ class Run:
         need that CLIP."""
         config = self.config
         loaded = load_weights(path, self.method, self.backbone_sha256, config.run.do_train, self.step.loss)
-        self.backbone_sha256, self.epoch = loaded.backbone_sha256, loaded.epoch
-        self.trained_on = FileKind.from_facts(loaded.trained_on)
+        self.backbone_sha256, self.epoch = loaded.backbone_sha256, loaded.header.epoch
+        self.trained_on = FileKind.from_facts(loaded.header.trained_on)
         if loaded.replaced:
             self.clip_name = f"of {path.name}"
             self.config = replace(
@@ -111,8 +112,8 @@ class Run:
                 "the CLIP is that of %s (sha256 %s) and not of --pretrained_clip_name%s", path,
                 self.backbone_sha256[:12], "; checkpoints hold it too, as with --save_full" * config.run.do_train,
             )  # fmt: skip
-        self.selection = AS_GIVEN
-        log.info("weights from %s, epoch %d", path, self.epoch)
+        self.selection = loaded.header.made_of or AS_GIVEN
+        log.info("weights from %s, %s", path, loaded.header.made_of or f"epoch {self.epoch}")
         preflight.check_finite(self.method, str(path))
 
     def check(self) -> None:
@@ -166,6 +167,8 @@ class Run:
         def after_epoch(epoch: int) -> None:
             self.epoch = epoch
             self.save(last_path)
+            if run.save_every_epoch:
+                self.save(epoch_file(self.logger.output_dir, epoch))
             if selection_split is None:
                 return
             metrics = self.task.evaluate(selection_split)
@@ -181,9 +184,8 @@ class Run:
             self.step, items, self.task.sampler(items), config.optim, self.process, self.logger, seed=run.seed,
             num_workers=splits.num_workers, prefetch_factor=config.data.prefetch_factor,
         )  # fmt: skip
-        points = ResumePoints(
-            self.logger.output_dir / "resume", self.identity(items, selection_split), run.keep_checkpoints
-        )
+        self.common = self.identity(items, selection_split)
+        points = ResumePoints(self.logger.output_dir / "resume", self.common, run.keep_checkpoints)
         train(
             training, n_display=run.n_display, after_epoch=after_epoch, points=points, resume=run.resume,
             save_every=run.save_every, notes=notes,
@@ -215,7 +217,7 @@ class Run:
             full, trained_on = self.config.run.save_full, self.trained_on.facts if self.trained_on else {}
             header = CheckpointHeader(
                 self.config.flat(), self.epoch, self.backbone_sha256, full, self.backbone.facts(), trained_on,
-                self.config.task.task,
+                self.config.task.task, self.common,
             )  # fmt: skip
             save_checkpoint(path, self.method, header, self.step.loss)
 

@@ -249,8 +249,9 @@ def train(
         points.set_aside()
     if state is not None:
         run.restore(state, notes)
-        if goes_on_here:  # in another folder these lines would be another run's
+        if process.is_main and goes_on_here:  # in another folder these lines and files would be another run's
             logger.rewind(run.step, run.step / epoch_steps)
+            points.rewind(run.step // epoch_steps)
         log.info("resumed after step %d of %d", run.step, run.total_steps)
 
     def save() -> None:

@@ -1,14 +1,13 @@
 """Loads the weights that a method starts from (--init_model) and tells whether they replace its CLIP."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from engine.checkpoint import load_checkpoint
+from engine.checkpoint import CheckpointHeader, load_checkpoint
 from engine.file_formats import refuse_other_kind
 from modules.clip_weights import backbone_sha256, read_state_dict
 from modules.methods import Method
@@ -21,13 +20,12 @@ class InitialWeights:
 
     `backbone_sha256` is the hash of its CLIP, which the file may have replaced. `replaced` says whether the file
     changed tensors that are not trained, so that a checkpoint with only the trained tensors would not be enough.
-    `epoch` is the file's epoch, 0 if unknown. `trained_on` is its kind of training files, as in `CheckpointHeader`.
+    `header` is the file's; a file of released code has none, and so epoch 0 and no other facts.
     """
 
     backbone_sha256: str
-    epoch: int = 0
-    replaced: bool = False
-    trained_on: dict[str, Any] = field(default_factory=dict)
+    replaced: bool
+    header: CheckpointHeader
 
 
 def load_weights(
@@ -44,10 +42,9 @@ def load_weights(
             `training`, it is a released checkpoint of another CLIP.
     """
     before = {name: tensor.to("cpu", copy=True) for name, tensor in _frozen(method).items()}
-    epoch, trained_on = 0, {}
+    header = CheckpointHeader({}, 0, clip_sha256)
     if path.suffix == ".safetensors":
         header = load_checkpoint(path, method, clip_sha256, loss)
-        epoch, trained_on = header.epoch, header.trained_on
     else:
         refuse_other_kind(path, "--init_model")
         state = read_state_dict(path)
@@ -62,7 +59,7 @@ def load_weights(
             f"tensors differ, the first is {replaced[0]}); pass the CLIP it was trained on, or only evaluate it"
         )
     brought = any(name.startswith("clip.") for name in replaced)
-    return InitialWeights(backbone_sha256(method.clip) if brought else clip_sha256, epoch, bool(replaced), trained_on)
+    return InitialWeights(backbone_sha256(method.clip) if brought else clip_sha256, bool(replaced), header)
 
 
 @torch.no_grad()

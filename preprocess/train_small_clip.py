@@ -1,6 +1,9 @@
 """Train the small CLIP of the made world, on still images only.
 
     python preprocess/train_small_clip.py --output pretrained/moving_shapes_clip.safetensors --seed 0
+    python preprocess/train_small_clip.py --output pretrained/moving_shapes_clip_p14.safetensors --patch_size 14
+
+The second has an even grid of patches, 8 x 8 instead of 7 x 7, which some methods need.
 
 Training is contrastive like CLIP's (Radford et al., ICML 2021, sections 2.3 to 2.5), on stills of moving shapes that
 are drawn when they are needed. Some stills have a sign, such as an arrow, that stands for a motion, and a caption with
@@ -47,7 +50,7 @@ from preprocess.moving_shapes.stories import COLOURS, SHAPES, Story, caption, dr
 ARCHITECTURE = CLIPArchitecture(
     embed_dim=128,
     image_size=112,
-    patch_size=16,
+    patch_size=16,  # the default of --patch_size
     vision_width=128,
     vision_layers=3,
     vision_heads=2,
@@ -275,6 +278,13 @@ def run(options: argparse.Namespace) -> None:
             raise ValueError(f"--{name} must be {low} or more, not {getattr(options, name)}.")
     if not 0 < options.lr < 1:
         raise ValueError(f"--lr must lie between 0 and 1, not {options.lr}.")
+    side = ARCHITECTURE.image_size
+    if options.patch_size < 1 or side % options.patch_size:
+        divisors = ", ".join(str(size) for size in range(1, side + 1) if side % size == 0)
+        raise ValueError(
+            f"--patch_size must divide the {side} pixels of an image's side, but is {options.patch_size}; pass one of "
+            f"{divisors}."
+        )
     check_file("--output", options.output)
     options.output.parent.mkdir(parents=True, exist_ok=True)
 
@@ -283,10 +293,10 @@ def run(options: argparse.Namespace) -> None:
     log(f"seed {options.seed}, {options.steps} steps of {options.batch_size} stills, lr {options.lr:g}")
     log(f"torch {torch.__version__}, Python {platform.python_version()}, {torch.get_num_threads()} thread(s)")
     torch.manual_seed(options.seed)
-    model = CLIP(ARCHITECTURE)
+    model = CLIP(replace(ARCHITECTURE, patch_size=options.patch_size))
     parameters = sum(parameter.numel() for parameter in model.parameters())
     words = model.text.token_embedding.weight.numel()
-    log(f"{ARCHITECTURE}")
+    log(f"{model.architecture}")
     log(f"{parameters:,} parameters, {words:,} of them token embeddings")
     tokenize = Tokenizer(ARCHITECTURE.context_length)
     start = time.monotonic()
@@ -303,6 +313,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
     parser = argparse.ArgumentParser(description="Train the small CLIP of the made world on still images.")
     parser.add_argument("--output", type=Path, default=Path("pretrained/moving_shapes_clip.safetensors"))
+    parser.add_argument(
+        "--patch_size",
+        type=int,
+        default=ARCHITECTURE.patch_size,
+        help="side of a patch in pixels: 16 makes an odd grid of 7 x 7 patches, 14 an even one of 8 x 8 (default: 16)",
+    )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--outline_steps", type=int, default=1800, help="steps with labels, on outlines alone")
     parser.add_argument("--steps", type=int, default=3000, help="contrastive steps, on stills with captions")

@@ -5,12 +5,12 @@ import copy
 import pytest
 import torch
 
-from engine.describe import count_operations
 from engine.optim import build_optimizer
 from engine.precision import autocast_for
 from engine.tasks.base import Part
 from engine.tasks.contrastive import ContrastiveStep
 from modules.clip import CLIP
+from modules.operations import count_operations
 from tests.modules.lora import LoRAMethod
 from tests.modules.test_deltas import lora
 from tests.tiny import TINY, tiny_batch

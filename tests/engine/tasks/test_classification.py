@@ -14,7 +14,6 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from dataloaders.augmentation import Augmentation, mix_pairs
 from engine.compiling import compile_forward
-from engine.describe import count_operations
 from engine.distributed import process_group
 from engine.precision import autocast_for
 from engine.tasks.classification import (
@@ -30,6 +29,7 @@ from engine.tasks.contrastive import ContrastiveStep
 from modules.backbones import ARCHITECTURES
 from modules.clip import CLIP, Block
 from modules.methods import Method, build_method
+from modules.operations import count_operations
 from modules.rows import take
 from tests.engine.tasks.test_token_level import WordsAndFrames
 from tests.processes import run_as_group
