@@ -231,11 +231,12 @@ class Recognition(Task):
         partner = self.options.training_partners(self.config.data, items.samples)
         twins = {} if partner is None else {"training twins": digest(partner.tolist())}
         features = {} if self.features is None else {"text features": self.features.digest(self.classes)}
-        return twins | features | {
+        known = {
             "classes": digest(self.classes.keys),
             "class texts": digest(texts),
             "labels of mirrored clips": digest(self.options.augmentation().label_after_flip(self.classes).tolist()),
         }
+        return known | twins | features
 
     # --- evaluation ---
 
