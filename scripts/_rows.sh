@@ -4,12 +4,18 @@
 #   results_of NAME                         prints the results file of a row
 #   run_row NAME SEED FILE FOLDER FLAGS...  trains and evaluates it
 
+failed=$(mktemp)
+trap 'rm -f "$failed"' EXIT
+
+# folder_of NAME SEED RUNS: prints the folder of a row's run.
+folder_of() {
+    echo "$3/$(tr -cs 'A-Za-z0-9_' '_' <<<"$1")$2"
+}
+
 # run_rows SEEDS ONLY JOBS RUNS: runs each row with each of SEEDS, if its name matches ONLY and its results file lacks it.
 # JOBS run at the same time, with their folders and logs in RUNS. Afterwards the file `failed` has a line for each failure.
 run_rows() {
     local seeds=$1 only=$2 jobs=$3 runs=$4 seed row name file folder words
-    failed=${failed:-$(mktemp)}
-    trap 'rm -f "$failed"' EXIT
     for seed in $seeds; do
         for row in "${rows[@]:?}"; do
             name=${row%%|*}
@@ -24,7 +30,7 @@ run_rows() {
                 wait -n || true  # `failed` has the runs that failed
             done
             read -ra words <<<"${row#*|}"
-            folder="$runs/$(tr -cs 'A-Za-z0-9_' '_' <<<"$name")$seed"
+            folder=$(folder_of "$name" "$seed" "$runs")
             {
                 echo "$(date +%T)  $name, seed $seed"
                 run_row "$name" "$seed" "$file" "$folder" "${words[@]}" >"$folder.log" 2>&1 ||

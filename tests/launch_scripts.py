@@ -32,6 +32,11 @@ def commands_of(script: Path, recorder: tuple[Path, Path], *arguments: str, **en
 
 
 def settings_of(command: list[str]) -> dict:
-    """Return the settings of a command that trains or evaluates, by flag name."""
-    task = Path(command[0]).stem.removeprefix("main_task_")
-    return parse_config(command[1:], TASKS[task].settings).flat()
+    """Return the settings of a command that trains or evaluates, by flag name.
+
+    An --init_model that an earlier command of the script writes is not there, and is read as if it was not passed.
+    """
+    task, words = Path(command[0]).stem.removeprefix("main_task_"), command[1:]
+    if "--init_model" in words and not Path(words[place := words.index("--init_model") + 1]).exists():
+        del words[place - 1 : place + 1]
+    return parse_config(words, TASKS[task].settings).flat()

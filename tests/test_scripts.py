@@ -368,3 +368,41 @@ def test_the_rows_of_recognition(recorder, tmp_path):
     assert [name for name, row in rows.items() if row["classifier"] == "linear"] == ["STOP, linear head"]
     assert {row["method"] for row in rows.values()} == {"clip4clip", "vpt", "stop"}
     assert len({row["output_dir"] for row in rows.values()}) == len(rows)
+
+
+def test_the_rows_of_stdd(recorder, tmp_path):
+    """Check that a row differs from the others in what its name says, and that averages are those of its training."""
+    results, runs = str(tmp_path / "results.csv"), str(tmp_path / "runs")
+    ran = commands_of(
+        ROOT / "scripts/stdd_moving_actions.sh", recorder, results=results, runs=runs, seeds="3 4", epochs="6",
+        average="2-6", how="gwa", JOBS="1",
+    )  # fmt: skip
+    assert [command[0] for command in ran[:3]] == [
+        "preprocess/make_moving_actions.py", "preprocess/text_features.py", "preprocess/text_features.py"
+    ]  # fmt: skip
+    texts = {command[command.index("--mode") + 1]: command[command.index("--output") + 1] for command in ran[1:3]}
+    commands = {tuple(command[place] for place in (2, 4)): command for command in ran if "main_task" in command[0]}
+    assert len(commands) == 3 + 2 * 10
+    rows = {key: settings_of(command) for key, command in commands.items()}
+    averages = {command[2]: command for command in ran if command[:2] == ["-m", "engine.average"]}
+    same = {
+        "datatype": "ucf101", "classes": "base", "shots": 64, "epochs": 6, "batch_size": 16, "coef_lr": 1.0,
+        "max_frames": 8, "templates": "a shape {}", "results_csv": results,
+    }  # fmt: skip
+    for (name, seed), row in rows.items():
+        assert {key: row[key] for key in same} == same
+        assert (row["row_name"], row["seed"], row["shots_seed"]) == (name, int(seed), int(seed))
+        bag = {"augmented": texts["xmix"], "in a bag": texts["name"]}
+        features = next((file for part, file in bag.items() if part in name), "")
+        assert (row["text_features"], row["classifier"]) == (features, "bag" if features else "text")
+        assert row["method"] == ("clip4clip" if name.startswith("zero-shot") else "stdd")
+        assert row.get("temporal") == {"z": None, "n": "none", "S": "stcross_attend"}[name[0]]
+        trains = not name.startswith("zero-shot") and not name.endswith("averaged")
+        assert (row["do_train"], row["do_eval"], row["save_every_epoch"]) == (trains, not trains, trains)
+        if name.endswith(", averaged"):
+            trained = rows[name.removesuffix(", averaged"), seed]["output_dir"]
+            output = f"{trained}/averaged.safetensors"
+            assert averages[trained][3:] == ["--how", "gwa", "--epochs", "2-6", "--output", output]
+            command = commands[name, seed]
+            assert command[command.index("--init_model") + 1] == output
+    assert len({row["output_dir"] for row in rows.values()}) == len(rows)
