@@ -12,7 +12,7 @@ cd "$repository"
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
 
 DATA_PATH=${DATA_PATH:-data/moving_actions}
-# An even grid of patches, 8 x 8, as STDD needs it.
+# Has an even grid of patches, 8 x 8, as STDD needs it; preprocess/train_small_clip.py --patch_size 14 makes it.
 pretrained_clip_name=${pretrained_clip_name:-pretrained/moving_shapes_clip_p14.safetensors}
 results=${results:-results/stdd_moving_actions.csv}
 runs=${runs:-runs/stdd_moving_actions}
