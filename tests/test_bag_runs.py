@@ -228,3 +228,16 @@ def test_describe_needs_no_file_of_features(small_actions, capsys):
     parts = {name: counts[name]["trainable_by_part"] for name in counts}
     assert any(part.startswith("clip.text") for part in parts["text"])
     assert parts["bag"] == {name: n for name, n in parts["text"].items() if not name.startswith("clip.text")}
+
+
+def test_stdd_learns_with_a_bag_and_scores_texts_too(small_actions, flags, tmp_path):
+    """Its frames meet the prompts; its text tower is CLIP's, so a mean of several texts scores its clips as well."""
+    few = ["--method", "stdd", "--shots", "3"]
+    assert main([*TRAIN, *flags, *few, "--output_dir", str(tmp_path / "run")]) == 0
+    names = load_file(tmp_path / "run" / "last.safetensors").keys()
+    assert {name.split(".")[1] for name in names} == {"visual", "logit_scale"}
+    (tmp_path / "templates.txt").write_text("a video of {}.\n{}\n")
+    texts = ["--do_eval", *weights_of(tmp_path / "run"), "--classifier", "text"]
+    texts += [*small_actions.flags(), "--templates", str(tmp_path / "templates.txt"), "--test_views", "2x1"]
+    assert main([*texts, "--output_dir", str(tmp_path / "text")]) == 0
+    assert read_predictions(tmp_path / "text" / "predictions.npz").views.shape == (12, 2, 4)
