@@ -37,7 +37,6 @@ rows=(
     "VPT-deep, static prompts|--do_train --method vpt --lr 1e-2 --prompt_length 32 --text_prompt_length 4"
     "STOP|--do_train $stop"
     "STOP, twice the epochs|--do_train $stop --epochs $((2 * epochs))"
-    "STOP, twins share a batch|--do_train $stop --train_twins_csv $DATA_PATH/train_twins.csv"
     "STOP, naive flips|--do_train $stop --flip plain_despite_map"
     "STOP, mapped flips|--do_train $stop --flip mapped"
     "STOP, linear head|--do_train $stop --classifier linear"
