@@ -20,7 +20,7 @@ import importlib.util, sys
 absent = [name for name in sys.argv[1:] if importlib.util.find_spec(name) is None]
 print("has no " + ", ".join(absent) if absent else "")
 sys.exit(sys.version_info < (3, 10))
-' torch torchvision numpy cv2 av open_clip huggingface_hub ftfy regex safetensors tensorboard tqdm pandas 2>/dev/null); then
+' torch torchvision numpy cv2 av open_clip huggingface_hub ftfy regex safetensors tensorboard tqdm pandas yaml 2>/dev/null); then
     absent="is no Python 3.10 or newer"
 fi
 if [ -n "$absent" ]; then
