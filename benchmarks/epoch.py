@@ -140,7 +140,7 @@ class MadeClips(FrameReader):
         """Return uint8 `[T,3,S,S]` at `positions`, seeded by the number in the file's name."""
         shape = (self.max_frames, 3, self.image_size, self.image_size)
         noise = np.random.default_rng(int(path.stem)).integers(256, size=shape, dtype=np.uint8)
-        return torch.from_numpy(noise[positions(self.max_frames)])
+        return torch.from_numpy(noise[positions(self.max_frames, 0.0)])
 
 
 def make_samples(folder: Path, clips: int, captions: int) -> list[Sample]:

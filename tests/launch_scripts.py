@@ -37,6 +37,7 @@ def settings_of(command: list[str]) -> dict:
     An --init_model that an earlier command of the script writes is not there, and is read as if it was not passed.
     """
     task, words = Path(command[0]).stem.removeprefix("main_task_"), command[1:]
-    if "--init_model" in words and not Path(words[place := words.index("--init_model") + 1]).exists():
+    place = words.index("--init_model") + 1 if "--init_model" in words else 0
+    if place and words[place].endswith(".safetensors") and not Path(words[place]).exists():
         del words[place - 1 : place + 1]
     return parse_config(words, TASKS[task].settings).flat()
