@@ -7,8 +7,8 @@
 failed=$(mktemp)
 trap 'rm -f "$failed"' EXIT
 
-# folder_of NAME SEED RUNS: prints the folder of a row's run.
-folder_of() {
+# run_folder_of NAME SEED RUNS: prints the folder of a row's run.
+run_folder_of() {
     echo "$3/$(tr -cs 'A-Za-z0-9_' '_' <<<"$1")$2"
 }
 
@@ -30,7 +30,7 @@ run_rows() {
                 wait -n || true  # `failed` has the runs that failed
             done
             read -ra words <<<"${row#*|}"
-            folder=$(folder_of "$name" "$seed" "$runs")
+            folder=$(run_folder_of "$name" "$seed" "$runs")
             {
                 echo "$(date +%T)  $name, seed $seed"
                 run_row "$name" "$seed" "$file" "$folder" "${words[@]}" >"$folder.log" 2>&1 ||

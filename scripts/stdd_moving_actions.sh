@@ -77,7 +77,7 @@ run_row() {
     case $name in
         zero-shot*) set -- --do_eval "$@" ;;
         *", averaged")
-            trained=$(folder_of "${name%, averaged}" "$seed" "$runs")
+            trained=$(run_folder_of "${name%, averaged}" "$seed" "$runs")
             "$PYTHON" -m engine.average "$trained" --how "$how" --epochs "$average" \
                 --output "$trained/averaged.safetensors" || return
             set -- --do_eval --init_model "$trained/averaged.safetensors" "$@"
