@@ -110,7 +110,9 @@ class Endpoint:
         except ImportError as error:
             raise ValueError("the openai package is missing: pip install -r requirements-llm.txt") from error
         self._openai = openai
-        self._client = openai.OpenAI(api_key=self.key.value, base_url=url or None, timeout=timeout, max_retries=retries)
+        self._client: Any = openai.OpenAI(
+            api_key=self.key.value, base_url=url or None, timeout=timeout, max_retries=retries
+        )
         self.host = urlsplit(str(self._client.base_url)).netloc
         self._asks: dict[str, Any] = {"model": model}
         if temperature is not None:
