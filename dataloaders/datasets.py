@@ -98,7 +98,8 @@ class LabelledClips(Dataset[Item]):
     clips also `mixing` float32 [5] for `augmentation.mix_pairs`.
 
     `frames` must be a reader for training; the attribute of that name is the one that is used, which keeps whole frames
-    if the augmentation crops. Raises ValueError for flips that would mislabel clips, for mixing of padded clips, and
+    if the augmentation crops. `partner`, int64 [N], is the index of each clip's twin, or of the clip itself; None if
+    clips have no twins. Raises ValueError for flips that would mislabel clips, for mixing of padded clips, and
     for a `short_side_max` below CLIP's image side.
     """
 
@@ -109,9 +110,10 @@ class LabelledClips(Dataset[Item]):
         classes: Classes,
         seed: int,
         augmentation: Augmentation | None = None,
+        partner: np.ndarray | None = None,
     ) -> None:
         assert frames.training, "a reader for evaluation draws no frames"
-        self.samples = samples
+        self.samples, self.partner = samples, partner
         self.augmentation = augmentation or Augmentation()
         self.frames = replace(frames, whole=self.augmentation.crops)
         self.seed = seed

@@ -163,11 +163,12 @@ class Recognition(Task):
         return self._step
 
     def training_items(self, samples: Sequence[Sample], frames: FrameReader) -> LabelledClips:
-        return LabelledClips(samples, frames, self.classes, self.config.run.seed, self.options.augmentation())
+        options, partner = self.options, self.options.training_partners(self.config.data, samples)
+        return LabelledClips(samples, frames, self.classes, self.config.run.seed, options.augmentation(), partner)
 
     def sampler(self, items: TrainingItems, **order: Any) -> EpochSampler:
-        partner = self.options.training_partners(self.config.data, items.samples)
-        sampler, settings = super().sampler(items, partner=partner, **order), self.config.optim
+        assert isinstance(items, LabelledClips)
+        sampler, settings = super().sampler(items, partner=items.partner, **order), self.config.optim
         part = settings.batch_size // self.process.world_size // settings.gradient_accumulation_steps
         if self.options.augmentation().mixes and part % 2:
             raise ValueError(
@@ -228,8 +229,8 @@ class Recognition(Task):
 
     def identity(self, items: TrainingItems) -> dict[str, Any]:
         texts = class_texts(self.classes.names, self.templates) if self.options.classifier == "text" else []
-        partner = self.options.training_partners(self.config.data, items.samples)
-        twins = {} if partner is None else {"training twins": digest(partner.tolist())}
+        assert isinstance(items, LabelledClips)
+        twins = {} if items.partner is None else {"training twins": digest(items.partner.tolist())}
         features = {} if self.features is None else {"text features": self.features.digest(self.classes)}
         known = {
             "classes": digest(self.classes.keys),
