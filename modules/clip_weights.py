@@ -33,6 +33,7 @@ from modules.clip import CLIP
 from modules.open_clip_names import is_open_clip_name, registered_facts, registered_file
 from modules.openai_archive import calls_gelu, is_archive
 from modules.quoting import some
+from modules.seal import hash_tensors
 from modules.undrawn import undrawn
 from modules.weight_facts import stated_facts
 from modules.weight_files import metadata_of, read_state_dict
@@ -361,7 +362,5 @@ def _check_names(state: Mapping[str, Tensor], vision_layers: int, text_layers: i
 def backbone_sha256(clip: CLIP) -> str:
     """Return the hex digest of the names, dtypes, shapes and bytes of all tensors, on any device."""
     digest = hashlib.sha256()
-    for name, tensor in sorted(clip.state_dict().items()):
-        digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}\n".encode())
-        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    hash_tensors(digest, clip.state_dict())
     return digest.hexdigest()

@@ -12,9 +12,12 @@ import zipfile
 import zlib
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from torch import Tensor, uint8
+
+from modules.quoting import shorten
 
 DIGEST = "content_sha256"
 # A second entry, so that damage to the name of the first does not pass for a file that never had one.
@@ -34,8 +37,19 @@ def content_sha256(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -
     digest.update(json.dumps(told, sort_keys=True).encode())
     for name, tensor in sorted(tensors.items()):
         digest.update(json.dumps([name, str(tensor.dtype), list(tensor.shape)]).encode())
-        digest.update(tensor.detach().cpu().contiguous().flatten().view(uint8).numpy().data)
+        digest.update(_content(tensor))
     return digest.hexdigest()
+
+
+def hash_tensors(digest: Any, tensors: Mapping[str, Tensor]) -> None:
+    """Update a digest of `hashlib` with names, dtypes, shapes and bytes of `tensors`, on any device."""
+    for name, tensor in sorted(tensors.items()):
+        digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}\n".encode())
+        digest.update(_content(tensor))
+
+
+def _content(tensor: Tensor) -> memoryview:
+    return tensor.detach().cpu().contiguous().flatten().view(uint8).numpy().data
 
 
 def seal(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> dict[str, str]:
@@ -57,6 +71,22 @@ def check_seal(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str,
             "download it again"
         )
     return True
+
+
+def read_sealed(path: Path) -> tuple[dict[str, Tensor], dict[str, str], bool]:
+    """Return the tensors of a .safetensors file, its header, and whether it has a seal.
+
+    Raises ValueError if it cannot be read, and DamagedFileError if its content is not what was sealed.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
+    except SafetensorError as error:
+        raise ValueError(
+            f"{path}: not a readable safetensors file ({shorten(str(error), 160)}); was it cut short?"
+        ) from error
+    return tensors, metadata, check_seal(path, tensors, metadata)
 
 
 def check_sealed_file(path: Path, tensors: Mapping[str, Tensor]) -> bool:

@@ -18,13 +18,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
 from modules.clip import CLIP
 from modules.quoting import shorten
-from modules.seal import DIGEST, MARK, check_archive, check_seal, seal
+from modules.seal import DIGEST, MARK, check_archive, hash_tensors, read_sealed, seal
 
 log = logging.getLogger("stop")
 
@@ -63,9 +62,7 @@ def text_sha256(clip: CLIP) -> str:
     facts = clip.backbone.facts()
     of_texts = {name: facts["architecture"][name] for name in ("activation", "text_heads")} | facts["tokens"]
     digest = hashlib.sha256(json.dumps(of_texts, sort_keys=True).encode())
-    for name, tensor in sorted(clip.text.state_dict().items()):
-        digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}\n".encode())
-        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+    hash_tensors(digest, clip.text.state_dict())
     return digest.hexdigest()
 
 
@@ -115,15 +112,7 @@ def read_text_features(path: Path, clip: CLIP) -> TextFeatures:
 
 
 def _read_own(path: Path) -> TextFeatures:
-    try:
-        with safe_open(path, framework="pt") as file:
-            header = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
-    except SafetensorError as error:
-        raise ValueError(
-            f"{path}: not a readable safetensors file ({shorten(str(error), 160)}); was it cut short?"
-        ) from error
-    check_seal(path, tensors, header)
+    tensors, header, _ = read_sealed(path)
     if header.get("format") != FORMAT:
         raise ValueError(f"{path}: not a file of text features; make one with {COMMAND}")
     if header.get("version") != VERSION:

@@ -33,7 +33,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 from tqdm import tqdm
@@ -52,7 +51,7 @@ from engine.tasks.recognition import RecognitionSettings
 from engine.writing import write_atomically
 from modules.clip import CLIP
 from modules.clip_weights import load_clip
-from modules.seal import DamagedFileError, check_seal, seal
+from modules.seal import read_sealed, seal
 from modules.text_features import TextFeatures, read_text_features, text_sha256, write_text_features
 from modules.tokenizer import Tokenizer, check_vocabulary
 from preprocess.shards import exit_code
@@ -161,12 +160,10 @@ def read_part(path: Path, digest: str) -> Tensor | None:
     if not path.is_file():
         return None
     try:
-        with safe_open(path, framework="pt") as file:
-            header, features = file.metadata() or {}, file.get_tensor("features")
-        whole = check_seal(path, {"features": features}, header)
-    except (SafetensorError, DamagedFileError):
+        tensors, header, whole = read_sealed(path)
+    except ValueError:  # cut short or damaged
         return None
-    return features if whole and header.get("of") == digest else None
+    return tensors.get("features") if whole and header.get("of") == digest else None
 
 
 def about_files(paths: Sequence[Path | None]) -> list[dict[str, str]]:
