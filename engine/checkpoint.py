@@ -9,11 +9,11 @@ import json
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import nn
 
@@ -22,7 +22,7 @@ from engine.file_formats import FORMAT, RESUME_FORMAT, RESUME_FORMATS, takes_it
 from engine.logger import log
 from engine.writing import write_atomically
 from modules.methods import Method
-from modules.seal import check_seal, damaged_entry, seal
+from modules.seal import damaged_entry, read_sealed, seal
 
 LOSS = "loss."  # prefix of the loss's tensor names
 TEMPERATURE = "clip.logit_scale"  # a loss that has a scale of its own freezes it
@@ -72,6 +72,16 @@ def read_header(path: Path) -> CheckpointHeader:
     return read_checkpoint(path)[0]
 
 
+def known_header(path: Path) -> CheckpointHeader:
+    """Do what `read_header` does, which takes long because it checks all tensors, once while the file is unchanged."""
+    return _header_of(path, path.stat().st_mtime_ns if path.is_file() else 0)
+
+
+@lru_cache(maxsize=1)
+def _header_of(path: Path, changed: int) -> CheckpointHeader:
+    return read_header(path)
+
+
 def load_checkpoint(
     path: Path, method: Method, backbone_sha256: str, loss: nn.Module | None = None
 ) -> CheckpointHeader:
@@ -112,15 +122,7 @@ def read_checkpoint(path: Path) -> tuple[CheckpointHeader, dict[str, torch.Tenso
     """Return a checkpoint's header, its tensors, and whether it has a seal; a broken seal raises ValueError."""
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such checkpoint; give a .safetensors file that training wrote")
-    try:
-        with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
-    except SafetensorError as error:
-        raise ValueError(
-            f"{path}: not a readable safetensors file ({shorten(str(error), 160)}); was it cut short?"
-        ) from error
-    sealed = check_seal(path, tensors, metadata)
+    tensors, metadata, sealed = read_sealed(path)
     if metadata.get("format") != FORMAT:
         raise ValueError(
             f"{path}: not a checkpoint of this project (its header says {quoted(metadata.get('format'))})"

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, Literal, NoReturn, get_origin, get_type_hints
 
 from dataloaders.quoting import quoted, shorten
-from engine.checkpoint import read_header
+from engine.checkpoint import known_header
 from engine.config import Config, ModelConfig, TaskSettings, sections_with
 from engine.flags import finite_float
 from modules.methods import METHODS, method_options, why_unknown
@@ -67,7 +67,7 @@ def settings_of_checkpoint(argv: Sequence[str] | None, sections: Mapping[str, An
     known = first.parse_known_args(argv)[0]
     if known.do_train or not known.init_model.endswith(".safetensors"):
         return {}
-    header, task = read_header(Path(known.init_model)), sections["task"]
+    header, task = known_header(Path(known.init_model)), sections["task"]
     check_kinds(known.init_model, header.settings, sections)
     not_taken = {option.name for option in options_of(sections["run"])} | {"init_model", *task.of_the_run}
     if header.task != task.task:  # another task's data set and training settings do not apply here

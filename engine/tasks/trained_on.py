@@ -1,10 +1,9 @@
 """What the weights of a run were trained on: this run's settings, or those in the header of --init_model."""
 
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from engine.checkpoint import CheckpointHeader, read_header
+from engine.checkpoint import CheckpointHeader, known_header
 from engine.config import Config
 from engine.logger import log
 from engine.tasks.classifiers import left_as_in_clip
@@ -27,15 +26,7 @@ def training_of(config: Config) -> dict[str, Any]:
 def header_of(init_model: str) -> CheckpointHeader | None:
     """Return the header of --init_model; None for an empty path and for a file of released code."""
     path = Path(init_model)
-    if path.suffix != ".safetensors":
-        return None
-    return _header(path, path.stat().st_mtime_ns if path.is_file() else 0)
-
-
-@lru_cache(maxsize=1)
-def _header(path: Path, changed: int) -> CheckpointHeader:
-    """Read the header of a file that changed last at this time: reading it checks all tensors, which takes long."""
-    return read_header(path)
+    return known_header(path) if path.suffix == ".safetensors" else None
 
 
 def trained_with(config: Config) -> str:
