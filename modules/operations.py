@@ -14,11 +14,7 @@ def count_operations(method: Method, max_frames: int, max_words: int) -> int:
     """
     from torch.utils.flop_counter import FlopCounterMode  # imports Triton
 
-    visual = method.clip.visual
-    device = next(method.parameters()).device
-    video = torch.empty(1, max_frames, 3, visual.image_size, visual.image_size, device=device)
-    frame_mask = torch.ones(1, max_frames, dtype=torch.bool, device=device)
-    token_ids = torch.zeros(1, max_words, dtype=torch.int64, device=device)
+    video, frame_mask, token_ids = method.blank_inputs(max_frames, max_words)
     # The counter does not see fused attention kernels; the plain one is two matrix products, which it counts.
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         method.encode_video(video, frame_mask)

@@ -19,7 +19,6 @@ from engine.evaluate import evaluating
 from engine.tasks.base import Part, TaskStep
 from engine.tasks.classifiers import (
     bag_logits,
-    blank_inputs,
     classifier_rows,
     encode_in_blocks,
     freeze_text_encoder,
@@ -75,7 +74,7 @@ def new_loss(
     """
     if classes is None and not with_bag:
         return ClassificationLoss(label_smoothing)
-    inputs, head = blank_inputs(method, max_frames, max_words), None
+    inputs, head = method.blank_inputs(max_frames, max_words), None
     before = {name for name, _ in method.trainable_parameters()}
     if classes is None:
         freeze_text_encoder(method, *inputs)

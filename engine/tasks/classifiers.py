@@ -94,14 +94,6 @@ def reached_by(rows: Rows) -> set[nn.Parameter]:
     return found
 
 
-def blank_inputs(method: Method, max_frames: int, max_words: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Return a clip and a text without content: `[1,T,3,H,W]`, `[1,T]` and `[1,L]`, to follow what reaches which."""
-    visual, device = method.clip.visual, method.clip.logit_scale.device
-    video = torch.zeros(1, max_frames, 3, visual.image_size, visual.image_size, device=device)
-    frame_mask = torch.ones(1, max_frames, dtype=torch.bool, device=device)
-    return video, frame_mask, torch.zeros(1, max_words, dtype=torch.int64, device=device)
-
-
 def only_texts_use(
     method: Method, video: Tensor, frame_mask: Tensor, token_ids: Tensor
 ) -> tuple[set[nn.Parameter], Rows]:
@@ -162,7 +154,7 @@ def left_as_in_clip(method: Method, max_frames: int, max_words: int) -> frozense
 
     Training with --classifier bag leaves them as CLIP has them, and its checkpoints lack them.
     """
-    only_texts, _ = only_texts_use(method, *blank_inputs(method, max_frames, max_words))
+    only_texts, _ = only_texts_use(method, *method.blank_inputs(max_frames, max_words))
     return frozenset(
         name for name, own in method.trainable_parameters() if own in only_texts and method.is_pretrained(own)
     )

@@ -104,6 +104,14 @@ class Method(nn.Module):
         """Embed B clips and N texts, such as a batch of pairs; return the rows of text (None without) and of video."""
         return None if token_ids is None else self.encode_text(token_ids), self.encode_video(video, frame_mask)
 
+    def blank_inputs(self, max_frames: int, max_words: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Return a clip and a text without content, on the method's device, to follow what a forward pass does:
+        `[1,T,3,H,W]`, `[1,T]` and int64 `[1,L]`."""
+        visual, device = self.clip.visual, self.clip.logit_scale.device
+        video = torch.zeros(1, max_frames, 3, visual.image_size, visual.image_size, device=device)
+        frame_mask = torch.ones(1, max_frames, dtype=torch.bool, device=device)
+        return video, frame_mask, torch.zeros(1, max_words, dtype=torch.int64, device=device)
+
     def decays(self, name: str, parameter: nn.Parameter) -> bool:
         """Return whether weight decay applies: to matrices and kernels, not to biases, norms and scalars."""
         return parameter.dim() > 1
