@@ -17,3 +17,9 @@ class FrameRows(NamedTuple):
 
     frames: Tensor
     frame_mask: Tensor
+
+    @classmethod
+    def without_padding(cls, frames: Tensor, frame_mask: Tensor) -> "FrameRows":
+        """Return rows of embeddings `[B,T,E]`, of any value at padding, and a mask `[B,T]`, bool or of 0 and 1."""
+        real = frame_mask.bool()
+        return cls(frames.masked_fill(~real.unsqueeze(-1), 0), real)

@@ -31,6 +31,6 @@ def raw_rows(tower: nn.Module, video: Tensor, frame_mask: Tensor, own: Rows) -> 
     """
     frames = tower(video.flatten(0, 1)).unflatten(0, video.shape[:2]).float()
     if isinstance(own, FrameRows):
-        return FrameRows(frames.masked_fill(~frame_mask.bool().unsqueeze(-1), 0), frame_mask.bool())
+        return FrameRows.without_padding(frames, frame_mask)
     assert isinstance(own, Tensor), "no other rows have frames"
     return masked_mean(frames, frame_mask)

@@ -180,8 +180,7 @@ class STDD(Method):
 
     def encode_video(self, video: Tensor, frame_mask: Tensor) -> FrameRows:
         frame_mask = frame_mask.bool()
-        frames = self.encode_frames(video, frame_mask)
-        return FrameRows(frames.masked_fill(~frame_mask.unsqueeze(-1), 0), frame_mask)
+        return FrameRows.without_padding(self.encode_frames(video, frame_mask), frame_mask)
 
     def regulariser(self, video: Tensor, rows: FrameRows) -> Tensor | None:
         return None if self.distillation is None else self.distillation(video, rows)
