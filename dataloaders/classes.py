@@ -24,7 +24,6 @@ import numpy as np
 from dataloaders.annotations import columns_of, is_text, is_texts, read_csv, read_json_object, read_text
 from dataloaders.quoting import quoted, some
 from dataloaders.samples import Sample
-from dataloaders.yaml_files import read_yaml
 
 # Between the words of a CamelCase name: "ApplyEye", and "TVShow" before its last capital.
 WORD_STARTS = re.compile(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])")
@@ -155,6 +154,8 @@ def read_labels(path: Path, flag: str = "--labels_csv") -> tuple[str, ...]:
         lines = [line.strip() for line in read_text(path, flag).split("\n") if line.strip()]
         pairs = [(str(number), name) for number, name in enumerate(lines)]
     elif path.suffix.lower() in YAML:
+        from dataloaders.yaml_files import read_yaml  # imports PyYAML, which most runs do not need
+
         content = read_yaml(path, flag)
         names = content.get("classes", "") if isinstance(content, dict) else ""
         if not is_texts(names):

@@ -59,6 +59,3 @@ class Schedule(torch.optim.lr_scheduler.LRScheduler):
 
     def get_lr(self) -> list[float | torch.Tensor]:
         return [RATES[self.name](self.last_epoch, *self.of_rate, float(lr)) for lr in self.base_lrs]
-
-
-build_schedule = Schedule

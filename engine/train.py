@@ -21,7 +21,7 @@ from engine.errors import explained
 from engine.gradients import LOOK_AFTER, SHOWN, idle, unreached
 from engine.interrupt import Interrupted, stop_requested
 from engine.logger import RunLogger, log
-from engine.optim import build_optimizer, build_schedule
+from engine.optim import Schedule, build_optimizer
 from engine.precision import random_state, set_random_state
 from engine.step_results import StepResults
 from engine.tasks.base import TaskStep, TrainingItems
@@ -66,7 +66,7 @@ class Training:
         groups = step.parameter_groups(settings.lr, settings.coef_lr, settings.weight_decay)
         self.parameters = dict(step.trainable_parameters())
         self.optimizer = build_optimizer(groups, settings.adam_beta2, settings.adam_eps)
-        self.schedule = build_schedule(self.optimizer, self.total_steps, settings.warmup_proportion, settings.schedule)
+        self.schedule = Schedule(self.optimizer, self.total_steps, settings.warmup_proportion, settings.schedule)
         self.scaler = torch.amp.GradScaler(process.device.type, enabled=settings.precision == "fp16")
         self.distributed: DistributedDataParallel | None = None
         if process.world_size > 1:

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from engine.optim import RATES, build_optimizer, build_schedule, one_percent, released, warmup_cosine
+from engine.optim import RATES, Schedule, build_optimizer, one_percent, released, warmup_cosine
 
 
 def test_warmup_cosine_at_its_turning_points():
@@ -29,7 +29,7 @@ def test_short_runs_stay_in_range(total, proportion):
 def test_every_group_keeps_its_own_rate():
     groups = [{"params": [torch.nn.Parameter(torch.ones(1))], "lr": lr, "weight_decay": 0.0} for lr in (1.0, 1e-3)]
     optimizer = build_optimizer(groups)
-    schedule = build_schedule(optimizer, 10, 0.5)
+    schedule = Schedule(optimizer, 10, 0.5)
     for step in range(10):
         rates = [group["lr"] for group in optimizer.param_groups]
         assert rates == pytest.approx([warmup_cosine(step, 10, 0.5), 1e-3 * warmup_cosine(step, 10, 0.5)])
@@ -51,7 +51,7 @@ def test_released_schedule_of_every_group():
     """Check the authors' run on MSR-VTT: 7030 steps, 703 of them warm-up, and CLIP's tensors at coef_lr 5e-4."""
     groups = [{"params": [torch.nn.Parameter(torch.ones(1))], "lr": lr, "weight_decay": 0.0} for lr in (1e-3, 5e-7)]
     optimizer = build_optimizer(groups)
-    schedule = build_schedule(optimizer, 7030, 0.1, "released")
+    schedule = Schedule(optimizer, 7030, 0.1, "released")
     rates = []
     for _ in range(7030):
         rates.append([group["lr"] for group in optimizer.param_groups])
@@ -80,7 +80,7 @@ def test_a_schedule_goes_on_where_it_was_saved(name):
     def begin() -> tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler]:
         groups = [{"params": [torch.nn.Parameter(torch.ones(1))], "lr": lr, "weight_decay": 0.0} for lr in (1.0, 0.0)]
         optimizer = build_optimizer(groups)
-        return optimizer, build_schedule(optimizer, 10, 0.3, name)
+        return optimizer, Schedule(optimizer, 10, 0.3, name)
 
     whole, first, second = begin(), begin(), begin()
     for step in range(10):
