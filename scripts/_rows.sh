@@ -1,11 +1,29 @@
 # shellcheck shell=bash
 # Sourced by the scripts of tables: runs the rows of a table with several seeds and notes which of them failed.
-# The script defines an array `rows` of "name|flags", and
-#   results_of NAME                         prints the results file of a row
-#   run_row NAME SEED FILE FOLDER FLAGS...  trains and evaluates it
+# The script defines `results`, the file of results, an array `rows` of "name|flags", and
+#   run_row NAME SEED FILE FOLDER FLAGS...  trains and evaluates a row
 
 failed=$(mktemp)
 trap 'rm -f "$failed"' EXIT
+
+# results_of NAME: prints the results file of a row. Rows of base-to-novel have more columns, and so a file of their own.
+results_of() {
+    local file=${results:?}
+    case $1 in
+        *"base to novel") file=${file%.csv}_base_to_novel.csv ;;
+    esac
+    echo "$file"
+}
+
+# print_tables: prints the means over seeds of each results file that is there.
+print_tables() {
+    local file
+    for file in "$(results_of row)" "$(results_of "base to novel")"; do
+        if [ -f "$file" ]; then
+            "$PYTHON" -m tools.report "$file" --mean
+        fi
+    done
+}
 
 # run_folder_of NAME SEED RUNS: prints the folder of a row's run.
 run_folder_of() {

@@ -48,10 +48,6 @@ rows=(
 mkdir -p "$runs" "$(dirname "$results")"
 "$PYTHON" preprocess/make_moving_shapes.py --output_dir "$DATA_PATH"
 
-results_of() {
-    echo "$results"
-}
-
 # run_row NAME SEED FILE FOLDER FLAGS...
 run_row() {
     local name=$1 seed=$2 file=$3 folder=$4

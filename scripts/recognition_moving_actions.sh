@@ -52,14 +52,6 @@ rows=(
 mkdir -p "$runs" "$(dirname "$results")"
 "$PYTHON" preprocess/make_moving_actions.py --output_dir "$DATA_PATH"
 
-# The rows of base-to-novel have more columns, and so a file of their own.
-results_of() {
-    case $1 in
-        *"base to novel") echo "${results%.csv}_base_to_novel.csv" ;;
-        *) echo "$results" ;;
-    esac
-}
-
 # run_row NAME SEED FILE FOLDER FLAGS...
 run_row() {
     local name=$1 seed=$2 file=$3 folder=$4
@@ -73,9 +65,5 @@ run_row() {
 }
 
 run_rows "$seeds" "$only" "$JOBS" "$runs"
-for file in "$results" "${results%.csv}_base_to_novel.csv"; do
-    if [ -f "$file" ]; then
-        "$PYTHON" -m tools.report "$file" --mean
-    fi
-done
+print_tables
 [ ! -s "$failed" ] || exit 1

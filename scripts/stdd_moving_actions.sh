@@ -65,11 +65,6 @@ make_texts() {
 make_texts "$names_file" --mode name
 make_texts "$augmented_file" --mode xmix --clauses "${lists}_clauses.yaml"
 
-# results_of NAME
-results_of() {
-    echo "$results"
-}
-
 # run_row NAME SEED FILE FOLDER FLAGS...
 run_row() {
     local name=$1 seed=$2 file=$3 folder=$4 trained
@@ -97,7 +92,5 @@ run_row() {
 run_rows "$seeds" "$only" "$JOBS" "$runs"
 rows=("${averages[@]}")  # after the trainings, whose epochs they average
 run_rows "$seeds" "$only" "$JOBS" "$runs"
-if [ -f "$results" ]; then
-    "$PYTHON" -m tools.report "$results" --mean
-fi
+print_tables
 [ ! -s "$failed" ] || exit 1

@@ -76,13 +76,6 @@ add() {
     fi
 }
 
-results_of() {
-    case $1 in
-        *"base to novel") echo "${results%.csv}_base_to_novel.csv" ;;
-        *) echo "$results" ;;
-    esac
-}
-
 # run_row NAME NUMBER FILE RUN DATA_SET FLAGS...: NUMBER is that of the split or of the list.
 run_row() {
     local name=$1 number=$2 file=$3 run=$4 data=$5 own=() folder
@@ -113,12 +106,8 @@ add "UCF101, base to novel" ucf101 --classes base
 add "HMDB51, base to novel" hmdb51 --classes base
 [ ${#rows[@]} = 0 ] || run_rows 1 "$only" "$JOBS" "$runs"
 
-for file in "$results" "${results%.csv}_base_to_novel.csv"; do
-    if [ -f "$file" ]; then
-        "$PYTHON" -m tools.report "$file" --mean
-    fi
-done
+print_tables
 for name in "${left_out[@]}"; do
     echo "left out: $name"
 done
-[ ! -s "${failed:-}" ] || exit 1
+[ ! -s "$failed" ] || exit 1
