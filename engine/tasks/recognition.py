@@ -340,13 +340,11 @@ class Recognition(Task):
             return None
         if isinstance(split.texts, Bag):
             return split.texts
-        if split.texts is self.texts and not self._step.learns_texts and self._same_precision():
+        same_precision = self.config.optim.precision_val == "same"
+        if split.texts is self.texts and not self._step.learns_texts and same_precision:
             return self._step.frozen_classifier()
         with evaluating(self.method), self.encoder.autocast():
             return self._step.classifier(encode_in_blocks(self.method, split.texts))
-
-    def _same_precision(self) -> bool:
-        return self.config.optim.precision_val == "same"
 
     @classmethod
     def columns(cls, config: Config) -> dict[str, Any]:
