@@ -46,11 +46,10 @@ method=stop lr=4e-3 output_dir=$runs/stop bash scripts/msrvtt.sh \
 "$PYTHON" -m tools.visualize maps "$runs/stop/last.safetensors" --layer 0 --output "$runs/stop/maps.png"
 
 echo "== STOP for action recognition: sixteen classes, trained from class names =="
-"$PYTHON" preprocess/make_moving_actions.py --output_dir "$actions" --train_groups 56
+"$PYTHON" preprocess/make_moving_actions.py --output_dir "$actions" --train_groups 60
 DATA_PATH=$actions method=stop lr=4e-3 epochs=$((3 * epochs)) batch_size=16 max_words=16 templates="a shape {}" \
     crop_scale=1 flip=none test_views=1x1 output_dir=$runs/recognition bash scripts/ucf101.sh \
-    --row_name "STOP" --intra_width 32 --inter_width 32 --train_twins_csv "$actions/train_twins.csv" \
-    --results_csv "$runs/recognition.csv"
+    --row_name "STOP" --intra_width 32 --inter_width 32 --results_csv "$runs/recognition.csv"
 "$PYTHON" -m tools.confusion "$runs/recognition/predictions.csv" --output "$runs/recognition/confusion.png"
 
 echo
