@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from engine.tasks.retrieval_metrics import RECALL_AT, count_better, retrieval_metrics, summarise, twin_accuracy
 
-ROOT = Path(__file__).parent.parent.parent
+ROOT = Path(__file__).parents[3]
 
 
 def naive_summary(scores: np.ndarray, right: list[int]) -> dict[str, float]:
