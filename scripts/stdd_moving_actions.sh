@@ -32,11 +32,9 @@ JOBS=${JOBS:-1}          # runs at the same time
 only=${only:-.}          # a regular expression; rows whose names match are run
 
 lists=dataloaders/class_lists/moving_actions
-names_file=$runs/texts_name.safetensors
-augmented_file=$runs/texts_xmix.safetensors
 plain="--classifier text"
-names="--classifier bag --text_features $names_file"
-augmented="--classifier bag --text_features $augmented_file"
+names="--classifier bag --text_features texts_name.safetensors"  # a file in $runs, like the next one
+augmented="--classifier bag --text_features texts_xmix.safetensors"
 rows=(
     "zero-shot, plain names|--method clip4clip $plain"
     "zero-shot, plain names in a bag|--method clip4clip $names"
@@ -55,20 +53,20 @@ done
 mkdir -p "$runs" "$(dirname "$results")"
 "$PYTHON" preprocess/make_moving_actions.py --output_dir "$DATA_PATH"
 
-# make_texts FILE FLAGS...: encodes the texts of a bag, unless the file is there.
+# make_texts MODE FLAGS...: encodes the texts of a bag, unless they are there.
 make_texts() {
-    local file=$1
-    shift
-    "$PYTHON" preprocess/text_features.py --output "$file" --pretrained_clip_name "$pretrained_clip_name" \
-        --datatype ucf101 --data_path "$DATA_PATH" --labels "${lists}_labels.yaml" "$@"
+    "$PYTHON" preprocess/text_features.py --output "$runs/texts_$1.safetensors" --mode "$@" \
+        --pretrained_clip_name "$pretrained_clip_name" --datatype ucf101 --data_path "$DATA_PATH" \
+        --labels "${lists}_labels.yaml"
 }
-make_texts "$names_file" --mode name
-make_texts "$augmented_file" --mode xmix --clauses "${lists}_clauses.yaml"
+make_texts name
+make_texts xmix --clauses "${lists}_clauses.yaml"
 
 # run_row NAME SEED FILE FOLDER FLAGS...
 run_row() {
     local name=$1 seed=$2 file=$3 folder=$4 trained
     shift 4
+    set -- "${@/#texts_/$runs/texts_}"
     case $name in
         zero-shot*) set -- --do_eval "$@" ;;
         *", averaged")

@@ -1,5 +1,6 @@
 """The script that trains the small CLIP, and the weights from it that the repository holds."""
 
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 
@@ -51,6 +52,17 @@ def test_the_script_writes_weights_that_load_and_a_log(tmp_path: Path, tokenize:
     assert sorted(path.name for path in output.parent.iterdir()) == ["clip.log", "clip.safetensors"]
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(("patch_size", "grid"), [(14, 8), (16, 7)])
+def test_the_size_of_patches_makes_an_even_or_an_odd_grid(tmp_path: Path, patch_size: int, grid: int) -> None:
+    output = tmp_path / "clip.safetensors"
+    few = ["--steps", "1", "--outline_steps", "1", "--batch_size", "4"]
+    assert main(["--output", str(output), *few, "--patch_size", str(patch_size)]) == 0
+    model = load_clip(output)
+    assert model.visual.grid == grid
+    assert model.architecture == replace(ARCHITECTURE, patch_size=patch_size)
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -58,6 +70,8 @@ def test_the_script_writes_weights_that_load_and_a_log(tmp_path: Path, tokenize:
         (["--outline_steps", "0"], "--outline_steps must be 1 or more, not 0"),
         (["--batch_size", "1"], "--batch_size must be 2 or more"),
         (["--lr", "0"], "--lr must lie between 0 and 1"),
+        (["--patch_size", "15"], "--patch_size must divide the 112 pixels of an image's side, but is 15; pass one of"),
+        (["--patch_size", "0"], "--patch_size must divide the 112 pixels"),
         (["--output", "clip.pt"], "must end in .safetensors"),
     ],
 )
