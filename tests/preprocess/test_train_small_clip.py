@@ -22,12 +22,14 @@ from preprocess.train_small_clip import (
     to_batch,
 )
 
-WEIGHTS = Path(__file__).parents[2] / "pretrained" / "moving_shapes_clip.safetensors"
+PRETRAINED = Path(__file__).parents[2] / "pretrained"
+WEIGHTS = {16: PRETRAINED / "moving_shapes_clip.safetensors", 14: PRETRAINED / "moving_shapes_clip_p14.safetensors"}
 
 
-@pytest.fixture(scope="module")
-def kept() -> CLIP:
-    return load_clip(WEIGHTS)
+@pytest.fixture(scope="module", params=WEIGHTS)
+def kept(request: pytest.FixtureRequest) -> CLIP:
+    """Return the weights with patches of 16 and of 14 pixels."""
+    return load_clip(WEIGHTS[request.param])
 
 
 @pytest.fixture(scope="module")
@@ -89,10 +91,12 @@ def test_learning_rate_rises_to_one_and_falls_to_nothing() -> None:
     assert shares[-1] == pytest.approx(0.0)
 
 
-def test_kept_weights_are_small_and_of_the_stated_sizes(kept: CLIP) -> None:
-    assert kept.architecture == ARCHITECTURE
-    assert WEIGHTS.stat().st_size <= 9_000_000
-    assert "command: python preprocess/train_small_clip.py" in WEIGHTS.with_suffix(".log").read_text(encoding="utf-8")
+@pytest.mark.parametrize("patch_size", WEIGHTS)
+def test_kept_weights_are_small_and_of_the_stated_sizes(patch_size: int) -> None:
+    path = WEIGHTS[patch_size]
+    assert load_clip(path).architecture == replace(ARCHITECTURE, patch_size=patch_size)
+    assert path.stat().st_size <= 9_000_000
+    assert "command: python preprocess/train_small_clip.py" in path.with_suffix(".log").read_text(encoding="utf-8")
 
 
 def test_kept_weights_tell_the_motion_words_apart(kept: CLIP, tokenize: Tokenizer) -> None:
