@@ -42,7 +42,10 @@ def epochs_of(text: str) -> range:
     found = re.fullmatch(r"(\d{1,5})(?:-(\d{1,5}))?", text)
     epochs = range(int(found[1]), int(found[2] or found[1]) + 1) if found else range(0)
     if not epochs or epochs[0] < 1:
-        raise ValueError(f"--epochs {text}: name one epoch or a range such as 2-22; epochs count from 1")
+        raise ValueError(
+            f"--epochs {text}: name one epoch or a range such as 2-22; epochs count from 1, and "
+            "--with_clip adds CLIP as epoch 0"
+        )
     return epochs
 
 

@@ -24,12 +24,13 @@ def compile_forward(method: Method) -> None:
 
     The graph goes from normalised pixels and words to embeddings. With --gradient_accumulation_steps there are two, one
     without and one with gradient. Evaluation stays eager: its last batches are smaller, and each size would be compiled
-    anew. No tensor changes its name. Dropout draws other numbers than without compilation.
+    anew. No tensor changes its name. Random numbers are those that are drawn without compilation.
     """
     # DDP's optimiser would cut the graph where gradients are sent. Older versions of torch refuse to cut ours, because
     # it contains an autograd.Function and recomputed blocks as inner graphs.
     torch._dynamo.config.optimize_ddp = False
     # The layout pass takes tokens [B,T,P,D] for images, and copies what is kept for backward to a layout for images.
     torch._inductor.config.layout_optimization = False
+    torch._inductor.config.fallback_random = True  # its own numbers can differ between the two graphs
     usable(method.clip.logit_scale)  # caches the answer, because the check cannot run while torch traces
     method.compile(dynamic=False)

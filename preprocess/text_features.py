@@ -1,4 +1,5 @@
-"""Encode the texts of classes once, for the bag of prompts of STDD (AAAI 2025, arXiv 2412.09895) or --text_features.
+"""Encode the texts of classes once, into a file for --text_features: the bag of prompts of STDD (AAAI 2025, arXiv
+2412.09895).
 
     python preprocess/text_features.py --output data/ucf101_xmix.safetensors --pretrained_clip_name ViT-B/16 \
         --datatype ucf101 --data_path data/ucfTrainTestlist \
@@ -12,7 +13,7 @@ Its flags are those of main_task_recognition.py, which choose the CLIP and the d
     --clauses       YAML file with the clauses of each class; needed by all modes but name
     --graph         YAML file with the triples of each class: check that each has its clause
     --mode          which clauses: xmix (all, the default), xoo, xao, xaa, or name (none)
-    --n_templates   how many templates, the first ones (default: 8)
+    --n_templates   how many templates, the first ones (default: 8); all if there are fewer
     --allow_faults  so many faults of each file, and so many texts that the CLIP cuts, are only logged (default: 0)
 
 Positions and names of the files are checked against the data set, if flags name its files; --labels_csv is enough.

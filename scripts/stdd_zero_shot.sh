@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Zero-shot action recognition of one checkpoint by all protocols of STDD, as one table with mean and deviation.
-# A data set that is not there is named and left out. A row in the results file is not run again.
+# A data set that is not there is named and left out. A row in the results file is not run again. The ten draws of half of
+# the classes take five times as long as all videos of their data set; draws=0 runs one of them.
 #   bash scripts/stdd_zero_shot.sh runs/k400_stdd/last.safetensors
 #   bash scripts/stdd_zero_shot.sh averaged.safetensors --ensemble_clip 0.2
 #   only="UCF101|HMDB51" classifier=bag text_features=data/texts/{}.safetensors bash scripts/stdd_zero_shot.sh FILE
@@ -25,6 +26,7 @@ k600_classes=${k600_classes:-$k600/zero_shot/ZS_split{\}_K600.csv}
 classifier=${classifier:-text}
 text_features=${text_features:-}
 test_views=${test_views:-3x1}
+draws=${draws:-0 1 2 3 4 5 6 7 8 9}
 results=${results:-results/stdd_zero_shot.csv}
 runs=${runs:-runs/stdd_zero_shot}
 JOBS=${JOBS:-1}  # runs at the same time
@@ -76,15 +78,15 @@ add() {
     fi
 }
 
-# run_row NAME NUMBER FILE RUN DATA_SET FLAGS...: NUMBER is that of the split or of the list.
+# run_row NAME NUMBER FILE RUN DATA_SET FLAGS...: NUMBER is that of the split, list or draw, and takes the place of {}.
 run_row() {
     local name=$1 number=$2 file=$3 run=$4 data=$5 own=() folder
     shift 5
+    set -- "${@//\{\}/$number}"
     folder=$(folder_of "$data")
     case $data in
-        kinetics400) own=(--data_path "$folder") ;;
         kinetics600) own=(--val_csv "${k600_list//\{\}/$number}" --labels_csv "${k600_classes//\{\}/$number}") ;;
-        *) own=(--data_path "$folder" --split "$number") ;;
+        *) own=(--data_path "$folder") ;;
     esac
     [ "$classifier" != bag ] || own+=(--text_features "$(features_of "$data" "$number")")
     launch main_task_recognition.py --do_eval --init_model "$checkpoint" --row_name "$name" --seed "$number" \
@@ -92,19 +94,26 @@ run_row() {
         --classifier "$classifier" --test_views "$test_views" "$@" "${flags[@]}"
 }
 
-# The seed of a row is the number of its split or list.
+# run_protocol NUMBERS: runs each of `rows` with each number, which is the seed of its results.
+run_protocol() {
+    [ ${#rows[@]} = 0 ] || run_rows "$1" "$only" "$JOBS" "$runs"
+    rows=()
+}
+
 rows=()
-add "UCF101, 3 splits" ucf101
-add "HMDB51, 3 splits" hmdb51
+add "UCF101, 3 splits" ucf101 --split {}
+add "HMDB51, 3 splits" hmdb51 --split {}
 add "Kinetics-600, 3 lists of 160 classes" kinetics600
-[ ${#rows[@]} = 0 ] || run_rows "1 2 3" "$only" "$JOBS" "$runs"
-rows=()
+run_protocol "1 2 3"
 add "UCF101, all videos" ucf101 --test_videos all
 add "HMDB51, all videos of split 1" hmdb51 --test_videos all
 add "Kinetics-400, validation" kinetics400
 add "UCF101, base to novel" ucf101 --classes base
 add "HMDB51, base to novel" hmdb51 --classes base
-[ ${#rows[@]} = 0 ] || run_rows 1 "$only" "$JOBS" "$runs"
+run_protocol 1
+add "UCF101, draws of 50 classes" ucf101 --test_videos all --classes half:{}
+add "HMDB51, draws of 25 classes" hmdb51 --test_videos all --classes half:{}
+run_protocol "$draws"
 
 print_tables
 for name in "${left_out[@]}"; do

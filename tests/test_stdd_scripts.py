@@ -55,9 +55,20 @@ def test_all_protocols(recorder, tmp_path):
         f"data/k600/zero_shot/{name}" for n in (1, 2, 3) for name in (f"k600_split{n}.txt", f"ZS_split{n}_K600.csv")
     ]
     make(tmp_path, *lists)
-    rows = zero_shot(recorder, tmp_path, "--ensemble_clip", "0.2")
+    rows = zero_shot(recorder, tmp_path, "--ensemble_clip", "0.2", draws="0 9")
     assert all(row["do_eval"] and row["init_model"] == str(tmp_path / "model.bin") for row in rows)
     assert {(row["test_views"], row["ensemble_clip"], row["classifier"]) for row in rows} == {("3x1", 0.2, "text")}
+    assert len({row["output_dir"] for row in rows}) == len(rows) == 18
+    draws = [row for row in rows if row["classes"].startswith("half")]
+    rows = [row for row in rows if row not in draws]
+    assert {
+        (row["row_name"], row["datatype"], row["classes"], row["test_videos"], row["split"], row["seed"])
+        for row in draws
+    } == {
+        (f"{name}, draws of {count} classes", name.lower(), f"half:{number}", "all", 1, number)
+        for name, count in (("UCF101", 50), ("HMDB51", 25))
+        for number in (0, 9)
+    }
     of_splits = {
         (row["row_name"], row["datatype"], row["split"], Path(row["val_csv"]).name, Path(row["labels_csv"]).name)
         for row in rows
@@ -80,15 +91,21 @@ def test_all_protocols(recorder, tmp_path):
         "HMDB51, base to novel": (1, "test", "base"),
     }
     assert {row["results_csv"] for row in rows if row["classes"] == "base"} == {str(tmp_path / "r_base_to_novel.csv")}
-    assert len({row["output_dir"] for row in rows}) == len(rows) == 14
 
 
 def test_rows_without_their_text_features_are_left_out(recorder, tmp_path):
     make(tmp_path, "data/ucf101", "data/k600", "texts/ucf101.safetensors", "data/hmdb51")
-    rows = zero_shot(recorder, tmp_path, classifier="bag", text_features="texts/{}.safetensors")
+    rows = zero_shot(recorder, tmp_path, classifier="bag", text_features="texts/{}.safetensors", draws="0")
     assert {row["datatype"] for row in rows} == {"ucf101"}
     assert {row["text_features"] for row in rows} == {"texts/ucf101.safetensors"}
-    assert len(rows) == 5
+    assert len(rows) == 3 + 1 + 1 + 1
+
+
+def test_there_are_ten_draws_of_half_of_the_classes(recorder, tmp_path):
+    make(tmp_path, "data/hmdb51")
+    commands = commands_of(ZERO_SHOT, recorder, only="draws", results=str(tmp_path / "r.csv"))
+    classes = [command[command.index("--classes") + 1] for command in commands if "--classes" in command]
+    assert classes == [f"half:{number}" for number in range(10)]
 
 
 def test_a_data_set_can_lie_in_a_folder_with_a_space(recorder, tmp_path):
@@ -107,4 +124,4 @@ def test_the_names_of_what_is_left_out(tmp_path, recorder):
     told = [line for line in done.stdout.splitlines() if line.startswith("left out: ")]
     assert told[0] == "left out: HMDB51, 3 splits (no data/hmdb51)"
     assert "left out: Kinetics-600, 3 lists of 160 classes (no data/k600)" in told
-    assert len(told) == 5
+    assert len(told) == 6

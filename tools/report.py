@@ -35,10 +35,10 @@ METRICS = {"t2v twins": "reversed pairs"} | {
 METRICS |= {"top1": "top-1", "top5": "top-5", "mean_class": "mean class", "direction": "direction"}
 METRICS |= {"novel top1": "novel top-1", "novel direction": "novel direction", "HM": "HM"}
 COLUMNS = ("name", "selection", "trainable_parameters", "seed")  # of a results csv, beside the metrics
-# Columns of recognition that say what was measured: rows that differ here are no repetitions. Splits and lists are
-# averaged, as papers do, and named.
+# Columns of recognition that say what was measured: rows that differ here are no repetitions. Splits, lists and draws
+# of classes are averaged, as papers do, and named.
 MEASURED = ("data", "classes", "shots", "classifier", "class_texts", "views", "view_fusion")
-AVERAGED = ("split", "list")
+AVERAGED = ("split", "list", "draw")
 CURVES = {
     "loss": "training loss",
     "lr": "learning rate",
@@ -105,10 +105,11 @@ def table_of_means(rows: pd.DataFrame) -> str:
     """Return a table with one row per name: the mean and, with two or more seeds, the standard deviation (n - 1).
 
     A name whose weights were selected in several ways, such as trained and untrained, or that measured several things,
-    such as shots or views, has one row for each. Several splits are averaged, and the last column names them. The
-    harmonic mean of base and novel classes is that of the means, as in the tables of ViFi-CLIP and its successors.
+    such as shots or views, has one row for each. Several splits, lists or draws of half of the classes are averaged,
+    and the last column names them. The harmonic mean of base and novel classes is that of the means, as in the tables
+    of ViFi-CLIP and its successors.
     """
-    metrics = [name for name in METRICS if name in rows]
+    rows, metrics = as_repetitions(rows), [name for name in METRICS if name in rows]
     body = []
     apart = ["selection", *(name for name in MEASURED if name in rows and "split" in rows)]
     ways = rows.groupby("name")[apart].nunique()
@@ -134,6 +135,24 @@ def table_of_means(rows: pd.DataFrame) -> str:
         label = ", ".join([_name(group.iloc[0]), *told])
         body.append([label, _trained(group.iloc[0]), *cells, "; ".join([str(len(group)), *over])])
     return markdown(["", "trained", *(METRICS[name] for name in metrics), "seeds"], body)
+
+
+def as_repetitions(rows: pd.DataFrame) -> pd.DataFrame:
+    """Return rows in which the repetitions of a protocol agree in the columns MEASURED.
+
+    Draws of half of the classes differ in `classes`; their number gets a column of its own, `draw`. Lists of other
+    classes may differ in `class_texts`, because each needs its own prompts: all of them then get the texts of all.
+    """
+    rows = rows.copy()
+    if "classes" in rows:
+        draw = rows["classes"].str.extract(r"^half:(\d+)$", expand=False)
+        rows["classes"], rows["draw"] = rows["classes"].mask(draw.notna(), "half"), draw.fillna("")
+    if {"list", "class_texts"} <= set(rows):
+        for _, group in rows.groupby("name"):
+            pairs = group[["list", "class_texts"]].drop_duplicates()
+            if pairs["list"].is_unique and pairs["class_texts"].is_unique:
+                rows.loc[group.index, "class_texts"] = ", ".join(pairs["class_texts"])
+    return rows
 
 
 def harmonic_mean_of_means(rows: pd.DataFrame) -> float:

@@ -79,7 +79,9 @@ class STDD(Method):
         scales: Annotated[str, "the scales of STCA, how many frames away channels come from, such as 1,2"] = "1,2",
         spatial_repeat: Annotated[bool, "in training, all windows of a clip share the offset of their mask"] = True,
         shuffle_train: Annotated[bool, "in training, the order of masks over frames is random"] = True,
-        shuffle_eval: Annotated[bool, "in evaluation too, as in the released code; drawn from --shuffle_seed"] = False,
+        shuffle_eval: Annotated[
+            bool, "in evaluation, the order is random too: drawn once for all clips, from --shuffle_seed"
+        ] = False,
         shuffle_seed: Annotated[int, "seed of the order of masks in evaluation", Range(0, 2**63 - 1)] = 0,
         channel_shift: Annotated[
             Literal["shift", "scrambled"], "with --temporal channel_shift: as intended, or as in the released code"
@@ -87,8 +89,8 @@ class STDD(Method):
         clamp_logit_scale: Annotated[bool, "keep the scale of scores at 100 or below; the release has no limit"] = True,
         distill: Annotated[
             Literal["none", "intended"],
-            "hold the frames near those of the CLIP that training begins with; none: do not, like the released code, "
-            "whose term has no gradient",
+            "intended: a term in the loss that holds frames near those of the CLIP that training begins with, as in "
+            "the paper; none: no such term, because that of the released code has no gradient",
         ] = "none",
         distill_ratio: Annotated[float, "weight of --distill in the loss", Range(0)] = 2.0,
     ) -> None:

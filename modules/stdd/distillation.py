@@ -1,5 +1,6 @@
-"""Distillation from the CLIP that training began with, as the paper means it (released in the code of FROSTER, Huang et
-al., ICLR 2024, arXiv 2402.03241).
+"""Distillation from the CLIP that training began with, as STDD's paper describes it.
+
+The term comes from FROSTER (Huang et al., ICLR 2024, arXiv 2402.03241), whose code also computes it with gradient.
 
     f~_bt = f_bt + 0.1 g(f_bt)       f: unit embedding of a frame, g: linear, GELU, linear; starts at zero
     L     = ratio (1 - mean over clips b and frames t of cos(f~_bt, r_bt))       r: the frozen CLIP's embedding

@@ -28,10 +28,9 @@ def one_training(name: str, device: torch.device, folder: Path, **settings: Any)
     """Return a training of a method. Its own pairs cannot be read; use the batches of `one_batch`."""
     known = {option.name for option in method_options(ALL_METHODS[name])}
     fitting = {option: value for option, value in FITTING.items() if option in known}
-    options = fitting | settings.pop("options", {})
+    options, process = fitting | settings.pop("options", {}), settings.pop("process", Process(0, 1, device))
     method = build_method(name, tiny_clip(architecture=replace(TINY, text_width=TINY.embed_dim)), **options)
     samples = [Sample(f"video{number}", folder / "none.mp4", ("a caption",)) for number in range(4)]
-    process = Process(0, 1, device)
     pairs = TrainingPairs(samples, lambda caption: torch.zeros(1, 8), FrameReader(4, 32), False, 0)
     positives = settings.pop("same_video", "negatives") == "positives"
     autocast = autocast_for(settings.get("precision", "auto"), device)

@@ -127,7 +127,7 @@ def test_patching(small_actions, trained):
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--epochs", "0-3"], "--epochs 0-3: name one epoch or a range such as 2-22; epochs count from 1"),
+        (["--epochs", "0-3"], "epochs count from 1, and --with_clip adds CLIP as epoch 0"),
         (["--epochs", "3-2"], "--epochs 3-2: name one epoch"),
         (["--epochs", "1,2"], "--epochs 1,2: name one epoch"),
         (["--epochs", "2-6"], "has no epoch 4, 5, 6, only 1, 2, 3; pass others as --epochs"),

@@ -11,10 +11,13 @@ import torch._dynamo
 from torch import nn
 from torch._dynamo.utils import counters
 
+from engine.compiling import compile_forward
 from engine.run import EXIT_INTERRUPTED
 from main_task_retrieval import main
 from modules.methods import METHODS as ALL_METHODS
+from modules.methods import build_method
 from tests.engine.one_training import named, one_batch, one_training
+from tests.tiny import tiny_batch, tiny_clip
 from tests.training_runs import METHODS, assert_same_weights, interrupt_after, launch, training
 
 
@@ -78,6 +81,26 @@ def test_compiled_steps_equal_eager_ones(name, settings, graphs, tmp_path, monke
 @pytest.mark.parametrize(("name", "settings", "graphs"), COMPILED, ids=named)
 def test_compiled_steps_with_generated_kernels(name, settings, graphs, tmp_path, monkeypatch):
     assert_compiled_is_eager(monkeypatch, name, tmp_path, settings, graphs)
+
+
+@pytest.mark.slow
+def test_both_passes_of_a_part_draw_the_same_masks():
+    """With --gradient_accumulation_steps a part is embedded without gradient, and again with it, in another graph."""
+    torch._dynamo.reset()
+    method, (video, frame_mask, _) = build_method("stdd", tiny_clip()).train(), tiny_batch()
+    compile_forward(method)
+
+    def frames(forward):
+        torch.manual_seed(3)
+        return forward(video, frame_mask, None)[1].frames
+
+    with torch.no_grad():
+        first = frames(method)
+        assert (method(video, frame_mask, None)[1].frames - first).abs().max() > 1e-3  # drawn anew
+    second = frames(method)
+    assert second.requires_grad
+    for found in (first, second):
+        torch.testing.assert_close(found, frames(method.forward), atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.slow

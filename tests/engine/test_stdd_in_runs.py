@@ -1,16 +1,18 @@
 """STDD from the command line: its random masks in both tasks, and its released checkpoints."""
 
-import subprocess
+from pathlib import Path
 
-import pytest
 import torch
 
+from engine.distributed import process_group
 from engine.run import EXIT_INTERRUPTED
 from main_task_recognition import main as recognition
 from main_task_retrieval import main as retrieval
 from modules.clip_weights import load_clip
 from modules.methods import build_method
-from tests.training_runs import assert_same_weights, interrupt_after, launch, lines_of, training
+from tests.engine.one_training import one_training
+from tests.processes import run_as_group
+from tests.training_runs import assert_same_weights, interrupt_after, lines_of, training
 
 STDD = ["--method", "stdd", "--lr", "1e-4", "--coef_lr", "1"]
 
@@ -65,13 +67,15 @@ def test_an_odd_grid_is_one_sentence_before_anything_is_read(capsys):
     assert "--temporal stcross_attend needs an even grid of patches, and this CLIP's is 7 x 7" in error
 
 
-@pytest.mark.slow
-def test_two_processes_draw_different_masks(small_data, tmp_path):
-    """Both train, on the rows of all frames of the other process too; with the same masks twice the loss would be that
-    of another run."""
-    flags = training(small_data, tmp_path / "two", *STDD, "--epochs", "1", "--frame_sampling", "segment")
-    assert subprocess.run(launch(2, flags), check=False).returncode == 0
-    assert retrieval(training(small_data, tmp_path / "one", *STDD, "--epochs", "1", "--frame_sampling", "segment")) == 0
-    both, alone = last_losses(tmp_path / "two"), last_losses(tmp_path / "one")
-    assert len(both) == len(alone)
-    assert both[0] != alone[0]
+def draw_on_a_process(folder: Path) -> None:
+    with process_group() as process:
+        method = one_training("stdd", process.device, folder / str(process.rank), process=process).task_step.method
+        kept = method._kept(torch.ones(3, 8, dtype=torch.bool))
+        torch.save((kept, method.state_dict()), folder / f"{process.rank}.pt")
+
+
+def test_processes_draw_different_masks_from_the_same_weights(tmp_path):
+    run_as_group(2, draw_on_a_process, tmp_path)
+    (first, ours), (second, theirs) = (torch.load(tmp_path / f"{rank}.pt") for rank in (0, 1))
+    assert not torch.equal(first, second)
+    assert all(torch.equal(tensor, theirs[name]) for name, tensor in ours.items())

@@ -56,6 +56,32 @@ def test_only_runs_that_measure_the_same_are_averaged():
     ]
 
 
+def test_draws_of_half_of_the_classes_are_averaged():
+    rows = ROWS.assign(name="UCF101", selection="last epoch", split="1", classes=["half:0", "all", "half:9"])
+    cells = [[cell.strip() for cell in line.split("|")[1:-1]] for line in table_of_means(rows).splitlines()[2:]]
+    assert [(name, top1, told) for name, _, top1, _, told in cells] == [
+        ("UCF101, classes half", "27.0 ± 24.0", "2; draws 0, 9"),
+        ("UCF101, classes all", "40.0", "1"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("lists", "texts", "rows"),
+    [
+        (["1.txt", "2.txt", "3.txt"], ["bag 1", "bag 2", "bag 3"], 1),  # other classes need other prompts
+        (["1.txt", "2.txt", "3.txt"], ["a {}"] * 3, 1),
+        (["1.txt", "1.txt", "2.txt"], ["bag 1", "bag 2", "bag 3"], 3),  # two kinds of prompts for one list
+        (["1.txt", "2.txt", "3.txt"], ["bag 1", "bag 1", "bag 3"], 2),
+    ],
+)
+def test_lists_with_prompts_of_their_own_are_averaged(lists, texts, rows):
+    table = ROWS.assign(name="K600", selection="last epoch", split="1", list=lists, class_texts=texts)
+    lines = table_of_means(table).splitlines()[2:]
+    assert len(lines) == rows
+    if rows == 1:
+        assert lines[0].split("|")[-2].strip() == "3; lists 1.txt, 2.txt, 3.txt"
+
+
 def test_names_tell_how_many_videos_were_left_out():
     rows = ROWS.assign(videos=["1000", "1000", "983 of 1000"])
     names = [line.split("|")[1].strip() for line in table_of_runs(rows).splitlines()[2:]]
