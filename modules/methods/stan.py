@@ -7,7 +7,7 @@ Shapes: B clips, T frames, L patches of a frame, D width, N visual blocks, K lev
 import logging
 import math
 from collections.abc import Mapping
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -87,7 +87,7 @@ class STAN(Method):
         between("stan_layers", stan_layers, 1, depth, why="the visual blocks of this CLIP")
         check_rows(max_frames, time_frames)
         self.tapped_from = depth - stan_layers  # the first block, from 0, whose output the branch reads
-        self.rows_used = time_frames or min(max_frames, ROWS)
+        self.rows_used = time_frames or max_frames  # of the time table
         self.decay_groups = decay_groups
         clip.requires_grad_(False)
         visual.requires_grad_(True)
@@ -151,3 +151,12 @@ class STAN(Method):
 
     def released_tensors(self, state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
         return released_tensors(state_dict)
+
+    def check_start(self, settings: Mapping[str, Any]) -> None:
+        """Warn if the time table was trained for clips of another number of frames."""
+        trained = settings.get("time_frames") or settings.get("max_frames")
+        if trained is not None and trained != self.rows_used:
+            log.warning(
+                "the rows of the time table were trained for clips of %s frames, and are read as those of clips of %d: "
+                "pass --time_frames %s to interpolate between them", trained, self.rows_used, trained,
+            )  # fmt: skip

@@ -10,7 +10,7 @@ from modules.clip import ARCHITECTURES, CLIP
 from modules.methods import build_method
 from modules.released_weights import load_released_state_dict
 from modules.stan.branch import mean_of_frames
-from modules.stan.released import released_key, released_tensors
+from modules.stan.released import TRANSPOSED, released_key, released_tensors
 from modules.undrawn import undrawn
 from tests.modules.stan.original import numbers, small_stan, stan_of
 
@@ -183,13 +183,17 @@ def test_counts_of_parameters(reference, name):
 def test_real_sizes(reference, name):
     expected = numbers(reference)["real"][name.removeprefix("ViT-").replace("/", "")]
     method = build_method("stan", CLIP(ARCHITECTURES[name])).eval()
-    state = method.state_dict()
     drawn = {}
-    for own, tensor in state.items():
+    for own, tensor in method.state_dict().items():
         if (key := released_key(own)) is not None:
-            shape = tensor.T.shape if key in ("visual_projection.weight", "text_projection.weight") else tensor.shape
-            for part in [key.replace("{q,k,v}", letter) for letter in "qkv"] if "{" in key else [key]:
-                drawn[part] = draw(part, (shape[0] // 3, *shape[1:]) if "{" in key else shape)
+            shape = tensor.T.shape if key in TRANSPOSED else tensor.shape
+            shape = (shape[0] // 3, *shape[1:]) if "{q,k,v}" in key else shape
+            for letter in "qkv" if "{q,k,v}" in key else "q":
+                part = key.replace("{q,k,v}", letter)
+                drawn[part] = torch.zeros(shape) if own.startswith("clip.text") else draw(part, shape)
+    values = [tensor.double() for tensor in drawn.values()]
+    assert sum(tensor.sum() for tensor in values).item() == pytest.approx(expected["checksum"]["sum"], abs=0.1)
+    assert sum(tensor.abs().sum() for tensor in values).item() == pytest.approx(expected["checksum"]["abs"], abs=1)
     load_released_state_dict(method, drawn)
     x = torch.randn(expected["x_shape"], generator=torch.Generator().manual_seed(expected["x_seed"]))
     frames = method.encode_frames(x)
@@ -206,6 +210,6 @@ def draw(key, shape):
         return 0.05 * drawn
     if "time_embed" in key:
         return 0.5 * drawn
-    if "embedding" in key and "patch" not in key:
+    if "embedding" in key:
         return 0.1 * drawn
     return drawn / math.sqrt(math.prod(shape[1:]) if len(shape) > 1 else shape[0])
