@@ -65,7 +65,7 @@ class _Archive(torch.nn.Module):
 
 @pytest.mark.filterwarnings("ignore::FutureWarning")
 def test_every_kind_is_recognised(files, tmp_path):
-    assert len(files) == 13
+    assert len(files) == 14
     for path, kind in files.values():
         assert (kind_of_weights(path) or "") == kind, path.name
     torch.jit.script(_Archive()).save(str(tmp_path / "ViT-B-32.pt"))
