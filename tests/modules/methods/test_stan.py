@@ -53,7 +53,7 @@ def test_a_depth_that_does_not_fit_is_refused():
         stan(stan_layers=3)
 
 
-@settings(max_examples=6)
+@settings(max_examples=4)
 @given(st.integers(1, 4), st.sampled_from([(1, 8), (3, 24), (4, 32)]), st.sampled_from([8, 16]), st.data())
 @torch.no_grad()
 def test_any_clip(layers, shape, patch, data):
