@@ -1,8 +1,10 @@
 """What the documentation names is there: files, anchors, scripts, variables, flags and Python names."""
 
 import argparse
+import csv
 import importlib
 import re
+import shlex
 from contextlib import suppress
 from functools import cache
 from pathlib import Path
@@ -158,6 +160,13 @@ def test_python_blocks_import_what_is_there(path):
             compile(code, path.name, "exec")
             for line in re.findall(r"^(?:from (?:modules|dataloaders|engine)\S* )?import .+$", code, re.MULTILINE):
                 exec(line, {})
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "results").glob("*.csv")), ids=lambda path: path.name)
+def test_commands_of_results_name_no_path_of_one_machine(path):
+    words = [word for row in csv.DictReader(path.read_text().splitlines()) for word in shlex.split(row["command"])]
+    assert words
+    assert not [word for word in words if word.startswith(("/", "~"))]
 
 
 def test_the_programs_that_take_flags():
