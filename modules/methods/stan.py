@@ -6,7 +6,8 @@ Shapes: B clips, T frames, L patches of a frame, D width, N visual blocks, K lev
 
 import logging
 import math
-from typing import Annotated, Literal
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +16,7 @@ from modules.clip import CLIP, Block
 from modules.methods.base import KEY_BIAS, DeadParameters, Method
 from modules.options import Range, between
 from modules.stan.branch import Branch, Embeddings, TemporalModule, mean_of_frames
+from modules.stan.released import released_key, released_tensors
 from modules.stan.time_table import ROWS, check_rows
 
 log = logging.getLogger("stop")
@@ -36,9 +38,9 @@ class STAN(Method):
         *,
         stan_layers: Annotated[
             int,
-            "K, levels of the branch, which reads as many of CLIP's last visual blocks; unset: 4, on a CLIP of fewer "
-            "than five visual blocks one less than these, at least 1",
-            Range(1),
+            "K, levels of the branch, which reads as many of CLIP's last visual blocks; 0: 4, or on a CLIP of fewer than "
+            "five visual blocks one less than these, but at least 1",
+            Range(0),
         ] = 0,
         temporal_module: Annotated[
             TemporalModule, "how frames see each other; self: self-attention; conv: the paper's convolution"
@@ -55,7 +57,8 @@ class STAN(Method):
             bool, "in training, later levels get the class tokens of every second frame alone"
         ] = False,
         drop_path: Annotated[
-            float, "share of attention rows that the last level drops in training; earlier levels drop fewer",
+            float,
+            "share of attention rows that the last level drops in training; earlier levels drop fewer",
             Range(0, 0.99),
         ] = 0.1,
         max_frames: Annotated[int, "T, frames of a clip", Range(1)] = 12,
@@ -66,12 +69,15 @@ class STAN(Method):
             Range(0, ROWS),
         ] = 0,
         tau: Annotated[float, "the constant temperature: cosines are divided by it", Range(0, above=True)] = 0.01,
+        train_text: Annotated[
+            bool, "also train CLIP's text tower; off in recognition: the texts of classes are encoded once"
+        ] = True,
         decay_groups: Annotated[
             Literal["matrices", "released"],
             "what --weight_decay applies to; matrices: to tensors of two and more dimensions; released: to all that is "
             "new, biases and norms included, and in CLIP to all but biases and norms",
         ] = "matrices",
-    ) -> None:  # fmt: skip
+    ) -> None:
         super().__init__(clip)
         visual = clip.visual
         depth = len(visual.blocks)
@@ -81,11 +87,13 @@ class STAN(Method):
         between("stan_layers", stan_layers, 1, depth, why="the visual blocks of this CLIP")
         check_rows(max_frames, time_frames)
         self.tapped_from = depth - stan_layers  # the first block, from 0, whose output the branch reads
-        self.rows_used = time_frames or min(max_frames, ROWS)
+        self.rows_used = time_frames or max_frames  # of the time table
         self.decay_groups = decay_groups
-        clip.requires_grad_(True)
+        clip.requires_grad_(False)
+        visual.requires_grad_(True)
+        clip.text.requires_grad_(train_text)
         with torch.no_grad():
-            clip.logit_scale.requires_grad_(False).fill_(math.log(1 / tau))
+            clip.logit_scale.fill_(math.log(1 / tau))
         blocks = [block for block in visual.blocks if isinstance(block, Block)]
         self.branch = Branch(
             blocks[self.tapped_from :],
@@ -137,3 +145,18 @@ class STAN(Method):
             reason = f"frames read its first {self.rows_used} rows alone; weight decay changes the others"
             dead.append(DeadParameters("branch.time.weight", reason, 1 - self.rows_used / ROWS))
         return dead
+
+    def released_name(self, name: str) -> str | None:
+        return released_key(name)
+
+    def released_tensors(self, state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        return released_tensors(state_dict)
+
+    def check_start(self, settings: Mapping[str, Any]) -> None:
+        """Warn if the time table was trained for clips of another number of frames."""
+        trained = settings.get("time_frames") or settings.get("max_frames")
+        if trained is not None and trained != self.rows_used:
+            log.warning(
+                "the rows of the time table were trained for clips of %s frames, and are read as those of clips of %d: "
+                "pass --time_frames %s to interpolate between them", trained, self.rows_used, trained,
+            )  # fmt: skip
