@@ -1,11 +1,13 @@
 """Mug-STAN on the engine: its rows of words and frames in training, on two processes, and in both tasks' scores."""
 
 import json
+import os
+import subprocess
+import sys
 from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
-import pytest
 import torch
 from torch.nn.parallel import DistributedDataParallel
 
@@ -21,7 +23,7 @@ from modules.rows import tensors_of
 from modules.stan.mug import WordRows
 from tests.processes import run_as_group
 from tests.tiny import tiny_batch, tiny_clip
-from tests.training_runs import assert_same_weights, interrupt_after, lines_of, training
+from tests.training_runs import ROOT, assert_same_weights, interrupt_after, lines_of, training
 
 MUG = ["--method", "mug_stan", "--stan_layers", "1", "--lr", "1e-3", "--coef_lr", "0.1"]
 
@@ -65,7 +67,7 @@ def test_two_processes_equal_one_in_one_part_and_in_two(tmp_path):
         for (mug, gather, count), found in results["gradients"].items():
             factor = 2 if gather == "own" and results is not alone else 1
             for name, expected in alone["gradients"][mug, "sum", 1].items():
-                close = (factor * found[name] - expected).abs().max() <= 1e-5 * expected.abs().max() + 1e-6
+                close = (factor * found[name] - expected).abs().max() <= 1e-4 * expected.abs().max() + 1e-6
                 assert close, (mug, gather, count, name)
 
 
@@ -121,3 +123,44 @@ def test_describe_counts_wti(small_data, capsys):
         assert retrieval(["--describe", *small_data.flags(), *MUG[:2], "--mug", mug]) == 0
         counts.append(json.loads(capsys.readouterr().out)["trainable_parameters"])
     assert counts[1] - counts[0] == 2 * (24 + 1)
+
+
+DIDEMO = """
+import resource, time
+import numpy as np, torch
+from engine.tasks.retrieval_metrics import in_tiles, retrieval_metrics
+from modules.frame_rows import FrameRows
+from modules.rows import take
+from modules.stan.mug import WordRows, mug_similarity, prepare_tokens, words_until_end
+
+generator = torch.Generator().manual_seed(0)
+ends = torch.randint(10, 77, (1000,), generator=generator)
+words = torch.randn(1000, 77, 512, generator=generator)
+text = prepare_tokens(WordRows(words, words_until_end(ends, 77)))
+frames = torch.randn(1000, 64, 512, generator=generator).add_(words[:, :1])
+video = prepare_tokens(FrameRows(frames, torch.ones(1000, 64, dtype=torch.bool)))
+
+@torch.no_grad()
+def similarity(captions, videos):
+    return mug_similarity(take(text, captions), take(video, videos))
+
+start = time.process_time()
+metrics = retrieval_metrics(in_tiles(similarity), np.arange(1000), 1000)
+print(metrics["text_to_video"]["R@1"])
+print(time.process_time() - start)
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+"""
+
+
+@pytest.mark.slow
+def test_an_evaluation_of_didemo_s_size_stays_below_two_gigabytes():
+    """A thousand captions of 77 words and a thousand clips of 64 frames; S of all pairs would take 20 GB. The memory is
+    that of the whole process, with the rows before and after `prepare`."""
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        [sys.executable, "-c", DIDEMO], capture_output=True, text=True, env=environment, check=True, cwd=ROOT
+    )
+    recall, seconds, mib = map(float, done.stdout.split())
+    print(f"R@1 {recall}, {seconds:.0f} s of one core, {mib:.0f} MiB")
+    assert recall > 50
+    assert mib < 2000
