@@ -8,6 +8,7 @@ from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
+import pytest
 import torch
 from torch.nn.parallel import DistributedDataParallel
 
