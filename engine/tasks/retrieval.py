@@ -64,8 +64,9 @@ class RetrievalSettings(TaskSettings):
     ] = ""
     loss: Annotated[
         str,
-        "symmetric_info_nce: CLIP's loss, over rows and columns; sigmoid: SigLIP's loss, over single pairs, with a "
-        "learned scale and bias",
+        "symmetric_info_nce: CLIP's loss, the mean of rows and columns; summed_info_nce: their sum, as STAN's released "
+        "code, which matters to --max_grad_norm; sigmoid: SigLIP's loss, over single pairs, with a learned scale and "
+        "bias",
         Choices(LOSSES),
     ] = "symmetric_info_nce"
     gather_gradient: Annotated[
