@@ -27,6 +27,8 @@ from dataloaders.frame_sampling import (
     segment_views,
     slowfast_random,
     slowfast_views,
+    stan_random,
+    stan_views,
     uniform,
     uniform_views,
 )
@@ -59,7 +61,7 @@ class FrameReader:
     the middle one, and repeats frames of a short video. "dense" takes T candidates that are `frame_stride` apart, from
     a random start in `training`, else from the middle, and repeats the last frame of a short video. "slowfast" takes T
     frames that are `frame_stride` / 30 seconds apart, as PySlowFast does, from a random start in `training`, else from
-    the video's; it needs all frames as candidates. "released" follows the authors' code of STOP.
+    the video's; it needs all frames as candidates. "released" follows the authors' code of STOP, "stan" that of STAN.
 
     `frame_transform` turns frames into squares: "resize" resizes them by `resize_mode` and `interpolation`, which are
     those of the CLIP; "bilinear" resizes the short side bilinearly and without antialiasing, as PySlowFast does; "crop"
@@ -349,9 +351,8 @@ class FrameReader:
             return dense_random(n, self.max_frames, self.frame_stride, generator)
         if self.frame_sampling == "slowfast":
             return slowfast_random(n, fps, self.max_frames, self.frame_stride, generator)
-        return (segment_random if self.frame_sampling == "segment" else released_training)(
-            n, self.max_frames, generator
-        )
+        draw = {"segment": segment_random, "released": released_training, "stan": stan_random}[self.frame_sampling]
+        return draw(n, self.max_frames, generator)
 
     def _clips(self, n: int, fps: float) -> np.ndarray:
         """Return the positions of the frames of each clip of an evaluation, int64 [temporal, K]."""
@@ -364,7 +365,8 @@ class FrameReader:
             return dense_views(n, self.max_frames, self.frame_stride, n_clips)
         if self.frame_sampling == "slowfast":
             return slowfast_views(n, fps, self.max_frames, self.frame_stride, n_clips)
-        return (segment_views if self.frame_sampling == "segment" else released_views)(n, self.max_frames, n_clips)
+        place = {"segment": segment_views, "released": released_views, "stan": stan_views}[self.frame_sampling]
+        return place(n, self.max_frames, n_clips)
 
     def _picture(self, frame: np.ndarray, path: Path) -> np.ndarray:
         """Turn a frame uint8 [H, W, 3] into a square uint8 [3, S, S], or into a whole frame [3, h, w]."""

@@ -70,7 +70,8 @@ class DataConfig(Checked):
         "uniform: as CLIP4Clip, short clips are padded; segment: one frame per segment, drawn at random in training; "
         "dense: --frame_stride apart, from a random start in training, else from the middle; released: as STOP's "
         "released code, whose training never sees the last frames left over by n // T; slowfast: as PySlowFast, "
-        "--frame_stride / 30 seconds apart at any frame rate, from a random start in training, else from the first",
+        "--frame_stride / 30 seconds apart at any frame rate, from a random start in training, else from the first; "
+        "stan: as segment, with the rounding of STAN's released code",
     ] = "uniform"
     frame_stride: Annotated[
         int, "from one frame to the next; dense: in candidates; slowfast: in frames of 1/30 second", Range(1)

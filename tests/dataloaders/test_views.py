@@ -23,7 +23,7 @@ from tests.videos import cut, grey_ramp, noise, write_video
 v2 = pytest.importorskip("torchvision.transforms.v2")
 
 SIZE, FRAMES, STRIDE = 32, 4, 3
-SAMPLINGS = ("uniform", "segment", "released", "dense", "slowfast")
+SAMPLINGS = ("uniform", "segment", "released", "dense", "slowfast", "stan")
 OTHERS = ("uniform", "released", "dense", "slowfast")
 
 
