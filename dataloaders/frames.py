@@ -67,7 +67,8 @@ class FrameReader:
     those of the CLIP; "bilinear" resizes the short side bilinearly and without antialiasing, as PySlowFast does; "crop"
     cuts out the middle without resizing. With `whole`, for an augmentation that cuts out other parts, `take` gives
     whole frames: a short side above WHOLE times S is reduced to that ("resize"), or nothing changes ("bilinear",
-    "crop"). With a `cache` a video is decoded only once.
+    "crop"). With a `short_side` all frames, also `whole` ones, are resized to it first, and squares of S are cut out
+    of them. With a `cache` a video is decoded only once.
 
     `views` are the clips and squares that `read_views` takes from one video. Raises ValueError for a setting outside
     its range, and for settings that do not go together.
@@ -86,6 +87,7 @@ class FrameReader:
     frame_stride: int = 1
     views: Views = ONE_VIEW
     whole: bool = False
+    short_side: int = 0
 
     def __post_init__(self) -> None:
         if self.max_frames < 1:
@@ -99,6 +101,12 @@ class FrameReader:
         if self.frame_transform not in FRAME_TRANSFORM:
             raise ValueError(
                 f"--frame_transform is {quoted(self.frame_transform)}: pass one of {', '.join(FRAME_TRANSFORM)}."
+            )
+        is_cut = self.whole or self.resize_mode == "shortest"
+        if self.short_side and (self.short_side < self.image_size or self.frame_transform == "crop" or not is_cut):
+            raise ValueError(
+                f"A short side of {self.short_side} does not fit: pass {self.image_size} or more, --frame_transform "
+                "resize or bilinear, and a CLIP that was not trained on squashed pictures."
             )
         if self.resize_mode not in RESIZE_MODES or self.interpolation not in INTERPOLATIONS:
             raise ValueError(
@@ -321,6 +329,7 @@ class FrameReader:
             how += " whole with a margin"
         elif self.views.spatial > 1:
             how += " whole"
+        how += f" at {self.short_side}" * (self.short_side > 0)
         return f"{taken}, {self.feature_framerate:.10g} fps, {how} to {self.image_size}"
 
     def _read(self, path: Path, start: float | None, end: float | None, positions: Positions) -> torch.Tensor:
@@ -370,17 +379,18 @@ class FrameReader:
 
     def _picture(self, frame: np.ndarray, path: Path) -> np.ndarray:
         """Turn a frame uint8 [H, W, 3] into a square uint8 [3, S, S], or into a whole frame [3, h, w]."""
-        if self.whole:
-            side = round(WHOLE * self.image_size) if self.frame_transform == "resize" else min(frame.shape[:2])
-            return resize_short_side(frame[None], side, self.interpolation, enlarge=False)[0].numpy()
+        antialias = self.frame_transform == "resize"
         several = self.views.spatial > 1  # squares are cut later
+        if self.whole and not self.short_side:
+            side = round(WHOLE * self.image_size) if antialias else min(frame.shape[:2])
+            return resize_short_side(frame[None], side, self.interpolation, enlarge=False)[0].numpy()
         if self.frame_transform != "crop":
-            if self.resize_mode == "squash":
+            if self.resize_mode == "squash" and not self.whole:
                 return squash(frame[None], self.image_size, self.interpolation)[0].numpy()
-            antialias = self.frame_transform == "resize"
-            interpolation = self.interpolation if antialias else "bilinear"
-            resize = resize_short_side if several else resize_and_crop
-            return resize(frame[None], self.image_size, interpolation, antialias=antialias)[0].numpy()
+            side, interpolation = self.short_side or self.image_size, self.interpolation if antialias else "bilinear"
+            if self.whole or several:
+                return resize_short_side(frame[None], side, interpolation, antialias=antialias)[0].numpy()
+            return resize_and_crop(frame[None], self.image_size, interpolation, antialias, side)[0].numpy()
         height, width = frame.shape[:2]
         if min(height, width) < self.image_size:
             raise VideoError(
