@@ -39,8 +39,8 @@ class ModelConfig(Checked):
     clip_interpolation: Annotated[str, "interpolation to resize frames with", Choices(INTERPOLATIONS)] = ""
     init_model: Annotated[
         str,
-        "checkpoint to start from or to evaluate: one of this project (.safetensors), or one of STOP's, DGL's or "
-        "CLIP4Clip's released code (any other ending)",
+        "checkpoint to start from or to evaluate: one of this project (.safetensors), or one of STOP's, DGL's, "
+        "CLIP4Clip's, STDD's or STAN's released code (any other ending)",
     ] = ""
     options: Mapping[str, Any] = field(default_factory=dict)
 

@@ -45,6 +45,7 @@ def load_weights(
     header = CheckpointHeader({}, 0, clip_sha256)
     if path.suffix == ".safetensors":
         header = load_checkpoint(path, method, clip_sha256, loss)
+        method.check_start(header.settings)
     else:
         refuse_other_kind(path, "--init_model")
         state = read_state_dict(path)

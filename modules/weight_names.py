@@ -50,6 +50,7 @@ HUGGING_FACE_BLOCK_PARTS = {
     ".layer_norm1.": ".ln_1.",
     ".layer_norm2.": ".ln_2.",
     ".self_attn.out_proj.": ".attn.out_proj.",
+    ".self_attn.{q,k,v}_proj.": ".attn.in_proj_",  # the key of q, k and v in `join_queries_keys_values`
     ".mlp.fc1.": ".mlp.c_fc.",
     ".mlp.fc2.": ".mlp.c_proj.",
 }
@@ -82,30 +83,54 @@ def from_hugging_face_keys(state: Mapping[str, Tensor]) -> State:
     Unknown keys stay as they are. Raises ValueError if q, k or v is missing or has another shape than the others.
     """
     converted: State = {}
-    faults = []
-    for key, tensor in state.items():
+    for key, tensor in join_queries_keys_values(state).items():
         if key in NOT_WEIGHTS:
             continue
         renamed = _rename_start(key, HUGGING_FACE_TO_OPENAI)
         for theirs, openai in HUGGING_FACE_BLOCK_PARTS.items():
             renamed = renamed.replace(theirs, openai)
-        if match := re.fullmatch(r"(.+)\.self_attn\.[qkv]_proj\.(weight|bias)", renamed):
-            joined = f"{match[1]}.attn.in_proj_{match[2]}"
-            if joined in converted:
-                continue
-            parts = [re.sub(r"[qkv](?=_proj\.(weight|bias)$)", letter, key) for letter in "qkv"]
-            present = [state[part] for part in parts if part in state]
-            faults += [f"{part} is missing" for part in parts if part not in state]
-            if len({part.shape for part in present}) > 1:
-                faults.append(f"{', '.join(parts)} have different shapes")
-            else:
-                converted[joined] = torch.cat(present)
-        else:
-            transposed = renamed in ("visual.proj", "text_projection") and tensor.dim() == 2
-            converted[renamed] = tensor.T if transposed else tensor
-    if faults:
-        raise ValueError(f"{some(list(dict.fromkeys(faults)))}.")
+        transposed = renamed in ("visual.proj", "text_projection") and tensor.dim() == 2
+        converted[renamed] = tensor.T if transposed else tensor
     return converted
+
+
+def to_hugging_face_key(key: str) -> str:
+    """Return the name that one of OpenAI's keys has in a Hugging Face `CLIPModel`.
+
+    The projection of queries, keys and values has that of `join_queries_keys_values`.
+    """
+    renamed = _rename_start(key, {openai: theirs for theirs, openai in HUGGING_FACE_TO_OPENAI.items()})
+    for theirs, openai in HUGGING_FACE_BLOCK_PARTS.items():
+        renamed = renamed.replace(openai, theirs)
+    return renamed
+
+
+def join_queries_keys_values(state: Mapping[str, Tensor]) -> State:
+    """Join q, k and v of each attention, three `[D,D]` -> `[3D,D]`, under the key `....self_attn.{q,k,v}_proj.weight`.
+
+    Biases likewise. Other entries stay as they are. Raises ValueError if q, k or v is missing or has another shape than
+    the others.
+    """
+    joined: State = {}
+    faults = []
+    for key, tensor in state.items():
+        match = re.fullmatch(r"(.+\.self_attn\.)[qkv](_proj\.(?:weight|bias))", key)
+        if match is None:
+            joined[key] = tensor
+            continue
+        start, end = match.groups()
+        parts = [f"{start}{letter}{end}" for letter in "qkv"]
+        if key != next(part for part in parts if part in state):  # done with the first of them
+            continue
+        present = [state[part] for part in parts if part in state]
+        faults += [f"{part} is missing" for part in parts if part not in state]
+        if len({part.shape for part in present}) > 1:
+            faults.append(f"{', '.join(parts)} have different shapes")
+        else:
+            joined[start + "{q,k,v}" + end] = torch.cat(present)
+    if faults:
+        raise ValueError(f"{some(faults)}.")
+    return joined
 
 
 def _rename_start(key: str, starts: Mapping[str, str]) -> str:

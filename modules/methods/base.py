@@ -192,6 +192,12 @@ class Method(nn.Module):
         """
         return {key.removeprefix("module."): tensor for key, tensor in state_dict.items()}
 
+    def check_start(self, settings: Mapping[str, Any]) -> None:
+        """Compare these options with the settings of the training that the loaded weights come from, by flag name.
+
+        A subclass may warn of options that mean something else to those weights.
+        """
+
     @torch.no_grad()
     def after_step(self) -> None:
         """Keep the trained temperature below CLIP's maximum; training calls this after every optimiser step."""
