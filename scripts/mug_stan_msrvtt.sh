@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Mug-STAN on MSR-VTT with a clean schedule: a warm-up of 10 % and one cosine to 0 over 20 epochs (docs/stan.md).
 # Values change as in msrvtt.sh; init_model=CHECKPOINT starts from weights after post-pretraining.
-# Learning rates and decay are STAN's paper's, temperature and crops the release's; see also mug_stan_msrvtt_released.sh.
+# Learning rates and decay are STAN's paper's, temperature and crops the release's; see mug_stan_msrvtt_released.sh.
 set -euo pipefail
 source "$(dirname "$0")/_launch.sh"
 
