@@ -3,7 +3,7 @@
 # Values change as in msrvtt.sh; pretrained_clip_name=ViT-B/16 or ViT-L/14 takes the release's values for it.
 # docs/stan.md says what is wrong in the release, and what differs here all the same. Before you run it:
 #   - The release has 16 pairs on each of 8 GPUs (ViT-B/16: 8 on each of 16). Here batch_size is the global one. Its
-#     gradient is divided by the number of GPUs, and then clipped at 5: on N GPUs, max_grad_norm=$((5 * 8 / N)).
+#     gradient is divided by the number of GPUs, and then clipped at 5: on N GPUs pass max_grad_norm as 40 / N (80 / N).
 #   - Without a GPU set precision=fp32: the backward pass of fp16 convolutions takes 40 times as long on a CPU.
 #   - Its learning rate falls to 0 and rises again every 9 epochs. The reported epoch is the best ON THE TEST SPLIT.
 #   - It trains on 12 frames and tests on 32, so 20 rows of its time table are untrained noise there. This script trains
