@@ -69,6 +69,8 @@ def options_of(owner: Callable[..., Any]) -> list[Option]:
     """Return the settings of a dataclass (its `Annotated` fields) or of a class or function (its keyword-only
     arguments), in their order.
 
+    A constructor that takes `**options` passes them on to the base class, whose settings then come first.
+
     Raises:
         TypeError: if a keyword-only argument has no help line.
     """
@@ -78,9 +80,11 @@ def options_of(owner: Callable[..., Any]) -> list[Option]:
         return [_option(name, hints[name], default) for name, default in fields if _annotated(hints[name])]
     function: Callable[..., Any] = owner.__init__ if isinstance(owner, type) else owner  # type: ignore[misc]
     hints = get_type_hints(function, include_extras=True)
-    options = []
+    options: list[Option] = []
     for argument in inspect.signature(function).parameters.values():
-        if argument.kind is argument.KEYWORD_ONLY:
+        if argument.kind is argument.VAR_KEYWORD and isinstance(owner, type) and owner.__base__ is not None:
+            options[:0] = options_of(owner.__base__)
+        elif argument.kind is argument.KEYWORD_ONLY:
             if not _annotated(hints.get(argument.name)):
                 raise TypeError(f"{owner.__qualname__}: {argument.name} has no help line")
             default = dataclasses.MISSING if argument.default is argument.empty else argument.default

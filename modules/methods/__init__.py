@@ -6,6 +6,7 @@ from modules.clip import CLIP
 from modules.methods.base import Method, method_options
 from modules.methods.clip4clip import CLIP4Clip
 from modules.methods.dgl import DGL
+from modules.methods.mug_stan import MugSTAN
 from modules.methods.stan import STAN
 from modules.methods.stdd import STDD
 from modules.methods.stop import STOP
@@ -22,6 +23,7 @@ METHODS: dict[str, type[Method]] = {
     "vpt": VPT,
     "stdd": STDD,
     "stan": STAN,
+    "mug_stan": MugSTAN,
 }
 
 

@@ -47,7 +47,9 @@ Padding = Literal["masked", "released"]
 # values takes three times as long per value.
 AT_ONCE, AT_ONCE_ON_GPU = 2**17, 2**24
 AT_ONCE_IN_TRAINING = 2**24  # values of S; more are computed in blocks, again in backward
-NOTHING = -60.0  # e^-60 beside 1 is nothing in fp32; smaller powers become subnormal numbers, which take ten times as long
+NOTHING = (
+    -60.0
+)  # e^-60 beside 1 is nothing in fp32; smaller powers become subnormal numbers, which take ten times as long
 ALIGNED = 64  # values of a vectorised sum over words
 
 
@@ -148,7 +150,7 @@ def mug_similarity(
         at_once = at_once or AT_ONCE_IN_TRAINING
         if text.mask.numel() * video.mask.numel() <= at_once:
             return score(text, video)
-        rows, columns = _tile(words, frames, at_once)
+        rows, columns = _tile(words, frames, at_once, aligned=1)
         again = partial(checkpoint, score, use_reentrant=False, preserve_rng_state=False)
         return torch.cat(
             [torch.cat([again(part, clips) for clips in _split(video, columns)], dim=1) for part in _split(text, rows)]
@@ -223,15 +225,15 @@ def _wti(text: Tokens, video: Tokens, gamma: float, released: bool) -> Tensor:
 # ---- tiles ----------------------------------------------------------------------------------------------------------
 
 
-def _tile(words: int, frames: int, at_once: int) -> tuple[int, int]:
+def _tile(words: int, frames: int, at_once: int, aligned: int = ALIGNED) -> tuple[int, int]:
     """Return how many captions and clips a tile has: about as many words as frames.
 
-    The frames of its clips fill whole vectors. Else a vectorised sum over words adds those of the last frames in
-    another order, and a score depends on the place in the tile.
+    The frames of its clips fill vectors of `aligned` values. Else a vectorised sum over words adds those of the last
+    frames in another order, and a score depends on the place in the tile.
     """
-    captions = max(1, round(math.sqrt(at_once) / words))
-    whole = ALIGNED // math.gcd(ALIGNED, frames)
-    return captions, max(1, at_once // (captions * words * frames * whole)) * whole
+    least = aligned // math.gcd(aligned, frames)
+    captions = max(1, min(round(math.sqrt(at_once) / words), at_once // (words * frames * least)))
+    return captions, max(1, at_once // (captions * words * frames * least)) * least
 
 
 def _split(rows: Tokens, size: int) -> Iterator[Tokens]:
