@@ -1,6 +1,7 @@
 """Reading a state dict from a file or folder, with the names it has there, without ever running code from it.
 
-`modules.openai_archive` reads TorchScript archives. From torch files only tensors and plain containers are read.
+`modules.openai_archive` reads TorchScript archives. From torch files only tensors and plain containers are read; what
+training frameworks save beside a state dict, such as mmengine's curves of the loss, has a stand-in without content.
 """
 
 import errno
@@ -24,6 +25,16 @@ OPEN_CLIP_CONFIG = "open_clip_config.json"
 OPEN_CLIP_FILES = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin")
 HUGGING_FACE_FILES = ("model.safetensors", "pytorch_model.bin")
 STATE_DICTS = ("state_dict", "model_state_dict", "model_state")  # keys under which training code saves the weights
+
+
+class _StandIn(list[Any]):
+    """Takes the place of an object in a torch file, so that its code does not run; nothing in it is kept."""
+
+    def __init__(self, *_: Any) -> None:
+        super().__init__()
+
+    def __setstate__(self, state: Any) -> None:
+        pass
 
 
 def read_state_dict(path: str | Path) -> State:
@@ -82,6 +93,9 @@ def _load(path: Path) -> Any:
         raise ValueError(f"{path} is not a weights file: {error}") from error
     except pickle.UnpicklingError as error:
         if "Unsupported global" in str(error) or "Unsupported class" in str(error):
+            content = _load_beside_objects(path)
+            if content is not None:
+                return content
             raise ValueError(
                 f"{path} is not a weights file: it holds Python objects beside tensors, which are not read because "
                 f"that would run code. Save the state_dict() of the model alone with torch.save and pass that file."
@@ -89,6 +103,21 @@ def _load(path: Path) -> Any:
         raise ValueError(_unreadable(path)) from error
     except Exception as error:  # bytes that are not a pickle can fail in any way
         raise ValueError(_unreadable(path)) from error
+
+
+def _load_beside_objects(path: Path) -> Mapping[str, Any] | None:
+    """Return the content of a torch file in which objects lie beside a state dict, with stand-ins for them.
+
+    None if there is no state dict below one of its usual keys, if it is empty, or if the file is of another kind.
+    """
+    try:
+        names = torch.serialization.get_unsafe_globals_in_checkpoint(str(path))
+        with torch.serialization.safe_globals([(_StandIn, name) for name in names]):
+            content = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception:  # arbitrary bytes can fail in any way
+        return None
+    below = [content.get(name) for name in STATE_DICTS] if isinstance(content, Mapping) else []
+    return content if any(isinstance(state, Mapping) and state for state in below) else None
 
 
 def _unreadable(path: Path) -> str:

@@ -38,8 +38,8 @@ class STAN(Method):
         *,
         stan_layers: Annotated[
             int,
-            "K, levels of the branch, which reads as many of CLIP's last visual blocks; 0: 4, or on a CLIP of fewer than "
-            "five visual blocks one less than these, but at least 1",
+            "K, levels of the branch, which reads as many of CLIP's last visual blocks; 0: 4, but on a CLIP of fewer "
+            "than five visual blocks one less than these, and at least 1",
             Range(0),
         ] = 0,
         temporal_module: Annotated[

@@ -1,1 +1,8 @@
-"""The parts of STAN (CVPR 2023, arXiv 2301.11116): a branch beside CLIP that relates the frames of a clip."""
+"""The parts of STAN and Mug-STAN, in reading order.
+
+branch        the branch beside CLIP: its levels, and where it begins
+temporal      the cross-frame part of a level: self-attention, or the paper's convolution
+drop_path     what a level drops in training
+time_table    one row for each frame, and rows between them
+released      key names of released checkpoints
+"""

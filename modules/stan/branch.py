@@ -32,8 +32,8 @@ Embeddings = Literal["released", "paper"]
 
 
 def mean_of_frames(x: Tensor, frame_mask: Tensor) -> Tensor:
-    """Return the mean over real frames: `[B,T,D]` -> `[B,D]`."""
-    weight = frame_mask.to(x.dtype).unsqueeze(-1)
+    """Return the mean over real frames, in fp32 for x in half precision: `[B,T,D]` -> `[B,D]`."""
+    weight = frame_mask.to(torch.promote_types(x.dtype, torch.float32)).unsqueeze(-1)
     return (x * weight).sum(dim=1) / weight.sum(dim=1)
 
 
