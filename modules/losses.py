@@ -122,8 +122,10 @@ class SigmoidLoss(Loss):
 
 
 LOSSES: dict[str, type[Loss]] = {
-    "symmetric_info_nce": SymmetricInfoNCE, "summed_info_nce": SummedInfoNCE, "sigmoid": SigmoidLoss
-}  # fmt: skip
+    "symmetric_info_nce": SymmetricInfoNCE,
+    "summed_info_nce": SummedInfoNCE,
+    "sigmoid": SigmoidLoss,
+}
 
 
 def build_loss(name: str, clip: CLIP) -> Loss:
