@@ -264,3 +264,8 @@ def stan_views(n: int, max_frames: int, n_views: int) -> np.ndarray:
 def _stan_edges(n: int, max_frames: int) -> np.ndarray:
     """Return round(s i) for i = 0..T, int64 [T + 1], in the release's floating point: (n - 1) / T first."""
     return np.round((n - 1) / max_frames * np.arange(max_frames + 1)).astype(np.int64)
+
+
+# By the value of --frame_sampling: one random clip in training, and the clips of an evaluation.
+DRAWN = {"segment": segment_random, "released": released_training, "stan": stan_random}
+PLACED = {"segment": segment_views, "released": released_views, "stan": stan_views}

@@ -16,19 +16,15 @@ import torch
 from dataloaders.cache import FrameCache, StoredFrames
 from dataloaders.decode import Choose, VideoError, Window, read_frames, read_windows
 from dataloaders.frame_sampling import (
+    DRAWN,
     FRAME_SAMPLING,
+    PLACED,
     SPREAD,
     at_frame_rate,
     dense_random,
     dense_views,
-    released_training,
-    released_views,
-    segment_random,
-    segment_views,
     slowfast_random,
     slowfast_views,
-    stan_random,
-    stan_views,
     uniform,
     uniform_views,
 )
@@ -360,8 +356,7 @@ class FrameReader:
             return dense_random(n, self.max_frames, self.frame_stride, generator)
         if self.frame_sampling == "slowfast":
             return slowfast_random(n, fps, self.max_frames, self.frame_stride, generator)
-        draw = {"segment": segment_random, "released": released_training, "stan": stan_random}[self.frame_sampling]
-        return draw(n, self.max_frames, generator)
+        return DRAWN[self.frame_sampling](n, self.max_frames, generator)
 
     def _clips(self, n: int, fps: float) -> np.ndarray:
         """Return the positions of the frames of each clip of an evaluation, int64 [temporal, K]."""
@@ -374,8 +369,7 @@ class FrameReader:
             return dense_views(n, self.max_frames, self.frame_stride, n_clips)
         if self.frame_sampling == "slowfast":
             return slowfast_views(n, fps, self.max_frames, self.frame_stride, n_clips)
-        place = {"segment": segment_views, "released": released_views, "stan": stan_views}[self.frame_sampling]
-        return place(n, self.max_frames, n_clips)
+        return PLACED[self.frame_sampling](n, self.max_frames, n_clips)
 
     def _picture(self, frame: np.ndarray, path: Path) -> np.ndarray:
         """Turn a frame uint8 [H, W, 3] into a square uint8 [3, S, S], or into a whole frame [3, h, w]."""
