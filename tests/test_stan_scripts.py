@@ -113,3 +113,24 @@ def test_a_preset_trains(recorder, small_data, tmp_path, method):
     assert [line["kind"] for line in lines] == ["train"] * 5 + ["test", "test"]
     assert lines[-1]["selection"] == "best epoch ON THE TEST SPLIT"
     assert [line["logit_scale"] for line in lines[:5]] == pytest.approx([100] * 5)
+
+
+def test_the_rows_of_the_made_world(recorder, tmp_path):
+    """Check that a row after post-pretraining differs from its sibling in its start, and is left out without one."""
+    start = tmp_path / "start.safetensors"
+    start.touch()
+    ran = commands_of(
+        SCRIPTS / "ablation_moving_shapes.sh", recorder, only="STAN", seeds="3", results=str(tmp_path / "r.csv"),
+        mug_stan_start=str(start),
+    )  # fmt: skip
+    commands = {command[command.index("--row_name") + 1]: command for command in ran if "main_task" in command[0]}
+    rows = {name: settings_of(command) for name, command in commands.items()}
+    assert {name: (row["method"], row["init_model"]) for name, row in rows.items()} == {
+        "STAN": ("stan", ""),
+        "Mug-STAN": ("mug_stan", ""),
+        "Mug-STAN, post-pretrained": ("mug_stan", str(start)),
+    }
+    own = {"row_name", "output_dir", "init_model"}
+    plain, after = rows["Mug-STAN"], rows["Mug-STAN, post-pretrained"]
+    assert {name for name in plain if plain[name] != after[name]} == own
+    assert {(row["tau"], row["lr"], row["seed"], row["max_frames"]) for row in rows.values()} == {(0.03, 1e-3, 3, 8)}
