@@ -21,7 +21,6 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from modules.attention import KeysValues
 from modules.clip import Block
 from modules.stan.drop_path import DropPath
 from modules.stan.temporal import TemporalAttention, TemporalConvolution
@@ -63,8 +62,8 @@ class Level(nn.Module):
         f = torch.cat([repeated, h], dim=2).flatten(0, 1)  # f_t = [c; h[t]], [B T, 1 + L, D]
         normal = block.ln_1(f)
         if class_only:  # patch tokens then need keys and values alone
-            gathered = block.attn.attend(block.attn.query(normal[:, :1]), KeysValues(*block.attn.keys_values(normal)))
-            a = block.attn.project_out(gathered)
+            query, seen = block.attn.query(normal[:, :1]), block.attn.keys_values(normal)
+            a = block.attn.project_out(block.attn.attend(query, seen))
         else:
             a = block.attn(normal)
         a = self.drop_path(a).unflatten(0, (clips, frames))
