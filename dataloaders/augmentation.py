@@ -120,7 +120,7 @@ class Augmentation:
             return np.array([id_of.get(exchanged[key], -1) for key in classes.keys], dtype=np.int64)
         return own
 
-    def pixel_transform(self, size: int, interpolation: str = "bicubic") -> Transform | None:
+    def pixel_transform(self, size: int, interpolation: str = "bicubic", antialias: bool = True) -> Transform | None:
         """Return all that is done to a clip's pixels but the flip, uint8 [T, 3, h, w] -> uint8 [T, 3, S, S]; None for
         nothing.
 
@@ -143,7 +143,7 @@ class Augmentation:
             steps.append(v2.RandomCrop(size))
         elif self.crops:
             how = v2.InterpolationMode(interpolation)
-            steps.append(v2.RandomResizedCrop(size, (self.crop_scale, 1.0), interpolation=how, antialias=True))
+            steps.append(v2.RandomResizedCrop(size, (self.crop_scale, 1.0), interpolation=how, antialias=antialias))
         if self.jitter_probability:
             jitter = v2.ColorJitter(brightness=0.4, contrast=0.4, saturation=0.2, hue=0.1)
             steps.append(v2.RandomApply([jitter], self.jitter_probability))

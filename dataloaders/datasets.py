@@ -37,6 +37,10 @@ class TrainingPairs(Dataset[Item]):
 
     `twin_of` maps a video's id to its twin's id. `partner`, int64 [N], is then the index of the twin's item whose
     caption has the same number, and the item's own index if there is none.
+
+    `augmentation` changes a clip's pixels, but never flips or mixes clips, whose captions would be false. With the
+    frame transform "bilinear" its crops are also resized bilinearly and without antialiasing. The attribute `frames`
+    is the reader that is used, as in `LabelledClips`. Raises ValueError as `Augmentation.pixel_transform`.
     """
 
     def __init__(
@@ -47,10 +51,20 @@ class TrainingPairs(Dataset[Item]):
         expand_captions: bool,
         seed: int,
         twin_of: Mapping[str, str] | None = None,
+        augmentation: Augmentation | None = None,
     ) -> None:
         self.samples = samples
         self.tokenize = tokenize
-        self.frames = frames
+        self.frames, self._transform = frames, None
+        if augmentation is not None:
+            assert augmentation.flip == "none", "a flip would make captions false"
+            assert not augmentation.mixes, "captions are not mixed"
+            self.frames = replace(frames, whole=augmentation.crops)
+            smooth = frames.frame_transform != "bilinear"
+            # Built here, so that worker processes inherit torchvision instead of importing it.
+            self._transform = augmentation.pixel_transform(
+                frames.image_size, frames.interpolation if smooth else "bilinear", antialias=smooth
+            )
         self.seed = seed
         # (sample, caption) of every item, [N, 2]; caption -1 means "draw one". An array, because worker processes would
         # gradually copy a list of tuples as they touch it.
@@ -76,7 +90,12 @@ class TrainingPairs(Dataset[Item]):
         sample = self.samples[row]
         if caption < 0:
             caption = generator.integers(len(sample.captions))
-        video, frame_mask = self.frames(sample.path, generator, sample.start, sample.end)
+        if self._transform is None:
+            video, frame_mask = self.frames(sample.path, generator, sample.start, sample.end)
+        else:
+            clip = self.frames.take(sample.path, generator, sample.start, sample.end)
+            clip = drawing(self._transform, clip, int(generator.integers(2**63)))
+            video, frame_mask = self.frames.pad(clip)
         token_ids = self.tokenize(sample.captions[caption])[0]
         return {
             "video": video,

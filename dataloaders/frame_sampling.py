@@ -3,10 +3,10 @@
 `in_window` and `on_screen` find the part of a video that is given in seconds, for a constant frame rate and for times
 of any kind. `at_frame_rate` thins it out to n candidates. The others pick positions among the candidates: `uniform` as
 CLIP4Clip does; `segment_random` (training) and `segment_centres` (evaluation) over the whole clip; `released_training`
-and `released_evaluation` do what the authors' released code of STOP does; `dense_random` and `dense_views` take frames
-at a fixed distance; `slowfast_random` and `slowfast_views` take them at a fixed distance in seconds, as PySlowFast and
-with it STDD's release do. For a short video `uniform` returns fewer than T positions, which the caller pads; the others
-always return T and repeat frames if necessary.
+and `released_evaluation` do what the authors' released code of STOP does, `stan_random` and `stan_views` what STAN's
+does; `dense_random` and `dense_views` take frames at a fixed distance; `slowfast_random` and `slowfast_views` take them
+at a fixed distance in seconds, as PySlowFast and with it STDD's release do. For a short video `uniform` returns fewer
+than T positions, which the caller pads; the others always return T and repeat frames if necessary.
 
 The functions named `..._views` place V clips of one video; for V = 1 they give the one clip of an evaluation.
 
@@ -20,7 +20,7 @@ from typing import Literal, get_args
 import numpy as np
 import torch
 
-FrameSampling = Literal["uniform", "segment", "released", "dense", "slowfast"]  # --frame_sampling
+FrameSampling = Literal["uniform", "segment", "released", "dense", "slowfast", "stan"]  # --frame_sampling
 FRAME_SAMPLING: tuple[str, ...] = get_args(FrameSampling)
 HEAD, TAIL, SPREAD = 0, 1, 2  # the values of --slice_framepos, as in CLIP4Clip
 SLOWFAST_FPS = 30  # the frames a second in which PySlowFast counts its strides
@@ -239,3 +239,33 @@ def released_views(n: int, max_frames: int, n_views: int) -> np.ndarray:
     if n > max_frames:
         return segment_views(n, max_frames, n_views)
     return np.tile(released_evaluation(n, max_frames), (n_views, 1))
+
+
+def stan_random(n: int, max_frames: int, generator: np.random.Generator) -> np.ndarray:
+    """Pick one random frame from each of T segments, as STAN's released training does; int64 [T], sorted.
+
+    Segment i has the frames from round(s i) to round(s (i + 1)), both ends included, with s = (n - 1) / T and halves
+    rounded to even. So two neighbours share a frame and may both pick it. Draws T numbers.
+    """
+    edges = _stan_edges(n, max_frames)
+    return generator.integers(edges[:-1], edges[1:], endpoint=True)
+
+
+def stan_views(n: int, max_frames: int, n_views: int) -> np.ndarray:
+    """Pick for view v frame round(s i) + floor(s (v + 1/2) / V) of each segment of `stan_random`; int64 [V, T].
+
+    One view, floor(s / 2), is what STAN's released evaluation has; it has no more. Frames of a short video repeat.
+    """
+    views = 2 * np.arange(n_views) + 1
+    inside = views * (n - 1) // (2 * n_views * max_frames)
+    return _stan_edges(n, max_frames)[:-1] + inside[:, None]
+
+
+def _stan_edges(n: int, max_frames: int) -> np.ndarray:
+    """Return round(s i) for i = 0..T, int64 [T + 1], in the release's floating point: (n - 1) / T first."""
+    return np.round((n - 1) / max_frames * np.arange(max_frames + 1)).astype(np.int64)
+
+
+# By the value of --frame_sampling: one random clip in training, and the clips of an evaluation.
+DRAWN = {"segment": segment_random, "released": released_training, "stan": stan_random}
+PLACED = {"segment": segment_views, "released": released_views, "stan": stan_views}

@@ -16,15 +16,13 @@ import torch
 from dataloaders.cache import FrameCache, StoredFrames
 from dataloaders.decode import Choose, VideoError, Window, read_frames, read_windows
 from dataloaders.frame_sampling import (
+    DRAWN,
     FRAME_SAMPLING,
+    PLACED,
     SPREAD,
     at_frame_rate,
     dense_random,
     dense_views,
-    released_training,
-    released_views,
-    segment_random,
-    segment_views,
     slowfast_random,
     slowfast_views,
     uniform,
@@ -59,13 +57,14 @@ class FrameReader:
     the middle one, and repeats frames of a short video. "dense" takes T candidates that are `frame_stride` apart, from
     a random start in `training`, else from the middle, and repeats the last frame of a short video. "slowfast" takes T
     frames that are `frame_stride` / 30 seconds apart, as PySlowFast does, from a random start in `training`, else from
-    the video's; it needs all frames as candidates. "released" follows the authors' code of STOP.
+    the video's; it needs all frames as candidates. "released" follows the authors' code of STOP, "stan" that of STAN.
 
     `frame_transform` turns frames into squares: "resize" resizes them by `resize_mode` and `interpolation`, which are
     those of the CLIP; "bilinear" resizes the short side bilinearly and without antialiasing, as PySlowFast does; "crop"
     cuts out the middle without resizing. With `whole`, for an augmentation that cuts out other parts, `take` gives
     whole frames: a short side above WHOLE times S is reduced to that ("resize"), or nothing changes ("bilinear",
-    "crop"). With a `cache` a video is decoded only once.
+    "crop"). With a `short_side` all frames, also `whole` ones, are resized to it first, and squares of S are cut out
+    of them. With a `cache` a video is decoded only once.
 
     `views` are the clips and squares that `read_views` takes from one video. Raises ValueError for a setting outside
     its range, and for settings that do not go together.
@@ -84,6 +83,7 @@ class FrameReader:
     frame_stride: int = 1
     views: Views = ONE_VIEW
     whole: bool = False
+    short_side: int = 0
 
     def __post_init__(self) -> None:
         if self.max_frames < 1:
@@ -97,6 +97,12 @@ class FrameReader:
         if self.frame_transform not in FRAME_TRANSFORM:
             raise ValueError(
                 f"--frame_transform is {quoted(self.frame_transform)}: pass one of {', '.join(FRAME_TRANSFORM)}."
+            )
+        is_cut = self.whole or self.resize_mode == "shortest"
+        if self.short_side and (self.short_side < self.image_size or self.frame_transform == "crop" or not is_cut):
+            raise ValueError(
+                f"A short side of {self.short_side} does not fit: pass {self.image_size} or more, --frame_transform "
+                "resize or bilinear, and a CLIP that was not trained on squashed pictures."
             )
         if self.resize_mode not in RESIZE_MODES or self.interpolation not in INTERPOLATIONS:
             raise ValueError(
@@ -319,6 +325,7 @@ class FrameReader:
             how += " whole with a margin"
         elif self.views.spatial > 1:
             how += " whole"
+        how += f" at {self.short_side}" * (self.short_side > 0)
         return f"{taken}, {self.feature_framerate:.10g} fps, {how} to {self.image_size}"
 
     def _read(self, path: Path, start: float | None, end: float | None, positions: Positions) -> torch.Tensor:
@@ -349,9 +356,7 @@ class FrameReader:
             return dense_random(n, self.max_frames, self.frame_stride, generator)
         if self.frame_sampling == "slowfast":
             return slowfast_random(n, fps, self.max_frames, self.frame_stride, generator)
-        return (segment_random if self.frame_sampling == "segment" else released_training)(
-            n, self.max_frames, generator
-        )
+        return DRAWN[self.frame_sampling](n, self.max_frames, generator)
 
     def _clips(self, n: int, fps: float) -> np.ndarray:
         """Return the positions of the frames of each clip of an evaluation, int64 [temporal, K]."""
@@ -364,21 +369,22 @@ class FrameReader:
             return dense_views(n, self.max_frames, self.frame_stride, n_clips)
         if self.frame_sampling == "slowfast":
             return slowfast_views(n, fps, self.max_frames, self.frame_stride, n_clips)
-        return (segment_views if self.frame_sampling == "segment" else released_views)(n, self.max_frames, n_clips)
+        return PLACED[self.frame_sampling](n, self.max_frames, n_clips)
 
     def _picture(self, frame: np.ndarray, path: Path) -> np.ndarray:
         """Turn a frame uint8 [H, W, 3] into a square uint8 [3, S, S], or into a whole frame [3, h, w]."""
-        if self.whole:
-            side = round(WHOLE * self.image_size) if self.frame_transform == "resize" else min(frame.shape[:2])
-            return resize_short_side(frame[None], side, self.interpolation, enlarge=False)[0].numpy()
+        antialias = self.frame_transform == "resize"
         several = self.views.spatial > 1  # squares are cut later
+        if self.whole and not self.short_side:
+            side = round(WHOLE * self.image_size) if antialias else min(frame.shape[:2])
+            return resize_short_side(frame[None], side, self.interpolation, enlarge=False)[0].numpy()
         if self.frame_transform != "crop":
-            if self.resize_mode == "squash":
+            if self.resize_mode == "squash" and not self.whole:
                 return squash(frame[None], self.image_size, self.interpolation)[0].numpy()
-            antialias = self.frame_transform == "resize"
-            interpolation = self.interpolation if antialias else "bilinear"
-            resize = resize_short_side if several else resize_and_crop
-            return resize(frame[None], self.image_size, interpolation, antialias=antialias)[0].numpy()
+            side, interpolation = self.short_side or self.image_size, self.interpolation if antialias else "bilinear"
+            if self.whole or several:
+                return resize_short_side(frame[None], side, interpolation, antialias=antialias)[0].numpy()
+            return resize_and_crop(frame[None], self.image_size, interpolation, antialias, side)[0].numpy()
         height, width = frame.shape[:2]
         if min(height, width) < self.image_size:
             raise VideoError(

@@ -26,16 +26,16 @@ Triple = tuple[float, float, float]
 
 
 def resize_and_crop(
-    frames: np.ndarray, size: int, interpolation: str = "bicubic", antialias: bool = True
+    frames: np.ndarray, size: int, interpolation: str = "bicubic", antialias: bool = True, short_side: int = 0
 ) -> torch.Tensor:
-    """Resize the short side to `size` and cut out the middle square: uint8 [T, H, W, 3] -> uint8 [T, 3, S, S],
-    contiguous.
+    """Resize the short side to `short_side`, 0 for S, and cut out the middle square: uint8 [T, H, W, 3] -> uint8 [T, 3,
+    S, S], contiguous.
 
     Resizing is skipped if the short side has that size already. The long side keeps its proportion, its fraction
     dropped. The result equals torchvision's v2 Resize and CenterCrop on uint8 bit for bit; CLIP's own Pillow pipeline
     differs from these by single grey levels.
     """
-    return _middle_square(resize_short_side(frames, size, interpolation, antialias=antialias), size)
+    return _middle_square(resize_short_side(frames, short_side or size, interpolation, antialias=antialias), size)
 
 
 def resize_short_side(

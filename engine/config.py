@@ -70,7 +70,8 @@ class DataConfig(Checked):
         "uniform: as CLIP4Clip, short clips are padded; segment: one frame per segment, drawn at random in training; "
         "dense: --frame_stride apart, from a random start in training, else from the middle; released: as STOP's "
         "released code, whose training never sees the last frames left over by n // T; slowfast: as PySlowFast, "
-        "--frame_stride / 30 seconds apart at any frame rate, from a random start in training, else from the first",
+        "--frame_stride / 30 seconds apart at any frame rate, from a random start in training, else from the first; "
+        "stan: as segment, with the rounding of STAN's released code",
     ] = "uniform"
     frame_stride: Annotated[
         int, "from one frame to the next; dense: in candidates; slowfast: in frames of 1/30 second", Range(1)
@@ -126,10 +127,14 @@ class OptimConfig(Checked):
         float, "maximum norm of the gradient over all parameters; a larger one is scaled down", Range(0, above=True)
     ] = 1.0
     schedule: Annotated[
-        Literal["warmup_cosine", "released", "one_percent"],
+        Literal["warmup_cosine", "released", "one_percent", "periodic_cosine"],
         "learning rate schedule, a linear rise and half a cosine down; warmup_cosine: down to 0; released: as STOP's "
-        "released code, which starts at 1e-8 and never goes below it; one_percent: from 1 % and back to it, as STDD's",
+        "released code, which starts at 1e-8 and never goes below it; one_percent: from 1 % and back to it, as STDD's; "
+        "periodic_cosine: from 5 %, then down to 0 and up again every --cosine_epochs, as STAN's",
     ] = "warmup_cosine"
+    cosine_epochs: Annotated[
+        float, "--schedule periodic_cosine: epochs from the highest rate to 0", Range(0, above=True)
+    ] = 4.5
     precision: Annotated[
         Literal["auto", "fp32", "bf16", "fp16"],
         "precision of the encoders in training and evaluation; auto: bf16 on a GPU that supports it, else fp32; fp16: "

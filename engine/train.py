@@ -66,7 +66,10 @@ class Training:
         groups = step.parameter_groups(settings.lr, settings.coef_lr, settings.weight_decay)
         self.parameters = dict(step.trainable_parameters())
         self.optimizer = build_optimizer(groups, settings.adam_beta2, settings.adam_eps)
-        self.schedule = Schedule(self.optimizer, self.total_steps, settings.warmup_proportion, settings.schedule)
+        self.schedule = Schedule(
+            self.optimizer, self.total_steps, settings.warmup_proportion, settings.schedule,
+            settings.cosine_epochs / settings.epochs,
+        )  # fmt: skip
         self.scaler = torch.amp.GradScaler(process.device.type, enabled=settings.precision == "fp16")
         self.distributed: DistributedDataParallel | None = None
         if process.world_size > 1:

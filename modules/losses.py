@@ -78,6 +78,16 @@ class SymmetricInfoNCE(Loss):
         return symmetric_info_nce(logits, video_index)
 
 
+class SummedInfoNCE(Loss):
+    """Twice `symmetric_info_nce`: the sum of both directions and not their mean, as in STAN's released code.
+
+    AdamW's steps hardly notice a constant factor, but --max_grad_norm does.
+    """
+
+    def forward(self, logits: Tensor, video_index: Tensor | None = None) -> Tensor:
+        return 2 * symmetric_info_nce(logits, video_index)
+
+
 class SigmoidLoss(Loss):
     """SigLIP's loss (Zhai et al., ICCV 2023, arXiv 2303.15343, eq. 1): each caption and video is a binary question.
 
@@ -111,7 +121,11 @@ class SigmoidLoss(Loss):
         return -F.logsigmoid(torch.where(positive, scaled, -scaled)).sum() / len(logits)  # eq. 1
 
 
-LOSSES: dict[str, type[Loss]] = {"symmetric_info_nce": SymmetricInfoNCE, "sigmoid": SigmoidLoss}
+LOSSES: dict[str, type[Loss]] = {
+    "symmetric_info_nce": SymmetricInfoNCE,
+    "summed_info_nce": SummedInfoNCE,
+    "sigmoid": SigmoidLoss,
+}
 
 
 def build_loss(name: str, clip: CLIP) -> Loss:

@@ -44,7 +44,7 @@ SHOWN_PROBLEMS = 20
 def reader_of(config: Config, backbone: Backbone, split: str) -> FrameReader:
     """Return the reader of a split that the task will use, with the cache."""
     frames = frame_reader(config.data, backbone, split == "train", frame_cache(config.data, config.run))
-    return config.task.reader(frames, split) if isinstance(config.task, RecognitionSettings) else frames
+    return config.task.reader(frames, split)
 
 
 def fill(config: Config, backbone: Backbone, split: str, jobs: int, shard: tuple[int, int]) -> list[str]:

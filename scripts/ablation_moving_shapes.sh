@@ -1,9 +1,10 @@
 #!/usr/bin/env bash
-# Trains STOP, STOP without each of its parts, and its baselines on the embedded world, and prints a table.
+# Trains STOP, STOP without each of its parts, its baselines, and STAN on the embedded world, and prints a table.
 # All rows have the same data, steps, batch and frames, and three seeds. A row in the results file is not run again.
 #   bash scripts/ablation_moving_shapes.sh
 #   JOBS=2 seeds="0 1" only="STOP|VPT" bash scripts/ablation_moving_shapes.sh
 #   epochs=8 results=results/longer.csv bash scripts/ablation_moving_shapes.sh
+# STAN and Mug-STAN also start from the checkpoints stan_start and mug_stan_start of post-pretraining, where they exist.
 set -euo pipefail
 source "$(dirname "$0")/_launch.sh"
 source "$(dirname "$0")/_rows.sh"
@@ -19,11 +20,14 @@ epochs=${epochs:-2}
 batch_size=${batch_size:-32}
 max_frames=${max_frames:-8}
 num_thread_reader=${num_thread_reader:-1}
+stan_start=${stan_start:-runs/post_pretrain_stan/last.safetensors}
+mug_stan_start=${mug_stan_start:-runs/post_pretrain_mug_stan/last.safetensors}
 JOBS=${JOBS:-1}        # runs at the same time
 only=${only:-.}        # a regular expression; rows whose names match are run
 
 clip4clip="--method clip4clip --lr 1e-3 --coef_lr 1"
 stop="--method stop --lr 4e-3 --intra_width 32 --inter_width 32"
+stan="--lr 1e-3 --coef_lr 1 --tau 0.03"  # the small CLIP's temperature
 rows=(
     "zero-shot|--do_eval --method clip4clip"
     "CLIP4Clip meanP, all fine-tuned|--do_train $clip4clip"
@@ -43,7 +47,19 @@ rows=(
     "STOP, hard region mask|--do_train $stop --hard_region_mask"
     "STOP, no text prompts|--do_train $stop --text_prompt_length 0"
     "STOP, batches without twins|--do_train $stop --train_twins_csv="
+    "STAN|--do_train --method stan $stan"
+    "Mug-STAN|--do_train --method mug_stan $stan"
 )
+# post_pretrained NAME METHOD CHECKPOINT: adds a row that starts from a checkpoint, or says that it is left out.
+post_pretrained() {
+    if [ -f "$3" ]; then
+        rows+=("$1, post-pretrained|--do_train --method $2 $stan --init_model $3")
+    else
+        echo "left out: $1, post-pretrained (no $3)"
+    fi
+}
+post_pretrained STAN stan "$stan_start"
+post_pretrained Mug-STAN mug_stan "$mug_stan_start"
 
 mkdir -p "$runs" "$(dirname "$results")"
 "$PYTHON" preprocess/make_moving_shapes.py --output_dir "$DATA_PATH"

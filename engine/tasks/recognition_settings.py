@@ -15,16 +15,17 @@ from dataloaders.protocols import chosen_classes, few_shot
 from dataloaders.samples import Sample
 from dataloaders.twins import read_twins
 from dataloaders.views import Views
-from engine.config import DataConfig, TaskSettings
+from engine.config import DataConfig
 from engine.logger import log
 from engine.tasks.class_texts import read_templates
+from engine.tasks.crops import CropSettings
 from engine.tasks.recognition_metrics import FUSIONS
 from modules.bag import BagMean
 from modules.options import Choices, Range
 
 
 @dataclass(frozen=True)
-class RecognitionSettings(TaskSettings):
+class RecognitionSettings(CropSettings):
     """Settings of action recognition. The data set's own defaults are in its file in `dataloaders`."""
 
     task: ClassVar = "recognition"
@@ -100,17 +101,6 @@ class RecognitionSettings(TaskSettings):
         str, "what is averaged over views: scores, their softmax, or features, before they are scored",
         Choices(FUSIONS),
     ] = "logits"  # fmt: skip
-    crop_scale: Annotated[
-        float,
-        "random crops of training clips have at least this share of a frame's area; 1: the middle square",
-        Range(0, 1, above=True),
-    ] = 1.0
-    short_side_max: Annotated[
-        int,
-        "instead of --crop_scale: the short side of training clips gets a length drawn from CLIP's to so many pixels, "
-        "and a square at a random place is cut out, as in PySlowFast; 0: off",
-        Range(0),
-    ] = 0
     flip: Annotated[
         str,
         "horizontal flips of training clips; mapped: a flip also exchanges the labels of left and right classes; "

@@ -13,16 +13,18 @@ import numpy as np
 import torch
 
 from dataloaders import DATASETS, NEEDED_FLAGS, SPLITS
+from dataloaders.augmentation import Augmentation
 from dataloaders.datasets import GalleryVideos, QueryCaptions, TrainingPairs
 from dataloaders.frames import FrameReader
 from dataloaders.sampler import EpochSampler
 from dataloaders.samples import Sample
 from dataloaders.twins import read_twins
-from engine.config import Config, TaskSettings
+from engine.config import Config
 from engine.identity import digest
 from engine.logger import log
 from engine.tasks.base import Metrics, Task, TrainingItems
 from engine.tasks.contrastive import ContrastiveStep
+from engine.tasks.crops import CropSettings
 from engine.tasks.postprocessing import QB_NORM_BETA, dual_softmax, qb_norm
 from engine.tasks.retrieval_metrics import (
     Similarity,
@@ -41,7 +43,7 @@ from modules.rows import Rows, take
 
 
 @dataclass(frozen=True)
-class RetrievalSettings(TaskSettings):
+class RetrievalSettings(CropSettings):
     """Settings of text-video retrieval."""
 
     task: ClassVar = "retrieval"
@@ -50,7 +52,7 @@ class RetrievalSettings(TaskSettings):
     splits: ClassVar = SPLITS
     of_the_run: ClassVar = ("dsl", "dsl_temperature", "qb_norm", "querybank_size")
     places: ClassVar = ("train_twins_csv", "twins_csv")
-    newer: ClassVar = ("loss",)
+    newer: ClassVar = ("loss", "crop_scale", "short_side_max", "train_short_side", "test_short_side")
 
     datatype: Annotated[str, "the data set", Choices(DATASETS)] = "msrvtt"
     expand_msrvtt_sentences: Annotated[
@@ -62,10 +64,20 @@ class RetrievalSettings(TaskSettings):
     twins_csv: Annotated[
         str, "csv with pairs of test clips, one of which is the other played backwards; adds the column twins"
     ] = ""
+    train_short_side: Annotated[
+        int,
+        "pixels of the short side to which frames of training clips are resized before squares are cut out; 0: CLIP's "
+        "side, and for random crops at most 8/7 of it, or the file's with --frame_transform bilinear or crop",
+        Range(0),
+    ] = 0
+    test_short_side: Annotated[
+        int, "the same in evaluation, where the middle square is cut out; 0: CLIP's side", Range(0)
+    ] = 0
     loss: Annotated[
         str,
-        "symmetric_info_nce: CLIP's loss, over rows and columns; sigmoid: SigLIP's loss, over single pairs, with a "
-        "learned scale and bias",
+        "symmetric_info_nce: CLIP's loss, the mean of rows and columns; summed_info_nce: their sum, as STAN's released "
+        "code, which matters to --max_grad_norm; sigmoid: SigLIP's loss, over single pairs, with a learned scale and "
+        "bias",
         Choices(LOSSES),
     ] = "symmetric_info_nce"
     gather_gradient: Annotated[
@@ -97,6 +109,17 @@ class RetrievalSettings(TaskSettings):
 
     def needs_training_split(self) -> bool:
         return self.qb_norm
+
+    def augmentation(self) -> Augmentation | None:
+        """Return the random crops of training clips, None without any."""
+        crops = Augmentation(crop_scale=self.crop_scale, short_side_max=self.short_side_max)
+        return crops if crops.crops else None
+
+    def reader(self, frames: FrameReader, split: str) -> FrameReader:
+        """Return the reader of a split's videos: whole frames to crop in training, and the short sides asked for."""
+        if split == "train":
+            return replace(frames, whole=self.augmentation() is not None, short_side=self.train_short_side)
+        return replace(frames, short_side=self.test_short_side)
 
 
 @dataclass(frozen=True)
@@ -150,7 +173,11 @@ class Retrieval(Task):
     def training_items(self, samples: Sequence[Sample], frames: FrameReader) -> TrainingPairs:
         twin_of = self._training_twins(samples)
         expand, seed = self.options.expand_msrvtt_sentences, self.config.run.seed
-        return TrainingPairs(samples, self.splits.tokenizer, frames, expand, seed, twin_of)
+        frames, augmentation = self.options.reader(frames, "train"), self.options.augmentation()
+        return TrainingPairs(samples, self.splits.tokenizer, frames, expand, seed, twin_of, augmentation)
+
+    def reader(self, frames: FrameReader, split: str) -> FrameReader:
+        return self.options.reader(frames, split)
 
     def sampler(self, items: TrainingItems, **order: Any) -> EpochSampler:
         assert isinstance(items, TrainingPairs)
@@ -171,7 +198,7 @@ class Retrieval(Task):
             log.info("query bank of QB-Norm: %d captions of the training split", len(self.querybank))
 
     def evaluation(self, split: str, samples: list[Sample]) -> RetrievalSplit:
-        videos = GalleryVideos(samples, self.splits.frame_reader(training=False))
+        videos = GalleryVideos(samples, self.options.reader(self.splits.frame_reader(training=False), split=""))
         captions, twin_of = QueryCaptions(samples, self.splits.tokenizer), None
         if split == "test" and self.options.twins_csv:
             left_out = self.splits.left_out["test"]

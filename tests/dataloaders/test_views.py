@@ -13,7 +13,14 @@ from dataloaders import frames as frames_module
 from dataloaders.cache import FrameCache
 from dataloaders.datasets import GalleryVideos, ViewedVideos, make_evaluation_loader
 from dataloaders.decode import read_frames
-from dataloaders.frame_sampling import dense_views, released_views, segment_views, slowfast_views, uniform_views
+from dataloaders.frame_sampling import (
+    dense_views,
+    released_views,
+    segment_views,
+    slowfast_views,
+    stan_views,
+    uniform_views,
+)
 from dataloaders.frames import FrameReader
 from dataloaders.samples import Sample
 from dataloaders.views import Views, squares
@@ -23,7 +30,7 @@ from tests.videos import cut, grey_ramp, noise, write_video
 v2 = pytest.importorskip("torchvision.transforms.v2")
 
 SIZE, FRAMES, STRIDE = 32, 4, 3
-SAMPLINGS = ("uniform", "segment", "released", "dense", "slowfast")
+SAMPLINGS = ("uniform", "segment", "released", "dense", "slowfast", "stan")
 OTHERS = ("uniform", "released", "dense", "slowfast")
 
 
@@ -37,9 +44,8 @@ def clips_of(sampling: str, n: int, fps: float, n_clips: int) -> np.ndarray:
         return dense_views(n, FRAMES, STRIDE, n_clips)
     if sampling == "slowfast":
         return slowfast_views(n, fps, FRAMES, STRIDE, n_clips)
-    return {"uniform": uniform_views, "segment": segment_views, "released": released_views}[sampling](
-        n, FRAMES, n_clips
-    )
+    placed = {"uniform": uniform_views, "segment": segment_views, "released": released_views, "stan": stan_views}
+    return placed[sampling](n, FRAMES, n_clips)
 
 
 def by_slices(

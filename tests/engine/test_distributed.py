@@ -10,7 +10,7 @@ from torch.nn.parallel import DistributedDataParallel
 from engine.distributed import gather, gather_by_id, gather_with_gradient, process_group
 from engine.precision import autocast_for
 from engine.tasks.contrastive import ContrastiveStep
-from modules.losses import symmetric_info_nce
+from modules.losses import build_loss, symmetric_info_nce
 from modules.methods import build_method
 from tests.processes import run_as_group
 from tests.tiny import tiny_clip
@@ -23,12 +23,14 @@ def global_pairs() -> tuple[torch.Tensor, torch.Tensor]:
     return torch.randn(8, 5, generator=generator), torch.randn(8, 5, generator=generator)
 
 
-def step_gradient(rank: int, world_size: int, gather_gradient: str, positives: bool) -> torch.Tensor:
+def step_gradient(
+    rank: int, world_size: int, gather_gradient: str, positives: bool, loss: str = "symmetric_info_nce"
+) -> torch.Tensor:
     """Return the gradient on this process after one training step of a small method on four clips in all."""
     torch.manual_seed(0)
     method = build_method("vpt", tiny_clip(), text_prompt_length=2)
     autocast = autocast_for("fp32", torch.device("cpu"))
-    step: torch.nn.Module = ContrastiveStep(method, autocast, gather_gradient, positives=positives)
+    step: torch.nn.Module = ContrastiveStep(method, autocast, gather_gradient, build_loss(loss, method.clip), positives)
     if world_size > 1:
         step = DistributedDataParallel(step)
     videos, frame_mask = torch.randint(256, (4, 3, 3, 32, 32), dtype=torch.uint8), torch.ones(4, 3, dtype=torch.bool)
@@ -61,6 +63,7 @@ def worker(folder: Path) -> None:
         assert torch.equal(gather(VIDEO_INDEX.chunk(world_size)[rank]), VIDEO_INDEX)
         cases = [(gradient, positives) for gradient in ("sum", "own") for positives in (False, True)]
         steps = {case: step_gradient(rank, world_size, *case) for case in cases}
+        steps["as STAN's release"] = step_gradient(rank, world_size, "own", False, "summed_info_nce")
         torch.save(
             {"loss": loss.detach(), "text": text.grad, "video": video.grad, "features": features, "steps": steps},
             folder / f"{rank}.pt",
@@ -86,6 +89,8 @@ def test_two_processes_equal_one(tmp_path):
             torch.testing.assert_close(result["steps"]["sum", positives], expected, atol=1e-6, rtol=1e-4)
             # CLIP4Clip's gather loses the other process's half, and nothing else.
             assert torch.equal(2 * result["steps"]["own", positives], result["steps"]["sum", positives])
+        # 1/W of the gradient of twice the loss.
+        assert torch.equal(result["steps"]["as STAN's release"], result["steps"]["sum", False])
 
 
 def test_one_process_needs_no_group(monkeypatch):

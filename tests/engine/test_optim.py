@@ -5,7 +5,8 @@ import math
 import pytest
 import torch
 
-from engine.optim import RATES, Schedule, build_optimizer, one_percent, released, warmup_cosine
+from engine.config import OptimConfig
+from engine.optim import RATES, Schedule, build_optimizer, one_percent, periodic_cosine, released, warmup_cosine
 
 
 def test_warmup_cosine_at_its_turning_points():
@@ -24,6 +25,7 @@ def test_short_runs_stay_in_range(total, proportion):
     assert all(0 < warmup_cosine(step, total, proportion) <= 1 for step in range(total))
     assert all(1e-8 <= released(step, total, proportion, 1e-3) <= 1e-3 for step in range(total))
     assert all(1e-5 <= one_percent(step, total, proportion, 1e-3) <= 1e-3 for step in range(total))
+    assert all(0 <= periodic_cosine(step, total, proportion, 1e-3, 0.3) <= 1e-3 for step in range(total))
 
 
 def test_every_group_keeps_its_own_rate():
@@ -73,6 +75,49 @@ def test_the_schedule_of_stdd_s_release():
         else:
             expected = 3.33e-8 + (3.33e-6 - 3.33e-8) * (math.cos(math.pi * (epoch - 2) / 20) + 1) / 2
         assert one_percent(step, steps, warmup, 3.33e-6) == pytest.approx(expected, rel=1e-9)
+
+
+# Epochs of the rise, of a fall to 0, and of the run, in the configurations of STAN's release.
+STAN_RUNS = {
+    "stan_msrvtt": (10, 4.5, 10),
+    "mugstan_msrvtt_first30": (10, 4.5, 100),
+    "mugstan_lsmdc_first30": (5, 4.5, 100),
+    "stan_lsmdc_first30": (10, 4.5, 100),
+    "didemo": (4, 17, 20),
+    "webvid": (0.5, 4.5, 4),
+}
+
+
+def test_the_schedules_of_stan_s_release(reference):
+    """Check each multiplier that its code computed, with 100 steps an epoch, through the settings of a run."""
+    curves = torch.load(reference / "oracles/stan.pt", weights_only=True)["lr_curves"]
+    assert set(curves) == {"E", *STAN_RUNS}
+    for name, (warm, fall, epochs) in STAN_RUNS.items():
+        settings = OptimConfig(
+            epochs=epochs, warmup_proportion=warm / epochs, schedule="periodic_cosine", cosine_epochs=fall
+        )
+        group = {"params": [torch.nn.Parameter(torch.ones(1))], "lr": 2e-6, "weight_decay": 0.0}
+        optimizer = build_optimizer([group])
+        schedule = Schedule(
+            optimizer,
+            curves["E"] * epochs,
+            settings.warmup_proportion,
+            settings.schedule,
+            settings.cosine_epochs / epochs,
+        )
+        rates = []
+        for _ in curves[name]:
+            rates.append(optimizer.param_groups[0]["lr"])
+            optimizer.step()
+            schedule.step()
+        assert rates == pytest.approx([2e-6 * factor for factor in curves[name]], rel=1e-9, abs=1e-18), name
+
+
+def test_the_period_does_not_depend_on_the_length_of_the_run():
+    long, short = ([periodic_cosine(step, n, 20 / n, 1.0, 45 / n) for step in range(n)] for n in (400, 200))
+    assert short == pytest.approx(long[:200])
+    assert long[20 + 45] == pytest.approx(0)
+    assert long[20 + 90] == pytest.approx(1)
 
 
 @pytest.mark.parametrize("name", RATES)

@@ -94,6 +94,26 @@ def test_logits_that_are_not_square_are_refused():
         symmetric_info_nce(torch.zeros(3, 3), torch.zeros(2, dtype=torch.int64))
 
 
+def test_the_sum_of_both_directions_is_that_of_stan_s_release(reference):
+    """Check loss and gradients of a batch that its loss computed; `sim` has the videos in rows."""
+    oracle = torch.load(reference / "oracles/stan.pt", weights_only=True)["nce"]
+    text, video = (oracle[name].clone().requires_grad_() for name in ("text", "video"))
+    clip = tiny_clip()
+    clip.logit_scale.data.fill_(math.log(oracle["scale"]))
+    loss = build_loss("summed_info_nce", clip)(cosine_similarity(text, video, clip.logit_scale))
+    torch.testing.assert_close(loss, oracle["loss"], rtol=1e-6, atol=0)
+    for ours, theirs in zip(torch.autograd.grad(loss, [text, video]), ("grad_text", "grad_video"), strict=True):
+        torch.testing.assert_close(ours, oracle[theirs], rtol=1e-5, atol=1e-5)
+
+
+@given(st.lists(st.integers(0, 5), min_size=1, max_size=9), st.integers(0, 2**32))
+def test_the_sum_of_both_directions_by_loops(videos, seed):
+    logits = 5 * torch.randn(len(videos), len(videos), generator=torch.Generator().manual_seed(seed))
+    loss = build_loss("summed_info_nce", tiny_clip())
+    assert float(loss(logits, torch.tensor(videos))) == pytest.approx(2 * loss_by_loops(logits, videos), abs=1e-5)
+    assert float(loss(logits)) == pytest.approx(2 * loss_by_loops(logits, [*range(len(videos))]), abs=1e-5)
+
+
 def sigmoid_by_loops(cosines: torch.Tensor, scale: float, bias: float, videos: list[int]) -> float:
     """Return the loss by equation 1 of arXiv 2303.15343."""
     total = 0.0

@@ -79,3 +79,18 @@ def test_a_missing_open_clip_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     _byte_pairs.cache_clear()
     with pytest.raises(ModuleNotFoundError, match=r"open_clip.*pip install open_clip_torch"):
         Tokenizer()
+
+
+def test_the_tokens_of_stan_s_release(reference):
+    """Check that only the cut differs: the release slices a row of 77 tokens, and so loses END; ours keeps it."""
+    rows = torch.load(reference / "oracles/stan.pt", weights_only=True)["tokens"]
+    longer = 0
+    for caption, theirs in rows.items():
+        assert Tokenizer(77)(caption)[0].tolist() == theirs.tolist()
+        ours, sliced = Tokenizer(32)(caption)[0].tolist(), theirs[:32].tolist()
+        if END_TOKEN not in sliced:
+            longer += 1
+            assert (ours[-1], sliced[-1] < START_TOKEN) == (END_TOKEN, True)
+            sliced[-1] = END_TOKEN
+        assert ours == sliced
+    assert longer == 1
