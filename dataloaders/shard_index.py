@@ -141,7 +141,7 @@ def read_index(folder: Path, flag: str = "--shards") -> ShardIndex:
     if not (folder / INDEX).is_file():
         raise FileNotFoundError(
             f"{flag} {folder} holds no {INDEX}: pass a folder of shards, or make them whole first "
-            "(preprocess/make_shards.py; --index_only for tars of another program)."
+            "(preprocess/make_shards.py; with --index for tars of another program)."
         )
     return parse_index(read_text(folder / INDEX, flag), f"{flag} {folder / INDEX}")
 
