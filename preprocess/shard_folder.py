@@ -86,7 +86,7 @@ class ShardWriter:
     def __init__(self, folder: Path, shard: int) -> None:
         self._folder, self._shard = folder, shard
         self._partial = folder / f".{shard_name(shard)}.{uuid.uuid4().hex[:8]}{PARTIAL}"
-        self._file = _Hashed(self._partial.open("wb"))
+        self._file = _Hashed(self._partial.open("wb", buffering=0))
         self._tar = tarfile.open(fileobj=self._file, mode="w|", format=tarfile.USTAR_FORMAT)  # noqa: SIM115, `finish`
         self._samples = 0
 
@@ -120,19 +120,26 @@ class ShardWriter:
 
     def close(self) -> None:
         """Close and remove what is not finished."""
+        with suppress(OSError):  # of a full disk, which `add` has told
+            self._tar.close()
         self._file.close()
         self._partial.unlink(missing_ok=True)
 
 
 class _Hashed(io.RawIOBase):
-    """A file that is written from start to end and hashed on the way."""
+    """A file that is written from start to end and hashed on the way; an OSError names it."""
 
     def __init__(self, file: BinaryIO) -> None:
         self.sha256, self.size = hashlib.sha256(), 0
         self._file = file
 
     def write(self, data: Any) -> int:
-        self._file.write(data)
+        try:
+            self._file.write(data)
+        except OSError as error:
+            raise OSError(
+                f"{self._file.name} cannot be written ({error.strerror}): make room, and run the same command again."
+            ) from error
         self.sha256.update(data)
         self.size += len(data)
         return len(data)
