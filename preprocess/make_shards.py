@@ -185,14 +185,12 @@ def make(options: argparse.Namespace) -> int:
     }
     if options.shard_bytes is not None:
         settings["samples_per_shard"] = (begun or {}).get("samples_per_shard", 0)
+    deal = Deal(shuffled(len(samples), options.seed), settings["samples_per_shard"])
     records: dict[int, Record] = {}
-    order = shuffled(len(samples), options.seed)
     if begun is not None:
         check_settings(folder, begun, settings)
-        records = read_records(folder, Deal(order, settings["samples_per_shard"]))
-    finished = {
-        order[place] for shard in records for place in Deal(order, settings["samples_per_shard"]).of_shard(shard)
-    }
+        records = read_records(folder, deal)
+    finished = {deal.order[place] for shard in records for place in deal.of_shard(shard)}
     rows = [row for row in range(len(samples)) if row not in finished]
     gone = missing_files([samples[row] for row in rows])
     missing = {rows[place]: reason for place, reason in gone.items()}
@@ -210,7 +208,7 @@ def make(options: argparse.Namespace) -> int:
         check_failed(folder, samples, failed, options.allow_missing)
         if options.shard_bytes is not None and begun is None:
             settings["samples_per_shard"] = max(1, int(options.shard_bytes // max(1.0, mean)))
-    deal = Deal(order, settings["samples_per_shard"])
+            deal = Deal(deal.order, settings["samples_per_shard"])
     check_room(folder, len(there) * mean)
     claim(folder, settings)
 
