@@ -82,17 +82,22 @@ class StoredClip(NamedTuple):
 
 
 def store_clip(sample: Sample, storing: Storing) -> StoredClip:
-    """Return what a shard stores of one video. Raises VideoError if it cannot be read, and OSError of its disk."""
+    """Return what a shard stores of one video. Raises VideoError if that fails, and OSError of its disk."""
     members: list[tuple[str, bytes | Path]]
     if storing.store == "original":
         fps, members = _original(sample)
     else:
+        import cv2
+
         fps = storing.fps
         frames = _frames(sample, storing)
-        if storing.store == "h264":
-            members = [("mp4", _to_h264(frames, storing))]
-        else:
-            members = [(f"{number:03d}.jpg", _to_jpeg(frame, storing)) for number, frame in enumerate(frames)]
+        try:
+            if storing.store == "h264":
+                members = [("mp4", _to_h264(frames, storing))]
+            else:
+                members = [(f"{number:03d}.jpg", _to_jpeg(frame, storing)) for number, frame in enumerate(frames)]
+        except (av.FFmpegError, cv2.error) as error:  # sizes that an encoder does not take
+            raise VideoError(f"{sample.path} cannot be encoded ({error}): leave it out of the list.") from error
     texts = {"video_id": sample.video_id, "captions": list(sample.captions), "fps": fps}
     members.append(("json", json.dumps(texts, ensure_ascii=False).encode()))
     return StoredClip(sorted(members, key=lambda member: member[0]))

@@ -163,6 +163,12 @@ def test_broken_videos_are_named(tmp_path):
         store_clip(sample(whole, 20.0), H264)
 
 
+def test_a_size_that_the_encoder_does_not_take(tmp_path):
+    path = write_video(tmp_path / "a.mkv", grey_ramp(1, 16, 17000), codec="ffv1", pixel_format="yuv444p")
+    with pytest.raises(VideoError, match=r"a\.mkv cannot be encoded"):
+        store_clip(sample(path), H264)
+
+
 @pytest.mark.parametrize(
     ("name", "frames", "size"),
     [
