@@ -96,21 +96,19 @@ def test_the_schedules_of_stan_s_release(reference):
         settings = OptimConfig(
             epochs=epochs, warmup_proportion=warm / epochs, schedule="periodic_cosine", cosine_epochs=fall
         )
-        group = {"params": [torch.nn.Parameter(torch.ones(1))], "lr": 2e-6, "weight_decay": 0.0}
-        optimizer = build_optimizer([group])
-        schedule = Schedule(
-            optimizer,
-            curves["E"] * epochs,
-            settings.warmup_proportion,
-            settings.schedule,
-            settings.cosine_epochs / epochs,
-        )
-        rates = []
-        for _ in curves[name]:
-            rates.append(optimizer.param_groups[0]["lr"])
-            optimizer.step()
-            schedule.step()
+        rate, total, share = RATES[settings.schedule], epochs * curves["E"], settings.cosine_epochs / settings.epochs
+        rates = [rate(step, total, settings.warmup_proportion, 2e-6, share) for step in range(len(curves[name]))]
         assert rates == pytest.approx([2e-6 * factor for factor in curves[name]], rel=1e-9, abs=1e-18), name
+
+
+def test_a_schedule_knows_its_period():
+    group = {"params": [torch.nn.Parameter(torch.ones(1))], "lr": 0.1, "weight_decay": 0.0}
+    optimizer = build_optimizer([group])
+    schedule = Schedule(optimizer, 40, 0.25, "periodic_cosine", fall=0.2)
+    for step in range(40):
+        assert optimizer.param_groups[0]["lr"] == periodic_cosine(step, 40, 0.25, 0.1, fall=0.2)
+        optimizer.step()
+        schedule.step()
 
 
 def test_the_period_does_not_depend_on_the_length_of_the_run():
