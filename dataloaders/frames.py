@@ -15,6 +15,7 @@ import torch
 
 from dataloaders.cache import FrameCache, StoredFrames
 from dataloaders.decode import Choose, VideoError, Window, read_frames, read_windows
+from dataloaders.frame_parts import ClipPath
 from dataloaders.frame_sampling import (
     FRAME_SAMPLING,
     SPREAD,
@@ -131,7 +132,7 @@ class FrameReader:
 
     def __call__(
         self,
-        path: Path,
+        path: ClipPath,
         generator: np.random.Generator | None = None,
         start: float | None = None,
         end: float | None = None,
@@ -146,7 +147,7 @@ class FrameReader:
 
     def take(
         self,
-        path: Path,
+        path: ClipPath,
         generator: np.random.Generator | None = None,
         start: float | None = None,
         end: float | None = None,
@@ -157,7 +158,7 @@ class FrameReader:
         anything but "uniform" in training and is not touched otherwise. Raises VideoError, also for a video
         that is too small to crop and for a window without a frame; OSError if the cache cannot be written.
         """
-        if self.cache is None:
+        if self.cache is None or not isinstance(path, Path):
             return self._read(path, start, end, lambda n, fps: self._positions(n, fps, generator))
         return self._taken(self._stored(self.cache, path, start, end), generator)
 
@@ -321,13 +322,13 @@ class FrameReader:
             how += " whole"
         return f"{taken}, {self.feature_framerate:.10g} fps, {how} to {self.image_size}"
 
-    def _read(self, path: Path, start: float | None, end: float | None, positions: Positions) -> torch.Tensor:
+    def _read(self, path: ClipPath, start: float | None, end: float | None, positions: Positions) -> torch.Tensor:
         """Decode the frames at `positions(n, fps)` of the n candidates; uint8 [K, 3, S, S]."""
         choose, convert = self._choose(path, positions), partial(self._picture, path=path)
         read = read_frames(path, choose, convert, start=start, end=end, square_pixels=True)
         return torch.from_numpy(read.frames)
 
-    def _choose(self, path: Path, positions: Positions) -> Choose:
+    def _choose(self, path: ClipPath, positions: Positions) -> Choose:
         """Return the function that picks the frames at `positions(n, fps)` of the n candidates."""
 
         def choose(n_frames: int, fps: float) -> np.ndarray:
@@ -366,7 +367,7 @@ class FrameReader:
             return slowfast_views(n, fps, self.max_frames, self.frame_stride, n_clips)
         return (segment_views if self.frame_sampling == "segment" else released_views)(n, self.max_frames, n_clips)
 
-    def _picture(self, frame: np.ndarray, path: Path) -> np.ndarray:
+    def _picture(self, frame: np.ndarray, path: ClipPath) -> np.ndarray:
         """Turn a frame uint8 [H, W, 3] into a square uint8 [3, S, S], or into a whole frame [3, h, w]."""
         if self.whole:
             side = round(WHOLE * self.image_size) if self.frame_transform == "resize" else min(frame.shape[:2])
