@@ -52,7 +52,7 @@ class ShardSampler(EpochSampler):
         world_size: int,
         seed: int,
         streams: int,
-        announce: Callable[[list[int]], None] = lambda shards: None,
+        announce: Callable[[Sequence[int]], None] = lambda shards: None,
         behind: int = 0,
     ) -> None:
         self.counts = np.array(counts, dtype=np.int64)

@@ -5,7 +5,7 @@ Shapes: T = `max_frames`, S image side, L words, N samples.
 
 import pickle
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any, Protocol
@@ -38,7 +38,7 @@ class Store(Protocol):
 
     def opened(self, shard: int) -> AbstractContextManager[Path]: ...
 
-    def announce(self, shards: Sequence[int]) -> None: ...
+    def read_ahead(self) -> Callable[[Sequence[int]], None]: ...
 
     def fetched(self) -> tuple[int, int]: ...
 

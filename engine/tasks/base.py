@@ -72,7 +72,7 @@ class TaskStep(nn.Module):
         self.method, self.loss, self.autocast = method, loss, autocast
         self.notes: dict[str, Any] = {}  # the run's notes, plain values that resume points save
 
-    def received(self, batch: Batch, process: Process) -> None:
+    def received(self, batch: Batch) -> None:
         """Take note of a batch just before its step; all processes call this together. A ValueError ends the run."""
 
     def forward(self, *inputs: Any) -> Tensor:
@@ -110,7 +110,10 @@ class TaskStep(nn.Module):
         return ""
 
     def scalars(self) -> dict[str, float]:
-        """Return scalars to log in addition to the loss: CLIP's temperature and the loss's scalar parameters."""
+        """Return scalars to log in addition to the loss: CLIP's temperature and the loss's scalar parameters.
+
+        All processes call this together.
+        """
         own = {f"loss_{name}": p.item() for name, p in self.loss.named_parameters() if p.numel() == 1}
         return {"logit_scale": self.method.clip.logit_scale.detach().exp().item(), **own}
 

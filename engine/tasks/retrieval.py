@@ -33,7 +33,16 @@ from engine.tasks.retrieval_metrics import (
     twin_accuracy,
     video_to_text_metrics,
 )
-from engine.tasks.shards import BrokenSamples, ShardSettings, identity_of, open_store, shard_sampler
+from engine.tasks.shards import (
+    SHARDS_OF_THE_RUN,
+    ShardReport,
+    ShardSettings,
+    batches_ahead,
+    identity_of,
+    open_store,
+    refuse_regulariser,
+    shard_sampler,
+)
 from engine.tasks.splits import draw_captions
 from engine.tasks.trained_on import left_out_of_start
 from modules.losses import LOSSES, Loss, build_loss
@@ -50,7 +59,7 @@ class RetrievalSettings(ShardSettings):
     readers: ClassVar = DATASETS
     needed_flags: ClassVar = NEEDED_FLAGS
     splits: ClassVar = SPLITS
-    of_the_run: ClassVar = ("dsl", "dsl_temperature", "qb_norm", "querybank_size", "train_shards")
+    of_the_run: ClassVar = ("dsl", "dsl_temperature", "qb_norm", "querybank_size", *SHARDS_OF_THE_RUN)
     places: ClassVar = ("train_twins_csv", "twins_csv")
     newer: ClassVar = ("loss", "shard_streams")
 
@@ -159,10 +168,12 @@ class Retrieval(Task):
 
     def step(self) -> ContrastiveStep:
         options, loss = self.options, self.make_loss(self.config, self.method).to(self.process.device)
-        run = self.config.run
-        broken = BrokenSamples(Path(run.output_dir), run.allow_missing) if options.train_shards else None
+        run, report = self.config.run, None
+        if options.train_shards and run.do_train:
+            refuse_regulariser(self.method, run.allow_missing)
+            report = ShardReport(Path(run.output_dir), run.allow_missing, self.shards, self.process)
         return ContrastiveStep(
-            self.method, self.autocast, options.gather_gradient, loss, options.same_video == "positives", broken
+            self.method, self.autocast, options.gather_gradient, loss, options.same_video == "positives", report
         )
 
     def training_items(self, samples: Sequence[Sample], frames: FrameReader) -> TrainingPairs:
@@ -175,12 +186,13 @@ class Retrieval(Task):
     @cached_property
     def shards(self) -> Store:
         """The shards to train on; all processes ask for them together."""
-        return open_store(self.options, self.process)
+        return open_store(self.config, self.process, self.splits.num_workers)
 
     def sampler(self, items: TrainingItems, **order: Any) -> EpochSampler:
         assert isinstance(items, TrainingPairs)
         if isinstance(items, ShardPairs):
-            return shard_sampler(items, self.options.shard_streams, super().sampler(items))
+            behind = batches_ahead(self.splits.num_workers, self.config)
+            return shard_sampler(items, self.options.shard_streams, super().sampler(items), behind)
         apart = items.video_index if self.options.same_video == "apart" else None
         return super().sampler(items, partner=items.partner, video_index=apart, **order)
 
