@@ -57,7 +57,7 @@ class CachedShards:
             raise ValueError(
                 f"--shard_cache_gb {self.most / 1e9:g} is too small for the {min(streams * each, len(shards))} shards "
                 f"that are in use at once: pass --shard_cache_gb {math.ceil(most / 1e7) / 100:g} or more, or fewer "
-                "--shard_streams"
+                "--shard_streams."
             )
         try:
             self.root.mkdir(parents=True, exist_ok=True)
@@ -66,7 +66,7 @@ class CachedShards:
         except OSError as error:
             raise OSError(
                 f"--shard_cache {self.root}: cannot be used ({error.strerror or error}); name a folder on a disk of "
-                "this machine"
+                "this machine."
             ) from error
 
     def path(self, shard: int) -> Path:

@@ -66,20 +66,20 @@ class Source:
         if self.address.startswith(PIPE):
             if not self.allow_pipe:
                 raise ValueError(
-                    f"{self.flag} {PIPE} runs a shell command for each shard: pass --allow_pipe to allow it"
+                    f"{self.flag} {PIPE} runs a shell command for each shard: pass --allow_pipe to allow it."
                 )
             if "{}" not in self.address:
-                raise ValueError(f"{self.flag} {PIPE} has no {{}}, which stands for the name of a shard: add it")
+                raise ValueError(f"{self.flag} {PIPE} has no {{}}, which stands for the name of a shard: add it.")
             return
         parts = urllib.parse.urlsplit(self.address)
         if parts.username is not None or parts.password is not None or parts.query or parts.fragment:
             raise ValueError(
                 f"{self.flag}: the address at {parts.hostname} holds a name, a password or a query, which would be "
-                f"written into logs and checkpoints: put them into ~/.netrc or into the variable {AUTHORIZATION}"
+                f"written into logs and checkpoints: put them into ~/.netrc or into the variable {AUTHORIZATION}."
             )
         if parts.scheme not in ("http", "https") or not parts.hostname:
             raise ValueError(
-                f"{self.flag} {shorten(self.address)}: pass a folder, or an address with http:// or https://"
+                f"{self.flag} {shorten(self.address)}: pass a folder, or an address with http:// or https://."
             )
 
     def __str__(self) -> str:
@@ -128,6 +128,8 @@ def _answered(url: str, start: int) -> Iterator[tuple[int, bytes]]:
             while chunk := answer.read(CHUNK):
                 yield place, chunk
                 place += len(chunk)
+            if answer.length:  # http.client reports this only if everything is read at once
+                raise FetchError(f"the answer broke off {answer.length:,} bytes before its end")
     except FetchError:
         raise
     except urllib.error.HTTPError as error:
@@ -172,7 +174,7 @@ class Patience:
         if left <= 0:
             raise OSError(
                 f"{what} could not be downloaded ({error}), tried for {self.seconds:g} s: check the address and the "
-                "server, or raise --shard_patience"
+                "server, or raise --shard_patience."
             ) from error
         wait = min(self.wait * _random.uniform(0.5, 1), left)
         _log.warning("%s: %s; trying again in %.1f s", what, error, wait)
@@ -198,7 +200,7 @@ def fetch_index(source: Source, seconds: float) -> ShardIndex:
             raise ValueError(f"{name} is not text in UTF-8: check the address.") from error
         except FetchError as error:
             if error.final:
-                raise OSError(f"{name} could not be downloaded ({error}): check the address") from error
+                raise OSError(f"{name} could not be downloaded ({error}): check the address.") from error
             patience.wait_or_raise(error, name)
 
 
@@ -256,5 +258,5 @@ def _write_errors(path: Path) -> Iterator[None]:
         raise
     except OSError as error:
         raise OSError(
-            f"{path}: could not be written ({error.strerror or error}); make room there, or name another --shard_cache"
+            f"{path}: could not be written ({error.strerror or error}); make room there, or name another --shard_cache."
         ) from error
