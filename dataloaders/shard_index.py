@@ -141,7 +141,7 @@ def read_index(folder: Path, flag: str = "--shards") -> ShardIndex:
     if not (folder / INDEX).is_file():
         raise FileNotFoundError(
             f"{flag} {folder} holds no {INDEX}: pass a folder of shards, or make them whole first "
-            "(preprocess/make_shards.py; --index_only for tars of another program)."
+            "(preprocess/make_shards.py; with --index for tars of another program)."
         )
     return parse_index(read_text(folder / INDEX, flag), f"{flag} {folder / INDEX}")
 
@@ -259,8 +259,10 @@ def _sample(path: Path, key: str, members: Mapping[str, Member]) -> ShardSample:
     fault = ""
     if unknown := [name for name in members if name not in (*videos, *frames, "json", "txt")]:
         fault = f"has members of an unknown kind ({some(unknown)})"
-    elif bool(frames) == bool(videos) or len(videos) > 1:
-        fault = f"has {some([*videos, *frames]) or 'no picture'}, not either one video or the frames of one"
+    elif not videos and not frames:
+        fault = "has no picture, neither a video nor frames"
+    elif len(videos) > 1 or (videos and frames):
+        fault = f"has {some([*videos, *frames])} in place of one video or the frames of one"
     elif sorted(numbered) != list(range(len(frames))):
         fault = "has frames that are not numbered 000, 001, ... without a gap"
     elif "json" not in members and "txt" not in members:

@@ -1,0 +1,438 @@
+"""Packing shards: webdataset reads them; killed at any moment or in parallel, the same bytes come out; what is bad is
+named first."""
+
+import hashlib
+import io
+import json
+import multiprocessing
+import os
+import resource
+import signal
+import subprocess
+import sys
+import tarfile
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from dataloaders.shard_index import INDEX, member_table, read_index
+from preprocess import make_shards, shard_folder
+from preprocess.make_shards import in_order, main
+from preprocess.shard_folder import Deal, ShardWriter, shuffled
+from tests.videos import grey_ramp, write_video
+
+VIDEOS = 7
+SMALL = ("--samples_per_shard", "3", "--jobs", "1", "--short_side", "16", "--preset", "ultrafast")
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory) -> Path:
+    """Write seven clips of 16 x 24 pixels and a list of them with eight captions. Tests change none of it."""
+    folder = tmp_path_factory.mktemp("clips")
+    (folder / "v").mkdir()
+    lines = ["path,caption"]
+    for number in range(VIDEOS):
+        write_video(folder / "v" / f"{number}.mp4", grey_ramp(2 + number, 16, 24))
+        lines.append(f"{number}.mp4,clip {number} é")
+    (folder / "list.csv").write_text("\n".join([*lines, "0.mp4,again"]), encoding="utf-8")
+    return folder
+
+
+def pack(world: Path, output: Path, *flags: str) -> int:
+    given = ("--train_csv", str(world / "list.csv"), "--features_path", str(world / "v"), "--output_dir", str(output))
+    return main([*given, *SMALL, *flags])
+
+
+def content(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.fixture(scope="module")
+def undisturbed(world, tmp_path_factory) -> dict[str, bytes]:
+    folder = tmp_path_factory.mktemp("made") / "out"
+    assert pack(world, folder) == 0
+    return content(folder)
+
+
+def error_of(capsys, *parts: str) -> None:
+    """Check that the command printed one sentence of error with these parts."""
+    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
+    assert len(lines) == 1
+    for part in parts:
+        assert part in lines[0]
+
+
+# ---- what comes out -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("store", ["h264", "jpeg", "original"])
+def test_webdataset_reads_what_is_written(world, tmp_path, store):
+    wds = pytest.importorskip("webdataset")
+    flags = ("--samples_per_shard", "3") if store == "original" else SMALL[:-2]
+    given = ("--train_csv", str(world / "list.csv"), "--features_path", str(world / "v"), "--output_dir", str(tmp_path))
+    assert main([*given, "--store", store, *flags]) == 0
+    tars = [str(tmp_path / shard.file) for shard in read_index(tmp_path).shards]
+    samples = list(wds.WebDataset(tars, shardshuffle=False))
+    assert len(tars) == 3
+    assert [sample["__key__"] for sample in samples] == [f"{place:09d}" for place in range(VIDEOS)]
+    texts = [json.loads(sample["json"]) for sample in samples]
+    assert {text["video_id"]: text["captions"] for text in texts} == {
+        f"{number}.mp4": [f"clip {number} é", *(["again"] if number == 0 else [])] for number in range(VIDEOS)
+    }
+    for sample, text in zip(samples, texts, strict=True):
+        assert text["fps"] == 3
+        frames = [name for name in sample if name.endswith(".jpg")]
+        if store == "jpeg":
+            assert frames == [f"{number:03d}.jpg" for number in range(2 + int(text["video_id"][0]))]
+        else:
+            assert not frames
+            assert sample["mp4"][4:8] == b"ftyp"
+        if store == "original":
+            assert sample["mp4"] == (world / "v" / text["video_id"]).read_bytes()
+
+
+def test_a_tar_is_that_of_webdataset(world, undisturbed, tmp_path):
+    wds = pytest.importorskip("webdataset")
+    ours = tmp_path / "000000.tar"
+    ours.write_bytes(undisturbed["000000.tar"])
+    with tarfile.open(ours) as tar:
+        members = {member.name: tar.extractfile(member).read() for member in tar}  # type: ignore[union-attr]
+    theirs = io.BytesIO()
+    with wds.TarWriter(theirs, user="", group="", mode=0o644, mtime=0, encoder=False) as writer:
+        for key in dict.fromkeys(name.partition(".")[0] for name in members):
+            named = {name.partition(".")[2]: value for name, value in members.items() if name.startswith(key)}
+            writer.write({"__key__": key, **named})
+    assert theirs.getvalue() == undisturbed["000000.tar"]
+
+
+def test_index_and_checksums(undisturbed):
+    index = json.loads(undisturbed[INDEX])
+    assert [(shard["file"], shard["samples"]) for shard in index["shards"]] == [
+        ("000000.tar", 3), ("000001.tar", 3), ("000002.tar", 1),
+    ]  # fmt: skip
+    for shard in index["shards"]:
+        assert shard["bytes"] == len(undisturbed[shard["file"]])
+        assert shard["sha256"] == hashlib.sha256(undisturbed[shard["file"]]).hexdigest()
+    assert index["settings"] == json.loads(undisturbed["settings.json"])
+    assert {"store", "fps", "short_side", "seed", "decoder"} <= index["settings"].keys()
+
+
+def test_the_order_depends_on_the_seed_and_the_count():
+    assert shuffled(10, 0) == [1, 0, 4, 3, 5, 2, 8, 9, 7, 6]  # for all times: a job may go on with other libraries
+    assert sorted(shuffled(1000, 3)) == list(range(1000))
+    assert shuffled(1000, 3) != shuffled(1000, 4)
+    deal = Deal(shuffled(10, 1), 4)
+    assert [list(deal.of_shard(shard)) for shard in range(deal.shards)] == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9]]
+
+
+# ---- interruptions, processes, threads ------------------------------------------------------------------------------
+
+
+def killed(world: Path, output: Path, arm: Callable[[pytest.MonkeyPatch], None]) -> None:
+    """Pack in another process, which `arm` lets end itself by SIGKILL."""
+
+    def run() -> None:
+        with pytest.MonkeyPatch.context() as patch:
+            arm(patch)
+            pack(world, output)
+
+    process = multiprocessing.get_context("fork").Process(target=run)
+    process.start()
+    process.join()
+    assert process.exitcode == -signal.SIGKILL
+
+
+def dies_at(owner: object, name: str, count: int, after: bool) -> Callable[[pytest.MonkeyPatch], None]:
+    """Return what lets a process die before or after the `count`-th call of a function."""
+
+    def arm(patch: pytest.MonkeyPatch) -> None:
+        function, calls = getattr(owner, name), iter(range(1, 1000))
+
+        def wrapped(*arguments, **named):
+            last = next(calls) == count
+            if last and not after:
+                os.kill(os.getpid(), signal.SIGKILL)
+            found = function(*arguments, **named)
+            if last:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return found
+
+        patch.setattr(owner, name, wrapped)
+
+    return arm
+
+
+@pytest.mark.parametrize(
+    ("owner", "name", "count", "after", "finished"),
+    [
+        (shard_folder, "write_whole", 1, True, 0),  # the settings are written
+        (ShardWriter, "add", 5, False, 1),  # in the middle of the second shard
+        (ShardWriter, "finish", 2, False, 1),
+        (shard_folder, "write_whole", 3, False, 1),  # the second tar is there, its record is not
+        (ShardWriter, "finish", 3, True, 3),  # everything is there but the index
+        (make_shards, "finish", 1, False, 3),
+    ],
+)
+def test_a_killed_run_goes_on(world, tmp_path, undisturbed, owner, name, count, after, finished):
+    killed(world, tmp_path, dies_at(owner, name, count, after))
+    records = list((tmp_path / ".done").glob("*.json"))
+    assert len(records) == finished
+    assert not (tmp_path / INDEX).exists()
+    before = {path.name: path.stat().st_mtime_ns for path in tmp_path.glob("*.tar")}
+    assert pack(world, tmp_path) == 0
+    assert content(tmp_path) == undisturbed
+    for record in records:
+        tar = f"{record.stem}.tar"
+        assert (tmp_path / tar).stat().st_mtime_ns == before[tar]
+
+
+@pytest.mark.slow
+def test_killed_again_and_again(world, tmp_path):
+    """End the command by SIGKILL after a time that grows, with several threads, until it comes to its end."""
+    (tmp_path / "v").mkdir()
+    lines = ["path,caption,start,end"]
+    for number in range(40):
+        write_video(tmp_path / "v" / f"{number}.mp4", grey_ramp(50, 64, 96), fps=5)
+        lines += [f"{number}.mp4,clip {number},,", f"{number}.mp4,part {number},1,6.5"]
+    (tmp_path / "list.csv").write_text("\n".join(lines))
+    program = str(Path(make_shards.__file__))
+    command = [
+        sys.executable,
+        program,
+        "--train_csv",
+        str(tmp_path / "list.csv"),
+        "--features_path",
+        str(tmp_path / "v"),
+    ]
+    command += ["--samples_per_shard", "4", "--jobs", "3", "--output_dir"]
+    subprocess.run([*command, str(tmp_path / "undisturbed")], check=True)
+    kills, wait = 0, 1.0
+    while not (tmp_path / "killed" / INDEX).exists():
+        process = subprocess.Popen([*command, str(tmp_path / "killed")])
+        try:
+            assert process.wait(wait) == 0
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+            kills, wait = kills + 1, wait * 1.3
+    assert kills > 2
+    assert content(tmp_path / "killed") == content(tmp_path / "undisturbed")
+
+
+def test_a_full_disk(world, tmp_path):
+    """A limit on the size of files stands in for the disk."""
+
+    def run() -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (5000, 5000))
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        os._exit(pack(world, tmp_path / "out"))
+
+    process = multiprocessing.get_context("fork").Process(target=run)
+    process.start()
+    process.join()
+    assert process.exitcode == 2
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["settings.json"]
+
+
+def test_threads_and_shares_give_the_same_bytes(world, tmp_path, undisturbed):
+    assert pack(world, tmp_path / "threads", "--jobs", "3") == 0
+    assert content(tmp_path / "threads") == undisturbed
+    assert pack(world, tmp_path / "shares", "--shard", "1/2") == 0
+    assert not (tmp_path / "shares" / INDEX).exists()
+    assert pack(world, tmp_path / "shares", "--shard", "0/2") == 0
+    assert content(tmp_path / "shares") == undisturbed
+
+
+def test_a_second_run_does_nothing(world, tmp_path, undisturbed, monkeypatch):
+    assert pack(world, tmp_path) == 0
+    monkeypatch.setattr(make_shards, "store_clip", None)
+    assert pack(world, tmp_path) == 0
+    (tmp_path / "000001.tar").unlink()
+    monkeypatch.undo()
+    assert pack(world, tmp_path) == 0  # a shard whose tar is gone is made again
+    assert content(tmp_path) == undisturbed
+
+
+def test_results_come_in_order_and_few_wait():
+    begun: list[int] = []
+    taken = []
+    for item, result in in_order(lambda n: begun.append(n) or -n, iter(range(30)), 2):
+        taken.append(item)
+        assert result == -item
+        assert len(begun) <= len(taken) + 4
+    assert taken == list(range(30))
+
+
+def test_shards_of_about_so_many_bytes(world, tmp_path):
+    flags = [flag for flag in SMALL if flag not in ("--samples_per_shard", "3")]
+    given = ["--train_csv", str(world / "list.csv"), "--features_path", str(world / "v"), "--output_dir", str(tmp_path)]
+    assert main([*given, *flags, "--shard_bytes", "8e3"]) == 0
+    per_shard = json.loads((tmp_path / "settings.json").read_text())["samples_per_shard"]
+    shards = read_index(tmp_path).shards
+    assert len(shards) > 1
+    assert {shard.samples for shard in shards[:-1]} == {per_shard}
+    assert main([*given, *flags, "--shard_bytes", "8e3"]) == 0
+
+
+# ---- bad videos and settings ----------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def spoilt(world, tmp_path) -> Path:
+    """Write the clips with one missing, and one that is no video."""
+    folder = tmp_path / "spoilt"
+    (folder / "v").mkdir(parents=True)
+    for path in (world / "v").iterdir():
+        (folder / "v" / path.name).write_bytes(path.read_bytes())
+    (folder / "list.csv").write_bytes((world / "list.csv").read_bytes())
+    (folder / "v/2.mp4").unlink()
+    (folder / "v/5.mp4").write_text("no video")
+    return folder
+
+
+def test_videos_that_fail_are_bounded_and_listed(spoilt, tmp_path, capsys, undisturbed):
+    output = tmp_path / "out"
+    assert pack(spoilt, output) == 1
+    error_of(capsys, "2.mp4 is missing", "first of 1", "--allow_missing is 0", "failed.csv")
+    assert [path.name for path in output.iterdir()] == ["failed.csv"]
+    assert pack(spoilt, output, "--allow_missing", "1") == 1
+    error_of(capsys, "2.mp4", "first of 2")
+    assert not (output / INDEX).exists()
+    assert pack(spoilt, output, "--allow_missing", "2") == 0
+    rows = (output / "failed.csv").read_text().splitlines()
+    assert rows[0] == "video_id,path,reason"
+    assert [row.partition(",")[0] for row in rows[1:]] == ["2.mp4", "5.mp4"]
+    index = read_index(output)
+    assert index.samples == VIDEOS - 2
+    keys = [sample.key for shard in index.shards for sample in member_table(output / shard.file, shard)]
+    order = shuffled(VIDEOS, 0)  # the others stay where they were
+    assert keys == [f"{place:09d}" for place in range(VIDEOS) if order[place] not in (2, 5)]
+    assert pack(spoilt, output) == 1  # the limit holds for finished shards too
+    assert not list(output.glob(".*.partial"))
+
+
+def test_a_shard_without_samples_is_not_in_the_index(spoilt, tmp_path):
+    order = shuffled(VIDEOS, 0)
+    for row in order[3:6]:
+        (spoilt / "v" / f"{row}.mp4").unlink(missing_ok=True)
+    for row in (*order[:3], order[6]):
+        write_video(spoilt / "v" / f"{row}.mp4", grey_ramp(2, 16, 24))
+    assert pack(spoilt, tmp_path / "out", "--allow_missing", "3") == 0
+    assert [shard.file for shard in read_index(tmp_path / "out").shards] == ["000000.tar", "000002.tar"]
+    assert pack(spoilt, tmp_path / "out", "--allow_missing", "3") == 0
+
+
+@pytest.mark.parametrize(
+    ("flags", "part"),
+    [
+        (("--fps", "2"), "fps"),
+        (("--store", "jpeg"), "store"),
+        (("--seed", "1"), "seed"),
+        (("--samples_per_shard", "4"), "samples_per_shard"),
+        (("--crf", "30"), "crf"),
+    ],
+)
+def test_other_settings_in_the_same_folder(world, tmp_path, undisturbed, capsys, flags, part):
+    output = tmp_path / "out"
+    output.mkdir()
+    (output / "settings.json").write_bytes(undisturbed["settings.json"])
+    usual = SMALL[:-2] if "jpeg" in flags else SMALL
+    given = ("--train_csv", str(world / "list.csv"), "--features_path", str(world / "v"), "--output_dir", str(output))
+    assert main([*given, *usual, *flags]) == 2
+    error_of(capsys, "was begun with", part)
+    assert len(content(output)) == 1
+
+
+def test_another_list_in_the_same_folder(world, tmp_path, undisturbed, capsys):
+    (tmp_path / "settings.json").write_bytes(undisturbed["settings.json"])
+    changed = (world / "list.csv").read_text(encoding="utf-8").replace("again", "another text")
+    (tmp_path / "list.csv").write_text(changed, encoding="utf-8")
+    assert pack(world, tmp_path, "--train_csv", str(tmp_path / "list.csv")) == 2
+    error_of(capsys, "list_sha256")
+
+
+@pytest.mark.parametrize(
+    ("flags", "part"),
+    [
+        (("--jpeg_quality", "90"), "--jpeg_quality has no effect with --store h264"),
+        (("--jobs", "0"), "--jobs"),
+        (("--allow_missing", "-1"), "--allow_missing"),
+        (("--shard_bytes", "1e6"), "exclude each other"),
+        (("--shard", "2/2"), "--shard"),
+        (("--datatype", "webvid2"), "--datatype"),
+        (("--datatype", "msrvtt"), "--data_path"),
+        (("--fps", "0"), "--fps"),
+        (("--features_path", "/none"), "--features_path"),
+    ],
+)
+def test_wrong_flags(world, tmp_path, capsys, flags, part):
+    assert pack(world, tmp_path / "out", *flags) == 2
+    error_of(capsys, part)
+    assert not (tmp_path / "out").exists()
+
+
+def test_folders_of_others(world, tmp_path, capsys):
+    (tmp_path / "a.tar").touch()
+    assert pack(world, tmp_path) == 2
+    error_of(capsys, "has not made")
+    assert pack(world, tmp_path / "a.tar") == 2
+    error_of(capsys, "is a file")
+
+
+def test_no_room(world, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("preprocess.make_shards.shutil.disk_usage", lambda path: SimpleNamespace(free=1000))
+    assert pack(world, tmp_path / "out") == 2
+    error_of(capsys, "no room")
+    assert not (tmp_path / "out").exists()
+
+
+def test_whole_files_cannot_be_cut(world, tmp_path, capsys):
+    (tmp_path / "list.csv").write_text("path,caption,start,end\n6.mp4,a,0.5,2\n")
+    given = ["--train_csv", str(tmp_path / "list.csv"), "--features_path", str(world / "v"), "--output_dir"]
+    assert main([*given, str(tmp_path / "out"), "--store", "original"]) == 2
+    error_of(capsys, "--store original", "0.5 s")
+    assert main([*given, str(tmp_path / "out"), "--store", "jpeg"]) == 0
+    (sample,) = member_table(tmp_path / "out/000000.tar")
+    assert len(sample.frames) == 4
+
+
+# ---- shards that are there ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("damage", ["none", "byte", "cut", "missing", "swapped"])
+def test_verify(tmp_path, undisturbed, capsys, damage):
+    for name in ("000000.tar", "000001.tar", "000002.tar", INDEX):
+        (tmp_path / name).write_bytes(undisturbed[name])
+    tar, raw = tmp_path / "000001.tar", bytearray(undisturbed["000001.tar"])
+    if damage == "byte":
+        clip = member_table(tar)[0].video
+        assert clip is not None
+        raw[clip.offset + 100] ^= 1
+        tar.write_bytes(raw)
+    elif damage == "cut":
+        tar.write_bytes(raw[:-3000])
+    elif damage == "missing":
+        tar.unlink()
+    elif damage == "swapped":
+        tar.write_bytes(undisturbed["000000.tar"])
+    assert main(["--verify", str(tmp_path), "--jobs", "2"]) == int(damage != "none")
+    told = capsys.readouterr()
+    assert ("2 of 3 shards" if damage != "none" else "3 of 3 shards") in told.out
+    assert ("000001.tar" in told.err) == (damage != "none")
+
+
+def test_an_index_for_shards_of_others(tmp_path, undisturbed, capsys):
+    folder = tmp_path / "theirs"
+    (folder / "b").mkdir(parents=True)
+    (folder / "b/x.tar").write_bytes(undisturbed["000000.tar"])
+    (folder / "a.tar").write_bytes(undisturbed["000002.tar"])
+    assert main(["--index", str(folder)]) == 0
+    assert [(shard.file, shard.samples) for shard in read_index(folder).shards] == [("a.tar", 1), ("b/x.tar", 3)]
+    assert main(["--verify", str(folder)]) == 0
+    capsys.readouterr()
+    assert main(["--index", str(folder)]) == 2
+    error_of(capsys, "has an index")
+    assert main(["--index", str(tmp_path / "none")]) == 2
+    assert main(["--verify", str(tmp_path)]) == 2
