@@ -136,7 +136,7 @@ class MadeClips(FrameReader):
     It fills a cache under the names by which a FrameReader with the same settings finds the entries.
     """
 
-    def _read(self, path: Path, start: Any, end: Any, positions: Any) -> torch.Tensor:
+    def _read(self, path: Any, start: Any, end: Any, positions: Any) -> torch.Tensor:
         """Return uint8 `[T,3,S,S]` at `positions`, seeded by the number in the file's name."""
         shape = (self.max_frames, 3, self.image_size, self.image_size)
         noise = np.random.default_rng(int(path.stem)).integers(256, size=shape, dtype=np.uint8)

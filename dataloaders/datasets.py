@@ -18,7 +18,7 @@ from dataloaders.augmentation import Augmentation, drawing
 from dataloaders.classes import Classes
 from dataloaders.frames import FrameReader
 from dataloaders.sampler import EpochSampler
-from dataloaders.samples import Sample
+from dataloaders.samples import PackedSample, Sample
 from dataloaders.views import Views
 
 Tokenize = Callable[[str], torch.Tensor]  # one caption -> int64 [1, L]
@@ -86,10 +86,10 @@ class TrainingPairs(Dataset[Item]):
     def __getitem__(self, key: tuple[int, int]) -> Item:
         epoch, index = key
         generator = np.random.default_rng([self.seed, epoch, index])
-        row, caption = self._pairs[index]
-        sample = self.samples[row]
+        row, caption = self._pair(index)
+        sample = self._sample(row)
         if caption < 0:
-            caption = generator.integers(len(sample.captions))
+            caption = int(generator.integers(len(sample.captions)))
         if self._transform is None:
             video, frame_mask = self.frames(sample.path, generator, sample.start, sample.end)
         else:
@@ -102,8 +102,16 @@ class TrainingPairs(Dataset[Item]):
             "frame_mask": frame_mask,
             "token_ids": token_ids,
             "index": index,
-            "video_index": int(row),
+            "video_index": row,
         }
+
+    def _pair(self, index: int) -> tuple[int, int]:
+        """Return the row of an item's video and the number of its caption, -1 for a drawn one."""
+        row, caption = self._pairs[index].tolist()
+        return row, caption
+
+    def _sample(self, row: int) -> Sample | PackedSample:
+        return self.samples[row]
 
     def video_id(self, index: int) -> str:
         """Return the id of an item's video, for messages."""

@@ -24,6 +24,8 @@ import av
 import numpy as np
 from av.container import InputContainer
 
+from dataloaders.file_part import VideoPath
+from dataloaders.frame_parts import FrameParts, read_parts
 from dataloaders.picture_shape import display_matrix, shown_width, turned
 from dataloaders.skipping import Skipping, Unsure, may_skip
 from dataloaders.video_file import (
@@ -69,7 +71,7 @@ class Window(NamedTuple):
 
 
 def read_frames(
-    path: str | Path,
+    path: str | VideoPath | FrameParts,
     choose: Choose,
     convert: Convert | None = None,
     *,
@@ -98,6 +100,8 @@ def read_frames(
     Raises VideoError if there is no such file, if no frame can be decoded or none is in the window, if more than
     MAX_SHORTFALL of the promised frames are missing, and for a damaged or encrypted file.
     """
+    if isinstance(path, FrameParts):
+        return DecodedFrames(*read_parts(path, choose, convert))
     window = Window(choose, start, end)
     ((_, read),) = read_windows(path, [window], convert, square_pixels=square_pixels, thorough=thorough)
     if isinstance(read, VideoError):
@@ -106,7 +110,7 @@ def read_frames(
 
 
 def read_windows(
-    path: str | Path,
+    path: str | VideoPath,
     windows: Iterable[Window],
     convert: Convert | None = None,
     *,
@@ -121,7 +125,7 @@ def read_windows(
     without a frame, or one that damage reaches, does not affect the others. Raises VideoError if the whole file cannot
     be read.
     """
-    path = Path(path)
+    path = Path(path) if isinstance(path, str) else path
     file_status(path)
     windows = list(windows)
     facts: dict[bool, VideoFacts] = {}
@@ -201,24 +205,24 @@ class _Request:
         return max(self.distinct)
 
 
-def _request(path: Path, index: int, window: Window, facts: VideoFacts) -> _Request:
+def _request(path: VideoPath, index: int, window: Window, facts: VideoFacts) -> _Request:
     """Choose the frames of a window; VideoError if it holds none."""
     first, stop = _window(path, facts, window.start, window.end)
     numbers = first + np.asarray(window.choose(stop - first, facts.rate))
     return _Request(index, window, facts, numbers, stop - first)
 
 
-def _damage(path: Path, number: int, seconds: float) -> DamagedVideoError:
+def _damage(path: VideoPath, number: int, seconds: float) -> DamagedVideoError:
     return DamagedVideoError(
         f"{path} is damaged: its frame {number}, at {seconds:.2f} s, cannot be decoded as it was; {FIX}."
     )
 
 
-def _without_frames(path: Path) -> VideoError:
+def _without_frames(path: VideoPath) -> VideoError:
     return VideoError(f"{path} holds no frame that can be decoded: {FIX}.")
 
 
-def _check_shortfall(path: Path, facts: VideoFacts) -> None:
+def _check_shortfall(path: VideoPath, facts: VideoFacts) -> None:
     """Raise VideoError if too much of a file is missing."""
     if facts.n_frames < facts.promised * (1 - MAX_SHORTFALL):
         raise VideoError(
@@ -227,7 +231,7 @@ def _check_shortfall(path: Path, facts: VideoFacts) -> None:
         )
 
 
-def _window(path: Path, facts: VideoFacts, start: float | None, end: float | None) -> tuple[int, int]:
+def _window(path: VideoPath, facts: VideoFacts, start: float | None, end: float | None) -> tuple[int, int]:
     """Return the first frame number of the window and the one after its last; VideoError if it holds no frame."""
     if start is None and end is None:
         return 0, facts.n_frames
@@ -249,7 +253,7 @@ def _frame_rate(stream: av.VideoStream) -> float:
 
 
 def _pictures(
-    path: Path, container: InputContainer, stream: av.VideoStream, skipping: Skipping | None = None
+    path: VideoPath, container: InputContainer, stream: av.VideoStream, skipping: Skipping | None = None
 ) -> Iterator[av.VideoFrame | None]:
     """Yield the frames of a freshly opened file in order, None for a packet that cannot be decoded."""
     is_looked_at = False
@@ -282,7 +286,9 @@ class _Reading:
     a frame.
     """
 
-    def __init__(self, path: Path, requests: Iterable[_Request], convert: Convert | None, square_pixels: bool) -> None:
+    def __init__(
+        self, path: VideoPath, requests: Iterable[_Request], convert: Convert | None, square_pixels: bool
+    ) -> None:
         self.waiting = sorted(requests, key=lambda request: request.last, reverse=True)
         self.users = Counter(number for request in self.waiting for number in request.distinct)
         self.unread: list[tuple[list[_Request], list[float | None]]] = []

@@ -15,6 +15,7 @@ import torch
 
 from dataloaders.cache import FrameCache, StoredFrames
 from dataloaders.decode import Choose, VideoError, Window, read_frames, read_windows
+from dataloaders.frame_parts import ClipPath
 from dataloaders.frame_sampling import (
     DRAWN,
     FRAME_SAMPLING,
@@ -137,7 +138,7 @@ class FrameReader:
 
     def __call__(
         self,
-        path: Path,
+        path: ClipPath,
         generator: np.random.Generator | None = None,
         start: float | None = None,
         end: float | None = None,
@@ -152,7 +153,7 @@ class FrameReader:
 
     def take(
         self,
-        path: Path,
+        path: ClipPath,
         generator: np.random.Generator | None = None,
         start: float | None = None,
         end: float | None = None,
@@ -163,7 +164,7 @@ class FrameReader:
         anything but "uniform" in training and is not touched otherwise. Raises VideoError, also for a video
         that is too small to crop and for a window without a frame; OSError if the cache cannot be written.
         """
-        if self.cache is None:
+        if self.cache is None or not isinstance(path, Path):
             return self._read(path, start, end, lambda n, fps: self._positions(n, fps, generator))
         return self._taken(self._stored(self.cache, path, start, end), generator)
 
@@ -328,13 +329,13 @@ class FrameReader:
         how += f" at {self.short_side}" * (self.short_side > 0)
         return f"{taken}, {self.feature_framerate:.10g} fps, {how} to {self.image_size}"
 
-    def _read(self, path: Path, start: float | None, end: float | None, positions: Positions) -> torch.Tensor:
+    def _read(self, path: ClipPath, start: float | None, end: float | None, positions: Positions) -> torch.Tensor:
         """Decode the frames at `positions(n, fps)` of the n candidates; uint8 [K, 3, S, S]."""
         choose, convert = self._choose(path, positions), partial(self._picture, path=path)
         read = read_frames(path, choose, convert, start=start, end=end, square_pixels=True)
         return torch.from_numpy(read.frames)
 
-    def _choose(self, path: Path, positions: Positions) -> Choose:
+    def _choose(self, path: ClipPath, positions: Positions) -> Choose:
         """Return the function that picks the frames at `positions(n, fps)` of the n candidates."""
 
         def choose(n_frames: int, fps: float) -> np.ndarray:
@@ -371,7 +372,7 @@ class FrameReader:
             return slowfast_views(n, fps, self.max_frames, self.frame_stride, n_clips)
         return PLACED[self.frame_sampling](n, self.max_frames, n_clips)
 
-    def _picture(self, frame: np.ndarray, path: Path) -> np.ndarray:
+    def _picture(self, frame: np.ndarray, path: ClipPath) -> np.ndarray:
         """Turn a frame uint8 [H, W, 3] into a square uint8 [3, S, S], or into a whole frame [3, h, w]."""
         antialias = self.frame_transform == "resize"
         several = self.views.spatial > 1  # squares are cut later

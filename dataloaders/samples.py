@@ -9,6 +9,9 @@ from dataclasses import dataclass, field
 from itertools import accumulate
 from pathlib import Path
 
+from dataloaders.file_part import FilePart
+from dataloaders.frame_parts import FrameParts
+
 Window = tuple[float, float]  # of time, in seconds
 
 
@@ -29,6 +32,17 @@ class Sample:
     listed_in: Path | None = field(default=None, compare=False)
     label: str = ""
     group: str = ""
+
+
+@dataclass(frozen=True)
+class PackedSample:
+    """One video that is not a file of its own, with its captions; the attributes are those of `Sample`."""
+
+    video_id: str
+    path: FilePart | FrameParts
+    captions: tuple[str, ...]
+    start: float | None = None
+    end: float | None = None
 
 
 def shared_videos(training: Sequence[Sample], test: Sequence[Sample]) -> list[Sample]:

@@ -6,10 +6,11 @@ frame ends. Transport streams, program streams and Ogg state nothing.
 """
 
 import struct
-from pathlib import Path
 from typing import BinaryIO
 
 import av
+
+from dataloaders.file_part import VideoPath
 
 HEAD = 65_536  # first bytes of a file, which hold its header's own fields
 MATROSKA, SEGMENT = b"\x1a\x45\xdf\xa3", b"\x18\x53\x80\x67"
@@ -19,7 +20,7 @@ ASF, FILE_PROPERTIES = (
 )
 
 
-def stated_size(path: Path, stream: av.VideoStream) -> int:
+def stated_size(path: VideoPath, stream: av.VideoStream) -> int:
     """Return the bytes that a file should have, 0 if it does not say; `stream` is its opened picture stream."""
     with path.open("rb") as file:
         head = file.read(HEAD)
@@ -37,7 +38,7 @@ def stated_size(path: Path, stream: av.VideoStream) -> int:
     return 0
 
 
-def is_cut(path: Path, stream: av.VideoStream) -> bool:
+def is_cut(path: VideoPath, stream: av.VideoStream) -> bool:
     """Return whether the file is shorter than it says."""
     return path.stat().st_size < stated_size(path, stream)
 

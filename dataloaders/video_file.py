@@ -21,7 +21,6 @@ import stat
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import av
@@ -29,6 +28,7 @@ import numpy as np
 from av.container import InputContainer
 from av.stream import Disposition
 
+from dataloaders.file_part import FilePart, VideoPath
 from dataloaders.frame_sampling import in_window, on_screen
 from dataloaders.stated_size import is_cut, stated_size
 
@@ -64,7 +64,7 @@ class DamagedVideoError(VideoError):
 # ---- opening --------------------------------------------------------------------------------------------------------
 
 
-def file_status(path: Path) -> os.stat_result:
+def file_status(path: VideoPath) -> os.stat_result:
     """Return what the file system says about a video; VideoError if the path cannot be a video file."""
     try:
         status = path.stat()
@@ -77,14 +77,16 @@ def file_status(path: Path) -> os.stat_result:
     return status
 
 
-def open_container(path: Path) -> InputContainer:
+def open_container(path: VideoPath) -> InputContainer:
     """Open a file with PyAV, whatever its name and titles; passes on what PyAV raises."""
-    options = {"protocol_whitelist": PROTOCOL_WHITELIST, "format_whitelist": FORMAT_WHITELIST}
+    protocols = f"subfile,{PROTOCOL_WHITELIST}" if isinstance(path, FilePart) else PROTOCOL_WHITELIST
+    options = {"protocol_whitelist": protocols, "format_whitelist": FORMAT_WHITELIST}
     # An absolute path, because FFmpeg reads the "a:" of a relative "a:b.mp4" as a protocol.
-    return av.open(str(path.absolute()), container_options=options, **LENIENT)
+    address = path.address() if isinstance(path, FilePart) else str(path.absolute())
+    return av.open(address, container_options=options, **LENIENT)
 
 
-def picture_stream(container: InputContainer, path: Path) -> av.VideoStream:
+def picture_stream(container: InputContainer, path: VideoPath) -> av.VideoStream:
     """Return the stream that FFmpeg would show; VideoError if there is none, or only a cover picture."""
     stream = container.streams.best("video")
     if not isinstance(stream, av.VideoStream) or stream.codec_context is None:
@@ -98,7 +100,7 @@ def picture_stream(container: InputContainer, path: Path) -> av.VideoStream:
 
 
 @contextmanager
-def open_video(path: Path) -> Iterator[tuple[InputContainer, av.VideoStream]]:
+def open_video(path: VideoPath) -> Iterator[tuple[InputContainer, av.VideoStream]]:
     """Open a file and its picture stream, which decodes on one thread; VideoError if it is not a video."""
     try:
         container = open_container(path)
@@ -178,7 +180,7 @@ class _Packets:
 
 
 def survey(
-    path: Path, container: InputContainer, stream: av.VideoStream, rate: float, timed: bool = False
+    path: VideoPath, container: InputContainer, stream: av.VideoStream, rate: float, timed: bool = False
 ) -> VideoFacts:
     """Find out which frames a freshly opened file has.
 
@@ -263,7 +265,7 @@ def _is_constant(times: np.ndarray, rate: float, tick: float) -> bool:
     return bool(np.abs(times - times[0] - np.arange(len(times)) / rate).max() < min(1.01 * tick, 0.25 / rate))
 
 
-def _list_packets(path: Path) -> _Packets:
+def _list_packets(path: VideoPath) -> _Packets:
     listed = []
     with open_video(path) as (container, stream):
         tick = float(stream.time_base or 0)
@@ -305,7 +307,7 @@ def _shown(packets: _Packets, rate: float) -> np.ndarray:
     return next((some for some in candidates if abs(len(some) - expected) <= 1), times)
 
 
-def _lacks_its_end(path: Path, stream: av.VideoStream, seconds: float) -> bool:
+def _lacks_its_end(path: VideoPath, stream: av.VideoStream, seconds: float) -> bool:
     """Return whether a file whose picture ends long before `seconds` is cut off; if not, its sound lasts longer."""
     if stated_size(path, stream):
         return is_cut(path, stream)

@@ -223,9 +223,9 @@ class TaskSettings(Checked):
 
     datatype: str = ""
 
-    def needs_training_split(self) -> bool:
-        """Return whether an evaluation without training also reads the training split's lists."""
-        return False
+    def needs_training_split(self, do_train: bool) -> bool:
+        """Return whether a run reads the training split's lists; by default, one that trains does."""
+        return do_train
 
     def list_split(self, data: DataConfig, split: str) -> list[Sample]:
         """Return the samples that a split's files list, even if their videos are missing."""
@@ -246,7 +246,7 @@ class Config:
     def __post_init__(self) -> None:
         if self.run.do_train or self.run.do_eval:
             needed, for_training = self.task.needed_flags[self.task.datatype]
-            if self.run.do_train or self.task.needs_training_split():
+            if self.task.needs_training_split(self.run.do_train):
                 needed += for_training
             missing = [f"--{name}" for name in needed if not (vars(self.data) | vars(self.task))[name]]
             if missing:

@@ -119,7 +119,7 @@ class Run:
     def check(self) -> None:
         """Check the lists and, before training, everything that would stop it later; reads no video."""
         config, splits = self.config, self.task.splits
-        if config.run.do_train or config.task.needs_training_split():
+        if config.task.needs_training_split(config.run.do_train):
             splits.check_overlap()
         if config.run.do_train:
             preflight.check_trainable(self.step, config.model.method)
@@ -154,7 +154,7 @@ class Run:
         config, run, splits = self.config, self.config.run, self.task.splits
         items, held = self.training_items(splits.read("train"))
         self.trained_on = self.kind_of(items.samples)
-        count = splits.count("train", len(items.samples))
+        count = splits.count("train", len(items.samples) or len(items))  # shards have no list of samples
         log.info("training split: %s videos, %d %s", count, len(items), self.step.items)
         splits.log_cut_captions("training", items.samples)
         selection_split = self.selection_split(held)
@@ -162,6 +162,7 @@ class Run:
         self.epoch = 0
         # The state of the selection, saved in resume points: it holds the best weights for a run in another folder.
         notes: dict[str, Any] = {"best_recall": -1.0}
+        self.step.notes = notes
         parameters = dict(self.step.trainable_parameters())
 
         def after_epoch(epoch: int) -> None:

@@ -132,6 +132,7 @@ class Training:
                 error = explained(caught) or caught
             self.process.fail_together(error)
             assert batch is not None
+            self.task_step.received(batch)
             yield batch
 
     def backward(self, inputs: tuple[torch.Tensor, ...]) -> torch.Tensor:

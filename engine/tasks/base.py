@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
-from dataloaders.datasets import Item
+from dataloaders.datasets import Batch, Item
 from dataloaders.frames import FrameReader
 from dataloaders.sampler import EpochSampler
 from dataloaders.samples import Sample
@@ -70,6 +70,10 @@ class TaskStep(nn.Module):
     def __init__(self, method: Method, loss: nn.Module, autocast: Callable[[], torch.autocast]) -> None:
         super().__init__()
         self.method, self.loss, self.autocast = method, loss, autocast
+        self.notes: dict[str, Any] = {}  # the run's notes, plain values that resume points save
+
+    def received(self, batch: Batch) -> None:
+        """Take note of a batch just before its step; all processes call this together. A ValueError ends the run."""
 
     def forward(self, *inputs: Any) -> Tensor:
         """Return the scalar loss over all processes; its gradient must be right after DDP's averaging.
@@ -106,7 +110,10 @@ class TaskStep(nn.Module):
         return ""
 
     def scalars(self) -> dict[str, float]:
-        """Return scalars to log in addition to the loss: CLIP's temperature and the loss's scalar parameters."""
+        """Return scalars to log in addition to the loss: CLIP's temperature and the loss's scalar parameters.
+
+        All processes call this together.
+        """
         own = {f"loss_{name}": p.item() for name, p in self.loss.named_parameters() if p.numel() == 1}
         return {"logit_scale": self.method.clip.logit_scale.detach().exp().item(), **own}
 

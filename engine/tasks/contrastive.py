@@ -7,15 +7,18 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
+from dataloaders.datasets import Batch
 from engine.distributed import gather, gather_rows, mean_over_processes
 from engine.precision import random_state
 from engine.tasks.base import Part, TaskStep
+from engine.tasks.shards import ShardReport
 from modules.losses import build_loss
 from modules.methods import Method
-from modules.rows import Rows, join, map_rows, tensors_of
+from modules.rows import Rows, join, map_rows, take, tensors_of
 
 
 @dataclass(frozen=True)
@@ -40,6 +43,7 @@ class ContrastiveStep(TaskStep):
         gather_gradient: see `engine.distributed.gather_with_gradient`.
         loss: one of `modules.losses.LOSSES`; by default the symmetric InfoNCE.
         positives: whether all pairs of a video in the global batch count as positives of each other.
+        report: of training from shards; the loss leaves out rows and columns of samples that cannot be read.
     """
 
     items = "pairs"
@@ -51,17 +55,29 @@ class ContrastiveStep(TaskStep):
         gather_gradient: str = "sum",
         loss: nn.Module | None = None,
         positives: bool = False,
+        report: ShardReport | None = None,
     ) -> None:
         super().__init__(method, loss or build_loss("symmetric_info_nce", method.clip), autocast)
-        self.gather_gradient = gather_gradient
+        self.gather_gradient, self.report = gather_gradient, report
+        self.kept: np.ndarray | None = None  # int64, rows of the global batch that the loss is of; None for all
         self.inputs = ("video", "frame_mask", "token_ids", *(("video_index",) if positives else ()))
 
     def batch_note(self, batch_size: int) -> str:
         up_to = "up to " if "video_index" in self.inputs else ""
         return f", negatives per query {up_to}{batch_size - 1}"
 
+    def received(self, batch: Batch) -> None:
+        if self.report is not None:
+            self.kept = self.report.rows_to_keep(batch, self.notes)
+
+    def scalars(self) -> dict[str, float]:
+        return super().scalars() | (self.report.scalars(self.notes) if self.report is not None else {})
+
     def batch_loss(self, text: Rows, clips: Rows, video_index: Tensor | None = None) -> Tensor:
         """Return the loss of B text rows and B clip rows; `video_index`, int64 `[B]`, has each pair's video."""
+        if self.kept is not None:
+            text, clips = take(text, self.kept), take(clips, self.kept)
+            video_index = None if video_index is None else video_index[self.kept]
         return self.loss(self.method.similarity(text, clips), video_index)
 
     def forward(

@@ -5,7 +5,7 @@ Shapes: N captions, V videos.
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -18,6 +18,7 @@ from dataloaders.datasets import GalleryVideos, QueryCaptions, TrainingPairs
 from dataloaders.frames import FrameReader
 from dataloaders.sampler import EpochSampler
 from dataloaders.samples import Sample
+from dataloaders.shard_pairs import ShardPairs, Store
 from dataloaders.twins import read_twins
 from engine.config import Config
 from engine.identity import digest
@@ -34,6 +35,16 @@ from engine.tasks.retrieval_metrics import (
     twin_accuracy,
     video_to_text_metrics,
 )
+from engine.tasks.shards import (
+    SHARDS_OF_THE_RUN,
+    ShardReport,
+    ShardSettings,
+    batches_ahead,
+    identity_of,
+    open_store,
+    refuse_regulariser,
+    shard_sampler,
+)
 from engine.tasks.splits import draw_captions
 from engine.tasks.trained_on import left_out_of_start
 from modules.losses import LOSSES, Loss, build_loss
@@ -43,16 +54,16 @@ from modules.rows import Rows, take
 
 
 @dataclass(frozen=True)
-class RetrievalSettings(CropSettings):
+class RetrievalSettings(CropSettings, ShardSettings):
     """Settings of text-video retrieval."""
 
     task: ClassVar = "retrieval"
     readers: ClassVar = DATASETS
     needed_flags: ClassVar = NEEDED_FLAGS
     splits: ClassVar = SPLITS
-    of_the_run: ClassVar = ("dsl", "dsl_temperature", "qb_norm", "querybank_size")
+    of_the_run: ClassVar = ("dsl", "dsl_temperature", "qb_norm", "querybank_size", *SHARDS_OF_THE_RUN)
     places: ClassVar = ("train_twins_csv", "twins_csv")
-    newer: ClassVar = ("loss", "crop_scale", "short_side_max", "train_short_side", "test_short_side")
+    newer: ClassVar = ("loss", "crop_scale", "short_side_max", "train_short_side", "test_short_side", "shard_streams")
 
     datatype: Annotated[str, "the data set", Choices(DATASETS)] = "msrvtt"
     expand_msrvtt_sentences: Annotated[
@@ -107,8 +118,22 @@ class RetrievalSettings(CropSettings):
         int, "number of training captions that --qb_norm draws with --seed; all if there are fewer", Range(1)
     ] = 5000
 
-    def needs_training_split(self) -> bool:
-        return self.qb_norm
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        listed = {
+            "--expand_msrvtt_sentences": self.expand_msrvtt_sentences,
+            "--train_twins_csv": bool(self.train_twins_csv),
+            "--same_video apart": self.same_video == "apart",
+            "--qb_norm": self.qb_norm,
+        }
+        for flag, is_set in listed.items():
+            if is_set and self.train_shards:
+                raise ValueError(
+                    f"{flag} needs a list of all training clips, which --train_shards has not: leave it out"
+                )
+
+    def needs_training_split(self, do_train: bool) -> bool:
+        return self.qb_norm or super().needs_training_split(do_train)
 
     def augmentation(self) -> Augmentation | None:
         """Return the random crops of training clips, None without any."""
@@ -166,26 +191,42 @@ class Retrieval(Task):
 
     def step(self) -> ContrastiveStep:
         options, loss = self.options, self.make_loss(self.config, self.method).to(self.process.device)
+        run, report = self.config.run, None
+        if options.train_shards and run.do_train:
+            refuse_regulariser(self.method, run.allow_missing)
+            report = ShardReport(Path(run.output_dir), run.allow_missing, self.shards, self.process)
         return ContrastiveStep(
-            self.method, self.autocast, options.gather_gradient, loss, options.same_video == "positives"
+            self.method, self.autocast, options.gather_gradient, loss, options.same_video == "positives", report
         )
 
     def training_items(self, samples: Sequence[Sample], frames: FrameReader) -> TrainingPairs:
-        twin_of = self._training_twins(samples)
         expand, seed = self.options.expand_msrvtt_sentences, self.config.run.seed
         frames, augmentation = self.options.reader(frames, "train"), self.options.augmentation()
+        if self.options.train_shards:
+            return ShardPairs(self.shards, self.splits.tokenizer, frames, seed, augmentation=augmentation)
+        twin_of = self._training_twins(samples)
         return TrainingPairs(samples, self.splits.tokenizer, frames, expand, seed, twin_of, augmentation)
 
     def reader(self, frames: FrameReader, split: str) -> FrameReader:
         return self.options.reader(frames, split)
 
+    @cached_property
+    def shards(self) -> Store:
+        """The shards to train on; all processes ask for them together."""
+        return open_store(self.config, self.process, self.splits.num_workers)
+
     def sampler(self, items: TrainingItems, **order: Any) -> EpochSampler:
         assert isinstance(items, TrainingPairs)
+        if isinstance(items, ShardPairs):
+            behind = batches_ahead(self.splits.num_workers, self.config)
+            return shard_sampler(items, self.options.shard_streams, super().sampler(items), behind)
         apart = items.video_index if self.options.same_video == "apart" else None
         return super().sampler(items, partner=items.partner, video_index=apart, **order)
 
     def hold_out(self, samples: list[Sample]) -> tuple[list[Sample], list[Sample]]:
         """Divide the samples like every task; a held-out video keeps only its first caption."""
+        if self.options.train_shards and self.config.run.select_on == "holdout":
+            raise ValueError("--select_on holdout needs a list of all training clips, which --train_shards has not")
         kept, held = super().hold_out(samples)
         return kept, [replace(sample, captions=sample.captions[:1]) for sample in held]
 
@@ -256,6 +297,8 @@ class Retrieval(Task):
         )
 
     def identity(self, items: TrainingItems) -> dict[str, Any]:
+        if isinstance(items, ShardPairs):
+            return identity_of(items, self.options)
         assert isinstance(items, TrainingPairs)
         meeting = [[item, int(other)] for item, other in enumerate(items.partner) if item != other]
         return {"training pairs": len(items), "training twins": digest(meeting)}
