@@ -27,7 +27,7 @@ only=${only:-.}        # a regular expression; rows whose names match are run
 
 clip4clip="--method clip4clip --lr 1e-3 --coef_lr 1"
 stop="--method stop --lr 4e-3 --intra_width 32 --inter_width 32"
-stan="--lr 1e-3 --coef_lr 1 --tau 0.03"  # the small CLIP's temperature
+stan="--lr 3e-3 --coef_lr 0.3 --tau 0.03"  # the small CLIP's temperature
 rows=(
     "zero-shot|--do_eval --method clip4clip"
     "CLIP4Clip meanP, all fine-tuned|--do_train $clip4clip"

@@ -133,4 +133,4 @@ def test_the_rows_of_the_made_world(recorder, tmp_path):
     own = {"row_name", "output_dir", "init_model"}
     plain, after = rows["Mug-STAN"], rows["Mug-STAN, post-pretrained"]
     assert {name for name in plain if plain[name] != after[name]} == own
-    assert {(row["tau"], row["lr"], row["seed"], row["max_frames"]) for row in rows.values()} == {(0.03, 1e-3, 3, 8)}
+    assert {(row["tau"], row["lr"], row["seed"], row["max_frames"]) for row in rows.values()} == {(0.03, 3e-3, 3, 8)}
