@@ -75,9 +75,13 @@ def test_the_tables_of_results_are_those_of_the_files(capsys):
 
 
 def test_the_methods_and_what_they_train():
-    rows = table(section(README, "Methods"), "| `--method` |")
-    printed = {quoted(name)[0]: count for name, _, count, _ in rows}
+    printed = {
+        quoted(name)[0]: count
+        for text in (section(README, "Methods"), (ROOT / "docs/methods.md").read_text())
+        for name, _, count, _ in table(text, "| `--method` |")
+    }
     assert printed.keys() == METHODS.keys()
+    assert METHODS.keys() <= set(quoted(section(README, "Methods")))
     measured = json.loads((ROOT / "results/benchmark.json").read_text())["methods"]
     trained = {line["method"]: f"{line['trainable_parameters'] / 1e6:.2f} M" for line in measured}
     assert trained.items() <= printed.items()
