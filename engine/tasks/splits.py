@@ -75,7 +75,7 @@ class Splits:
         frames = self.reader(self.frame_reader(training=split == "train"), split)
         problems = missing_files(listed)
         samples = leave_out(listed, problems, allowed, split)
-        if frames.cache is not None:
+        if frames.cache is not None and samples:  # none are listed if the split comes from shards
             self._announce_cache(split, samples, frames)
         if allowed or (split != "train" and self.config.run.do_train):
             problems |= self.find_unreadable(listed, [row for row in range(len(listed)) if row not in problems], frames)

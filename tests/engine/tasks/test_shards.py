@@ -220,8 +220,13 @@ def test_other_shards_or_another_order_are_another_run(small_data, shards, tmp_p
 
 
 def test_a_checkpoint_of_shards_starts_any_other_training(small_data, shards, tmp_path):
-    """Check that its evaluation needs no shards, and that the test list and not the training list is needed."""
-    run(training(small_data, shards, tmp_path / "run", "--epochs", "1", "--train_csv", ""))
+    """Check that its evaluation needs no shards, and that the test list and not the training list is needed.
+
+    The frame cache keeps the test videos alone.
+    """
+    cached = ["--frame_cache", str(tmp_path / "frames")]
+    run(training(small_data, shards, tmp_path / "run", "--epochs", "1", "--train_csv", "", *cached))
+    assert len(list((tmp_path / "frames").rglob("*.safetensors"))) == 7
     first = ["--init_model", str(tmp_path / "run" / "last.safetensors")]
     run(["--do_eval", *first, "--output_dir", str(tmp_path / "evaluated")])
     ours, theirs = (lines_of(tmp_path / name, "test")[-1] for name in ("run", "evaluated"))
