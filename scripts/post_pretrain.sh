@@ -17,7 +17,7 @@ val_csv=${val_csv:-$DATA_PATH/MSRVTT_JSFUSION_test.csv}
 data_path=${data_path:-$DATA_PATH/MSRVTT_data.json}
 features_path=${features_path:-$DATA_PATH/videos}
 
-method=${method:-clip4clip}
+method=${method:-stan}
 
 # STAN's release on WebVid-10M has these values for stan and mug_stan: 24 pairs on each of 16 GPUs, half an epoch of
 # warm-up. CLIP learns at 4e-6. Its learning rate falls to 0.12 of that, here to 0; it evaluates 12 frames, and 8 here.
