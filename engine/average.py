@@ -65,7 +65,8 @@ def read_members(
 ) -> Iterator[tuple[str, dict[str, Tensor]]]:
     """Yield the path of each checkpoint and its tensors, those whose names `keep` accepts.
 
-    Raises ValueError if a checkpoint is not of the same run as the first one, or not of the epoch in its name.
+    Raises ValueError if a checkpoint is not of the same run as the first one, not of the epoch in its name, or not
+    finite.
     """
     first: tuple[CheckpointHeader, dict[str, Tensor]] | None = None
     for path, epoch in zip(files, epochs, strict=True):
@@ -78,6 +79,8 @@ def read_members(
         if different := differences(there, here):
             raise ValueError(f"{path}: belongs to another run than {files[0]}: {different}; average one run at a time")
         check_alike(str(files[0]), first[1], str(path), tensors)
+        if wrong := [name for name, tensor in tensors.items() if not tensor.isfinite().all()]:
+            raise ValueError(f"{path}: {some(wrong, 3)} is not finite; the run diverged, so pass other --epochs")
         yield str(path), {name: tensor for name, tensor in tensors.items() if keep(name)}
 
 
@@ -125,6 +128,16 @@ def printed_weights(how: Average, epochs: Sequence[int]) -> list[float]:
     return weights
 
 
+def check_replaced(output: Path) -> None:
+    """Raise ValueError if the output is there and is no average, so that no run's own checkpoint is replaced."""
+    try:
+        is_average = not output.exists() or bool(read_checkpoint(output)[0].made_of)
+    except ValueError:  # another kind of file, or a damaged one
+        is_average = False
+    if not is_average:
+        raise ValueError(f"--output {output}: is there and is no average; name another file, or remove it")
+
+
 def run(options: argparse.Namespace) -> Path:
     """Write the average that the flags describe, and return its path; raises ValueError or OSError."""
     folder, how, ratio = options.run, options.how, options.patch
@@ -137,6 +150,7 @@ def run(options: argparse.Namespace) -> Path:
     check_file("--output", output, (".safetensors",))
     if output.resolve().parent == files[0].resolve().parent:
         raise ValueError(f"--output {output}: is among the checkpoints of epochs; name another folder")
+    check_replaced(output)
     header, tensors, _ = read_checkpoint(files[0])
     clip = {}
     if options.with_clip or ratio:

@@ -205,7 +205,7 @@ def epoch_files(output_dir: Path) -> dict[int, Path]:
     """Return the files that --save_every_epoch wrote in a run's folder, by epoch."""
     folder = epoch_file(output_dir, 0).parent
     files = {path.stem.removeprefix("epoch_"): path for path in folder.glob("epoch_*.safetensors")}
-    return {int(number): path for number, path in files.items() if number.isdecimal()}
+    return {int(n): path for n, path in files.items() if n.isdecimal() and path == epoch_file(output_dir, int(n))}
 
 
 def differences(there: Mapping[str, Any], here: Mapping[str, Any]) -> str:

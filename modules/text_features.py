@@ -171,6 +171,12 @@ def _check(path: Path, features: Tensor) -> None:
             f"{path}: holds a tensor {features.dtype} {list(features.shape)}; text features are floating-point "
             "numbers [K,M,d]: K classes, M texts of each"
         )
+    stored = 0 if features.is_meta or features.layout != torch.strided else features.untyped_storage().nbytes()
+    if stored < features.numel() * features.element_size():  # no numbers, sparse ones, or few that stand for many
+        raise ValueError(
+            f"{path}: does not hold each number of its tensor {list(features.shape)} (layout {features.layout}, "
+            f"{stored} bytes); save it as a plain tensor on the CPU, with `.contiguous()`"
+        )
     lengths = features.detach().float().norm(dim=2)
     if wrong := int((~lengths.isfinite() | (lengths == 0)).sum()):
         raise ValueError(

@@ -26,10 +26,10 @@ import argparse
 import hashlib
 import json
 import logging
-import shutil
 import signal
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -180,12 +180,22 @@ def is_made(output: Path, about: dict[str, Any], keys: Sequence[str], clip: CLIP
     """Return whether the file is there already; ValueError if there is another one."""
     if not output.exists():
         return False
-    there = read_text_features(output, clip)
+    fix = "remove it, or name another file"
+    try:
+        there = read_text_features(output, clip)
+    except ValueError as error:
+        raise ValueError(f"--output {str(error).partition('; ')[0]}: {fix}") from error
     if there.about == json.loads(json.dumps(about)) and there.names == tuple(keys):
         return True
-    raise ValueError(
-        f"--output {output} was made from other texts or with other flags: remove it, or name another file"
-    )
+    raise ValueError(f"--output {output} was made from other texts or with other flags: {fix}")
+
+
+def remove_parts(parts: Path) -> None:
+    """Remove the blocks, which another process may do at the same time, and their folder if nothing else is in it."""
+    for path in parts.glob("[0-9]*.safetensors*"):
+        path.unlink(missing_ok=True)
+    with suppress(OSError):
+        parts.rmdir()
 
 
 def run(argv: Sequence[str] | None) -> int:
@@ -205,7 +215,7 @@ def run(argv: Sequence[str] | None) -> int:
     if (own.mode == "name") != (not own.clauses):
         raise ValueError(f"--mode {own.mode} {'takes no' if own.clauses else 'needs'} {CLAUSES}")
     for flag, value, least in (("n_templates", own.n_templates, 1), ("allow_faults", own.allow_faults, 0)):
-        if not value.isdecimal() or int(value) < least:
+        if not value.isdecimal() or len(value) > 9 or int(value) < least:
             raise ValueError(f"--{flag} {quoted(value)} is out of range: it takes a number at least {least}")
     # Of a run that only describes its method, no file is asked for.
     config = parse_config([*flags, "--describe"], RecognitionSettings)
@@ -241,12 +251,16 @@ def make(config: Config, own: argparse.Namespace, output: Path) -> int:
         print(f"{output} is there already.")
         return 0
     parts = output.with_name(output.name + ".parts")
+    if parts.exists() and not parts.is_dir():
+        raise ValueError(
+            f"{parts}: is a file where the blocks of --output are kept; remove it, or name another --output"
+        )
     rows = encode(clip.to("cuda" if torch.cuda.is_available() else "cpu"), token_ids, parts)
     place = {text: number for number, text in enumerate(different(lists))}
     features = rows[torch.tensor([[place[text] for text in own] for own in lists.texts])]
     texts = TextFeatures(features, torch.tensor(lists.mask), tuple(keys), about)
     write_atomically(output, lambda partial: write_text_features(partial, texts))
-    shutil.rmtree(parts)
+    remove_parts(parts)
     print(f"{output}: {len(texts)} classes, {features.shape[1]} texts of each, {features.shape[2]} numbers a text.")
     return 0
 

@@ -228,3 +228,27 @@ def test_resuming_continues_the_files_and_a_new_run_sets_them_aside(small_action
     assert main(training(small_actions, run, "--epochs", "1")) == 0
     assert list(files_of(run)) == ["epoch_0001.safetensors"]
     assert len(list((run / "epochs_before_1").iterdir())) == 2
+
+
+def test_a_run_that_diverged_is_refused(copied, capsys):
+    damaged = copied / "epochs" / "epoch_0003.safetensors"
+    change(damaged, lambda tensors: tensors | {"clip.visual.proj": tensors["clip.visual.proj"] * float("nan")})
+    assert average([str(copied), "--epochs", "2-3"]) == 2
+    assert f"{damaged}: clip.visual.proj is not finite" in capsys.readouterr().err
+    assert [path.name for path in copied.iterdir()] == ["epochs"]
+
+
+def test_a_copy_beside_an_epoch_is_not_taken_for_it(copied):
+    (copied / "epochs" / "epoch_3.safetensors").write_bytes(b"a copy of something")
+    assert average([str(copied), "--epochs", "2-3"]) == 0
+
+
+def test_only_an_average_is_replaced(copied, capsys):
+    output = copied / "last.safetensors"
+    for content in ((copied / "epochs" / "epoch_0003.safetensors").read_bytes(), b"another kind of file"):
+        output.write_bytes(content)
+        assert average([str(copied), "--epochs", "1-3", "--output", str(output)]) == 2
+        assert f"--output {output}: is there and is no average" in capsys.readouterr().err
+        assert output.read_bytes() == content
+    for _ in range(2):
+        assert average([str(copied), "--epochs", "1-3", "--output", str(copied / "swa.safetensors")]) == 0

@@ -80,6 +80,9 @@ def test_a_torch_file_of_one_tensor(tmp_path, caplog, dtype):
         (torch.ones(K, M, D + 1), "25 numbers"),
         (torch.zeros(K, M, D), "12 of its 12"),
         (torch.full((K, M, D), float("nan")), "12 of its 12"),
+        (torch.ones(K, M, D).to_sparse(), "torch.sparse_coo"),
+        (torch.ones(K, M, D, device="meta"), "does not hold each number"),
+        (torch.ones(1, 1, D).expand(K, 10**9, D), "96 bytes"),  # would take 290 GB
         ({"features": torch.ones(K, M, D)}, "holds a dict"),
         (pytest, "neither"),
     ],

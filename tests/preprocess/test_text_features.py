@@ -209,6 +209,7 @@ def test_texts_that_the_clip_cuts(files, capsys):
         (["--output", ""], "--output is not given"),
         (["--output", "a.pt"], "ends in .safetensors"),
         (["--n_templates", "0"], "--n_templates '0' is out of range"),
+        (["--n_templates", "9" * 5000], "is out of range"),
         (["--allow_faults", "-1"], "--allow_faults"),
         (["--init_model", "x.bin"], "--init_model does not matter here"),
         (["--tempaltes", "x"], "unknown argument --tempaltes; did you mean --templates?"),
@@ -225,3 +226,41 @@ def test_mistakes(files, more, told, capsys):
     assert error.startswith("error: ")
     assert told in error
     assert sorted(files.folder.iterdir()) == before
+
+
+def test_files_of_others_stay(files, capsys):
+    """What lies in the folder of blocks, in its place, or in that of the output, is neither removed nor replaced."""
+    parts = files.folder / "texts.safetensors.parts"
+    parts.write_text("a file")
+    assert main(files.flags()) == 2
+    assert f"{parts}: is a file where the blocks of --output are kept; remove it" in capsys.readouterr().err
+    assert parts.read_text() == "a file"
+
+    parts.unlink()
+    parts.mkdir()
+    (parts / "mine.txt").write_text("notes")
+    assert main(files.flags()) == 0
+    assert [path.name for path in parts.iterdir()] == ["mine.txt"]
+
+    capsys.readouterr()
+    for content in (b"something else", (files.folder / "clip.safetensors").read_bytes()):
+        files.output.write_bytes(content)
+        assert main(files.flags()) == 2
+        error = capsys.readouterr().err
+        assert error.startswith(f"error: --output {files.output}: ")
+        assert error.endswith(": remove it, or name another file\n")
+        assert files.output.read_bytes() == content
+
+
+def test_another_process_may_remove_the_blocks(files, monkeypatch):
+    """Two commands with one output both end well."""
+    encode = command.encode
+
+    def encode_while_another_ends(clip, token_ids, parts):
+        rows = encode(clip, token_ids, parts)
+        command.remove_parts(parts)
+        return rows
+
+    monkeypatch.setattr(command, "encode", encode_while_another_ends)
+    assert main(files.flags()) == 0
+    assert files.output.is_file()
