@@ -32,8 +32,13 @@ runs=${runs:-runs/stdd_zero_shot}
 JOBS=${JOBS:-1}  # runs at the same time
 only=${only:-.}  # a regular expression; rows whose names match are run
 
+if [ ! -f "$checkpoint" ]; then
+    echo "error: there is no checkpoint $checkpoint: name one as the first argument" >&2
+    exit 2
+fi
 mkdir -p "$runs" "$(dirname "$results")"
 left_out=()
+any=false  # whether a data set is there
 
 # features_of DATA_SET NUMBER: the file with the prompts of its classes; each list of Kinetics-600 has one.
 features_of() {
@@ -72,6 +77,7 @@ add() {
     shift
     lacking=$(lacks "$1")
     if [ -z "$lacking" ]; then
+        any=true
         rows+=("$name|$*")
     else
         left_out+=("$name (no $lacking)")
@@ -119,4 +125,8 @@ print_tables
 for name in "${left_out[@]}"; do
     echo "left out: $name"
 done
+if [ $any = false ]; then
+    echo "error: none of the data sets is there; ucf101=FOLDER hmdb51=FOLDER k400=FOLDER k600=FOLDER say where they are" >&2
+    exit 1
+fi
 [ ! -s "$failed" ] || exit 1

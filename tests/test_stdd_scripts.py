@@ -36,6 +36,7 @@ def test_the_preset_is_that_of_the_release(recorder):
 
 def zero_shot(recorder, folder: Path, *arguments: str, **environment: str) -> list[dict]:
     """Run the script in `folder`; return the settings of its evaluations."""
+    make(folder, "model.bin")
     ran = commands_of(
         ZERO_SHOT, recorder, str(folder / "model.bin"), *arguments, results=str(folder / "r.csv"), **environment
     )
@@ -102,8 +103,8 @@ def test_rows_without_their_text_features_are_left_out(recorder, tmp_path):
 
 
 def test_there_are_ten_draws_of_half_of_the_classes(recorder, tmp_path):
-    make(tmp_path, "data/hmdb51")
-    commands = commands_of(ZERO_SHOT, recorder, only="draws", results=str(tmp_path / "r.csv"))
+    make(tmp_path, "data/hmdb51", "model.bin")
+    commands = commands_of(ZERO_SHOT, recorder, "model.bin", only="draws", results=str(tmp_path / "r.csv"))
     classes = [command[command.index("--classes") + 1] for command in commands if "--classes" in command]
     assert classes == [f"half:{number}" for number in range(10)]
 
@@ -114,14 +115,30 @@ def test_a_data_set_can_lie_in_a_folder_with_a_space(recorder, tmp_path):
     assert [row["features_path"] for row in rows] == ["my data/ucf101/videos"]
 
 
-def test_the_names_of_what_is_left_out(tmp_path, recorder):
-    make(tmp_path, "data/ucf101")
-    done = subprocess.run(
-        ["bash", str(ZERO_SHOT), "model.bin"], cwd=tmp_path, capture_output=True, text=True, check=False,
+def told_by(folder: Path, recorder) -> subprocess.CompletedProcess[str]:
+    """Run the script in `folder` with the checkpoint model.bin, without any row."""
+    return subprocess.run(
+        ["bash", str(ZERO_SHOT), "model.bin"], cwd=folder, capture_output=True, text=True, check=False,
         env=os.environ | {"PYTHON": str(recorder[0]), "NGPU": "1", "only": "none"},
     )  # fmt: skip
+
+
+def test_the_names_of_what_is_left_out(tmp_path, recorder):
+    make(tmp_path, "data/ucf101", "model.bin")
+    done = told_by(tmp_path, recorder)
     assert done.returncode == 0
     told = [line for line in done.stdout.splitlines() if line.startswith("left out: ")]
     assert told[0] == "left out: HMDB51, 3 splits (no data/hmdb51)"
     assert "left out: Kinetics-600, 3 lists of 160 classes (no data/k600)" in told
     assert len(told) == 6
+
+
+def test_a_checkpoint_or_all_data_sets_that_are_missing_are_an_error(tmp_path, recorder):
+    done = told_by(tmp_path, recorder)
+    assert done.returncode == 2
+    assert done.stderr == "error: there is no checkpoint model.bin: name one as the first argument\n"
+    assert not (tmp_path / "results").exists()
+    make(tmp_path, "model.bin")
+    done = told_by(tmp_path, recorder)
+    assert done.returncode == 1
+    assert done.stderr.startswith("error: none of the data sets is there")

@@ -45,6 +45,9 @@ def accepted(name: str, value: Any) -> bool:
     return True
 
 
+NEED_A_LIST = {"expand_msrvtt_sentences", "train_twins_csv", "same_video", "qb_norm"}  # of all training clips
+
+
 def values_of(section: str, name: str) -> st.SearchStrategy[Any]:
     """Draw values that a field alone accepts, its default among them."""
     kind, default = kind_of(section, name)[0], default_of(section, name)
@@ -77,7 +80,10 @@ def settings_of_a_run(draw: st.DrawFn) -> dict[str, Any]:
     method = draw(st.sampled_from(list(METHODS)))
     fixed = {*NEEDED, "method", "datatype"}
     free = {name: values_of(section, name) for section, name in FIELDS if name not in fixed}
-    return {**NEEDED, "method": method, **draw(st.fixed_dictionaries({}, optional=free)), **draw(options_of(method))}
+    drawn = draw(st.fixed_dictionaries({}, optional=free))
+    if drawn.get("train_shards"):  # which goes together with fewer settings
+        drawn = {name: value for name, value in drawn.items() if name not in NEED_A_LIST}
+    return {**NEEDED, "method": method, **drawn, **draw(options_of(method))}
 
 
 @settings(max_examples=30)
