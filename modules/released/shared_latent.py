@@ -7,13 +7,13 @@ Source: Yang et al., "DGL: Dynamic Global-Local Prompt Tuning for Text-Video Ret
 https://github.com/knightyxp/DGL. The STOP release (https://github.com/zhoujiahuan1991/CVPR2025-STOP) builds on it.
 """
 
-import math
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from modules.clip import MLP, Attention, Block
+from modules.deep_prompts import uniform_prompts
 
 FRAME_PROMPTS = 4  # F, prompts of a frame
 TEXT_PROMPTS = 4  # before the words, and another 4 after them
@@ -25,12 +25,6 @@ class LatentPrompts(NamedTuple):
     prefix: Tensor  # [blocks,4,D'], after START
     postfix: Tensor  # [blocks,4,D'], after the padding, where no word sees them
     frames: Tensor  # [blocks,T,F,D]; [blocks,1,F,D] if all frames share them
-
-
-def uniform_prompts(*shape: int) -> nn.Parameter:
-    """Return a learned tensor, drawn as VPT and DGL do for 32x32 patches: uniform within ±sqrt(6 / (3·32² + D))."""
-    bound = math.sqrt(6 / (3 * 32 * 32 + shape[-1]))
-    return nn.Parameter(torch.empty(shape).uniform_(-bound, bound))
 
 
 class LinearLatentSpace(nn.Module):
