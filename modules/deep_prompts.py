@@ -46,7 +46,7 @@ def encode_frames(visual: VisionTransformer, video: Tensor, prompts: Iterable[Te
 
 
 def run_blocks(blocks: nn.ModuleList, tokens: Tensor, prompts: Iterable[Tensor]) -> Tensor:
-    """Run blocks that end a tower, each with its prompts as in `encode_frames`: `[N,1+P,D]` -> class tokens `[N,1,D]`."""
+    """Run blocks that end a tower, each with prompts as in `encode_frames`: `[N,1+P,D]` -> class tokens `[N,1,D]`."""
     last = blocks[-1]
     for block, of_block in zip(blocks, prompts, strict=True):
         assert isinstance(block, Block)
