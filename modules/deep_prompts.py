@@ -17,7 +17,7 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor, nn
 
-from modules.clip import Block, VisionTransformer
+from modules.clip import Block, KeysValues, VisionTransformer
 
 
 def normal_prompts(*shape: int) -> nn.Parameter:
@@ -38,18 +38,27 @@ def encode_frames(visual: VisionTransformer, video: Tensor, prompts: Iterable[Te
     """Embed every frame with prompts in every block: float `[B,T,3,H,W]`, normalised -> `[B,T,E]`, not of unit length.
 
     Args:
-        prompts: of each block `[S,D]`, the same for all frames, or `[B·T,S,D]`.
+        prompts: of each block `[S,D]`, the same for all frames, or `[T,S,D]`, the same for all clips.
     """
-    return visual.pool(run_blocks(visual.blocks, visual.embed(video.flatten(0, 1)), prompts)).unflatten(
-        0, video.shape[:2]
-    )
+    tokens = run_blocks(visual.blocks, visual.embed(video.flatten(0, 1)), prompts)
+    return visual.pool(tokens).unflatten(0, video.shape[:2])
 
 
 def run_blocks(blocks: nn.ModuleList, tokens: Tensor, prompts: Iterable[Tensor]) -> Tensor:
-    """Run blocks that end a tower, each with prompts as in `encode_frames`: `[N,1+P,D]` -> class tokens `[N,1,D]`."""
+    """Run the blocks that end a tower, each with its prompts: `[B·T,1+P,D]` -> class tokens `[B·T,1,D]`."""
     last = blocks[-1]
     for block, of_block in zip(blocks, prompts, strict=True):
         assert isinstance(block, Block)
-        context = block.context(of_block if of_block.dim() == 3 else of_block.unsqueeze(0))
+        context = prompt_context(block, of_block, len(tokens))
         tokens = block.first_token(tokens, context) if block is last else block(tokens, context)
     return tokens
+
+
+def prompt_context(block: Block, prompts: Tensor, rows: int) -> KeysValues:
+    """Return keys and values of prompts, `[S,D]` or `[R,S,D]`: of 1 row, or of `rows` rows, a multiple of R.
+
+    Row n then has the prompts n mod R, so that R = T prompts of frames serve the frames of all clips in their order.
+    """
+    context = block.context(prompts if prompts.dim() == 3 else prompts.unsqueeze(0))
+    times = 1 if len(context.keys) == 1 else rows // len(context.keys)
+    return context if times == 1 else KeysValues(*(part.repeat(times, 1, 1) for part in context))

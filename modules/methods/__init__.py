@@ -1,5 +1,6 @@
 """All methods, by the name that `--method` takes. To add a method, add a file to this folder and a line here."""
 
+from collections.abc import Mapping
 from typing import Any
 
 from modules.clip import CLIP
@@ -55,4 +56,11 @@ def why_unknown(name: str, option: str) -> str | None:
     return f"is a setting of --method {', '.join(owners)}, but the method here is {name}" if owners else None
 
 
-__all__ = ["METHODS", "Method", "build_method", "method_options", "why_unknown"]
+def without_newer(name: str, options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the options of the method `name` without those that `Method.newer` names and that have their default."""
+    method = METHODS[name]
+    newer = {option.name: option.default for option in method_options(method) if option.name in method.newer}
+    return {option: value for option, value in options.items() if option not in newer or value != newer[option]}
+
+
+__all__ = ["METHODS", "Method", "build_method", "method_options", "why_unknown", "without_newer"]

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from modules.clip import MLP, Attention, Block
+from modules.clip import CLIP, MLP, Attention, Block
 from modules.deep_prompts import uniform_prompts
 
 FRAME_PROMPTS = 4  # F, prompts of a frame
@@ -25,6 +25,16 @@ class LatentPrompts(NamedTuple):
     prefix: Tensor  # [blocks,4,D'], after START
     postfix: Tensor  # [blocks,4,D'], after the padding, where no word sees them
     frames: Tensor  # [blocks,T,F,D]; [blocks,1,F,D] if all frames share them
+
+
+def common_depth(clip: CLIP) -> int:
+    """Return the number of blocks of each tower; raises ValueError if the towers differ in it."""
+    visual, text = len(clip.visual.blocks), len(clip.text.blocks)
+    if visual != text:
+        raise ValueError(
+            f"a shared latent space needs towers of equal depth; this CLIP has {visual} visual and {text} text blocks"
+        )
+    return visual
 
 
 class LinearLatentSpace(nn.Module):
