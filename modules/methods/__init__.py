@@ -7,9 +7,13 @@ from modules.clip import CLIP
 from modules.methods.base import Method, method_options
 from modules.methods.clip4clip import CLIP4Clip
 from modules.methods.dgl import DGL
+from modules.methods.efficient_prompt import EfficientPrompt
 from modules.methods.stdd import STDD
 from modules.methods.stop import STOP
 from modules.methods.stop_released import STOPReleased
+from modules.methods.upt import UPT
+from modules.methods.vop import VoP
+from modules.methods.vop_fc import VoPFC
 from modules.methods.vpt import VPT
 from modules.options import check_options
 from modules.quoting import shorten
@@ -20,6 +24,10 @@ METHODS: dict[str, type[Method]] = {
     "clip4clip": CLIP4Clip,
     "dgl": DGL,
     "vpt": VPT,
+    "upt": UPT,
+    "vop": VoP,
+    "vop_fc": VoPFC,
+    "efficient_prompt": EfficientPrompt,
     "stdd": STDD,
 }
 

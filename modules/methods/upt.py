@@ -1,5 +1,5 @@
 """UPT (Zang et al., "Unified Vision and Language Prompt Learning", arXiv 2210.07225; https://github.com/yuhangzang/UPT,
-which has no code) as DGL's table has it: the prompts of both towers come from one bank, which a transformer block mixes.
+which has no code) as DGL's table has it: one bank, mixed by a transformer block, gives the prompts of both towers.
 
 It is DGL's shared latent space without DGL's global prompts: U of every block -> one shared block -> 8 text prompts,
 through an MLP, and 4 prompts of each frame. They are the same for all inputs. CLIP stays frozen.
