@@ -162,7 +162,7 @@ def test_command_line(small_data, capsys):
         (["--repeats", "0"], "--repeats 0 is out of range"),
         (["--max_words", "80"], "--max_words 80 is out of range: it takes a number from 3 to 16"),
         (["--precision", "fp8"], "argument --precision: invalid choice"),
-        (["--method", "stop", "--prompt_length", "3"], "--prompt_length is a setting of --method vpt"),
+        (["--method", "stop", "--prompt_length", "3"], "--prompt_length is a setting of --method vpt, vop, vop_fc"),
         (
             ["--method", "vpt", "--prompt_length", "0"],
             "--prompt_length 0 is out of range",
