@@ -34,7 +34,8 @@ FRAMES, WORDS = 4, 8
 
 def tiny_method(name: str):
     with_frames = any(option.name == "max_frames" for option in method_options(METHODS[name]))
-    return build_method(name, tiny_clip(), **({"max_frames": FRAMES} if with_frames else {}))
+    fitting = {"prefix": 2, "postfix": 2} if name == "efficient_prompt" else {}  # the tiny CLIP reads 16 tokens
+    return build_method(name, tiny_clip(), **({"max_frames": FRAMES} if with_frames else {}), **fitting)
 
 
 def batch_of(count: int):
