@@ -6,20 +6,29 @@
 Both give what is to be added to u or to the output of the layer beside them. A fresh one gives zero, so that training
 starts with the frozen model.
 
-Shapes: B clips, T frames, P patches in a square grid, D width, R width of the bottleneck.
+`encode_frames` and `encode_text` run CLIP's towers with adapters anywhere in their blocks.
+
+Shapes: B clips, T frames, P patches in a square grid, N captions, L words, D width, R width of the bottleneck, E joint
+embedding.
 """
 
 import math
 from collections.abc import Callable
 from typing import Literal
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from modules.backbones import ACTIVATIONS
+from modules.clip import CLIP, Block, TextTransformer, VisionTransformer
 
 Activation = Literal["relu", "gelu", "quick_gelu"]
 Draw = Literal["kaiming", "xavier"]
+# A block's number, the block, and tokens before and after its attention, residual included -> what follows attention.
+AfterAttention = Callable[[int, Block, Tensor, Tensor], Tensor]
+# A block's number, the block, and its tokens after attention -> its output.
+FeedForward = Callable[[int, Block, Tensor], Tensor]
 
 
 def activation(name: Activation) -> Callable[[Tensor], Tensor]:
@@ -69,6 +78,15 @@ class BottleneckAdapter(nn.Module):
         return F.linear(hidden, self.scale * self.up.weight, self.scale * self.up.bias)
 
 
+def for_both_towers(clip: CLIP, make: Callable[[int], nn.Module]) -> tuple[nn.ModuleList, nn.ModuleList]:
+    """Return an adapter for each block of the vision tower and of the text tower; `make` builds one for a width D."""
+    visual, text = clip.visual, clip.text
+    return (
+        nn.ModuleList(make(visual.width) for _ in visual.blocks),
+        nn.ModuleList(make(text.width) for _ in text.blocks),
+    )
+
+
 class SpaceTimeAdapter(nn.Module):
     """ST-Adapter, equation 5 without a non-linearity, as in its released code: the patches of a clip's frames,
     [B, T, P, D] -> [B, T, P, D]. Each of R channels has a convolution of its own over time and both sides of the grid.
@@ -97,3 +115,54 @@ class SpaceTimeAdapter(nn.Module):
         hidden = self.down(patches) * frame_mask[:, :, None, None]
         cube = hidden.unflatten(2, (grid, grid)).permute(0, 4, 1, 2, 3)  # [B, R, T, rows, columns]
         return self.up(self.conv(cube).permute(0, 2, 3, 4, 1).flatten(2, 3))
+
+
+def after_attention(layer: int, block: Block, x: Tensor, attended: Tensor) -> Tensor:
+    """Return what CLIP's second half reads: the tokens after attention."""
+    return attended
+
+
+def feed_forward(layer: int, block: Block, x: Tensor) -> Tensor:
+    """Run CLIP's second half of a block."""
+    return block.feed_forward(x)
+
+
+def encode_frames(
+    visual: VisionTransformer,
+    video: Tensor,
+    after_attention: AfterAttention = after_attention,
+    feed_forward: FeedForward = feed_forward,
+) -> Tensor:
+    """Embed every frame: float [B, T, 3, H, W], normalised -> [B, T, E], not of unit length.
+
+    The functions get the tokens of all frames, [B·T, 1 + P, D]; in the last block their class tokens, [B·T, 1, D],
+    because nothing else is read after it.
+    """
+    tokens = visual.embed(video.flatten(0, 1))
+    for layer, block in enumerate(visual.blocks):
+        assert isinstance(block, Block)
+        if block is visual.blocks[-1]:
+            x, attended = tokens[:, :1], block.attend_first(tokens)
+        else:
+            x, attended = tokens, block.attend(tokens)
+        tokens = feed_forward(layer, block, after_attention(layer, block, x, attended))
+    return visual.pool(tokens).unflatten(0, video.shape[:2])
+
+
+def encode_text(
+    text: TextTransformer,
+    token_ids: Tensor,
+    after_attention: AfterAttention = after_attention,
+    feed_forward: FeedForward = feed_forward,
+) -> Tensor:
+    """Embed captions: int64 [N, L] -> [N, E]; in the last block the functions get the END tokens, [N, 1, D]."""
+    tokens, ends = text.embed(token_ids), text.end_positions(token_ids)
+    for layer, block in enumerate(text.blocks):
+        assert isinstance(block, Block)
+        if block is text.blocks[-1]:
+            rows = torch.arange(len(tokens), device=tokens.device)
+            x, attended = tokens[rows, ends].unsqueeze(1), block.attend_from(tokens, ends)
+        else:
+            x, attended = tokens, block.attend(tokens, causal=True)
+        tokens = feed_forward(layer, block, after_attention(layer, block, x, attended))
+    return text.pool(tokens.squeeze(1))
