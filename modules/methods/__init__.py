@@ -11,6 +11,7 @@ from modules.methods.bias import Bias
 from modules.methods.clip4clip import CLIP4Clip
 from modules.methods.dgl import DGL
 from modules.methods.efficient_prompt import EfficientPrompt
+from modules.methods.mv_adapter import MVAdapter
 from modules.methods.stdd import STDD
 from modules.methods.stop import STOP
 from modules.methods.stop_released import STOPReleased
@@ -40,6 +41,7 @@ METHODS: dict[str, type[Method]] = {
     "visual_text_adapter": VisualTextAdapter,
     "video_text_adapter": VideoTextAdapter,
     "unipt": UniPT,
+    "mv_adapter": MVAdapter,
     "stdd": STDD,
 }
 
