@@ -44,6 +44,11 @@ def load_oracle(reference: Path, name: str) -> Oracle:
     return Oracle(setting, weights, torch.from_numpy(video), torch.from_numpy(token_ids), outputs)
 
 
+def token_ids_of(reference: Path, seed: int, name: str, batch: int, length: int) -> torch.Tensor:
+    """Return the captions that the recipe draws for a name, for a reference run with another number of them."""
+    return torch.from_numpy(_recipe(reference / "oracles").token_ids(seed, name, batch, length))
+
+
 def largest_relative_difference(got: torch.Tensor, expected: np.ndarray) -> float:
     """Return the largest absolute difference, divided by the largest absolute value of the expected array."""
     expected = torch.from_numpy(expected)

@@ -98,8 +98,8 @@ class EfficientPrompt(Method):
         length = token_ids.shape[1] + added
         if length > text.context_length:
             raise ValueError(
-                f"This CLIP reads at most {text.context_length} tokens, and {added} of them are prompts here: lower "
-                f"--max_words to {text.context_length - added}."
+                f"This CLIP reads at most {text.context_length} tokens, not {token_ids.shape[1]} words and {added} "
+                "prompts: lower --max_words, --prefix or --postfix."
             )
         ends = text.end_positions(token_ids) + added
         places = torch.arange(length, device=token_ids.device).expand(len(token_ids), -1)

@@ -46,8 +46,8 @@ class PromptedTexts(Method):
         text, (captions, length), count = self.clip.text, token_ids.shape, self.text_prompts.shape[1]
         if length + count > text.context_length:
             raise ValueError(
-                f"This CLIP reads at most {text.context_length} tokens, and {count} of them are prompts here: lower "
-                f"--max_words to {text.context_length - count}."
+                f"This CLIP reads at most {text.context_length} tokens, not {length} words and {count} prompts: lower "
+                "--max_words or --text_prompt_length."
             )
         ends, before = text.end_positions(token_ids), count // 2
         behind = ends if self.text_postfix == "before_end" else torch.full_like(ends, length - 1)

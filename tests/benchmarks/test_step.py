@@ -34,7 +34,8 @@ FRAMES, WORDS = 4, 8
 
 def tiny_method(name: str):
     with_frames = any(option.name == "max_frames" for option in method_options(METHODS[name]))
-    return build_method(name, tiny_clip(), **({"max_frames": FRAMES} if with_frames else {}))
+    fitting = {"prefix": 2, "postfix": 2} if name == "efficient_prompt" else {}  # the tiny CLIP reads 16 tokens
+    return build_method(name, tiny_clip(), **({"max_frames": FRAMES} if with_frames else {}), **fitting)
 
 
 def batch_of(count: int):
@@ -162,7 +163,7 @@ def test_command_line(small_data, capsys):
         (["--repeats", "0"], "--repeats 0 is out of range"),
         (["--max_words", "80"], "--max_words 80 is out of range: it takes a number from 3 to 16"),
         (["--precision", "fp8"], "argument --precision: invalid choice"),
-        (["--method", "stop", "--prompt_length", "3"], "--prompt_length is a setting of --method vpt"),
+        (["--method", "stop", "--prompt_length", "3"], "--prompt_length is a setting of --method vpt, vop, vop_fc"),
         (
             ["--method", "vpt", "--prompt_length", "0"],
             "--prompt_length 0 is out of range",

@@ -4,9 +4,10 @@ from typing import Any
 
 import torch
 
-from modules.clip import CLIP, CLIPArchitecture
+from modules.clip import ARCHITECTURES, CLIP, CLIPArchitecture
 from modules.methods import Method, build_method
 from modules.released_weights import load_released_state_dict
+from modules.undrawn import undrawn
 from tests.reference_numbers import Oracle
 
 
@@ -30,6 +31,13 @@ def method_of(oracle: Oracle, name: str, **options: Any) -> Method:
     load_released_state_dict(method, oracle.weights)
     assert sum(parameter.numel() for _, parameter in method.trainable_parameters()) == oracle.setting["trainable"]
     return method
+
+
+def trained_at_b32(name: str, **options: Any) -> dict[str, int]:
+    """Return the number of trained values at ViT-B/32, by parameter."""
+    with undrawn():
+        method = build_method(name, CLIP(ARCHITECTURES["ViT-B/32"]), **options)
+    return {own: parameter.numel() for own, parameter in method.trainable_parameters()}
 
 
 def check_gradient(got: torch.Tensor, expected: list[Any]) -> None:

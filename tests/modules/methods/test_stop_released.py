@@ -208,8 +208,8 @@ def test_what_does_not_fit_is_named_and_nothing_is_loaded():
         assert torch.equal(tensor, before[name]), name
     with pytest.raises(ValueError, match=r"unknown \(clip.unified_prompt_embedding.weight"):
         load_released_state_dict(released(shared_latent_space="linear"), their_state(method))
-    with pytest.raises(ValueError, match="VPT follows no released code"):
-        load_released_state_dict(build_method("vpt", tiny_clip()), state)
+    with pytest.raises(ValueError, match="STOP follows no released code"):
+        load_released_state_dict(build_method("stop", tiny_clip()), state)
 
 
 @pytest.mark.parametrize(
