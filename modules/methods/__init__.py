@@ -6,6 +6,7 @@ from modules.clip import CLIP
 from modules.methods.base import Method, method_options
 from modules.methods.clip4clip import CLIP4Clip
 from modules.methods.dgl import DGL
+from modules.methods.lora import LoRAMethod
 from modules.methods.stdd import STDD
 from modules.methods.stop import STOP
 from modules.methods.stop_released import STOPReleased
@@ -20,6 +21,7 @@ METHODS: dict[str, type[Method]] = {
     "dgl": DGL,
     "vpt": VPT,
     "stdd": STDD,
+    "lora": LoRAMethod,
 }
 
 
