@@ -15,7 +15,11 @@ from tests.tiny import TINY, tiny_batch, tiny_clip
 
 METHOD_NAMES = list(METHODS)
 # Options that a method needs for the clips here, or to fix a requirement that it breaks by default (see its own tests).
-OPTIONS = {"dgl": {"max_frames": 4}, "stop_released": {"max_frames": 4, "inter_frame_norm": "clip"}}
+OPTIONS = {
+    "dgl": {"max_frames": 4},
+    "stop_released": {"max_frames": 4, "inter_frame_norm": "clip"},
+    "tempme": {"max_frames": 4},
+}
 
 
 def build(name, **options):

@@ -6,7 +6,8 @@ import torch
 from modules.clip import ARCHITECTURES, CLIP
 from modules.methods import build_method
 from modules.similarity import masked_mean
-from tests.modules.methods.released_parity import check_outputs, method_of
+from tests.modules.methods.peer_oracles import method_of
+from tests.modules.methods.released_parity import check_outputs
 from tests.reference_numbers import load_oracle
 from tests.tiny import tiny_batch, tiny_clip
 
