@@ -4,16 +4,23 @@ from collections.abc import Mapping
 from typing import Any
 
 from modules.clip import CLIP
+from modules.methods.adapter_attn import AdapterATTN
+from modules.methods.adapter_ffn import AdapterFFN
 from modules.methods.base import Method, method_options
+from modules.methods.bias import Bias
 from modules.methods.clip4clip import CLIP4Clip
 from modules.methods.dgl import DGL
 from modules.methods.efficient_prompt import EfficientPrompt
 from modules.methods.lora import LoRAMethod
+from modules.methods.mv_adapter import MVAdapter
 from modules.methods.stdd import STDD
 from modules.methods.stop import STOP
 from modules.methods.stop_released import STOPReleased
 from modules.methods.tempme import TempMe
+from modules.methods.unipt import UniPT
 from modules.methods.upt import UPT
+from modules.methods.video_text_adapter import VideoTextAdapter
+from modules.methods.visual_text_adapter import VisualTextAdapter
 from modules.methods.vop import VoP
 from modules.methods.vop_fc import VoPFC
 from modules.methods.vpt import VPT
@@ -30,6 +37,13 @@ METHODS: dict[str, type[Method]] = {
     "vop": VoP,
     "vop_fc": VoPFC,
     "efficient_prompt": EfficientPrompt,
+    "bias": Bias,
+    "adapter_attn": AdapterATTN,
+    "adapter_ffn": AdapterFFN,
+    "visual_text_adapter": VisualTextAdapter,
+    "video_text_adapter": VideoTextAdapter,
+    "unipt": UniPT,
+    "mv_adapter": MVAdapter,
     "stdd": STDD,
     "lora": LoRAMethod,
     "tempme": TempMe,
