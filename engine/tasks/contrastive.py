@@ -62,7 +62,7 @@ class ContrastiveStep(TaskStep):
 
     def batch_loss(self, text: Rows, clips: Rows, video_index: Tensor | None = None) -> Tensor:
         """Return the loss of B text rows and B clip rows; `video_index`, int64 `[B]`, has each pair's video."""
-        return self.loss(self.method.similarity(text, clips), video_index)
+        return self.method.batch_loss(self.loss, text, clips, video_index)
 
     def forward(
         self,

@@ -10,6 +10,7 @@ from modules.methods.base import Method, method_options
 from modules.methods.bias import Bias
 from modules.methods.clip4clip import CLIP4Clip
 from modules.methods.dgl import DGL
+from modules.methods.discovla import DiscoVLA
 from modules.methods.efficient_prompt import EfficientPrompt
 from modules.methods.lora import LoRAMethod
 from modules.methods.mv_adapter import MVAdapter
@@ -47,6 +48,7 @@ METHODS: dict[str, type[Method]] = {
     "stdd": STDD,
     "lora": LoRAMethod,
     "tempme": TempMe,
+    "discovla": DiscoVLA,
 }
 
 
