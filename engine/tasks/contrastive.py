@@ -75,7 +75,8 @@ class ContrastiveStep(TaskStep):
         """Return the scalar loss over all B pairs, for the inputs of `embed`.
 
         With `cached`, return a scalar with the gradient of this part. With `video_index`, int64 `[b]`, each pair's
-        video, all pairs of a video are positives of each other, including those of other processes.
+        video, all pairs of a video are positives of each other, including those of other processes. For a method that
+        reads captions of frames, `token_ids` is int64 `[b,1+T,L]`.
         """
         text, clips, extra = self.embed(video, frame_mask, token_ids)
         assert text is not None

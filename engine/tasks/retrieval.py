@@ -14,7 +14,9 @@ import torch
 
 from dataloaders import DATASETS, NEEDED_FLAGS, SPLITS
 from dataloaders.datasets import GalleryVideos, QueryCaptions, TrainingPairs
+from dataloaders.frame_captions import FrameCaptions, captioned, read_frame_captions
 from dataloaders.frames import FrameReader
+from dataloaders.quoting import some
 from dataloaders.sampler import EpochSampler
 from dataloaders.samples import Sample
 from dataloaders.twins import read_twins
@@ -49,8 +51,8 @@ class RetrievalSettings(TaskSettings):
     needed_flags: ClassVar = NEEDED_FLAGS
     splits: ClassVar = SPLITS
     of_the_run: ClassVar = ("dsl", "dsl_temperature", "qb_norm", "querybank_size")
-    places: ClassVar = ("train_twins_csv", "twins_csv")
-    newer: ClassVar = ("loss",)
+    places: ClassVar = ("train_twins_csv", "twins_csv", "frame_captions")
+    newer: ClassVar = ("loss", "drop_uncaptioned_pairs")
 
     datatype: Annotated[str, "the data set", Choices(DATASETS)] = "msrvtt"
     expand_msrvtt_sentences: Annotated[
@@ -62,6 +64,12 @@ class RetrievalSettings(TaskSettings):
     twins_csv: Annotated[
         str, "csv with pairs of test clips, one of which is the other played backwards; adds the column twins"
     ] = ""
+    frame_captions: Annotated[
+        str,
+        "json with captions of the single frames of training clips, for --method discovla: <video_id>_<caption> -> "
+        "[T captions], of the frames that --frame_sampling uniform takes",
+    ] = ""
+    drop_uncaptioned_pairs: Annotated[bool, "leave out training pairs that --frame_captions has no entry for"] = False
     loss: Annotated[
         str,
         "symmetric_info_nce: CLIP's loss, over rows and columns; sigmoid: SigLIP's loss, over single pairs, with a "
@@ -149,8 +157,32 @@ class Retrieval(Task):
 
     def training_items(self, samples: Sequence[Sample], frames: FrameReader) -> TrainingPairs:
         twin_of = self._training_twins(samples)
+        samples, frame_captions = self._frame_captions(samples)
         expand, seed = self.options.expand_msrvtt_sentences, self.config.run.seed
-        return TrainingPairs(samples, self.splits.tokenizer, frames, expand, seed, twin_of)
+        return TrainingPairs(samples, self.splits.tokenizer, frames, expand, seed, twin_of, frame_captions)
+
+    def _frame_captions(self, samples: Sequence[Sample]) -> tuple[Sequence[Sample], FrameCaptions | None]:
+        """Return the samples to train on and the captions of their frames, if the method reads them.
+
+        Raises ValueError if only one of method and --frame_captions is there for them.
+        """
+        options, method = self.options, self.config.model.method
+        if self.method.reads_frame_captions != bool(options.frame_captions):
+            raise ValueError(
+                f"--method {method} with these options trains on captions of frames: pass --frame_captions"
+                if self.method.reads_frame_captions
+                else f"--frame_captions is not for --method {method} with these options: leave it out"
+            )
+        if options.drop_uncaptioned_pairs and (not options.frame_captions or options.train_twins_csv):
+            raise ValueError("--drop_uncaptioned_pairs goes with --frame_captions and not with --train_twins_csv")
+        if not options.frame_captions:
+            return samples, None
+        path = Path(options.frame_captions)
+        captions = read_frame_captions(path, self.config.data.max_frames)
+        samples, missing = captioned(samples, captions, path, options.drop_uncaptioned_pairs)
+        if missing:
+            log.info("left out of training: %d pairs without captions of frames (%s)", len(missing), some(missing))
+        return samples, FrameCaptions(samples, captions)
 
     def sampler(self, items: TrainingItems, **order: Any) -> EpochSampler:
         assert isinstance(items, TrainingPairs)
@@ -231,7 +263,10 @@ class Retrieval(Task):
     def identity(self, items: TrainingItems) -> dict[str, Any]:
         assert isinstance(items, TrainingPairs)
         meeting = [[item, int(other)] for item, other in enumerate(items.partner) if item != other]
-        return {"training pairs": len(items), "training twins": digest(meeting)}
+        facts = {"training pairs": len(items), "training twins": digest(meeting)}
+        if items.frame_captions is not None:
+            facts["captions of frames"] = items.frame_captions.sha256()
+        return facts
 
     def _training_twins(self, samples: Sequence[Sample]) -> dict[str, str]:
         """Return the id of each training video's twin, by the video's id; twins share a batch."""
