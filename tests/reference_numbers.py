@@ -22,6 +22,11 @@ class Oracle:
     outputs: dict[str, np.ndarray]
 
 
+def recipe_of(reference: Path) -> ModuleType:
+    """Return the module that generates weights and inputs from a seed and a name."""
+    return _recipe(reference / "oracles")
+
+
 def _recipe(folder: Path) -> ModuleType:
     spec = importlib.util.spec_from_file_location("recipe", folder / "recipe.py")
     assert spec is not None

@@ -10,13 +10,16 @@ from modules.methods.base import Method, method_options
 from modules.methods.bias import Bias
 from modules.methods.clip4clip import CLIP4Clip
 from modules.methods.dgl import DGL
-from modules.methods.mug_stan import MugSTAN
-from modules.methods.stan import STAN
+from modules.methods.discovla import DiscoVLA
 from modules.methods.efficient_prompt import EfficientPrompt
+from modules.methods.lora import LoRAMethod
+from modules.methods.mug_stan import MugSTAN
 from modules.methods.mv_adapter import MVAdapter
+from modules.methods.stan import STAN
 from modules.methods.stdd import STDD
 from modules.methods.stop import STOP
 from modules.methods.stop_released import STOPReleased
+from modules.methods.tempme import TempMe
 from modules.methods.unipt import UniPT
 from modules.methods.upt import UPT
 from modules.methods.video_text_adapter import VideoTextAdapter
@@ -47,6 +50,9 @@ METHODS: dict[str, type[Method]] = {
     "stdd": STDD,
     "stan": STAN,
     "mug_stan": MugSTAN,
+    "lora": LoRAMethod,
+    "tempme": TempMe,
+    "discovla": DiscoVLA,
 }
 
 

@@ -17,11 +17,12 @@ METHOD_NAMES = list(METHODS)
 # Options that a method needs for the clips here, or to fix a requirement that it breaks by default (see its own tests).
 OPTIONS = {
     "dgl": {"max_frames": 4},
-    "mv_adapter": {"max_frames": 4},
     "stop_released": {"max_frames": 4, "inter_frame_norm": "clip"},
     "upt": {"max_frames": 4},
     "vop_fc": {"max_frames": 4},
     "efficient_prompt": {"max_frames": 4, "prefix": 2, "postfix": 2},
+    "tempme": {"max_frames": 4},
+    "mv_adapter": {"max_frames": 4},
 }
 # With prompts in both towers, the random CLIP here first makes all texts alike, and learns slowly after that.
 LEARNS_WITH = {"vpt": {"prompt_length": 20, "text_prompt_length": 0}}
@@ -32,8 +33,12 @@ def build(name, **options):
 
 
 def loss_of(method, batch):
-    text, clips = method(*batch)
-    return symmetric_info_nce(method.similarity(text, clips))
+    """Return the training loss; a method that reads captions of frames gets those of the other clips in their place."""
+    video, frame_mask, token_ids = batch
+    if method.reads_frame_captions:
+        frames = [token_ids.roll(frame, dims=0) for frame in range(video.shape[1])]
+        token_ids = torch.stack([token_ids, *frames], dim=1)
+    return method.batch_loss(symmetric_info_nce, *method(video, frame_mask, token_ids))
 
 
 @pytest.fixture(params=METHOD_NAMES)
@@ -101,8 +106,8 @@ def test_every_trained_tensor_gets_a_gradient(method):
 def test_bf16_autocast_trains_in_fp32_parameters(method):
     method.train()
     with torch.autocast("cpu", torch.bfloat16):
-        text, clips = method(*tiny_batch())
-    symmetric_info_nce(method.similarity(text, clips)).backward()
+        loss = loss_of(method, tiny_batch())
+    loss.backward()
     for name, parameter in method.trainable_parameters():
         assert parameter.grad is not None, name
         assert parameter.grad.dtype == torch.float32, name
