@@ -9,6 +9,7 @@ from modules.methods.dgl import DGL
 from modules.methods.stdd import STDD
 from modules.methods.stop import STOP
 from modules.methods.stop_released import STOPReleased
+from modules.methods.t_mass import TMASS
 from modules.methods.vpt import VPT
 from modules.options import check_options
 from modules.quoting import shorten
@@ -20,6 +21,7 @@ METHODS: dict[str, type[Method]] = {
     "dgl": DGL,
     "vpt": VPT,
     "stdd": STDD,
+    "t_mass": TMASS,
 }
 
 

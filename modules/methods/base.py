@@ -89,6 +89,16 @@ class Method(nn.Module):
             return scaled_product(text, video, self.clip.logit_scale)
         return self.similarity(text, video)
 
+    def pair_loss(self, text: Any, video: Any, loss: Callable[[Tensor], Tensor]) -> Tensor:
+        """Return the loss of a batch of B pairs from their rows, where pair i belongs together; a scalar.
+
+        A method whose training compares pairs in another way than `similarity`, or in several ways, overrides it.
+
+        Args:
+            loss: the task's loss of logits `[B,B]`, texts in rows.
+        """
+        return loss(self.similarity(text, video))
+
     def regulariser(self, video: Tensor, rows: Any) -> Tensor | None:
         """Return a term to add to the loss of a training batch, a scalar, or None for none.
 
