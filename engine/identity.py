@@ -14,7 +14,7 @@ from typing import Any
 
 from dataloaders.samples import Sample
 from engine.config import Config
-from modules.methods import Method
+from modules.methods import Method, without_newer
 from modules.seal import content_sha256
 
 # Settings that do not change what is learned. Every other setting counts, including any that is added later.
@@ -32,7 +32,7 @@ DIGITS = 16  # hex digits of a digest: 64 bits
 def of_the_settings(config: Config, precision: str) -> dict[str, Any]:
     """Return the settings that change what is learned or selected, by name; `precision` is --precision without "auto".
 
-    A setting that `TaskSettings.newer` or NEWER names is left out at its default, because earlier versions lack it.
+    A setting that NEWER or `newer` of task or method names is left out at its default: earlier versions lack it.
     """
     model, optim, run, task = config.model, config.optim, config.run, config.task
     left_out = {*SOURCE, *PLACES, *COST, *task.of_the_run, *task.places, "options", "precision_val"}
@@ -49,7 +49,7 @@ def of_the_settings(config: Config, precision: str) -> dict[str, Any]:
     pixels = "jpeg frame cache" if run.frame_cache and run.frame_cache_format == "jpeg" else "as decoded"
     return {
         **kept,
-        **model.options,
+        **without_newer(model.method, model.options),
         **selection,
         "precision": precision,
         "frames": pixels,

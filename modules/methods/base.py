@@ -42,6 +42,8 @@ class Method(nn.Module):
 
     # Settings of the method's published code that are not offered here: the reason of each, to follow its name.
     not_offered: ClassVar[Mapping[str, str]] = {}
+    # Settings that resume points of an earlier version lack, where they had the default.
+    newer: ClassVar[tuple[str, ...]] = ()
     # True if each side is one vector and `similarity` is a scaled dot product. A vector index can search nothing else.
     is_dot_product: ClassVar[bool] = True
 
