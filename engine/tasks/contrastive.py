@@ -34,7 +34,7 @@ class ContrastiveStep(TaskStep):
     """Computes the loss of the global batch from one process's pairs.
 
     This step gathers the rows, so that methods need not know of other processes. The loss and the similarity are
-    computed in fp32. A method may compare pairs in its own way (`Method.pair_loss`).
+    computed in fp32.
 
     Args:
         gather_gradient: see `engine.distributed.gather_with_gradient`.
@@ -62,7 +62,7 @@ class ContrastiveStep(TaskStep):
 
     def batch_loss(self, text: Rows, clips: Rows, video_index: Tensor | None = None) -> Tensor:
         """Return the loss of B text rows and B clip rows; `video_index`, int64 `[B]`, has each pair's video."""
-        return self.method.pair_loss(text, clips, lambda logits: self.loss(logits, video_index))
+        return self.method.batch_loss(self.loss, text, clips, video_index)
 
     def forward(
         self,

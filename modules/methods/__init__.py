@@ -17,6 +17,7 @@ from modules.methods.stdd import STDD
 from modules.methods.stop import STOP
 from modules.methods.stop_released import STOPReleased
 from modules.methods.t_mass import TMASS
+from modules.methods.tc_clip import TCCLIP
 from modules.methods.tempme import TempMe
 from modules.methods.unipt import UniPT
 from modules.methods.upt import UPT
@@ -47,6 +48,7 @@ METHODS: dict[str, type[Method]] = {
     "mv_adapter": MVAdapter,
     "stdd": STDD,
     "t_mass": TMASS,
+    "tc_clip": TCCLIP,
     "lora": LoRAMethod,
     "tempme": TempMe,
 }

@@ -91,15 +91,19 @@ class Method(nn.Module):
             return scaled_product(text, video, self.clip.logit_scale)
         return self.similarity(text, video)
 
-    def pair_loss(self, text: Any, video: Any, loss: Callable[[Tensor], Tensor]) -> Tensor:
-        """Return the loss of a batch of B pairs from their rows, where pair i belongs together; a scalar.
+    def batch_loss(self, loss: Any, text: Any, video: Any, video_index: Tensor | None = None) -> Tensor:
+        """Return the training loss of the B pairs of the global batch, a scalar in fp32.
 
-        A method whose training compares pairs in another way than `similarity`, or in several ways, overrides it.
+        A method whose loss is more than that of its scores overrides this. Every floating-point tensor of the rows must
+        have a part in it.
 
         Args:
-            loss: the task's loss of logits `[B,B]`, texts in rows.
+            loss: a `modules.losses.Loss`, of logits `[B,B]` and of `video_index`.
+            text: the rows of B texts that `forward` returned, with gradient.
+            video: those of their clips.
+            video_index: see `modules.losses.Loss.forward`.
         """
-        return loss(self.similarity(text, video))
+        return loss(self.similarity(text, video), video_index)
 
     def regulariser(self, video: Tensor, rows: Any) -> Tensor | None:
         """Return a term to add to the loss of a training batch, a scalar, or None for none.

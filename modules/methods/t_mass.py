@@ -8,7 +8,7 @@ point but a region, from which vectors are drawn.
 Shapes: N texts, B videos, T frames, K trials, E joint embedding.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Annotated, Any, NamedTuple
 
 import torch
@@ -183,13 +183,15 @@ class TMASS(Method):
             kept = uniform(self.seed, text.number[:, None], video.number, trial, width).squeeze(-2) >= DROPOUT
         return self.pool_frames(text.queries, FrameKeys(video.keys, video.values, video.frame_mask), kept)
 
-    def pair_loss(self, text: TextRows, video: VideoRows, loss: Callable[[Tensor], Tensor]) -> Tensor:
-        """Return loss(stochastic) + `support_loss_weight` loss(support) of B pairs; pair i belongs together."""
+    def batch_loss(self, loss: Any, text: TextRows, video: VideoRows, video_index: Tensor | None = None) -> Tensor:
+        """Return loss(stochastic) + `support_loss_weight` loss(support)."""
         with torch.autocast(text.number.device.type, enabled=False):
             stochastic, support = self.pair_cosines(text, video)
             scale = self.clip.logit_scale.float().exp()
-            total = loss(scale * stochastic)
-            return total + self.support_loss_weight * loss(scale * support) if self.support_loss_weight else total
+            total = loss(scale * stochastic, video_index)
+            if self.support_loss_weight:
+                total = total + self.support_loss_weight * loss(scale * support, video_index)
+            return total
 
     def pair_cosines(self, text: TextRows, video: VideoRows) -> tuple[Tensor, Tensor]:
         """Return the cosines `[B,B]` of stochastic and of support texts with all videos, for B pairs."""

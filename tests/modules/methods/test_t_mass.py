@@ -60,11 +60,11 @@ def test_losses_and_gradients_are_the_originals(original):
     method, setting = original.method.train(), original.setting
     losses = []
 
-    def loss(logits):
+    def loss(logits, video_index=None):
         losses.append(symmetric_info_nce(logits))
         return losses[-1]
 
-    total = method.pair_loss(original.text, original.video, loss)
+    total = method.batch_loss(loss, original.text, original.video)
     assert total.item() == pytest.approx(setting["loss"], rel=1e-5)
     assert [part.item() for part in losses] == pytest.approx(list(setting["losses"].values()), rel=1e-5)
     total.backward()
@@ -166,7 +166,7 @@ def test_training_draws_anew_and_in_the_same_way_twice(method):
     batch = tiny_batch()
     method.train()
     rows = [method(*batch) for _ in range(2)]
-    losses = [method.pair_loss(*pair, symmetric_info_nce).item() for pair in (*rows, rows[0])]
+    losses = [method.batch_loss(symmetric_info_nce, *pair).item() for pair in (*rows, rows[0])]
     assert losses[0] == losses[2]
     assert losses[0] != losses[1]
 
