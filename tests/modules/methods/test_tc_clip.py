@@ -230,7 +230,7 @@ def test_options_that_do_not_fit_this_clip():
         ValueError, match=r"--seed_share 0.05 of the 16 patches of this CLIP is not one patch: .* 0.0625"
     ):
         build_method("tc_clip", tiny_clip(), seed_share=0.05)
-    with pytest.raises(ValueError, match="--prompt_heads 3 does not divide 16, the width of this CLIP's texts"):
+    with pytest.raises(ValueError, match="--prompt_heads 3 does not divide 16, the width of this CLIP's text tower"):
         build_method("tc_clip", tiny_clip(), prompt_heads=3)
     method = build_method("tc_clip", tiny_clip())
     long = torch.tensor([[49406, *range(900, 914), 49407]])
