@@ -62,7 +62,7 @@ class Original:
         return torch.from_numpy(self.recipe.tensor(self.setting["seed"], key, shape))
 
 
-@pytest.fixture(params=["tcclip_small", pytest.param("tcclip_b16", marks=pytest.mark.slow)])
+@pytest.fixture(scope="module", params=["tcclip_small", pytest.param("tcclip_b16", marks=pytest.mark.slow)])
 def original(request, reference):
     return Original(reference, request.param)
 
