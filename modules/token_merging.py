@@ -17,7 +17,7 @@ HIDDEN = -1e4  # the logarithm of a size of zero: no weight in a softmax, but no
 
 
 @torch.no_grad()
-def match(metric: Tensor, size: Tensor, classes: int, count: int) -> Tensor:
+def match(metric: Tensor, size: Tensor, classes: int, count: int, falling: bool = False) -> Tensor:
     """Return the place of every token after M = `count` of them have merged into others, int64 `[N,S]`.
 
     Of the tokens behind the class tokens, those at even places of the row are the set A, the others the set B. Each of
@@ -31,6 +31,7 @@ def match(metric: Tensor, size: Tensor, classes: int, count: int) -> Tensor:
         size: `[N,S]`, how many patches each token stands for; 0 for padding.
         classes: C.
         count: M, at most half of the other tokens.
+        falling: whether the rest of A comes in falling order of these cosines instead.
     """
     tokens, others = metric.shape[1], F.normalize(metric[:, classes:].float(), dim=-1)
     first = classes % 2  # A has the even places of the row, B the odd ones
@@ -39,10 +40,15 @@ def match(metric: Tensor, size: Tensor, classes: int, count: int) -> Tensor:
         cosine = others[:, first::2] @ others[:, 1 - first :: 2].transpose(1, 2)
     best, target = cosine.masked_fill(size[:, None, in_b] == 0, -2).max(dim=2)
     best = best.masked_fill(size[:, in_a] == 0, 2)
-    merged = torch.zeros_like(best, dtype=torch.bool).scatter_(1, best.topk(count, dim=1).indices, True)
+    if falling:
+        rank = best.argsort(dim=1, descending=True).argsort(dim=1)
+        merged, kept = rank < count, rank - count
+    else:
+        merged = torch.zeros_like(best, dtype=torch.bool).scatter_(1, best.topk(count, dim=1).indices, True)
+        kept = (~merged).cumsum(dim=1) - 1
     place = torch.arange(tokens, device=metric.device).repeat(len(metric), 1)
     behind_a = classes + best.shape[1] - count  # the place of the first of B
-    place[:, in_a] = torch.where(merged, behind_a + target, classes - 1 + (~merged).cumsum(dim=1))
+    place[:, in_a] = torch.where(merged, behind_a + target, classes + kept)
     place[:, in_b] = behind_a + torch.arange(cosine.shape[2], device=metric.device)
     return place
 

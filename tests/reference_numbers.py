@@ -22,12 +22,8 @@ class Oracle:
     outputs: dict[str, np.ndarray]
 
 
-def recipe_of(reference: Path) -> ModuleType:
-    """Return the module that generates weights and inputs from a seed and a name."""
-    return _recipe(reference / "oracles")
-
-
-def _recipe(folder: Path) -> ModuleType:
+def recipe_of(folder: Path) -> ModuleType:
+    """Return the module that makes the weights and inputs of the reference runs in a folder."""
     spec = importlib.util.spec_from_file_location("recipe", folder / "recipe.py")
     assert spec is not None
     assert spec.loader is not None
@@ -39,7 +35,7 @@ def _recipe(folder: Path) -> ModuleType:
 def load_oracle(reference: Path, name: str) -> Oracle:
     """Load the reference run `name`."""
     folder = reference / "oracles"
-    recipe = _recipe(folder)
+    recipe = recipe_of(folder)
     setting = json.loads((folder / f"{name}.json").read_text())
     seed = setting["seed"]
     weights = {key: torch.from_numpy(recipe.tensor(seed, key, shape)) for key, shape in setting["shapes"].items()}
@@ -51,7 +47,7 @@ def load_oracle(reference: Path, name: str) -> Oracle:
 
 def token_ids_of(reference: Path, seed: int, name: str, batch: int, length: int) -> torch.Tensor:
     """Return the captions that the recipe draws for a name, for a reference run with another number of them."""
-    return torch.from_numpy(_recipe(reference / "oracles").token_ids(seed, name, batch, length))
+    return torch.from_numpy(recipe_of(reference / "oracles").token_ids(seed, name, batch, length))
 
 
 def largest_relative_difference(got: torch.Tensor, expected: np.ndarray) -> float:

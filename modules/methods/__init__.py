@@ -19,6 +19,8 @@ from modules.methods.stan import STAN
 from modules.methods.stdd import STDD
 from modules.methods.stop import STOP
 from modules.methods.stop_released import STOPReleased
+from modules.methods.t_mass import TMASS
+from modules.methods.tc_clip import TCCLIP
 from modules.methods.tempme import TempMe
 from modules.methods.unipt import UniPT
 from modules.methods.upt import UPT
@@ -50,6 +52,8 @@ METHODS: dict[str, type[Method]] = {
     "stdd": STDD,
     "stan": STAN,
     "mug_stan": MugSTAN,
+    "t_mass": TMASS,
+    "tc_clip": TCCLIP,
     "lora": LoRAMethod,
     "tempme": TempMe,
     "discovla": DiscoVLA,

@@ -4,9 +4,9 @@ import pytest
 
 from benchmarks.operations import count_forward
 from engine.describe import describe
+from modules.clip import CLIP
 from modules.clip_weights import architecture_of
 from modules.methods import METHODS, build_method, method_options
-from tests.tiny import tiny_clip
 
 
 def options_of(name: str) -> dict:
@@ -22,7 +22,7 @@ def described(small_data, name: str, **options) -> dict:
 @pytest.mark.parametrize("name", METHODS)
 def test_counts_are_those_of_a_real_method(small_data, name):
     counts = described(small_data, name)
-    method = build_method(name, tiny_clip(), **options_of(name))
+    method = build_method(name, CLIP(architecture_of(str(small_data.clip))), **options_of(name))
     trainable = sum(parameter.numel() for _, parameter in method.trainable_parameters())
     assert counts["trainable_parameters"] == sum(counts["trainable_by_part"].values()) == trainable
     assert counts["total_parameters"] == sum(parameter.numel() for parameter in method.parameters())

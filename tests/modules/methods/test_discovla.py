@@ -36,7 +36,7 @@ def original(reference, request):
     oracle = load_oracle(reference, f"discovla_{request.param}")
     options = {name: oracle.setting[name] for name in ("H_V", "H_L", "alpha", "beta")}
     batch, frames, words = (oracle.setting[name] for name in ("batch", "frames", "words"))
-    recipe = recipe_of(reference)
+    recipe = recipe_of(reference / "oracles")
     captions = recipe.token_ids(oracle.setting["seed"], oracle.setting["frame_text_name"], batch * frames, words)
     captions = torch.from_numpy(captions).unflatten(0, (batch, frames))
     inputs = oracle.video, frame_mask_of(oracle), torch.cat([oracle.token_ids.unsqueeze(1), captions], dim=1)

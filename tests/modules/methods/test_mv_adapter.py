@@ -12,7 +12,7 @@ from modules.losses import symmetric_info_nce
 from modules.methods import build_method
 from modules.released_weights import load_released_state_dict
 from tests.modules.methods.peer_oracles import check_gradient, method_of
-from tests.reference_numbers import _recipe, largest_relative_difference, load_oracle
+from tests.reference_numbers import largest_relative_difference, load_oracle, recipe_of
 from tests.tiny import tiny_batch, tiny_clip
 
 
@@ -28,7 +28,7 @@ def mv_adapter(**options):
 
 def as_recipe(folder, oracle):
     """Give CLIP's tensors, which have names of the release's own, the values that the recipe has by OpenAI's names."""
-    recipe = _recipe(folder)
+    recipe = recipe_of(folder)
     for key, tensor in oracle.weights.items():
         if ".adapter." in key:
             continue
