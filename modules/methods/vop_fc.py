@@ -56,8 +56,8 @@ class VoPFC(PromptedTexts):
         ] = 0,
         max_frames: Annotated[int, "T, frames of a clip", Range(1)] = 12,
         frame_embedding: Annotated[
-            bool, "learn an embedding of each frame's place for the last blocks; the paper's count leaves it out"
-        ] = True,
+            bool, "also learn the paper's embedding of each frame's place for the last blocks, which its count leaves out"
+        ] = False,
     ) -> None:
         super().__init__(clip, text_prompt_length, text_postfix)
         visual = clip.visual

@@ -67,7 +67,7 @@ def test_videos_equal_the_loop(shallow_layers):
 
 
 def test_the_order_of_frames_matters():
-    method = vop_fc(frame_embedding=False)
+    method = vop_fc()
     video, _, _ = tiny_batch()
     mask = torch.ones(video.shape[:2], dtype=torch.bool)
     with torch.no_grad():
@@ -79,7 +79,7 @@ def test_the_order_of_frames_matters():
 
 def test_the_size_is_the_papers_without_the_frame_embedding():
     """The paper's VoP^C, 14,257,152, is the same context and text prompts with 4 static prompts in all 12 blocks."""
-    counts = trained_at_b32("vop_fc")
+    counts = trained_at_b32("vop_fc", frame_embedding=True)
     context = [counts.pop(name) for name in list(counts) if name.startswith("context.")]
     assert sum(context) == 14_171_136 == 14_257_152 - 49_152 - 12 * 4 * 768
     assert counts == {
@@ -88,7 +88,7 @@ def test_the_size_is_the_papers_without_the_frame_embedding():
         "deep_prompts": 24_576,
         "frame_embedding": 9_216,
     }
-    assert sum(trained_at_b32("vop_fc", frame_embedding=False).values()) == 14_269_440
+    assert sum(trained_at_b32("vop_fc").values()) == 14_269_440
 
 
 def test_the_depth_has_a_rule_and_a_range(caplog):
@@ -104,5 +104,5 @@ def test_the_depth_has_a_rule_and_a_range(caplog):
 def test_clips_of_another_length():
     video, frame_mask, _ = tiny_batch(frames=3)
     with pytest.raises(ValueError, match="the clip has 3 frames, and this model was made for max_frames=4"):
-        vop_fc().encode_video(video, frame_mask)
-    assert vop_fc(frame_embedding=False).encode_video(video, frame_mask).isfinite().all()
+        vop_fc(frame_embedding=True).encode_video(video, frame_mask)
+    assert vop_fc().encode_video(video, frame_mask).isfinite().all()
