@@ -239,7 +239,7 @@ def test_every_setting_counts_but_those_of_place_and_cost():
     config = Config(ModelConfig(), files, OptimConfig(), RunConfig(do_train=True), RetrievalSettings())
     found = identity.of_the_settings(config, "bf16")
     known = {*identity.SOURCE, *identity.PLACES, *identity.COST, "options", "precision_val"}
-    known |= {*RetrievalSettings.of_the_run, *RetrievalSettings.places, "loss"}  # `loss` is at its default
+    known |= {*RetrievalSettings.of_the_run, *RetrievalSettings.places, *RetrievalSettings.newer}  # at their defaults
     known.add("frame_stride")  # without effect unless frames are a stride apart
     known |= {*identity.NEWER}  # at their defaults
     for section in (config.model, config.data, config.optim, config.task):
