@@ -56,7 +56,8 @@ class VoPFC(PromptedTexts):
         ] = 0,
         max_frames: Annotated[int, "T, frames of a clip", Range(1)] = 12,
         frame_embedding: Annotated[
-            bool, "also learn the paper's embedding of each frame's place for the last blocks, which its count leaves out"
+            bool,
+            "also learn the paper's embedding of each frame's place for the last blocks, which its count leaves out",
         ] = False,
     ) -> None:
         super().__init__(clip, text_prompt_length, text_postfix)
