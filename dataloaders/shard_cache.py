@@ -103,7 +103,7 @@ class CachedShards:
         """
         began, path, entry = time.time(), self.path(shard), self.index.shards[shard]
         path.parent.mkdir(parents=True, exist_ok=True)
-        with _locked(path.with_name(path.name + ".lock")) as lock:
+        with _locked(_lock_of(path)) as lock:
             if path.exists():
                 return
             if os.fstat(lock).st_mtime >= began and (reason := os.pread(lock, 10_000, 0)):
@@ -147,7 +147,8 @@ class CachedShards:
         """Remove files that nobody uses, the least recently used ones first; return whether there is room."""
         there = []
         for file in self.root.rglob("*.tar*"):
-            if file.suffix in (".tar", PART) and file != part:
+            # A tar without a lock beside it was not downloaded by us, and stays.
+            if file.suffix in (".tar", PART) and file != part and _lock_of(file).exists():
                 with suppress(FileNotFoundError):  # a download that has just ended
                     status = file.stat()
                     there.append((status.st_mtime, status.st_size if file.suffix == ".tar" else _reserved(file), file))
@@ -227,6 +228,12 @@ def _locked(path: Path) -> Iterator[int]:
         _let_go(descriptor)
 
 
+def _lock_of(file: Path) -> Path:
+    """Return the lock of a shard's download, from the path of the shard or of its begun download."""
+    tar = file.name if file.suffix == ".tar" else ".".join(file.name.split(".")[:-2])
+    return file.with_name(tar + ".lock")
+
+
 def _reserved(part: Path) -> int:
     """Return how many bytes a begun download will have; its name tells."""
     return int(part.name.split(".")[-2])
@@ -234,7 +241,7 @@ def _reserved(part: Path) -> int:
 
 def _remove_unused(file: Path) -> bool:
     """Remove a shard or a begun download unless somebody uses it; return whether it is gone."""
-    lock = file if file.suffix == ".tar" else file.with_name(".".join(file.name.split(".")[:-2]) + ".lock")
+    lock = file if file.suffix == ".tar" else _lock_of(file)
     try:
         descriptor = os.open(lock, os.O_RDONLY)
     except FileNotFoundError:

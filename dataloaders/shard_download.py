@@ -71,7 +71,14 @@ class Source:
             if "{}" not in self.address:
                 raise ValueError(f"{self.flag} {PIPE} has no {{}}, which stands for the name of a shard: add it.")
             return
-        parts = urllib.parse.urlsplit(self.address)
+        # These messages do not repeat the address, in which a secret may be.
+        if " " in self.address or not self.address.isprintable():
+            raise ValueError(f"{self.flag}: the address has a space or a line break: write %20 for a space.")
+        try:
+            parts = urllib.parse.urlsplit(self.address)
+            _ = parts.port  # is read only now
+        except ValueError:
+            raise ValueError(f"{self.flag}: the address has no valid server or port: correct it.") from None
         if parts.username is not None or parts.password is not None or parts.query or parts.fragment:
             raise ValueError(
                 f"{self.flag}: the address at {parts.hostname} holds a name, a password or a query, which would be "
@@ -134,8 +141,10 @@ def _answered(url: str, start: int) -> Iterator[tuple[int, bytes]]:
         raise
     except urllib.error.HTTPError as error:
         error.close()
-        in_vain = 400 <= error.code < 500 and error.code not in (408, 416, 425, 429)
-        raise FetchError(f"{error.code} {error.reason}", final=in_vain) from error
+        # urllib follows redirections; an error is one that goes round in circles, or to what is no server.
+        in_vain = 300 <= error.code < 500 and error.code not in (408, 416, 425, 429)
+        reason = str(error.reason).partition("\n")[0]  # urllib adds lines to that of circles
+        raise FetchError(f"{error.code} {reason}", final=in_vain) from error
     except urllib.error.URLError as error:
         raise FetchError(f"no answer, {error.reason}") from error
     except HTTPException as error:
@@ -146,7 +155,9 @@ def _answered(url: str, start: int) -> Iterator[tuple[int, bytes]]:
 
 def _authorization(host: str) -> str:
     """Return the value of the header Authorization for a server, or "" for none."""
-    if secret := os.environ.get(AUTHORIZATION, ""):
+    if secret := os.environ.get(AUTHORIZATION, "").strip():
+        if not (secret.isascii() and secret.isprintable()):  # http.client would refuse it and repeat it
+            raise ValueError(f"{AUTHORIZATION} has a line break or a letter that is not ASCII: set it again.")
         return secret
     try:
         entry = netrc.netrc().hosts.get(host)

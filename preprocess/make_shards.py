@@ -25,6 +25,7 @@ interrupted.
 """
 
 import argparse
+import math
 import shutil
 import signal
 import sys
@@ -44,6 +45,7 @@ from dataloaders.preparation import gigabytes, missing_files
 from dataloaders.quoting import shorten
 from dataloaders.samples import Sample
 from dataloaders.shard_index import INDEX
+from engine.flags import check_folder
 from preprocess.shard_checks import add_index, verify
 from preprocess.shard_clips import OF_H264, OF_JPEG, PRESETS, STORES, StoredClip, Storing, store_clip
 from preprocess.shard_folder import (
@@ -170,6 +172,7 @@ def make(options: argparse.Namespace) -> int:
     number, count = parse_shard(options.shard)
     folder, storing, jobs = options.output_dir, storing_of(options), options.jobs
     begun = find_settings(folder)
+    check_folder("--output_dir", folder)
     samples = listed(options)
     if storing.store == "original" and (
         cut := [sample for sample in samples if (sample.start, sample.end) != (None, None)]
@@ -307,6 +310,8 @@ def run(options: argparse.Namespace) -> int:
     for name, low in least.items():
         if (value := getattr(options, name)) is not None and value < low:
             raise ValueError(f"--{name} must be {low} or more, not {value:g}.")
+    if options.shard_bytes is not None and not math.isfinite(options.shard_bytes):
+        raise ValueError(f"--shard_bytes must be a finite number, not {options.shard_bytes:g}.")
     if options.samples_per_shard is not None and options.shard_bytes is not None:
         raise ValueError("--samples_per_shard and --shard_bytes exclude each other: pass one of them.")
     if options.verify:

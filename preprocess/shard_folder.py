@@ -191,7 +191,7 @@ def find_settings(folder: Path) -> dict[str, Any] | None:
     if path.exists():
         with suppress(ValueError):
             content = json.loads(path.read_text(encoding="utf-8"))
-            if isinstance(content, dict):
+            if isinstance(content, dict) and "list_sha256" in content:
                 return content
         raise ValueError(f"{path} is not what this command writes: name a new --output_dir.")
     if (folder / INDEX).exists() or next(folder.glob("*.tar"), None):

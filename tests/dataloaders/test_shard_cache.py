@@ -143,6 +143,20 @@ def test_the_least_recently_used_make_room(server, tmp_path):
     assert not list(store.root.rglob("*.part"))
 
 
+def test_files_of_others_in_the_folder_stay(server, tmp_path):
+    others = [tmp_path / "cache" / name for name in ("mine.tar", "data/old.tar", "mine.tar.part", "a.tar.gz")]
+    for file in others:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_bytes(bytes(2 * SIZE))
+        os.utime(file, (0, 0))
+    store = store_of(server, tmp_path, room=3)
+    for shard in (0, 1, 2, 3):
+        content(store, shard)
+        time.sleep(0.01)
+    assert all(file.exists() for file in others)
+    assert here(store) == {"000001.tar", "000002.tar", "000003.tar"}
+
+
 def test_a_shard_in_use_stays(server, tmp_path):
     store = store_of(server, tmp_path, room=3)
     with ExitStack() as stack:
@@ -249,6 +263,31 @@ def test_secrets_in_an_address_are_refused_and_not_repeated(address):
 def test_other_addresses(address):
     assert is_remote(address)
     assert_one_sentence(lambda: Source(address, FLAG), ValueError, FLAG, "http://")
+
+
+@pytest.mark.parametrize(
+    "address", ["http://h:secret/x", "http://h:99999/x", "http://[::1/x", "http://h/a secret", "http://h/\n"]
+)
+def test_addresses_that_no_server_has(address):
+    with pytest.raises(ValueError, match=rf"^{FLAG}: the address has [^\n]*: [^\n]*\.$") as caught:
+        Source(address, FLAG)
+    assert "secret" not in str(caught.value)
+
+
+def test_a_redirection_to_nowhere(server):
+    server.faults["shards.json"] += ["302"] * 99
+    assert_one_sentence(lambda: fetch_index(Source(server.address, FLAG), 99), OSError, "shards.json could not", "302")
+
+
+def test_a_token_that_no_header_can_hold(server, monkeypatch):
+    for secret in ("Bearer a\nsecret", "Bearer \u4e2dsecret"):
+        monkeypatch.setenv(shard_download.AUTHORIZATION, secret)
+        with pytest.raises(ValueError, match=f"^{shard_download.AUTHORIZATION} has") as caught:
+            fetch_index(Source(server.address, FLAG), 1)
+        assert "secret" not in str(caught.value)
+    monkeypatch.setenv(shard_download.AUTHORIZATION, "Bearer token\n")
+    fetch_index(Source(server.address, FLAG), 1)
+    assert server.asked[-1][-1] == "Bearer token"
 
 
 def test_passwords_come_from_netrc_or_the_environment(server, tmp_path, monkeypatch):

@@ -360,6 +360,8 @@ def test_another_list_in_the_same_folder(world, tmp_path, undisturbed, capsys):
         (("--jobs", "0"), "--jobs"),
         (("--allow_missing", "-1"), "--allow_missing"),
         (("--shard_bytes", "1e6"), "exclude each other"),
+        (("--shard_bytes", "nan"), "--shard_bytes must be a finite number, not nan"),
+        (("--shard_bytes", "inf"), "--shard_bytes must be a finite number, not inf"),
         (("--shard", "2/2"), "--shard"),
         (("--datatype", "webvid2"), "--datatype"),
         (("--datatype", "msrvtt"), "--data_path"),
@@ -379,6 +381,12 @@ def test_folders_of_others(world, tmp_path, capsys):
     error_of(capsys, "has not made")
     assert pack(world, tmp_path / "a.tar") == 2
     error_of(capsys, "is a file")
+    assert pack(world, tmp_path / "a.tar" / "out") == 2
+    error_of(capsys, "a.tar is a file and not a folder")
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "settings.json").write_text('{"frames": 12}')
+    assert pack(world, tmp_path / "run") == 2
+    error_of(capsys, "run/settings.json is not what this command writes")
 
 
 def test_no_room(world, tmp_path, capsys, monkeypatch):
