@@ -126,6 +126,8 @@ def ask_all(
                 done.put((question, ask(endpoint, question, attempts)))
             except Exception as error:  # raised again in the main thread
                 done.put((question, error))
+                if not isinstance(error, ValueError):  # it ends the command: ask nothing more
+                    return
 
     for _ in range(min(jobs, len(questions))):  # daemons, so that Ctrl-C does not wait for their answers
         threading.Thread(target=work, daemon=True).start()
