@@ -9,7 +9,6 @@ and are not passed on when a server redirects to another address.
 """
 
 import base64
-import hashlib
 import logging
 import netrc
 import os
@@ -27,7 +26,7 @@ from http.client import HTTPException
 from pathlib import Path
 
 from dataloaders.quoting import shorten
-from dataloaders.shard_index import INDEX, Shard, ShardIndex, parse_index
+from dataloaders.shard_index import INDEX, Shard, ShardIndex, parse_index, sha256_of
 
 PIPE = "pipe:"
 AUTHORIZATION = "SHARDS_AUTHORIZATION"
@@ -251,11 +250,7 @@ def _take(source: Source, shard: Shard, part: Path) -> None:
         if size < shard.bytes:
             file.flush()
             raise FetchError(f"the answer broke off after {size:,} of {shard.bytes:,} bytes")
-        file.seek(0)
-        found = hashlib.sha256()
-        while chunk := file.read(CHUNK):
-            found.update(chunk)
-        if size > shard.bytes or found.hexdigest() != shard.sha256:
+        if size > shard.bytes or sha256_of(file) != shard.sha256:
             raise FetchError(f"{size:,} bytes came that are not those of {INDEX}, which says {shard.bytes:,}")
         os.fsync(file.fileno())
 

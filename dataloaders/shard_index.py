@@ -16,6 +16,7 @@ What we refuse instead of passing over: a tar that is cut off or compressed, a s
 text, a key that comes twice, and members of any other kind. Nothing here reads what the members hold.
 """
 
+import hashlib
 import json
 import os
 import re
@@ -162,6 +163,15 @@ def write_whole(path: Path, text: str) -> None:
         partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)
+
+
+def sha256_of(file: BinaryIO) -> str:
+    """Return the SHA-256 of an open file from its beginning, as the index has it."""
+    file.seek(0)
+    found = hashlib.sha256()  # not hashlib.file_digest, which Python 3.10 lacks
+    while chunk := file.read(2**20):
+        found.update(chunk)
+    return found.hexdigest()
 
 
 # ---- one tar --------------------------------------------------------------------------------------------------------

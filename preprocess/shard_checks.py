@@ -1,6 +1,5 @@
 """Check the shards of a folder against its index, or write the index of shards that another program made."""
 
-import hashlib
 import sys
 from functools import partial
 from pathlib import Path
@@ -8,14 +7,8 @@ from pathlib import Path
 from tqdm import tqdm
 
 from dataloaders.preparation import gigabytes, in_threads
-from dataloaders.shard_index import INDEX, Shard, ShardIndex, member_table, read_index, write_index
+from dataloaders.shard_index import INDEX, Shard, ShardIndex, member_table, read_index, sha256_of, write_index
 from preprocess.shard_folder import DONE
-
-
-def sha256_of(path: Path) -> str:
-    """Return the SHA-256 of a file as hexadecimal digits."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def damage(shard: Shard, folder: Path) -> str | None:
@@ -23,7 +16,9 @@ def damage(shard: Shard, folder: Path) -> str | None:
     path = folder / shard.file
     try:
         member_table(path, shard)
-        if sha256_of(path) != shard.sha256:
+        with path.open("rb") as file:
+            digest = sha256_of(file)
+        if digest != shard.sha256:
             return f"{path} has another checksum than {INDEX} says: copy or make the shard again."
     except (ValueError, OSError) as error:
         return str(error)
@@ -55,7 +50,8 @@ def add_index(folder: Path, jobs: int) -> int:
 
     def entry(path: Path) -> Shard:
         samples = len(member_table(path))
-        return Shard(path.relative_to(folder).as_posix(), samples, path.stat().st_size, sha256_of(path))
+        with path.open("rb") as file:
+            return Shard(path.relative_to(folder).as_posix(), samples, path.stat().st_size, sha256_of(file))
 
     shards = tuple(tqdm(in_threads(entry, tars, jobs), "reading", len(tars), unit="shard", disable=None))
     index = ShardIndex(shards, {"indexed": "shards of another program"})

@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # STAN on MSR-VTT with a clean schedule: a warm-up of 10 % and one cosine to 0 over 20 epochs (docs/stan.md).
-# Values change as in msrvtt.sh; init_model=CHECKPOINT starts from weights after post-pretraining.
+# Values change as in msrvtt.sh; init_model=CHECKPOINT starts from weights after post-pretraining. mug_stan_msrvtt.sh
+# runs this script too.
 # Learning rates and decay are STAN's paper's, temperature and crops the release's; see also stan_msrvtt_released.sh.
 set -euo pipefail
 source "$(dirname "$0")/_launch.sh"

@@ -16,10 +16,12 @@ Shapes: B clips, T frames, N patches of a frame, N' those that are kept, D width
 from collections.abc import Sequence
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from modules.attention import KeysValues
 from modules.clip import Block
+from modules.precision import pad_for_tensor_cores
 from modules.stdd.mixing import mix_channels
 
 
@@ -67,26 +69,63 @@ def _attend(
 ) -> tuple[Tensor, Tensor]:
     """Return Y and Q, `[B,T,1+N,D]` or only their class tokens."""
     read = slice(1) if first_only else slice(None)
-    plain = x[:, :, read] + block.attn.project_out(_gathered(block, x, first_only))
     kept = x.flatten(0, 2).index_select(0, rows).unflatten(0, (*x.shape[:2], -1))  # Z
-    mixed = mix_channels(kept, frame_mask, scales, fold)  # [S,B,T,1+N',D]
+    mixed = mix_channels(kept, frame_mask, scales, fold)  # [S,B,T,1+N',2f]
+    of_plain, of_mixed = _queries_keys_values(block, x, mixed, rows)
+    plain = x[:, :, read] + block.attn.project_out(_gathered(block, of_plain, read))
     # The output projection is linear, so it can follow the mean over scales: one projection instead of S.
-    gathered = _gathered(block, mixed, first_only).mean(dim=0)
-    branch = (mixed[:, :, :, read].mean(dim=0) + block.attn.project_out(gathered)).to(plain.dtype)  # H
+    gathered = _gathered(block, of_mixed, read).mean(dim=0)
+    shortcut = torch.cat([mixed.mean(dim=0), kept[..., mixed.shape[-1] :]], dim=-1)
+    branch = (shortcut[:, :, read] + block.attn.project_out(gathered)).to(plain.dtype)  # H
     if first_only:
         return plain, branch
     return plain, plain.flatten(0, 2).index_copy(0, rows, branch.flatten(0, 2)).view_as(plain)
 
 
-def _gathered(block: Block, x: Tensor, first_only: bool) -> Tensor:
-    """Return what attention inside each frame gathers, not yet projected: `[...,L,D]` -> `[...,L or 1,D]`."""
-    normal = block.ln_1(x.flatten(0, -3))
-    if first_only:
-        gathered = block.attn.attend(block.attn.query(normal[:, :1]), block.attn.keys_values(normal))
-    else:
-        query, *seen = block.attn.project(normal)
-        gathered = block.attn.attend(query, KeysValues(*seen))
-    return gathered.unflatten(0, x.shape[:-2])
+def _gathered(block: Block, projected: Tensor, read: slice) -> Tensor:
+    """Return what attention inside each frame gathers, not yet projected: `[...,L,3 D]` -> `[...,L or 1,D]`."""
+    query, *seen = projected.flatten(0, -3).chunk(3, dim=-1)
+    return block.attn.attend(query[:, read], KeysValues(*seen)).unflatten(0, projected.shape[:-2])
+
+
+def _queries_keys_values(block: Block, x: Tensor, mixed: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
+    """Return queries, keys and values of x, `[B,T,1+N,3 D]`, and of the mixed tokens, `[S,B,T,1+N',3 D]`.
+
+    A mixed token differs from its token in x in 2f of D channels, by default a sixteenth. So the product with the other
+    channels, nearly the whole cost, is computed for x alone and serves every scale. Let W and b have the gain and bias
+    of ln_1 folded in; μ and r are the mean and the reciprocal deviation of a token of x, μ' and r' those of it mixed:
+
+        W ln(x)     + b  =         W_own r (x_own - μ)  +  W_2f r  (x_2f  - μ )                            +  b
+        W ln(mixed) + b  =  r'/r   W_own r (x_own - μ)  +  W_2f r' (mixed - μ')  +  (W_own 1) r' (μ - μ')  +  b
+    """
+    weight, bias = block.attn.projection(block.ln_1)
+    channels = [mixed.shape[-1], x.shape[-1] - mixed.shape[-1]]
+    of_moving, of_own = weight.split(channels, dim=1)
+    last = torch.cat([of_moving, of_own.sum(dim=1, keepdim=True), bias[:, None]], dim=1)
+    last = pad_for_tensor_cores(last, -1).t()
+
+    x_rows = x.flatten(0, 2)
+    mean = x_rows.mean(dim=-1, keepdim=True)
+    moving, own = (x_rows - mean).split(channels, dim=-1)
+    total, squares = own.sum(dim=-1, keepdim=True), own.square().sum(dim=-1, keepdim=True)
+
+    def normalised(moving: Tensor, total: Tensor, squares: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the reciprocal deviation, and the factors of `last`, of tokens from which μ is subtracted."""
+        shift = (total + moving.sum(dim=-1, keepdim=True)) / x.shape[-1]
+        variance = (squares + moving.square().sum(dim=-1, keepdim=True)) / x.shape[-1] - shift.square()
+        scale = torch.rsqrt(variance + block.ln_1.eps)
+        factors = torch.cat([scale * (moving - shift), -scale * shift, torch.ones_like(scale)], dim=-1)
+        return scale, pad_for_tensor_cores(factors, -1)
+
+    scale, factors = normalised(moving, total, squares)
+    product = F.linear(scale * own, of_own)
+    plain = torch.addmm(product, factors, last)
+
+    mixed_rows = mixed.flatten(1, 3)
+    mixed_scale, factors = normalised(mixed_rows - mean[rows], total[rows], squares[rows])
+    kept = product.index_select(0, rows) * (mixed_scale / scale[rows])
+    of_mixed = torch.addmm(kept.flatten(0, 1), factors.flatten(0, 1), last)
+    return plain.unflatten(0, x.shape[:-1]), of_mixed.unflatten(0, mixed.shape[:-1])
 
 
 def _feed_forward(block: Block, plain: Tensor, shortcut: Tensor) -> Tensor:

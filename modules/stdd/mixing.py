@@ -12,13 +12,14 @@ from modules.stdd.neighbours import from_frame
 
 
 def mix_channels(tokens: Tensor, frame_mask: Tensor, scales: Sequence[int], fold: int) -> Tensor:
-    """Return the tokens mixed at each scale δ. For k = 1 .. δ, with f_k = f // 2^(k-1) and a later k over an earlier:
+    """Return the first 2f channels mixed at each scale δ; the other channels stay as they are. For k = 1 .. δ, with
+    f_k = f // 2^(k-1) and a later k over an earlier:
 
         mixed[t, 0 : f_k]        <-  z[t - k, 0 : f_k]            where frame t - k exists
         mixed[t, 2f - f_k : 2f]  <-  z[t + k, 2f - f_k : 2f]      where frame t + k exists
 
-    What is never written of the channels 0 to 2f is zero: at the first frame the first f of them, at the last frame the
-    second f. The other channels and the class token stay as they are.
+    What is never written is zero: at the first frame the first f channels, at the last frame the second f. The class
+    token stays as it is.
 
     Args:
         tokens: z, `[B,T,1+N,D]`, the class token first.
@@ -27,7 +28,7 @@ def mix_channels(tokens: Tensor, frame_mask: Tensor, scales: Sequence[int], fold
         fold: F, at least 2.
 
     Returns:
-        `[S,B,T,1+N,D]`.
+        `[S,B,T,1+N,2f]`.
     """
     width = tokens.shape[-1] // fold
     patches = tokens[:, :, 1:]
@@ -46,8 +47,7 @@ def mix_channels(tokens: Tensor, frame_mask: Tensor, scales: Sequence[int], fold
         bands[k] = torch.cat([mixed_past, mixed_future], dim=-1)
     of_patches = torch.stack([bands[scale] for scale in scales])
     of_class = tokens[:, :, :1, : 2 * width].expand(len(scales), -1, -1, -1, -1)
-    own = tokens[..., 2 * width :].expand(len(scales), -1, -1, -1, -1)
-    return torch.cat([torch.cat([of_class, of_patches], dim=3), own], dim=-1)
+    return torch.cat([of_class, of_patches], dim=3)
 
 
 def _moved(values: Tensor, otherwise: Tensor, step: int, frame_mask: Tensor) -> Tensor:

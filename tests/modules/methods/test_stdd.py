@@ -305,10 +305,10 @@ def operations(layers=12, **options) -> int:
 
 
 def test_the_operations_of_a_block_of_vit_b_16():
-    """Two scales may take 1.4 times those of `temporal` none; one output projection serves them both."""
+    """Two scales take 1.34 times those of `temporal` none in the release; here one projection serves both."""
     blocks = {}
     for options in ({"temporal": "none"}, {"scales": "1"}, {"scales": "1,2"}):
         two, three = (operations(layers, **options) for layers in (2, 3))
         blocks[options.get("scales", "none")] = three - two  # a block that is not the last
-    assert blocks["1,2"] / blocks["none"] == pytest.approx(1.31, abs=0.01)
-    assert blocks["1"] / blocks["none"] == pytest.approx(1.17, abs=0.01)
+    assert blocks["1,2"] / blocks["none"] == pytest.approx(1.077, abs=0.003)
+    assert blocks["1"] / blocks["none"] == pytest.approx(1.059, abs=0.003)

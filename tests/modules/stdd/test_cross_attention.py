@@ -36,7 +36,7 @@ def a_block():
     st.integers(1, 4),
     st.integers(0, 3),
     st.sampled_from([(1,), (2,), (1, 2), (3, 1, 2)]),
-    st.sampled_from([8, 16]),
+    st.sampled_from([2, 3, 8, 16]),
 )
 @torch.no_grad()
 def test_a_block_equals_a_loop(seed, frames, dropped, scales, fold):
@@ -72,3 +72,18 @@ def test_rows_of_class_tokens_and_kept_patches():
     kept = torch.tensor([[[0, 3], [1, 2]], [[2, 3], [0, 1]]])
     expected = [0, 1, 4, 5, 7, 8, 10, 13, 14, 15, 16, 17]
     assert rows_of_kept(kept, 4).tolist() == expected
+
+
+@pytest.mark.parametrize("channel", [3, 20], ids=["mixed", "not mixed"])
+@torch.no_grad()
+def test_a_large_channel_costs_no_precision(channel):
+    """CLIP has channels that are far larger than all others. They must not cancel in the product that scales share."""
+    x, _, rows = random_case(0, 2, 4, 2)
+    x[..., channel] += 300
+    frame_mask = torch.ones(2, 4, dtype=torch.bool)
+    block = a_block()
+    expected = cross_attend(block, x.double(), frame_mask, rows, scales=(1, 2), fold=8)
+    found = cross_attend(copy.deepcopy(block).float(), x, frame_mask, rows, scales=(1, 2), fold=8)
+    expected[..., channel] -= 300
+    found[..., channel] -= 300
+    torch.testing.assert_close(found.double(), expected, atol=2e-4, rtol=0)
