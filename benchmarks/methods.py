@@ -137,7 +137,9 @@ def measure_method(name: str, settings: Settings, ceiling: float) -> Cost:
     architecture = architecture_of(settings.pretrained_clip_name)
     torch.manual_seed(0)
     method = build_method(name, CLIP(architecture)).to(device).train()
-    batch = random_batch(architecture, settings.batch_size, settings.frames, settings.max_words, device)
+    batch = random_batch(
+        architecture, settings.batch_size, settings.frames, settings.max_words, device, method.reads_frame_captions
+    )
     if settings.compile:
         compile_forward(method)
     step = TrainingStep(method, batch, settings.precision)

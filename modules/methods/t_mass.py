@@ -179,7 +179,7 @@ class TMASS(Method):
         """Return each video as each text sees it, `[N,B,E]`; with dropout in training."""
         kept = None
         if self.training:
-            trial, width = torch.tensor([OF_DROPOUT], device=text.number.device), text.texts.shape[1]
+            trial, width = torch.full((1,), OF_DROPOUT, device=text.number.device), text.texts.shape[1]
             kept = uniform(self.seed, text.number[:, None], video.number, trial, width).squeeze(-2) >= DROPOUT
         return self.pool_frames(text.queries, FrameKeys(video.keys, video.values, video.frame_mask), kept)
 

@@ -117,7 +117,7 @@ class TCCLIP(Method):
         weight = frame_mask.to(frames.dtype).unsqueeze(-1)
         mean = (frames * weight).sum(dim=1) / weight.sum(dim=1)
         text = self.clip.text
-        start = text.token_embedding(torch.tensor(text.token_embedding.num_embeddings - 2, device=frames.device))
+        start = text.token_embedding.weight[-2]
         states = prompt_states(text, start, self.ctx)
         return VideoRows(mean, self.generation(states, context._replace(tokens=context.tokens.detach())))
 

@@ -51,7 +51,7 @@ class SideNetwork(nn.Module):
         q = self.query(z.relu())  # [N, E]
         real = real.expand(len(z), -1).to(q.dtype)
         average = real / real.sum(dim=1, keepdim=True).clamp(min=1)
-        at_place = F.one_hot(places, real.shape[1]).to(q.dtype)
+        at_place = (torch.arange(real.shape[1], device=q.device) == places.unsqueeze(1)).to(q.dtype)
         means, features = [], []
         for layer, tap in zip(self.keys, taps, strict=True):
             # K = tap W^T + b is never computed: all that is read of it is linear, so W follows the sums over tokens.

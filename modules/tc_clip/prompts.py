@@ -65,10 +65,10 @@ def with_prompts(text: TextTransformer, token_ids: Tensor, prompts: Tensor) -> t
         ValueError: if a text has no room left for them.
     """
     given, length = token_ids.shape[1], min(token_ids.shape[1] + PROMPTS, text.context_length)
-    template = torch.tensor(OF_TEMPLATE, device=token_ids.device)
     starts = torch.zeros_like(token_ids[:, :1], dtype=torch.bool)
     if given > PROMPTS:
-        starts = (token_ids[:, 1 : 1 + PROMPTS] == template).all(dim=1, keepdim=True)
+        same = [token_ids[:, 1 + place] == word for place, word in enumerate(OF_TEMPLATE)]
+        starts = torch.stack(same, dim=1).all(dim=1, keepdim=True)
     shift = torch.where(starts, 0, PROMPTS)  # [N,1]
     end = text.end_positions(token_ids) + shift.squeeze(1)
     if length < given + PROMPTS and bool((end >= length).any()):
