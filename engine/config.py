@@ -108,6 +108,7 @@ class OptimConfig(Checked):
     weight_decay: Annotated[float, "weight decay of AdamW; never on biases", Range(0)] = 0.2
     adam_beta2: Annotated[float, "decay rate of AdamW's mean of squared gradients", Range(0, 0.99999)] = 0.98
     adam_eps: Annotated[float, "epsilon of AdamW", Range(0, above=True)] = 1e-6
+    adam_eps_uncorrected: Annotated[bool, "add --adam_eps before AdamW's correction, as TempMe's code does"] = False
     gradient_accumulation_steps: Annotated[
         int,
         "number of parts into which each process divides its share of the batch, which saves memory but takes more "

@@ -23,7 +23,8 @@ SOURCE = (  # `of_the_weights` covers their content
     "clip_statistics", "clip_resize", "clip_interpolation",
 )  # fmt: skip
 PLACES = ("data_path", "features_path", "train_csv", "val_csv")  # `of_the_samples` covers their content
-NEWER = ("adam_beta2", "adam_eps", "cosine_epochs")  # left out at their defaults, because earlier versions lack them
+# Left out at their defaults, because earlier versions lack them.
+NEWER = ("adam_beta2", "adam_eps", "adam_eps_uncorrected", "cosine_epochs")
 COST = ("num_thread_reader", "prefetch_factor", "gradient_accumulation_steps", "activation_checkpointing", "compile")
 FEW = 10  # ids that a message lists; for more ids it gives a digest
 DIGITS = 16  # hex digits of a digest: 64 bits

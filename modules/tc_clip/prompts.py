@@ -71,7 +71,7 @@ def with_prompts(text: TextTransformer, token_ids: Tensor, prompts: Tensor) -> t
         starts = torch.stack(same, dim=1).all(dim=1, keepdim=True)
     shift = torch.where(starts, 0, PROMPTS)  # [N,1]
     end = text.end_positions(token_ids) + shift.squeeze(1)
-    if length < given + PROMPTS and bool((end >= length).any()):
+    if length < given + PROMPTS and not end.is_meta and bool((end >= length).any()):
         raise ValueError(
             f"a text leaves no room for the {PROMPTS} learned tokens among the {length} of this CLIP: lower --max_words"
         )
