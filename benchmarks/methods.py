@@ -43,6 +43,7 @@ from benchmarks.common import (
     check_clip,
     check_outputs,
     default_device,
+    options_for,
     origin_of,
     parse_settings,
     print_report,
@@ -136,7 +137,8 @@ def measure_method(name: str, settings: Settings, ceiling: float) -> Cost:
         raise error
     architecture = architecture_of(settings.pretrained_clip_name)
     torch.manual_seed(0)
-    method = build_method(name, CLIP(architecture)).to(device).train()
+    options = options_for(name, settings.frames)
+    method = build_method(name, CLIP(architecture), **options).to(device).train()
     batch = random_batch(
         architecture, settings.batch_size, settings.frames, settings.max_words, device, method.reads_frame_captions
     )
@@ -178,12 +180,12 @@ def measure_method(name: str, settings: Settings, ceiling: float) -> Cost:
         phases = dict(zip(PHASES, (text, visual, prompters, backward, update), strict=True))
     searched = settings.memory_search and device.type == "cuda"
     sizes = (settings.frames, settings.max_words)
-    operations = count_step(name, architecture, *sizes)
+    operations = count_step(name, architecture, *sizes, **options)
     clips_per_second = 1e3 * settings.batch_size / whole
     return Cost(
         method=name,
         trainable_parameters=sum(parameter.numel() for parameter in step.parameters),
-        gflop_forward=count_forward(name, architecture, *sizes) / 1e9,
+        gflop_forward=count_forward(name, architecture, *sizes, **options) / 1e9,
         gflop_step=operations / 1e9,
         phases=phases,
         step=whole,
@@ -201,11 +203,11 @@ def measure_method(name: str, settings: Settings, ceiling: float) -> Cost:
     )
 
 
-def reason_against(name: str, clip_name: str) -> str | None:
+def reason_against(name: str, clip_name: str, frames: int) -> str | None:
     """Return why a method cannot be built around a CLIP, such as STDD around a ViT-B/32; None if it can."""
     with torch.device("meta"):
         try:
-            build_method(name, CLIP(architecture_of(clip_name)))
+            build_method(name, CLIP(architecture_of(clip_name)), **options_for(name, frames))
         except ValueError as error:
             return str(error)
     return None
@@ -273,7 +275,8 @@ def report(settings: Settings) -> str:
     check_outputs(settings.output, settings.chart)
     check_clip(settings.pretrained_clip_name, settings.max_words)
     device = default_device()
-    against = {} if settings.only else {name: reason_against(name, settings.pretrained_clip_name) for name in METHODS}
+    clip, frames = settings.pretrained_clip_name, settings.frames
+    against = {} if settings.only else {name: reason_against(name, clip, frames) for name in METHODS}
     left_out = [f"left out: {name} ({reason})" for name, reason in against.items() if reason]
     ceilings = in_own_process(measure_ceilings, device, ("fp32", *AUTOCAST), settings.repeats, settings.ceiling_seconds)
     costs = [
