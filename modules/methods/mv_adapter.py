@@ -21,6 +21,7 @@ from modules.methods.base import KEY_BIAS, DeadParameters, Method
 from modules.mv_adapter.parts import SHARED, TextAdapter, VideoAdapter
 from modules.options import Range, between
 from modules.similarity import masked_mean
+from modules.weight_names import join_queries_keys_values
 
 TOWERS = {"visual_adapters": "clip.visual.transformer.resblocks.", "text_adapters": "clip.transformer.resblocks."}
 RELEASED_PARTS = {
@@ -150,11 +151,8 @@ class MVAdapter(Method):
         """Return the release's tensors with OpenAI's names of norms, and with queries, keys and values in one."""
         tensors = super().released_tensors(state_dict)
         tensors = {k.replace(".attn.ln.", ".ln_1.").replace(".mlp.ln.", ".ln_2."): v for k, v in tensors.items()}
-        for key in [key for key in tensors if ".attn.q_proj." in key]:
-            parts = [key.replace(".q_proj.", f".{letter}_proj.") for letter in "qkv"]
-            if all(part in tensors for part in parts):
-                tensors[key.replace(".q_proj.", ".in_proj_")] = torch.cat([tensors.pop(part) for part in parts])
-        return tensors
+        joined = join_queries_keys_values(tensors)
+        return {key.replace(".{q,k,v}_proj.", ".in_proj_"): tensor for key, tensor in joined.items()}
 
 
 def _mlp(block: Block, x: Tensor) -> Tensor:

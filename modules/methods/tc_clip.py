@@ -5,7 +5,6 @@ of a text attend to the summary of the video it is compared with.
 Shapes: B clips, T frames, N texts, L words, K context tokens, P learned tokens, D width, E joint embedding.
 """
 
-import re
 from collections.abc import Mapping
 from typing import Annotated, NamedTuple
 
@@ -27,7 +26,7 @@ from modules.tc_clip.prompts import (
     states_before_last,
     with_prompts,
 )
-from modules.weight_names import to_openai_key
+from modules.weight_names import join_queries_keys_values, to_openai_key
 
 GENERATION = "text_encoder.prompt_generation_layer.0."
 AT_ONCE = 1 << 24  # values inside the MLP of the last text block at once; 64 MB
@@ -163,17 +162,4 @@ class TCCLIP(Method):
 
     def released_tensors(self, state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Return the tensors by `released_name`; the embeddings of START and END beside `ctx` are CLIP's own."""
-        theirs = super().released_tensors(state_dict)
-        joined: dict[str, Tensor] = {}
-        for key, tensor in theirs.items():
-            match = re.fullmatch(r"(image_encoder\..*\.)([qkv])(_proj\.(?:weight|bias))", key)
-            if match is None:
-                joined[key] = tensor
-                continue
-            start, letter, end = match.groups()
-            parts = [theirs.get(f"{start}{other}{end}") for other in "qkv"]
-            if any(part is None or part.shape != tensor.shape for part in parts):
-                joined[key] = tensor
-            elif letter == "q":
-                joined[f"{start}{{q,k,v}}{end}"] = torch.cat([part for part in parts if part is not None])
-        return joined
+        return join_queries_keys_values(super().released_tensors(state_dict))

@@ -251,5 +251,5 @@ def test_a_release_with_a_part_missing_is_refused():
     load_released_state_dict(method, theirs)
     gone = "image_encoder.transformer.resblocks.1.attn.k_proj.weight"
     del theirs[gone]
-    with pytest.raises(ValueError, match=r"1 keys missing \(image_encoder.transformer.resblocks.1.attn.{q,k,v}_proj"):
+    with pytest.raises(ValueError, match=f"{gone} is missing"):
         load_released_state_dict(method, theirs)
