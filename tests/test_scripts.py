@@ -20,7 +20,7 @@ ROOT = Path(__file__).parent.parent
 SCRIPTS = sorted([*(ROOT / "scripts").glob("*.sh"), *(ROOT / "preprocess").glob("*.sh"), ROOT / ".ci" / "run"])
 # Scripts with their own flags.
 BENCHMARKS = {"benchmark.sh", "benchmark_data.sh", "benchmark_epoch.sh", "benchmark_peers.sh", "gpu_check.sh"}
-TABLES = {"table_msrvtt.sh", "table_moving_shapes.sh"}  # tests/test_table_scripts.py
+TABLES = {"table_msrvtt.sh", "table_moving_shapes.sh", "table_moving_actions.sh"}  # tests/test_table_scripts.py
 LAUNCH_SCRIPTS = sorted(path for path in (ROOT / "scripts").glob("*.sh") if "_launch.sh" in path.read_text())
 
 

@@ -29,7 +29,7 @@ def recorded(tmp_path, script, **environment):
     return searched, [settings for settings in found if settings["select_on"] != "holdout"], commands
 
 
-@pytest.mark.parametrize("script", ["table_moving_shapes.sh", "table_msrvtt.sh"])
+@pytest.mark.parametrize("script", ["table_moving_shapes.sh", "table_moving_actions.sh", "table_msrvtt.sh"])
 def test_every_row_gets_the_best_of_three_rates(script, tmp_path):
     searched, trained, commands = recorded(tmp_path, script, only=FAMILIES)
     rates = {}

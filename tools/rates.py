@@ -4,8 +4,8 @@
     python -m tools.rates best results/rates.csv NAME                prints the best rate of the rows "NAME, lr RATE"
 
 `add` takes the row that the run wrote to RUN/test.csv, and replaces its metrics by those of the held-out videos after
-the last epoch. `best` takes the highest mean of R@1 in both directions, and of equal ones the lowest rate. Test videos
-have no part in the choice.
+the last epoch. `best` takes the highest mean of R@1 in both directions, or top-1, and of equal ones the lowest rate.
+Test videos have no part in the choice.
 """
 
 import argparse
@@ -19,7 +19,7 @@ from engine.logger import append_row
 from engine.messages import print_error
 from tools.report import METRICS, read_rows
 
-BOTH_WAYS = ["t2v R@1", "v2t R@1"]
+DECIDING = ("t2v R@1", "v2t R@1", "top1")
 
 
 def held_out_row(run: Path) -> dict[str, str]:
@@ -56,7 +56,10 @@ def best_rate(rates: Path, name: str) -> str:
     found = rows[rows["name"].str.startswith(start)]
     if found.empty:
         raise ValueError(f"{rates}: has no row {start}RATE; the search writes one for each rate")
-    found = found.assign(rate=found["name"].str.removeprefix(start), recall=found[BOTH_WAYS].mean(axis=1))
+    found = found.assign(
+        rate=found["name"].str.removeprefix(start),
+        recall=found[[name for name in DECIDING if name in found]].mean(axis=1),
+    )
     found = found.assign(value=found["rate"].astype(float)).sort_values("value")
     return str(found.loc[found["recall"].idxmax(), "rate"])
 

@@ -41,8 +41,8 @@ def files(tmp_path_factory) -> dict[str, tuple[Path, str]]:
     (folder / "empty.pt").touch()
     kinds = {
         "last.safetensors": CHECKPOINT, "step_00000005.pt": POINT, "pytorch_model.bin.4": RELEASED,
-        "ckpt.best.pth.tar": RELEASED, "stan.pth": RELEASED, "tc_clip.pth": RELEASED, "clip.safetensors": CLIP, "clip.pt": CLIP,
-        "clip_old.pt": CLIP, "epoch_3.pt": CLIP, "nested.pt": CLIP,
+        "ckpt.best.pth.tar": RELEASED, "stan.pth": RELEASED, "tc_clip.pth": RELEASED, "clip.safetensors": CLIP,
+        "clip.pt": CLIP, "clip_old.pt": CLIP, "epoch_3.pt": CLIP, "nested.pt": CLIP,
     }  # fmt: skip
     return {path.name: (path, kinds.get(path.name, "")) for path in folder.iterdir()}
 

@@ -73,3 +73,13 @@ def test_mistakes_get_one_sentence(tmp_path, capsys):
     assert main(["add", str(a_run(tmp_path / "other")), "--results_csv", str(rates)]) == 0
     assert main(["best", str(rates), "STOP"]) == 2
     assert "has no row STOP, lr RATE" in capsys.readouterr().err
+
+
+def test_recognition_is_decided_by_top_1(tmp_path, capsys):
+    rates = tmp_path / "rates.csv"
+    same = {"selection": "", "trainable_parameters": 1, "seed": 0}
+    tried = (("1e-3", 30.0, 90.0), ("1e-2", 40.0, 50.0))
+    rows = [{"name": f"LoRA, lr {rate}", **same, "top1": top1, "top5": top5} for rate, top1, top5 in tried]
+    pd.DataFrame(rows).to_csv(rates, index=False)
+    assert main(["best", str(rates), "LoRA"]) == 0
+    assert capsys.readouterr().out == "1e-2\n"
