@@ -48,8 +48,8 @@ wanted() {
     local row
     for row in "${comparison[@]}"; do
         [[ ${row%%|*} =~ $only ]] || continue
-        if [[ $row == *"--method discovla"* && ! -f $frame_captions ]]; then
-            echo "left out: DiscoVLA (no file $frame_captions with captions of frames)" >&2
+        if [[ $row == *"--method discovla"* && ! -f ${frame_captions-} ]]; then
+            echo "left out: DiscoVLA (no file ${frame_captions-} with captions of frames)" >&2
             continue
         fi
         echo "$row"

@@ -56,10 +56,8 @@ def best_rate(rates: Path, name: str) -> str:
     found = rows[rows["name"].str.startswith(start)]
     if found.empty:
         raise ValueError(f"{rates}: has no row {start}RATE; the search writes one for each rate")
-    found = found.assign(
-        rate=found["name"].str.removeprefix(start),
-        recall=found[[name for name in DECIDING if name in found]].mean(axis=1),
-    )
+    recall = found[[metric for metric in DECIDING if metric in found]].mean(axis=1)
+    found = found.assign(rate=found["name"].str.removeprefix(start), recall=recall)
     found = found.assign(value=found["rate"].astype(float)).sort_values("value")
     return str(found.loc[found["recall"].idxmax(), "rate"])
 
