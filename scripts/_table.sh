@@ -31,6 +31,19 @@ comparison=(
     "STOP|--method stop|stop"
 )
 source "$(dirname "${BASH_SOURCE[0]}")/_rows.sh"
+
+# use_rates_of_the_small_clip: sets `rates_of` and `more_of` for the made world. Its CLIP is narrow, so the rates are
+# higher than those of ViT-B/32.
+use_rates_of_the_small_clip() {
+    declare -gA rates_of=(
+        [full]="3e-4 1e-3 3e-3" [head]="1e-3 3e-3 1e-2" [branch]="1e-3 3e-3 1e-2"
+        [prompts]="3e-3 1e-2 3e-2" [adapters]="1e-3 3e-3 1e-2" [stop]="2e-3 4e-3 8e-3"
+    )
+    declare -gA more_of=(
+        [full]="--coef_lr 1" [head]="--coef_lr 0.3" [branch]="--coef_lr 0.3 --tau 0.03"
+        [stop]="--intra_width 32 --inter_width 32"
+    )
+}
 : "${JOBS:?}"
 rates=${results%.csv}_rates.csv
 

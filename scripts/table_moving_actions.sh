@@ -25,17 +25,9 @@ frame_cache=${frame_cache:-}
 JOBS=${JOBS:-1}        # runs at the same time
 only=${only:-.}        # a regular expression; rows whose names match are run
 
-# The small CLIP is narrow, so its rates are higher than those of ViT-B/32.
-declare -A rates_of=(
-    [full]="3e-4 1e-3 3e-3" [head]="1e-3 3e-3 1e-2" [branch]="1e-3 3e-3 1e-2"
-    [prompts]="3e-3 1e-2 3e-2" [adapters]="1e-3 3e-3 1e-2" [stop]="2e-3 4e-3 8e-3"
-)
-declare -A more_of=(
-    [full]="--coef_lr 1" [head]="--coef_lr 0.3" [branch]="--coef_lr 0.3 --tau 0.03"
-    [stop]="--intra_width 32 --inter_width 32"
-)
 frame_captions=""  # recognition has no captions of frames, so DiscoVLA is left out
 source "$(dirname "$0")/_table.sh"
+use_rates_of_the_small_clip
 # STDD needs an even grid of patches, which this CLIP has not: scripts/stdd_moving_actions.sh has its table.
 comparison+=("TC-CLIP|--method tc_clip|head")
 
