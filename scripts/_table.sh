@@ -6,7 +6,7 @@
 # Rows are "name|flags|family"; the family says which learning rates are tried.
 comparison=(
     "CLIP4Clip|--method clip4clip|full"
-    "Bias|--method bias|adapters"
+    "Bias|--method bias --coef_lr 1|adapters"
     "Adapter-ATTN|--method adapter_attn|adapters"
     "Adapter-FFN|--method adapter_ffn|adapters"
     "Visual-Text Adapter|--method visual_text_adapter|adapters"

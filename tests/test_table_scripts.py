@@ -58,6 +58,7 @@ def test_own_protocols_differ_where_the_papers_do(tmp_path):
     assert {settings["method"] for settings in trained} == METHODS.keys() - left_out
     assert rows["CLIP4Clip"]["lr"] * rows["CLIP4Clip"]["coef_lr"] == pytest.approx(1e-7)
     assert rows["CLIP4Clip"]["feature_framerate"] == 1
+    assert rows["Bias, learning rate not published"]["coef_lr"] == 1, "all that it trains came with CLIP"
     assert rows["DGL-Transformer"]["batch_size"] == 512
     assert rows["DGL-Transformer"]["lr"] == 2e-3
     assert rows["VoP, learning rate not published"]["batch_size"] == 32
