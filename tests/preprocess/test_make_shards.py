@@ -389,6 +389,36 @@ def test_folders_of_others(world, tmp_path, capsys):
     error_of(capsys, "run/settings.json is not what this command writes")
 
 
+def test_a_failed_csv_of_others_stays(world, tmp_path, capsys):
+    """This command removes its own when nothing fails."""
+    theirs = tmp_path / "failed.csv"
+    theirs.write_text("job,host\n1,a\n")
+    assert pack(world, tmp_path) == 2
+    error_of(capsys, "failed.csv that this command has not written", "move it")
+    assert theirs.read_text() == "job,host\n1,a\n"
+    assert [path.name for path in tmp_path.iterdir()] == ["failed.csv"]
+    theirs.write_text("video_id,path,reason\n1,a,b\n")
+    assert pack(world, tmp_path) == 0
+    assert not theirs.exists()
+
+
+def test_a_second_run_beside_the_first_is_refused(world, tmp_path, capsys, undisturbed, monkeypatch):
+    """It starts while the first one writes its second shard, and leaves that alone."""
+    add, codes = ShardWriter.add, []
+
+    def add_and_start_another(self, place, clip):
+        if len(list(tmp_path.glob("*.tar"))) == 1 and not codes:
+            monkeypatch.setattr(ShardWriter, "add", add)
+            codes.append(pack(world, tmp_path))
+            error_of(capsys, "another process is writing 000001.tar", "wait for it to end", "--shard 0/2")
+        add(self, place, clip)
+
+    monkeypatch.setattr(ShardWriter, "add", add_and_start_another)
+    assert pack(world, tmp_path) == 0
+    assert codes == [2]
+    assert content(tmp_path) == undisturbed
+
+
 def test_no_room(world, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr("preprocess.make_shards.shutil.disk_usage", lambda path: SimpleNamespace(free=1000))
     assert pack(world, tmp_path / "out") == 2
