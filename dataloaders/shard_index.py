@@ -30,7 +30,7 @@ from typing import Any, BinaryIO, NamedTuple
 
 from dataloaders.annotations import parse_json, read_text
 from dataloaders.listed_videos import VIDEO_EXTENSIONS, check_name
-from dataloaders.quoting import quoted, shorten, some
+from dataloaders.quoting import counted, quoted, shorten, some
 
 VERSION = 1
 INDEX = "shards.json"
@@ -239,7 +239,7 @@ def member_table(path: Path, expected: Shard | None = None) -> list[ShardSample]
     if not samples:
         raise _wrong(path, "holds no sample")
     if expected and len(samples) != expected.samples:
-        raise _wrong(path, f"holds {len(samples):,} samples, but {INDEX} says {expected.samples:,}")
+        raise _wrong(path, f"holds {counted(len(samples), 'sample')}, but {INDEX} says {expected.samples:,}")
     return [_sample(path, key, members) for key, members in samples.items()]
 
 

@@ -11,6 +11,7 @@ from typing import Annotated, Any
 
 import numpy as np
 
+from dataloaders.quoting import counted
 from dataloaders.sampler import EpochSampler
 from dataloaders.samples import Sample
 from dataloaders.shard_cache import CachedShards
@@ -98,8 +99,8 @@ def open_store(config: Config, process: Process, workers: int) -> Store:
 
     index, source = process.share(process.on_main(find))[0]
     log.info(
-        "training on %s: %s clips in %d shards, %.3g GB; whether test videos are among them is not checked",
-        source or address, f"{index.samples:,}", len(index.shards), index.bytes / 1e9,
+        "training on %s: %s in %s, %.3g GB; whether test videos are among them is not checked",
+        source or address, counted(index.samples, "clip"), counted(len(index.shards), "shard"), index.bytes / 1e9,
     )  # fmt: skip
     if source is None:
         return LocalShards(Path(address), index)
@@ -175,7 +176,7 @@ class ShardReport:
         if before + len(broken) > self.allowed or empty:
             first = next(iter(broken.values())).rstrip(".")
             raise ValueError(
-                f"{first}; {before + len(broken)} samples of epoch {self.epoch} could not be read so far, "
+                f"{first}; {counted(before + len(broken), 'sample')} of epoch {self.epoch} could not be read so far, "
                 f"--allow_missing is {self.allowed}" + ", and a batch holds nothing else" * empty
             )
         return np.array([row for row, (_, problem) in enumerate(found) if not problem])

@@ -295,10 +295,10 @@ def spoilt(world, tmp_path) -> Path:
 def test_videos_that_fail_are_bounded_and_listed(spoilt, tmp_path, capsys, undisturbed):
     output = tmp_path / "out"
     assert pack(spoilt, output) == 1
-    error_of(capsys, "2.mp4 is missing", "first of 1", "--allow_missing is 0", "failed.csv")
+    error_of(capsys, "2.mp4 is missing", f"1 of {VIDEOS} videos cannot be used", "--allow_missing is 0", "failed.csv")
     assert [path.name for path in output.iterdir()] == ["failed.csv"]
     assert pack(spoilt, output, "--allow_missing", "1") == 1
-    error_of(capsys, "2.mp4", "first of 2")
+    error_of(capsys, "2.mp4", f"2 of {VIDEOS} videos")
     assert not (output / INDEX).exists()
     assert pack(spoilt, output, "--allow_missing", "2") == 0
     rows = (output / "failed.csv").read_text().splitlines()
