@@ -329,6 +329,16 @@ def run(options: argparse.Namespace) -> int:
         return 1
 
 
+def parse(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> argparse.Namespace:
+    """Return the flags; ValueError for one that --verify or --index does not use."""
+    options = parser.parse_args(argv)
+    what = next(name for name in ("output_dir", "verify", "index") if getattr(options, name) is not None)
+    passed = [name for name, value in vars(options).items() if value != parser.get_default(name)]
+    if what != "output_dir" and (unused := [name for name in passed if name not in (what, "jobs")]):
+        raise ValueError(f"--{unused[0]} has no effect with --{what}: leave it out.")
+    return options
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
     parser = argparse.ArgumentParser(description="Pack videos and captions into WebDataset shards.")
@@ -354,7 +364,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--allow_missing", type=int, default=0, help="videos that may be missing or broken")
     parser.add_argument("--jobs", type=int, help="videos at a time; default: one for each processor")
     parser.add_argument("--shard", help="i/n: the i-th of n shares, counted from 0; default: torchrun's rank")
-    return exit_code(lambda: run(parser.parse_args(argv)), "run the same command again to go on.")
+    return exit_code(lambda: run(parse(parser, argv)), "run the same command again to go on.")
 
 
 if __name__ == "__main__":

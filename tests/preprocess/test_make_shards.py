@@ -389,6 +389,12 @@ def test_folders_of_others(world, tmp_path, capsys):
     error_of(capsys, "run/settings.json is not what this command writes")
 
 
+@pytest.mark.parametrize("what", ["verify", "index"])
+def test_flags_of_making_are_refused_elsewhere(tmp_path, capsys, what):
+    assert main([f"--{what}", str(tmp_path), "--jobs", "2", "--crf", "20"]) == 2
+    error_of(capsys, f"--crf has no effect with --{what}")
+
+
 def test_a_failed_csv_of_others_stays(world, tmp_path, capsys):
     """This command removes its own when nothing fails."""
     theirs = tmp_path / "failed.csv"
