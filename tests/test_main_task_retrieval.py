@@ -135,7 +135,7 @@ def test_checkpoints_of_released_codes(small_data, tmp_path, method, options, ca
     torch.save({"state_dict": state}, theirs)
     message = error_of(train, capsys)
     assert "pytorch_model.bin.4: the released weights do not fit" in message
-    assert "1 keys missing (clip.visual.conv1.weight)" in message
+    assert "1 key missing (clip.visual.conv1.weight)" in message
 
 
 def test_a_checkpoint_without_a_newer_setting_gets_its_default(small_data, tmp_path):

@@ -51,7 +51,7 @@ from engine.tasks.splits import draw_captions
 from engine.tasks.trained_on import left_out_of_start
 from modules.losses import LOSSES, Loss, build_loss
 from modules.methods import Method
-from modules.options import Choices, Range
+from modules.options import Choices, OnlyWith, Range
 from modules.rows import Rows, take
 
 
@@ -121,12 +121,16 @@ class RetrievalSettings(CropSettings, ShardSettings):
         "number by which --dsl divides similarities before the softmax over queries; similarities are cosines times "
         "CLIP's exp(logit_scale), so 1 gives CLIP's softmax",
         Range(0, above=True),
+        OnlyWith("dsl"),
     ] = 1.0
     qb_norm: Annotated[
         bool, "add text-to-video columns for the test split with QB-Norm, which uses captions of the training split"
     ] = False
     querybank_size: Annotated[
-        int, "number of training captions that --qb_norm draws with --seed; all if there are fewer", Range(1)
+        int,
+        "number of training captions that --qb_norm draws with --seed; all if there are fewer",
+        Range(1),
+        OnlyWith("qb_norm"),
     ] = 5000
 
     def __post_init__(self) -> None:
