@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from modules.clip import CLIP, Block
+from modules.lora import add_lora
 from modules.methods.base import Method
 from modules.options import Range, between
 from modules.similarity import masked_mean
@@ -45,6 +46,8 @@ class STOP(Method):
         ValueError: if the CLIP has fewer than `prompt_depth` blocks or `n_regions` patches, or if `inter_width` is no
             multiple of 8.
     """
+
+    newer = ("lora_dim",)
 
     def __init__(
         self,
@@ -76,6 +79,9 @@ class STOP(Method):
         text_prompt_length: Annotated[
             int, "learned tokens after the start token in every text block", Range(0, 64)
         ] = 4,
+        lora_dim: Annotated[
+            int, "beyond the paper: rank of LoRA on queries, keys, values of both towers; 0: none", Range(0)
+        ] = 0,
     ) -> None:
         super().__init__(clip)
         visual = clip.visual
@@ -121,6 +127,9 @@ class STOP(Method):
             if use_inter
         )
         self.text_prompts = text_prompts(clip.text, text_prompt_length)
+        if lora_dim:
+            self.visual_lora = add_lora(clip.visual.blocks, lora_dim)
+            self.text_lora = add_lora(clip.text.blocks, lora_dim)
 
     def encode_video(self, video: Tensor, frame_mask: Tensor) -> Tensor:
         return self._encode(video, frame_mask)

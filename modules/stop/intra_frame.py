@@ -117,7 +117,7 @@ def attention_map(block: Block, normal: Tensor, frames: int) -> Tensor:
     """Eq. 1, A_i = Attn(h_cls, h_i): how the block's own frozen attention spreads over the patches of each frame.
 
     Softmax over the P patches of q_cls . k_ij / sqrt(d_head) in each head, then the mean over heads. [D] Without
-    gradient: the map is a measurement by the frozen CLIP.
+    gradient: the map is a measurement by the frozen CLIP, or by the one that LoRA has changed so far.
 
     Args:
         normal: the sequences after `layer_norm`, `[B,C,L,D]`, of T frames.
@@ -128,7 +128,7 @@ def attention_map(block: Block, normal: Tensor, frames: int) -> Tensor:
     attention = block.attn
     query = attention.query(normal[:, :, 0], block.ln_1)  # [B,C,D]
     query = query.unflatten(-1, (attention.heads, -1)) * (query.shape[-1] / attention.heads) ** -0.5
-    key_weight = attention.projection(block.ln_1)[0].chunk(3)[1].unflatten(0, (attention.heads, -1))  # [heads,d,D]
+    key_weight = attention.key_weight(block.ln_1).unflatten(0, (attention.heads, -1))  # [heads,d,D]
     # q . (W x + b) = (W^T q) . x + q . b. We carry the query back to the width of the tokens, so that no token has to
     # be projected (D/heads times fewer operations). q . b is the same for all patches and drops out of the softmax.
     carried = torch.einsum("bchd,hdw->bchw", query, key_weight).expand(-1, frames, -1, -1)
