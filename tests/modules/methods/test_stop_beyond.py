@@ -1,21 +1,29 @@
 """STOP with what goes beyond the paper: LoRA and token merging, each off by default."""
 
 import copy
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from dataloaders.transforms import normalise
+from modules.clip_weights import load_clip
 from modules.losses import symmetric_info_nce
-from modules.methods import stop
+from modules.methods import build_method, stop
 from modules.methods.stop import STOP
 from modules.stop.merging import merge_patches, plan_merging
 from modules.stop.timing import FrameTiming
 from modules.stop.tokens import Merging, layer_norm, patches_of, sequences
+from preprocess.moving_shapes.stories import draw_story
+from preprocess.moving_shapes.takes import stage
 from tests.modules.methods.small_stop import LAYOUTS, clips_that_move, make_stop
 from tests.modules.stop import merged_reference as slow
 from tests.tiny import TINY, tiny_batch
+
+SMALL_WEIGHTS = Path(__file__).resolve().parents[3] / "pretrained" / "moving_shapes_clip.safetensors"
 
 
 def unit(x):
@@ -233,6 +241,24 @@ class TestMerging:
         video = torch.randn(2, 3, 3, 1, 1).expand(-1, -1, -1, 12, 12)
         mask = torch.ones(2, 3, dtype=torch.bool)
         torch.testing.assert_close(merged.encode_video(video, mask), method.encode_video(video, mask))
+
+    @pytest.mark.skipif(not SMALL_WEIGHTS.exists(), reason=f"pretrained/{SMALL_WEIGHTS.name} is not there")
+    def test_regions_stay_on_what_moves(self):
+        """Of a made-world clip, as training starts: half of the patches merge, and N_s hardly notices."""
+        rng = np.random.default_rng(0)
+        frames = torch.from_numpy(stage(draw_story(rng, held_out=False), rng).frames(8)).permute(0, 3, 1, 2)
+        moved = (frames[1:].float() - frames[:-1].float()).abs().mean(dim=1) > 10  # [T-1,H,W]
+        moved = moved.unflatten(1, (7, 16)).unflatten(3, (7, 16)).any(dim=4).any(dim=2).flatten(1)
+        moving = torch.zeros(8, 49, dtype=torch.bool)
+        moving[1:] |= moved
+        moving[:-1] |= moved
+        shares = {}
+        for merge in ("0", "24"):
+            method = build_method("stop", load_clip(SMALL_WEIGHTS), merge=f"{merge}-0-0").eval()
+            region = method.prompt_maps(normalise(frames[None]), torch.ones(1, 8))[0].spatial.region_mask[0]
+            shares[merge] = (region * moving).sum().item() / region.sum().item()
+        assert shares["0"] > 2 * moving.double().mean()  # what chance would give
+        assert shares["24"] > 0.9 * shares["0"]
 
     @torch.no_grad()
     def test_bf16(self):
