@@ -6,6 +6,7 @@ CLIP stays frozen. Before each of the first `prompt_depth` visual blocks, as in 
 2. inter-frame temporal prompting (`InterFramePrompter`): prompts p^t stand between frames, more where more changes.
 
 [D] marks a decision of ours where the paper is silent. The authors' released code is another model (`stop_released`).
+`lora_dim` and `merge`, off by default, go beyond the paper: docs/beyond.md.
 
 Shapes: B clips, T frames, P patches, D width, N captions, L tokens of a sequence or a caption, E joint embedding, C
 sequences of a clip (`modules.stop.tokens`).
@@ -44,8 +45,8 @@ class STOP(Method):
     """STOP, section 3 of the paper: intra-frame spatial and inter-frame temporal prompting around a frozen CLIP.
 
     Raises:
-        ValueError: if the CLIP has fewer than `prompt_depth` blocks or `n_regions` patches, or if `inter_width` is no
-            multiple of 8.
+        ValueError: if the CLIP has fewer than `prompt_depth` blocks or `n_regions` patches, if `inter_width` is no
+            multiple of 8, or if `merge` is no plan for this CLIP.
     """
 
     newer = ("lora_dim", "merge")
