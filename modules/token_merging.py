@@ -54,7 +54,7 @@ def match(metric: Tensor, size: Tensor, classes: int, count: int, falling: bool 
 
 
 def merge(x: Tensor, size: Tensor, place: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    """Return the tokens `[N,S-M,D]` and sizes `[N,S-M]` after merging, in fp32; `place` is that of `match` for M.
+    """Return the tokens `[N,S-M,D]` and sizes `[N,S-M]` after merging, at least fp32; `place` is `match`'s for M.
 
     A token is the mean of those that merged into it, weighted by their sizes, and its size is their sum. Where the sum
     is zero, so is the token.
@@ -63,7 +63,8 @@ def merge(x: Tensor, size: Tensor, place: Tensor, count: int) -> tuple[Tensor, T
     weights = size.new_zeros(rows, tokens - count, tokens).scatter_(1, place.unsqueeze(1), size.unsqueeze(1))
     total = weights.sum(dim=2)
     with without_autocast(x.device.type):  # a product instead of scattered sums, whose order a GPU does not keep
-        return (weights / total.clamp(min=1).unsqueeze(2)) @ x.float(), total
+        x = x.to(torch.promote_types(x.dtype, torch.float32))
+        return (weights / total.clamp(min=1).unsqueeze(2)).to(x.dtype) @ x, total
 
 
 def bias(size: Tensor) -> Tensor:
