@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Trains every method of the comparison on MSR-VTT, and prints a table with the published numbers beside the measured ones.
-# protocol=common: all rows alike; each row gets the best of three learning rates by held-out training videos, on seed 0.
-# protocol=own: each row as its paper or release trains it, as far as that is known.
+# By protocol=common all rows are trained alike, each with the best of three learning rates by held-out training videos.
+# By protocol=own each is trained as its paper or release trains it, as far as that is known.
 # Rows in the results files are not run again, so an interrupted table goes on.
 #   bash scripts/table_msrvtt.sh
 #   protocol=own seeds=42 only="^(DGL|VoP)" bash scripts/table_msrvtt.sh

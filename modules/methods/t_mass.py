@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from modules.clip import CLIP
 from modules.methods.base import DeadParameters, Method
 from modules.options import Range
+from modules.precision import without_autocast
 from modules.rows import map_rows
 from modules.similarity import unit
 from modules.t_mass.draws import numbers_of_texts, numbers_of_videos, uniform
@@ -139,7 +140,7 @@ class TMASS(Method):
 
     def prepare(self, rows: TextRows | VideoRows) -> PreparedText | PreparedVideo:
         """Return what does not depend on the other side of a pair, computed once."""
-        with torch.autocast(rows.number.device.type, enabled=False):
+        with without_autocast(rows.number.device.type):
             if isinstance(rows, TextRows):
                 texts = rows.texts.float()
                 return PreparedText(texts, unit(texts), self.pool_frames.queries(texts), rows.number)
@@ -168,7 +169,7 @@ class TMASS(Method):
 
     def _best_cosine(self, text: PreparedText, video: PreparedVideo, trials: int) -> Tensor:
         """Return the best cosine of `trials` draws for every pair, `[N,B]`."""
-        with torch.autocast(text.texts.device.type, enabled=False):
+        with without_autocast(text.texts.device.type):
             pooled = self._pooled(text, video)
             spread = self.std_branch(torch.einsum("ne,bte->nbt", text.units, video.units)).exp()
             e = self.noise(text.number[:, None], video.number, trials)
@@ -185,7 +186,7 @@ class TMASS(Method):
 
     def batch_loss(self, loss: Any, text: TextRows, video: VideoRows, video_index: Tensor | None = None) -> Tensor:
         """Return loss(stochastic) + `support_loss_weight` loss(support)."""
-        with torch.autocast(text.number.device.type, enabled=False):
+        with without_autocast(text.number.device.type):
             stochastic, support = self.pair_cosines(text, video)
             scale = self.clip.logit_scale.float().exp()
             total = loss(scale * stochastic, video_index)

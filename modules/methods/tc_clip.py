@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from modules.clip import CLIP, Block
 from modules.methods.base import KEY_BIAS, DeadParameters, Method
 from modules.options import Range
+from modules.precision import without_autocast
 from modules.rows import map_rows
 from modules.similarity import unit
 from modules.tc_clip.context import Context, attend, bias_table, summarise
@@ -128,7 +129,7 @@ class TCCLIP(Method):
 
     def similarity(self, text: TextRows, video: VideoRows) -> Tensor:
         """Score every text with every video: exp(logit_scale) times the cosine, fp32 `[N,B]`."""
-        with torch.autocast(text.states.device.type, enabled=False):
+        with without_autocast(text.states.device.type):
             vectors, prompts = unit(video.video), video.prompts.float()
             rows = max(1, AT_ONCE // (4 * text.states.shape[-1] * max(1, len(vectors))))
             parts = []
