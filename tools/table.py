@@ -140,14 +140,20 @@ def draw(points: Sequence[Mapping[str, Any]], output: Path) -> None:
     shown = {key: title for key, title in titles.items() if any(point[key] for point in points)}
     figure = Figure(figsize=(6 * len(shown), 6), layout="constrained")
     panels = figure.subplots(1, len(shown), sharey=True, squeeze=False)[0]
+    recalls = [point["recall"] for point in points]
+    apart = (max(recalls) - min(recalls)) / 45  # of labels, so that none covers another
     for panel, (key, title) in zip(panels, shown.items(), strict=True):
-        for point in points:
+        below = -float("inf")
+        for point in sorted(points, key=lambda point: point["recall"]):
             if point[key]:
-                value = point[key] / 1e6 if key == "trained" else point[key]
-                panel.plot(value, point["recall"], "o", color="C3" if point["name"].startswith("STOP") else "C0")
-                panel.annotate(point["name"], (value, point["recall"]), (4, 3), textcoords="offset points", size=7)
+                value, recall = point[key] / 1e6 if key == "trained" else point[key], point["recall"]
+                panel.plot(value, recall, "o", color="C3" if point["name"].startswith("STOP") else "C0")
+                below = max(recall, below + apart)
+                panel.annotate(f"  {point['name']}", (value, recall), (value, below), size=7, va="center",
+                               arrowprops={"arrowstyle": "-", "color": "0.7", "lw": 0.5})  # fmt: skip
         if key == "trained":
             panel.set_xscale("log")
+        panel.margins(x=0.35, y=0.12)
         panel.set_xlabel(title)
         panel.grid(alpha=0.3)
     panels[0].set_ylabel("R@1, text to video, or top-1, %")
