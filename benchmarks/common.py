@@ -105,13 +105,6 @@ def origin_of(device: torch.device) -> tuple[dict[str, Any], str]:
 # Measuring
 
 
-def options_for(name: str, frames: int) -> dict[str, int]:
-    """Return the options with which a method takes clips of this many frames: {} for methods that take any."""
-    return (
-        {"max_frames": frames} if any(option.name == "max_frames" for option in method_options(METHODS[name])) else {}
-    )
-
-
 def random_batch(
     architecture: CLIPArchitecture,
     batch_size: int,

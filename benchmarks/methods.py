@@ -45,7 +45,6 @@ from benchmarks.common import (
     check_clip,
     check_outputs,
     default_device,
-    options_for,
     origin_of,
     parse_settings,
     parse_with_options,
@@ -62,7 +61,7 @@ from engine.compiling import compile_forward, compiler_error
 from engine.precision import AUTOCAST, auto_precision
 from modules.clip import CLIP
 from modules.clip_weights import architecture_of
-from modules.methods import METHODS, build_method
+from modules.methods import METHODS, build_method, options_for
 from modules.options import Checked, Choices, Range, one_of
 
 PHASES = ("text", "visual", "prompters", "backward", "optimiser")

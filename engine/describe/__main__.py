@@ -17,7 +17,7 @@ from engine.describe import describe
 from engine.errors import explained, one_sentence
 from engine.messages import print_error
 from modules.clip_weights import architecture_of
-from modules.methods import METHODS, method_options
+from modules.methods import METHODS, options_for
 from modules.options import Checked, Range, between
 
 HEADER = ("method", "trained", "share of all", "GFLOP per clip", "times CLIP's", "cannot learn")
@@ -50,8 +50,7 @@ def rows_of(settings: Settings) -> tuple[list[tuple[str, ...]], list[str]]:
     rows: list[tuple[str, ...]] = []
     left_out, of_clip = [], 0.0
     for name in sorted(METHODS, key=lambda name: name != "clip4clip"):  # it has CLIP's operations
-        known = {option.name for option in method_options(METHODS[name])}
-        options = {"max_frames": settings.max_frames} if "max_frames" in known else {}
+        options = options_for(name, settings.max_frames)
         try:
             counts = describe(
                 name, settings.pretrained_clip_name, settings.pretrained_dir, options, settings.max_frames,

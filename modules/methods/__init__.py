@@ -92,6 +92,12 @@ def why_unknown(name: str, option: str) -> str | None:
     return f"is a setting of --method {', '.join(owners)}, but the method here is {name}" if owners else None
 
 
+def options_for(name: str, max_frames: int) -> dict[str, int]:
+    """Return the options with which the method `name` takes clips of this many frames: {} if it takes any."""
+    takes_any = all(option.name != "max_frames" for option in method_options(METHODS[name]))
+    return {} if takes_any else {"max_frames": max_frames}
+
+
 def without_newer(name: str, options: Mapping[str, Any]) -> dict[str, Any]:
     """Return the options of the method `name` without those that `Method.newer` names and that have their default."""
     method = METHODS[name]
@@ -99,4 +105,4 @@ def without_newer(name: str, options: Mapping[str, Any]) -> dict[str, Any]:
     return {option: value for option, value in options.items() if option not in newer or value != newer[option]}
 
 
-__all__ = ["METHODS", "Method", "build_method", "method_options", "why_unknown", "without_newer"]
+__all__ = ["METHODS", "Method", "build_method", "method_options", "options_for", "why_unknown", "without_newer"]
