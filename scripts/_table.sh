@@ -32,6 +32,15 @@ comparison=(
 )
 source "$(dirname "${BASH_SOURCE[0]}")/_rows.sh"
 
+# go_beyond_the_paper MERGE: adds the rows of docs/beyond.md, with a plan of merging for the CLIP.
+go_beyond_the_paper() {
+    comparison+=(
+        "STOP, LoRA|--method stop --lora_dim 8|stop"
+        "STOP, merged|--method stop --merge $1|stop"
+        "STOP, LoRA and merged|--method stop --lora_dim 8 --merge $1|stop"
+    )
+}
+
 # use_rates_of_the_small_clip: sets `rates_of` and `more_of` for the made world. Its CLIP is narrow, so the rates are
 # higher than those of ViT-B/32.
 use_rates_of_the_small_clip() {

@@ -28,11 +28,7 @@ only=${only:-.}        # a regular expression; rows whose names match are run
 frame_captions=""  # recognition has no captions of frames, so DiscoVLA is left out
 source "$(dirname "$0")/_table.sh"
 use_rates_of_the_small_clip
-comparison+=(  # beyond the paper, docs/beyond.md
-    "STOP, LoRA|--method stop --lora_dim 8|stop"
-    "STOP, merged|--method stop --merge 12-8-6|stop"
-    "STOP, LoRA and merged|--method stop --lora_dim 8 --merge 12-8-6|stop"
-)
+go_beyond_the_paper 12-8-6
 # STDD needs an even grid of patches, which this CLIP has not: scripts/stdd_moving_actions.sh has its table.
 comparison+=("TC-CLIP|--method tc_clip|head")
 

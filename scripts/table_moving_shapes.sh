@@ -26,11 +26,7 @@ only=${only:-.}        # a regular expression; rows whose names match are run
 
 source "$(dirname "$0")/_table.sh"
 use_rates_of_the_small_clip
-comparison+=(  # beyond the paper, docs/beyond.md
-    "STOP, LoRA|--method stop --lora_dim 8|stop"
-    "STOP, merged|--method stop --merge 12-8-6|stop"
-    "STOP, LoRA and merged|--method stop --lora_dim 8 --merge 12-8-6|stop"
-)
+go_beyond_the_paper 12-8-6
 
 mkdir -p "$runs" "$(dirname "$results")"
 "$PYTHON" preprocess/make_moving_shapes.py --output_dir "$DATA_PATH"

@@ -9,11 +9,11 @@ Test videos have no part in the choice.
 """
 
 import argparse
-import csv
 import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from engine.logger import append_row
 from engine.messages import print_error
@@ -22,16 +22,14 @@ from tools.report import METRICS, read_rows
 DECIDING = ("t2v R@1", "v2t R@1", "top1")
 
 
-def held_out_row(run: Path) -> dict[str, str]:
+def held_out_row(run: Path) -> dict[str, Any]:
     """Return the results row of a run, with the metrics of its held-out videos after the last epoch.
 
     Raises:
         OSError: RUN/test.csv or RUN/metrics.jsonl cannot be read.
         ValueError: a file is not what a run with --select_on holdout writes.
     """
-    read_rows(run / "test.csv")  # refuses what is no results csv
-    with open(run / "test.csv", newline="", encoding="utf-8-sig") as file:
-        *_, row = csv.DictReader(file)
+    row = read_rows(run / "test.csv").iloc[-1].to_dict()
     try:
         lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
         measured = [line for line in lines if line["kind"] == "holdout"]

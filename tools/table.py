@@ -22,18 +22,17 @@ from typing import Any
 import pandas as pd
 
 from engine.cli import parse_config
+from engine.config import Config
 from engine.describe import describe
 from engine.flags import PICTURES, check_file
 from engine.messages import print_error
-from engine.tasks.recognition import RecognitionSettings
-from engine.tasks.retrieval import RetrievalSettings
+from engine.tasks.registry import TASKS
 from modules.methods import METHODS, method_options
 from tools.report import METRICS, markdown, number, read_rows
 
 CITED = Path(__file__).parent / "cited_msrvtt.csv"
 CITED_METRICS = ("t2v R@1", "t2v R@5", "t2v R@10", "t2v MnR", "v2t R@1", "v2t R@5", "v2t R@10", "v2t MnR")
 UNPUBLISHED = ", learning rate not published"  # ends the names of rows whose papers do not state it
-SETTINGS = {"main_task_retrieval.py": RetrievalSettings, "main_task_recognition.py": RecognitionSettings}
 
 
 def read_cited(path: Path) -> dict[str, dict[str, str]]:
@@ -54,21 +53,18 @@ def steps_of(path: Path) -> dict[str, float]:
         raise ValueError(f"{path}: is not what benchmarks.methods --output writes") from error
 
 
-def settings_of(row: pd.Series) -> tuple[str, str, Mapping[str, Any], int, int]:
-    """Return method, CLIP, the method's options, frames and words of the run that wrote a row.
+def config_of(row: pd.Series) -> Config:
+    """Return the settings of the run that wrote a row.
 
     Raises ValueError if its command is none of this project or has flags that no longer exist.
     """
     python, program, *flags = shlex.split(row["command"])
-    if Path(program).name not in SETTINGS:
+    task = Path(program).stem.removeprefix("main_task_")
+    if task not in TASKS:
         raise ValueError(f"the row {row['name']} was not written by a training program: {row['command'][:60]}")
     if "--do_train" not in flags and "--do_eval" not in flags:
         raise ValueError(f"the row {row['name']} neither trained nor evaluated: {python} {program}")
-    config = parse_config(flags, SETTINGS[Path(program).name])
-    return (
-        config.model.method, config.model.pretrained_clip_name, config.model.options, config.data.max_frames,
-        config.data.max_words,
-    )  # fmt: skip
+    return parse_config(flags, TASKS[task].settings)
 
 
 @cache
@@ -76,20 +72,21 @@ def _gflop(method: str, clip: str, options: tuple[tuple[str, Any], ...], frames:
     return float(describe(method, clip, "", dict(options), frames, words)["gflops_per_clip"])
 
 
-def gflop_of(row: pd.Series) -> float | None:
-    """Return the operations of a row's model in 10^9, or None if its CLIP is not on this machine."""
-    method, clip, options, frames, words = settings_of(row)
+def gflop_of(config: Config) -> float | None:
+    """Return the operations of a run's model in 10^9, or None if its CLIP is not on this machine."""
+    model, data = config.model, config.data
+    options = tuple(sorted(model.options.items()))
     try:
-        return _gflop(method, clip, tuple(sorted(options.items())), frames, words)
+        return _gflop(model.method, model.pretrained_clip_name, options, data.max_frames, data.max_words)
     except FileNotFoundError:
         return None
 
 
-def has_defaults(row: pd.Series) -> bool:
-    """Return whether a row's method has its defaults, so that the benchmark's row is that of the same model."""
-    method, _, options, frames, _ = settings_of(row)
+def has_defaults(config: Config) -> bool:
+    """Return whether a run's method has its defaults, so that the benchmark's row is that of the same model."""
+    method, frames = config.model.method, config.data.max_frames
     defaults = {option.name: option.default for option in method_options(METHODS[method])} | {"max_frames": frames}
-    return all(value == defaults[name] for name, value in options.items())
+    return all(value == defaults[name] for name, value in config.model.options.items())
 
 
 def compare(
@@ -113,8 +110,9 @@ def compare(
         group = groups[measured[name]]
         first = group.iloc[0]
         trained = 0 if first["selection"] == "zero-shot" else int(first["trainable_parameters"])
-        gflop = gflop_of(first)
-        step = steps.get(first["method"]) if trained and has_defaults(first) else None
+        config = config_of(first)
+        gflop = gflop_of(config)
+        step = steps.get(first["method"]) if trained and has_defaults(config) else None
         cells = [
             number(group[metric].mean()) + (f" ± {group[metric].std():.1f}" if len(group) > 1 else "")
             for metric in metrics
