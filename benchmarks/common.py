@@ -16,10 +16,8 @@ from torch import Tensor
 
 from engine.cli import parse_flags
 from engine.distributed import Process
-from engine.errors import explained, one_sentence
 from engine.flags import PICTURES, check_file
 from engine.logger import provenance
-from engine.messages import print_error
 from modules.clip import CLIPArchitecture
 from modules.clip_weights import architecture_of
 from modules.methods import METHODS, method_options
@@ -51,19 +49,6 @@ def parse_settings(settings: type[Result], argv: Sequence[str] | None = None) ->
     """Build a dataclass of `Annotated` fields from the command line of a benchmark; raises ValueError as `parse_flags`
     does, and what `settings` itself raises."""
     return settings(**parse_flags({"benchmark": settings}, "", argv))
-
-
-def print_report(report: Callable[[], str]) -> int:
-    """Print the text that `report` returns, or one sentence about a mistake; return the exit code 0 or 2."""
-    try:
-        print(report())
-    except (ValueError, OSError, RuntimeError, MemoryError) as error:
-        known = explained(error)
-        if known is None:
-            raise
-        print_error(one_sentence(known))
-        return 2
-    return 0
 
 
 def check_clip(name: str, max_words: int) -> CLIPArchitecture:

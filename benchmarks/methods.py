@@ -48,7 +48,6 @@ from benchmarks.common import (
     origin_of,
     parse_settings,
     parse_with_options,
-    print_report,
     random_batch,
     save_figure,
     timed,
@@ -58,6 +57,7 @@ from benchmarks.operations import count_forward, count_step
 from benchmarks.step import EVALUATION, REST, STEP, TEXT, measure, measure_evaluation
 from benchmarks.training_step import TrainingStep, largest_batch, make_floor, time_in_a_row
 from engine.compiling import compile_forward, compiler_error
+from engine.errors import print_report
 from engine.precision import AUTOCAST, auto_precision
 from modules.clip import CLIP
 from modules.clip_weights import architecture_of

@@ -27,12 +27,12 @@ from benchmarks.common import (
     default_device,
     origin_of,
     parse_with_options,
-    print_report,
     random_batch,
     timed,
 )
 from benchmarks.operations import count_forward
 from engine.data import normalise_for
+from engine.errors import print_report
 from engine.precision import autocast_for
 from engine.tasks.contrastive import ContrastiveStep
 from modules.clip import CLIP

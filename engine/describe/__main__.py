@@ -14,8 +14,7 @@ from typing import Annotated
 
 from engine.cli import parse_flags
 from engine.describe import describe
-from engine.errors import explained, one_sentence
-from engine.messages import print_error
+from engine.errors import one_sentence, print_report
 from modules.clip_weights import architecture_of
 from modules.methods import METHODS, options_for
 from modules.options import Checked, Range, between
@@ -67,28 +66,25 @@ def rows_of(settings: Settings) -> tuple[list[tuple[str, ...]], list[str]]:
     return rows, left_out
 
 
+def table(settings: Settings) -> str:
+    """Return the table."""
+    rows, left_out = rows_of(settings)
+    widths = [max(map(len, column)) for column in zip(HEADER, *rows, strict=True)]
+    lines = [
+        f"{settings.pretrained_clip_name}, {settings.max_frames} frames, {settings.max_words} words; operations of one "
+        "clip and one caption, forward, 2 per multiply-add",
+        "",
+    ]
+    for row in (HEADER, *rows):
+        cells = (cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True))
+        lines.append("  ".join((row[0].ljust(widths[0]), *cells)))
+    return "\n".join([*lines, *(["", *left_out] if left_out else [])])
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Print the table; return 0, or 2 after one sentence about a mistake."""
     logging.getLogger("stop").setLevel(logging.WARNING)  # methods log the values that they derive
-    try:
-        settings = Settings(**parse_flags({"table": Settings}, "", argv))
-        rows, left_out = rows_of(settings)
-    except (ValueError, OSError, RuntimeError) as error:
-        known = explained(error)
-        if known is None:
-            raise
-        print_error(one_sentence(known))
-        return 2
-    print(
-        f"{settings.pretrained_clip_name}, {settings.max_frames} frames, {settings.max_words} words; operations of one "
-        "clip and one caption, forward, 2 per multiply-add\n"
-    )
-    widths = [max(map(len, column)) for column in zip(HEADER, *rows, strict=True)]
-    for row in (HEADER, *rows):
-        cells = (cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True))
-        print("  ".join((row[0].ljust(widths[0]), *cells)))
-    print(*("", *left_out) if left_out else (), sep="\n")
-    return 0
+    return print_report(lambda: table(Settings(**parse_flags({"table": Settings}, "", argv))))
 
 
 if __name__ == "__main__":
