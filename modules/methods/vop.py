@@ -23,6 +23,12 @@ RELEASED_NAMES = {
     "visual_prompts": "visual_prompt_learner.visual_prompts",
     "text_prompts": "text_prompt_learner.text_prompts",
 }
+TextPromptLength = Annotated[int, "learned tokens in every text block, half of them after the start token", Range(2)]
+TextPostfix = Annotated[
+    Literal["before_end", "released"],
+    "the other half; before_end: between the last word and END, wherever that is; released: before the last of "
+    "--max_words tokens, and texts are read 4 places behind END, which is right for the longest texts alone",
+]
 
 
 class PromptedTexts(Method):
@@ -83,14 +89,8 @@ class VoP(PromptedTexts):
         clip: CLIP,
         *,
         prompt_length: Annotated[int, "learned tokens in every visual block", Range(1)] = 8,
-        text_prompt_length: Annotated[
-            int, "learned tokens in every text block, half of them after the start token", Range(2)
-        ] = 8,
-        text_postfix: Annotated[
-            Literal["before_end", "released"],
-            "the other half; before_end: between the last word and END, wherever that is; released: before the last of "
-            "--max_words tokens, and texts are read 4 places behind END, which is right for the longest texts alone",
-        ] = "before_end",
+        text_prompt_length: TextPromptLength = 8,
+        text_postfix: TextPostfix = "before_end",
     ) -> None:
         super().__init__(clip, text_prompt_length, text_postfix)
         visual = clip.visual

@@ -11,7 +11,7 @@ Shapes: B clips, T frames, P patches, S prompts, D width, E joint embedding.
 """
 
 import logging
-from typing import Annotated, Literal
+from typing import Annotated
 
 import torch
 from torch import Tensor, nn
@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from modules.clip import CLIP, Block, KeysValues
 from modules.deep_prompts import normal_prompts
 from modules.frame_count import check_frames
-from modules.methods.vop import PromptedTexts
+from modules.methods.vop import PromptedTexts, TextPostfix, TextPromptLength
 from modules.options import Range, between
 from modules.similarity import masked_mean
 
@@ -41,14 +41,8 @@ class VoPFC(PromptedTexts):
         prompt_length: Annotated[
             int, "learned tokens in a visual block; in the first blocks the context makes half of them", Range(2)
         ] = 8,
-        text_prompt_length: Annotated[
-            int, "learned tokens in every text block, half of them after the start token", Range(2)
-        ] = 8,
-        text_postfix: Annotated[
-            Literal["before_end", "released"],
-            "the other half; before_end: between the last word and END, wherever that is; released: before the last of "
-            "--max_words tokens, and texts are read 4 places behind END, which is right for the longest texts alone",
-        ] = "before_end",
+        text_prompt_length: TextPromptLength = 8,
+        text_postfix: TextPostfix = "before_end",
         shallow_layers: Annotated[
             int,
             "K_s, first visual blocks, where frames stay apart; 0: two thirds of the blocks, which is 8 of 12",

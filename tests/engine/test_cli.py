@@ -107,7 +107,7 @@ def test_mistakes_are_one_sentence(flags, message):
 )
 def test_flags_without_effect_are_refused(flags, message):
     with pytest.raises(ValueError, match=message) as caught:
-        parse_config(["--describe", *flags.split()], RetrievalSettings)
+        assert parse_config(["--describe", *flags.split()], RetrievalSettings).run.describe
     assert "\n" not in str(caught.value)
 
 
@@ -123,7 +123,7 @@ def test_flags_without_effect_are_refused(flags, message):
     ],
 )
 def test_flags_with_effect_and_defaults_pass(flags):
-    parse_config(["--describe", *flags.split()], RetrievalSettings)
+    assert parse_config(["--describe", *flags.split()], RetrievalSettings).run.describe
 
 
 def test_a_setting_of_a_checkpoint_may_have_no_effect():
