@@ -1,7 +1,8 @@
 # shellcheck shell=bash
 # Sourced by the scripts of the comparison: its rows, the search of their learning rates, and their training.
 # The script defines `results`, `runs`, `seeds`, `only`, `JOBS`, `holdout_videos`, an array `rates_of` of three learning
-# rates by family, an array `more_of` of further flags by family, and
+# rates by family, an array `more_of` of further flags by family, perhaps `search_epochs`, the epochs of a run of the
+# search if they are fewer than a row's, and
 #   train_row NAME SEED FILE FOLDER FLAGS...  trains and evaluates a row
 # Rows are "name|flags|family"; the family says which learning rates are tried.
 comparison=(
@@ -80,13 +81,14 @@ wanted() {
 
 # search_rates: trains every row with its family's three rates on the training videos but `holdout_videos`, on seed 0.
 search_rates() {
-    local row name flags family rate searching=1 table=$results results=$rates
+    local row name flags family rate shorter searching=1 table=$results results=$rates
     mkdir -p "$runs/search"
     rows=()
     while IFS='|' read -r name flags family; do
         [ -f "$table" ] && [ -z "$(missing_seeds "$table" "$name")" ] && continue
         for rate in ${rates_of[$family]:?}; do
-            rows+=("$name, lr $rate|--do_train $flags ${more_of[$family]:-} --lr $rate")
+            shorter=${search_epochs:+--epochs $search_epochs}
+            rows+=("$name, lr $rate|--do_train $flags ${more_of[$family]:-} --lr $rate $shorter")
         done
     done < <(wanted)
     run_rows 0 . "$JOBS" "$runs/search"

@@ -15,6 +15,7 @@ results=${results:-results/table_moving_actions.csv}
 runs=${runs:-runs/table_moving_actions}
 seeds=${seeds:-0 1 2}
 epochs=${epochs:-4}
+search_epochs=${search_epochs:-2}  # of a run that compares learning rates: half a row's
 batch_size=${batch_size:-16}
 max_frames=${max_frames:-8}
 max_words=${max_words:-16}

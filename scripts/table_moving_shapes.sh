@@ -3,6 +3,7 @@
 # Each row first gets the best of three learning rates, by held-out training videos on seed 0; then it has three seeds.
 # Rows in the results files are not run again, so an interrupted table goes on.
 #   JOBS=2 bash scripts/table_moving_shapes.sh
+#   frame_cache=data/moving_shapes/frames bash scripts/table_moving_shapes.sh  # decodes each clip once
 #   seeds=0 only="^(LoRA|TempMe)$" bash scripts/table_moving_shapes.sh
 set -euo pipefail
 source "$(dirname "$0")/_launch.sh"
@@ -16,11 +17,13 @@ results=${results:-results/table_moving_shapes.csv}
 runs=${runs:-runs/table_moving_shapes}
 seeds=${seeds:-0 1 2}
 epochs=${epochs:-2}
+search_epochs=${search_epochs:-1}  # of a run that compares learning rates: half a row's
 batch_size=${batch_size:-32}
 max_frames=${max_frames:-8}
 max_words=${max_words:-24}  # no caption has more; the small CLIP reads 32 tokens, learned ones included
 holdout_videos=${holdout_videos:-240}
 num_thread_reader=${num_thread_reader:-1}
+frame_cache=${frame_cache:-}
 JOBS=${JOBS:-1}        # runs at the same time
 only=${only:-.}        # a regular expression; rows whose names match are run
 
@@ -47,7 +50,7 @@ train_row() {
         --pretrained_clip_name "$pretrained_clip_name" \
         --epochs "$epochs" --batch_size "$batch_size" --max_frames "$max_frames" --max_words "$max_words" \
         --frame_sampling segment --feature_framerate 0 --num_thread_reader "$num_thread_reader" \
-        --output_dir "$folder" "$@"
+        --frame_cache "$frame_cache" --output_dir "$folder" "$@"
 }
 
 search_rates
