@@ -406,6 +406,17 @@ def test_twins_of_videos_left_out(tmp_path):
     assert "t2v twins" in lines_of(tmp_path / "run" / "metrics.jsonl")[-1]
 
 
+def test_held_out_videos_take_their_training_twins_along(tmp_path):
+    data, out = write_small_data(tmp_path / "data", n_train=8, n_test=2), tmp_path / "run"
+    (tmp_path / "twins.csv").write_text(
+        "video_id,twin_id\nvideo0,video1\nvideo2,video3\nvideo4,video5\nvideo6,video7\n"
+    )
+    flags = ["--do_train", *data.flags(), "--train_twins_csv", str(tmp_path / "twins.csv"), "--output_dir", str(out)]
+    assert main([*flags, "--epochs", "1", "--batch_size", "4", "--select_on", "holdout", "--holdout_videos", "3"]) == 0
+    assert "training split: 4 videos" in (out / "log.txt").read_text()
+    assert [line["videos"] for line in lines_of(out / "metrics.jsonl") if line["kind"] == "holdout"] == ["4"]
+
+
 def test_a_frame_cache_saves_decoding_and_changes_no_number(small_data, tmp_path, monkeypatch, capsys):
     training = ["--do_train", *small_data.flags(), "--epochs", "2", "--batch_size", "4", "--lr", "1e-3"]
     training += ["--frame_sampling", "segment", "--coef_lr", "1"]

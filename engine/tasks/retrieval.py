@@ -47,7 +47,7 @@ from engine.tasks.shards import (
     refuse_regulariser,
     shard_sampler,
 )
-from engine.tasks.splits import draw_captions
+from engine.tasks.splits import draw_captions, hold_out
 from engine.tasks.trained_on import left_out_of_start
 from modules.losses import LOSSES, Loss, build_loss
 from modules.methods import Method
@@ -218,7 +218,7 @@ class Retrieval(Task):
     def training_items(self, samples: Sequence[Sample], frames: FrameReader) -> TrainingPairs:
         expand, seed = self.options.expand_msrvtt_sentences, self.config.run.seed
         frames, augmentation = self.options.reader(frames, "train"), self.options.augmentation()
-        twin_of = self._training_twins(samples)
+        twin_of = self._training_twins
         samples, captions = self._frame_captions(samples)
         if self.options.train_shards:
             return ShardPairs(self.shards, self.splits.tokenizer, frames, seed, augmentation=augmentation)
@@ -264,10 +264,13 @@ class Retrieval(Task):
         return super().sampler(items, partner=items.partner, video_index=apart, **order)
 
     def hold_out(self, samples: list[Sample]) -> tuple[list[Sample], list[Sample]]:
-        """Divide the samples like every task; a held-out video keeps only its first caption."""
-        if self.options.train_shards and self.config.run.select_on == "holdout":
+        """Divide training samples as for every task; twins stay together, and a held-out video keeps one caption."""
+        run = self.config.run
+        if run.select_on != "holdout":
+            return samples, []
+        if self.options.train_shards:
             raise ValueError("--select_on holdout needs a list of all training clips, which --train_shards has not")
-        kept, held = super().hold_out(samples)
+        kept, held = hold_out(samples, run.holdout_videos, run.seed, self._training_twins)
         return kept, [replace(sample, captions=sample.captions[:1]) for sample in held]
 
     def check_lists(self) -> None:
@@ -346,13 +349,14 @@ class Retrieval(Task):
             facts["captions of frames"] = items.frame_captions.sha256()
         return facts
 
-    def _training_twins(self, samples: Sequence[Sample]) -> dict[str, str]:
-        """Return the id of each training video's twin, by the video's id; twins share a batch."""
+    @cached_property
+    def _training_twins(self) -> dict[str, str]:
+        """The id of each listed training video's twin, by the video's id; twins share a batch."""
         if not self.options.train_twins_csv:
             return {}
-        left_out = self.splits.left_out.get("train", [])
-        twins = read_twins(Path(self.options.train_twins_csv), samples, "train", left_out)
-        return {samples[i].video_id: samples[j].video_id for i, j in enumerate(twins.tolist()) if j >= 0}
+        listed = self.splits.listed("train")
+        twins = read_twins(Path(self.options.train_twins_csv), listed, "train")
+        return {listed[i].video_id: listed[j].video_id for i, j in enumerate(twins.tolist()) if j >= 0}
 
 
 def all_metrics(
