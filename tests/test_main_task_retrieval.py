@@ -414,7 +414,6 @@ def test_held_out_videos_take_their_training_twins_along(tmp_path):
     flags = ["--do_train", *data.flags(), "--train_twins_csv", str(tmp_path / "twins.csv"), "--output_dir", str(out)]
     assert main([*flags, "--epochs", "1", "--batch_size", "4", "--select_on", "holdout", "--holdout_videos", "3"]) == 0
     assert "training split: 4 videos" in (out / "log.txt").read_text()
-    assert "train split: 4 videos, 4 captions" in (out / "log.txt").read_text()
 
 
 def test_a_frame_cache_saves_decoding_and_changes_no_number(small_data, tmp_path, monkeypatch, capsys):
