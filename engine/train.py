@@ -25,7 +25,7 @@ from engine.optim import Schedule, build_optimizer, leave_eps_uncorrected
 from engine.precision import random_state, set_random_state
 from engine.step_results import StepResults
 from engine.tasks.base import TaskStep, TrainingItems
-from modules.clip import Block
+from modules.block import Block
 from modules.quoting import some
 
 

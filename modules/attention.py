@@ -14,6 +14,7 @@ from modules.deltas import Deltas
 from modules.kernels import usable
 from modules.kernels.attention import fits, short_attention
 from modules.precision import FrozenWeightCache
+from modules.rotary import RotaryPositions
 
 # On a CPU, narrower heads use plain matrix products, because all our results of STOP (heads 10 wide) were computed that
 # way. This is no longer faster: 22 gaps of 49 patches, forward and backward on one core, take 8.9 ms, and 7.7 ms with
@@ -56,6 +57,7 @@ class Attention(nn.Module):
         self.in_deltas, self.out_deltas = Deltas(), Deltas()
         self._in, self._out = FrozenWeightCache(), FrozenWeightCache()
         self._normed_in, self._normed_in_bias = FrozenWeightCache(torch.mul), FrozenWeightCache(torch.addmv)
+        self.rotary: RotaryPositions | None = None  # turns queries and keys of x; never those of a context
 
     def draw_as_torch(self) -> None:
         """Draw fresh weights as torch.nn.MultiheadAttention does, for attention that is not CLIP's."""
@@ -100,8 +102,13 @@ class Attention(nn.Module):
         return self.project_parts(x, norm, end=1)
 
     def keys_values(self, x: Tensor, norm: nn.LayerNorm | None = None) -> KeysValues:
-        """Project [..., D] to keys and values alone."""
+        """Project [..., D] to keys and values alone, of tokens without a place."""
         return KeysValues(*self.project_parts(x, norm, first=1).chunk(2, dim=-1))
+
+    def own_keys_values(self, x: Tensor, norm: nn.LayerNorm | None = None) -> KeysValues:
+        """Project a row's own tokens [N, L, D] to keys and values, the patches' keys turned by their places."""
+        seen = self.keys_values(x, norm)
+        return seen if self.rotary is None else seen._replace(keys=self.rotary(seen.keys))
 
     def attend(self, q: Tensor, seen: KeysValues, mask: Tensor | None = None, causal: bool = False) -> Tensor:
         """Return the values that queries [N, L, D] gather from S keys and values, the heads side by side: [N, L, D].
@@ -145,8 +152,10 @@ class Attention(nn.Module):
                 mask = _with_causal(mask, x.shape[1], x.shape[1] + others, x.device)
             keys, values = (None, None) if context is None else context
             return self.project_out(short_attention(qkv, keys, values, mask, heads=self.heads))
-        q, *own = qkv.chunk(3, dim=-1)
-        seen = KeysValues(*own)
+        q, k, v = qkv.chunk(3, dim=-1)
+        if self.rotary is not None:
+            q, k = self.rotary(q), self.rotary(k)
+        seen = KeysValues(k, v)
         if context is not None:
             seen = seen.followed_by(context)
         if causal and (context is not None or mask is not None):
@@ -159,6 +168,7 @@ class Attention(nn.Module):
         return (
             qkv.dtype in (torch.bfloat16, torch.float16)  # in fp32 it would use no tensor cores
             and usable(qkv)
+            and self.rotary is None
             and fits(qkv.shape[1], others, self.width // self.heads)
             and (mask is None or mask.dtype == torch.bool)
         )

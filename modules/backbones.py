@@ -9,6 +9,7 @@ import json
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, fields
+from functools import partial
 from hashlib import sha256
 from typing import Any
 
@@ -19,6 +20,7 @@ from torch import Tensor
 ACTIVATIONS: dict[str, tuple[Callable[[Tensor], Tensor], float]] = {
     "quick_gelu": (F.silu, 1.702),
     "gelu": (F.gelu, 1.0),
+    "gelu_tanh": (partial(F.gelu, approximate="tanh"), 1.0),  # SigLIP 2's
 }
 HEAD_WIDTH = 64  # of every CLIP that OpenAI published
 # Up to this width every published CLIP has heads of HEAD_WIDTH; open_clip's ViT-H-14, g-14 and bigG-14, which are
@@ -39,6 +41,44 @@ RESIZE_MODES = ("shortest", "squash")
 INTERPOLATIONS = ("bicubic", "bilinear")
 
 
+POOLS = ("class token", "attention")
+ENDS = ("largest id", "last")
+
+
+@dataclass(frozen=True)
+class VisionParts:
+    """What a vision tower is made of; the defaults are CLIP's.
+
+    `rotary` turns queries and keys of patches by their place (`modules.rotary`). `pool` "attention" has a learned
+    latent of `pool_heads` heads that reads all tokens (`modules.attention_pool`). `projection` is the last step: a
+    "matrix", "linear" (with a bias), or "none". An empty `activation` is the architecture's.
+    """
+
+    class_token: bool = True
+    patch_bias: bool = False
+    pre_norm: bool = True  # a LayerNorm before the first block
+    rotary: bool = False
+    pool: str = "class token"
+    pool_heads: int = 0
+    projection: str = "matrix"
+    activation: str = ""
+    norm_eps: float = 1e-5
+
+
+@dataclass(frozen=True)
+class TextParts:
+    """What a text tower is made of; the defaults are CLIP's.
+
+    `end` says which token stands for a text: the one with the "largest id", END in CLIP's vocabulary, or the "last".
+    """
+
+    causal: bool = True
+    end: str = "largest id"
+    projection_bias: bool = False
+    activation: str = ""
+    norm_eps: float = 1e-5
+
+
 @dataclass(frozen=True)
 class CLIPArchitecture:
     """All sizes of a CLIP with a vision transformer; raises ValueError for sizes that cannot be built."""
@@ -55,10 +95,22 @@ class CLIPArchitecture:
     text_layers: int
     text_heads: int
     activation: str = "quick_gelu"
+    vision: VisionParts = VisionParts()
+    text: TextParts = TextParts()
 
     def __post_init__(self) -> None:
-        if self.activation not in ACTIVATIONS:
-            raise ValueError(f"CLIP's activation must be one of {', '.join(ACTIVATIONS)}, not '{self.activation}'.")
+        for activation in (self.activation, self.vision.activation, self.text.activation):
+            if activation not in {*ACTIVATIONS, ""} or not self.activation:
+                raise ValueError(f"CLIP's activation must be one of {', '.join(ACTIVATIONS)}, not '{activation}'.")
+        for value, choices in ((self.vision.pool, POOLS), (self.text.end, ENDS)):
+            if value not in choices:
+                raise ValueError(f"a tower reads one of {', '.join(choices)}, not '{value}'.")
+        if self.vision.pool == "class token" and not self.vision.class_token:
+            raise ValueError("a tower without a class token cannot be read by it; pool by attention.")
+        if self.vision.pool == "attention" and (
+            not self.vision.pool_heads or self.vision_width % self.vision.pool_heads
+        ):
+            raise ValueError(f"CLIP's width {self.vision_width} does not divide into {self.vision.pool_heads} heads.")
         if self.image_size % self.patch_size:
             raise ValueError(
                 f"CLIP's image size {self.image_size} is not a multiple of its patch size {self.patch_size}."
@@ -71,6 +123,11 @@ class CLIPArchitecture:
     def grid(self) -> int:
         """Patches along one side of the image; P = grid²."""
         return self.image_size // self.patch_size
+
+    @property
+    def class_tokens(self) -> int:
+        """Tokens before the patches: 1, or 0 without a class token."""
+        return int(self.vision.class_token)
 
 
 ARCHITECTURES = {  # joint; image, patch; vision width, layers, heads; words, vocabulary; text width, layers, heads
@@ -137,6 +194,10 @@ class Backbone:
     def facts(self) -> dict[str, Any]:
         """Return all of it as plain strings, numbers, lists and dictionaries, for JSON."""
         facts: dict[str, Any] = json.loads(json.dumps(asdict(self)))
+        # CLIP's parts are not stated, so that its facts and their hash are those of versions that knew no others.
+        for tower, own in (("vision", VisionParts()), ("text", TextParts())):
+            if facts["architecture"][tower] == asdict(own):
+                del facts["architecture"][tower]
         return facts
 
     def sha256(self) -> str:

@@ -9,216 +9,67 @@ loop itself, on the same parts; this file knows no prompts and no videos (a vide
 Shapes: N rows (images or texts), P patches, L words (tokens in a row), S context tokens, D width, E joint embedding.
 
 Source: Radford et al., "Learning Transferable Visual Models From Natural Language Supervision", ICML 2021, section 2.
-Names inside a block and the initial values of fresh weights follow https://github.com/openai/CLIP. Its rule for the
-blocks of the text tower serves both towers here.
+The parts that other backbones have instead are in `modules.rotary` and `modules.attention_pool`.
 """
 
 import math
-from collections.abc import Callable
 from functools import partial
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from modules.attention import Attention, KeysValues
+from modules.attention_pool import AttentionPool
 from modules.backbones import ACTIVATIONS, ARCHITECTURES, Backbone, CLIPArchitecture
-from modules.deltas import Deltas, Layer
-from modules.precision import FrozenWeightCache, compute_dtype, times
+from modules.block import MLP, Block, make_blocks
+from modules.precision import FrozenWeightCache, compute_dtype
+from modules.rotary import RotaryPositions
 
-__all__ = ["ACTIVATIONS", "ARCHITECTURES", "CLIP", "Attention", "Block", "CLIPArchitecture", "KeysValues"]
-
-
-class MLP(nn.Module):
-    """The two linear layers of a block: [..., D] -> [..., D], or [..., out]; inside 4 D wide, or `hidden`."""
-
-    def __init__(self, width: int, activation: str, *, hidden: int | None = None, out: int | None = None) -> None:
-        super().__init__()
-        self.c_fc = nn.Linear(width, hidden or 4 * width)
-        self.c_proj = nn.Linear(hidden or 4 * width, out or width)
-        self.activation, self.scale = ACTIVATIONS[activation]
-        self.in_deltas, self.out_deltas = Deltas(), Deltas()
-        self._in, self._in_bias, self._out = times(self.scale), times(self.scale), times(1 / self.scale)
-        nn.init.normal_(self.c_fc.weight, std=(2 * width) ** -0.5)
-        nn.init.normal_(self.c_proj.weight, std=width**-0.5)
-
-    def forward(self, x: Tensor) -> Tensor:
-        # We fold s into the weights. This saves two passes over the tower's widest tensors forward, and two backward.
-        # An MLP of ViT-B/32 on 16 frames, forward and backward on one CPU core: 135 ms, and 165 as z sigmoid(1.702 z).
-        hidden = F.linear(x, self._in(self.in_deltas.merged(self.c_fc.weight)), self._in_bias(self.c_fc.bias))
-        hidden = self.activation(self.in_deltas.add_to(hidden, x, times=self.scale))
-        out = F.linear(hidden, self._out(self.out_deltas.merged(self.c_proj.weight)), self.c_proj.bias)
-        return self.out_deltas.add_to(out, hidden, read=lambda scaled: scaled / self.scale)
-
-
-class Block(nn.Module):
-    """A pre-norm transformer layer: x + attention(norm x), then x + MLP(norm x)."""
-
-    def __init__(self, width: int, heads: int, activation: str) -> None:
-        super().__init__()
-        self.ln_1 = nn.LayerNorm(width)
-        self.attn = Attention(width, heads)
-        self.ln_2 = nn.LayerNorm(width)
-        self.mlp = MLP(width, activation)
-        self.recompute = False  # True: compute the inside again in backward; less memory, one more forward pass
-
-    def layers(self) -> dict[str, Layer]:
-        """Return the linear layers by name, for deltas; qkv is q, k and v in one."""
-        width, hidden, of_qkv = self.attn.width, self.mlp.c_fc.out_features, self.attn.in_deltas
-        return {
-            "q": Layer(of_qkv, 0, width, width),
-            "k": Layer(of_qkv, width, width, width),
-            "v": Layer(of_qkv, 2 * width, width, width),
-            "qkv": Layer(of_qkv, 0, 3 * width, width),
-            "out": Layer(self.attn.out_deltas, 0, width, width),
-            "c_fc": Layer(self.mlp.in_deltas, 0, hidden, width),
-            "c_proj": Layer(self.mlp.out_deltas, 0, width, hidden),
-        }
-
-    def context(self, tokens: Tensor) -> KeysValues:
-        """Return keys and values of tokens [N, S, D], normalised as x is."""
-        return self.attn.keys_values(self.ln_1(tokens))
-
-    def attend(
-        self,
-        x: Tensor,
-        context: KeysValues | None = None,
-        mask: Tensor | None = None,
-        causal: bool = False,
-        normal: Tensor | None = None,
-    ) -> Tensor:
-        """Run the first half, residual included: [N, L, D] -> [N, L, D].
-
-        Args:
-            normal: x after LayerNorm without gain and bias, if the caller has it.
-
-        The other arguments are those of `Attention.forward`.
-        """
-        return self.run(self._attend, x, context, mask, causal, normal)
-
-    def _attend(
-        self, x: Tensor, context: KeysValues | None, mask: Tensor | None, causal: bool, normal: Tensor | None
-    ) -> Tensor:
-        normal, norm = self._normalised(x, normal)
-        return x + self.attn(normal, context, mask, causal, norm)
-
-    def _normalised(self, x: Tensor, normal: Tensor | None) -> tuple[Tensor, nn.LayerNorm | None]:
-        """Return the input of attention, and the norm whose gain and bias are not yet applied to it."""
-        return (self.ln_1(x), None) if normal is None else (normal, self.ln_1)
-
-    def feed_forward(self, x: Tensor) -> Tensor:
-        """Run the second half, residual included: [N, L, D] -> [N, L, D]."""
-        return self.run(self._feed_forward, x)
-
-    def _feed_forward(self, x: Tensor) -> Tensor:
-        return x + self.mlp(self.ln_2(x))
-
-    def run(self, half: Callable[..., Any], *arguments: Any) -> Any:
-        """Call `half(*arguments)`, a part of this block, and compute it again in backward if `recompute` is set."""
-        if self.recompute and torch.is_grad_enabled():
-            return checkpoint(half, *arguments, use_reentrant=False)
-        return half(*arguments)
-
-    def forward(
-        self,
-        x: Tensor,
-        context: KeysValues | None = None,
-        mask: Tensor | None = None,
-        causal: bool = False,
-        normal: Tensor | None = None,
-    ) -> Tensor:
-        """Run the block: [N, L, D] -> [N, L, D]; the arguments are those of `attend`."""
-        return self.feed_forward(self.attend(x, context, mask, causal, normal))
-
-    def first_token(
-        self,
-        x: Tensor,
-        context: KeysValues | None = None,
-        mask: Tensor | None = None,
-        normal: Tensor | None = None,
-    ) -> Tensor:
-        """Return only the first token of `forward`: [N, L, D] -> [N, 1, D]; `mask` must not depend on the query.
-
-        For a last block, if only its class token is read: the other tokens then need keys and values only, which is a
-        sixth of the work.
-        """
-        return self.feed_forward(self.attend_first(x, context, mask, normal))
-
-    def attend_first(
-        self,
-        x: Tensor,
-        context: KeysValues | None = None,
-        mask: Tensor | None = None,
-        normal: Tensor | None = None,
-    ) -> Tensor:
-        """Return only the first token of `attend`: [N, L, D] -> [N, 1, D]; compare `first_token`."""
-        return self.run(self._first_attends, x, context, mask, normal)
-
-    def _first_attends(
-        self, x: Tensor, context: KeysValues | None, mask: Tensor | None, normal: Tensor | None
-    ) -> Tensor:
-        normal, norm = self._normalised(x, normal)
-        seen = self.attn.keys_values(normal, norm)
-        if context is not None:
-            seen = seen.followed_by(context)
-        return x[:, :1] + self.attn.project_out(self.attn.attend(self.attn.query(normal[:, :1], norm), seen, mask))
-
-    def attend_from(
-        self, x: Tensor, places: Tensor, context: KeysValues | None = None, seen: Tensor | None = None
-    ) -> Tensor:
-        """Return one token of each row of `attend` with `causal`: [N, L, D] -> [N, 1, D].
-
-        For a last block, if only that token is read; compare `first_token`.
-
-        Args:
-            places: int64 [N], the token's place in each row.
-            seen: bool [N or 1, 1, L, S], which tokens see which of the context; needed with a context.
-        """
-        rows = torch.arange(len(x), device=x.device)
-        before = torch.arange(x.shape[1], device=x.device) < places.unsqueeze(-1)
-        visible = [torch.ones_like(before[:, :1]), before]  # its own key first, then those of the tokens
-        others = self.context(x)
-        if context is not None:
-            assert seen is not None
-            others = others.followed_by(context)
-            visible.append(seen.expand(len(x), -1, -1, -1)[rows, 0, places])
-        return self.attend(x[rows, places].unsqueeze(1), others, torch.cat(visible, dim=1)[:, None, None])
-
-
-def make_blocks(width: int, layers: int, heads: int, activation: str) -> nn.ModuleList:
-    """Return a fresh stack of blocks whose depth does not change the variance of its output."""
-    blocks = nn.ModuleList()
-    for _ in range(layers):
-        block = Block(width, heads, activation)
-        with torch.no_grad():  # every block adds to the residual stream twice
-            block.attn.out_proj.weight.mul_((2 * layers) ** -0.5)
-            block.mlp.c_proj.weight.mul_((2 * layers) ** -0.5)
-        blocks.append(block)
-    return blocks
+__all__ = [
+    "ACTIVATIONS", "ARCHITECTURES", "CLIP", "MLP", "Attention", "Block", "CLIPArchitecture", "KeysValues",
+    "make_blocks",
+]  # fmt: skip
 
 
 class VisionTransformer(nn.Module):
-    """Images [N, 3, H, W], normalised with this CLIP's mean and deviation -> embeddings [N, E], not of unit length."""
+    """Images [N, 3, H, W], normalised with this CLIP's mean and deviation -> embeddings [N, E], not of unit length.
+
+    C, the number of class tokens, is 1 or 0; `architecture.vision` says what else the tower is made of.
+    """
 
     def __init__(self, architecture: CLIPArchitecture) -> None:
         super().__init__()
+        parts = architecture.vision
         self.image_size = architecture.image_size
         self.patch_size = architecture.patch_size
         self.grid = architecture.grid
+        self.class_tokens = architecture.class_tokens
         self.width = width = architecture.vision_width
-        self.conv1 = nn.Conv2d(3, width, kernel_size=self.patch_size, stride=self.patch_size, bias=False)
+        activation, eps = parts.activation or architecture.activation, parts.norm_eps
+        self.conv1 = nn.Conv2d(3, width, kernel_size=self.patch_size, stride=self.patch_size, bias=parts.patch_bias)
         self._patch_weight = FrozenWeightCache(partial(torch.flatten, start_dim=1))
-        self.class_embedding = nn.Parameter(torch.randn(width) * width**-0.5)
-        self.positional_embedding = nn.Parameter(torch.randn(1 + self.grid**2, width) * width**-0.5)
-        self.ln_pre = nn.LayerNorm(width)
-        self.blocks = make_blocks(width, architecture.vision_layers, architecture.vision_heads, architecture.activation)
-        self.ln_post = nn.LayerNorm(width)
-        self.proj = nn.Parameter(torch.randn(width, architecture.embed_dim) * width**-0.5)
+        self.register_parameter(
+            "class_embedding", nn.Parameter(torch.randn(width) * width**-0.5) if self.class_tokens else None
+        )
+        self.positional_embedding = nn.Parameter(torch.randn(self.class_tokens + self.grid**2, width) * width**-0.5)
+        self.ln_pre = nn.LayerNorm(width, eps=eps) if parts.pre_norm else nn.Identity()
+        self.blocks = make_blocks(width, architecture.vision_layers, architecture.vision_heads, activation, eps)
+        self.ln_post = nn.LayerNorm(width, eps=eps)
+        self.attention_pool = None
+        if parts.pool == "attention":
+            self.attention_pool = AttentionPool(width, parts.pool_heads, MLP(width, activation), eps)
+        out = torch.randn(width, architecture.embed_dim) * width**-0.5 if parts.projection != "none" else None
+        self.register_parameter("proj", None if out is None else nn.Parameter(out))
+        bias = torch.zeros(architecture.embed_dim) if parts.projection == "linear" else None
+        self.register_parameter("proj_bias", None if bias is None else nn.Parameter(bias))
+        if parts.rotary:
+            rotary = RotaryPositions(self.grid, width, architecture.vision_heads)
+            for block in self.blocks:
+                block.attn.rotary = rotary
 
     def embed(self, pixels: Tensor) -> Tensor:
-        """Embed pixels [N, 3, H, W] as tokens [N, 1 + P, D]: the class token, then the patches row by row.
+        """Embed pixels [N, 3, H, W] as tokens [N, C + P, D]: the class token, then the patches row by row.
 
         Raises ValueError if H and W are not the image size that the position embeddings were made for.
         """
@@ -230,38 +81,71 @@ class VisionTransformer(nn.Module):
             )
         # One product of whole patches is ten times as fast as this convolution on a GPU, and 1.3 times on a CPU.
         squares = pixels.to(compute_dtype(pixels)).unflatten(3, (self.grid, -1)).unflatten(2, (self.grid, -1))
-        patches = F.linear(
-            squares.permute(0, 2, 4, 1, 3, 5).flatten(3).flatten(1, 2), self._patch_weight(self.conv1.weight)
+        tokens = F.linear(
+            squares.permute(0, 2, 4, 1, 3, 5).flatten(3).flatten(1, 2),
+            self._patch_weight(self.conv1.weight),
+            self.conv1.bias,
         )
-        class_token = self.class_embedding.to(patches.dtype).expand(len(patches), 1, -1)
-        return self.ln_pre(torch.cat([class_token, patches], dim=1) + self.positional_embedding)
+        if self.class_embedding is not None:
+            class_token = self.class_embedding.to(tokens.dtype).expand(len(tokens), 1, -1)
+            tokens = torch.cat([class_token, tokens], dim=1)
+        return self.ln_pre(tokens + self.positional_embedding)
+
+    def step(
+        self,
+        block: nn.Module,
+        tokens: Tensor,
+        context: KeysValues | None = None,
+        mask: Tensor | None = None,
+        normal: Tensor | None = None,
+    ) -> Tensor:
+        """Run a block; of the last one, only the tokens that `pool` reads: [N, L, D] -> [N, L or 1, D].
+
+        The arguments are those of `Block.first_token`.
+        """
+        assert isinstance(block, Block)
+        if self.attention_pool is None and block is self.blocks[-1]:
+            return block.first_token(tokens, context, mask, normal)
+        return block(tokens, context, mask, normal=normal)
 
     def pool(self, tokens: Tensor) -> Tensor:
-        """Embed images by their class tokens: [N, any, D] with the class token first -> [N, E]."""
-        return self.ln_post(tokens[:, 0]) @ self.proj
+        """Embed images by their tokens, [N, L, D] -> [N, E]: by the class token, which comes first, or by all of them.
+
+        A tower with an attention pool reads every token that it is given.
+        """
+        if self.attention_pool is None:
+            return self.ln_post(tokens[:, 0]) @ self.proj
+        pooled = self.attention_pool(self.ln_post(tokens))
+        return pooled if self.proj is None else F.linear(pooled, self.proj.t(), self.proj_bias)
 
     def forward(self, pixels: Tensor) -> Tensor:
         tokens = self.embed(pixels)
-        *blocks, last = self.blocks
-        for block in blocks:
-            tokens = block(tokens)
-        assert isinstance(last, Block)
-        return self.pool(last.first_token(tokens))
+        for block in self.blocks:
+            tokens = self.step(block, tokens)
+        return self.pool(tokens)
 
 
 class TextTransformer(nn.Module):
-    """Token ids [N, L] with L up to the context length -> embeddings [N, E], not of unit length."""
+    """Token ids [N, L] with L up to the context length -> embeddings [N, E], not of unit length.
+
+    `architecture.text` says what the tower is made of.
+    """
 
     def __init__(self, architecture: CLIPArchitecture) -> None:
         super().__init__()
+        parts = architecture.text
         self.context_length = architecture.context_length
+        self.causal, self.reads_last = parts.causal, parts.end == "last"
         self.width = width = architecture.text_width
         self.token_embedding = nn.Embedding(architecture.vocab_size, width)
         nn.init.normal_(self.token_embedding.weight, std=0.02)
         self.positional_embedding = nn.Parameter(torch.randn(self.context_length, width) * 0.01)
-        self.blocks = make_blocks(width, architecture.text_layers, architecture.text_heads, architecture.activation)
-        self.ln_final = nn.LayerNorm(width)
+        activation, eps = parts.activation or architecture.activation, parts.norm_eps
+        self.blocks = make_blocks(width, architecture.text_layers, architecture.text_heads, activation, eps)
+        self.ln_final = nn.LayerNorm(width, eps=eps)
         self.text_projection = nn.Parameter(torch.randn(width, architecture.embed_dim) * width**-0.5)
+        bias = nn.Parameter(torch.zeros(architecture.embed_dim)) if parts.projection_bias else None
+        self.register_parameter("projection_bias", bias)
 
     def embed(self, token_ids: Tensor) -> Tensor:
         """Embed integer ids [N, L] as tokens [N, L, D]; ValueError if L exceeds the context length."""
@@ -270,22 +154,25 @@ class TextTransformer(nn.Module):
             raise ValueError(f"This CLIP reads at most {self.context_length} tokens, not {length}: lower --max_words.")
         return self.token_embedding(token_ids) + self.positional_embedding[:length]
 
-    @staticmethod
-    def end_positions(token_ids: Tensor) -> Tensor:
-        """Return the place of END in each text, [N, L] -> int64 [N]; it is the vocabulary's last, so largest, id."""
+    def end_positions(self, token_ids: Tensor) -> Tensor:
+        """Return the place of the token that stands for each text, [N, L] -> int64 [N]: of END, which has the largest
+        id of CLIP's vocabulary, or of the last token."""
+        if self.reads_last:
+            return torch.full_like(token_ids[:, 0], token_ids.shape[1] - 1, dtype=torch.int64)
         return token_ids.argmax(dim=-1)
 
     def pool(self, end: Tensor) -> Tensor:
-        """Embed texts by their END tokens, which have seen all others: [N, D] -> [N, E]."""
-        return self.ln_final(end) @ self.text_projection
+        """Embed texts by the tokens that stand for them, which have seen all others: [N, D] -> [N, E]."""
+        embedding = self.ln_final(end) @ self.text_projection
+        return embedding if self.projection_bias is None else embedding + self.projection_bias
 
     def forward(self, token_ids: Tensor) -> Tensor:
         tokens = self.embed(token_ids)
         *blocks, last = self.blocks
         for block in blocks:
-            tokens = block(tokens, causal=True)
+            tokens = block(tokens, causal=self.causal)
         assert isinstance(last, Block)
-        end = last.feed_forward(last.attend_from(tokens, self.end_positions(token_ids)))
+        end = last.feed_forward(last.attend_from(tokens, self.end_positions(token_ids), causal=self.causal))
         return self.pool(end.squeeze(1))
 
 

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from modules.clip import Block
+from modules.block import Block
 from modules.deltas import InputDelta, Layer, WeightDelta
 
 

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from modules.adapters import activation
-from modules.clip import Block
+from modules.block import Block
 
 HEADS = 2
 SHARED = 32  # numbers of a factor that both towers share

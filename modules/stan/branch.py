@@ -21,7 +21,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from modules.clip import Block
+from modules.block import Block
 from modules.stan.drop_path import DropPath
 from modules.stan.temporal import TemporalAttention, TemporalConvolution
 from modules.stan.time_table import TimeTable

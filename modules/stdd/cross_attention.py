@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from modules.attention import KeysValues
-from modules.clip import Block
+from modules.block import Block
 from modules.precision import pad_for_tensor_cores
 from modules.stdd.mixing import mix_channels
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from modules.attention import Attention, KeysValues
-from modules.clip import Block
+from modules.block import Block
 from modules.stdd.neighbours import from_frame
 
 Relate = Callable[[Tensor, Tensor], Tensor]  # keys or values [B,T,L,D] and frame_mask [B,T] -> [B,T,any,D]

@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from modules.clip import Block
+from modules.block import Block
 from modules.dropout import PromptDropout
 from modules.precision import pad_for_tensor_cores
 from modules.stop.dynamics import DynamicsNet

@@ -20,7 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from modules.clip import Block
+from modules.block import Block
 from modules.quoting import shorten
 from modules.stop.tokens import Merging, at_least_fp32, patches_of, sequences
 from modules.token_merging import bias, match, merge

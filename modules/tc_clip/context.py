@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from modules.attention import KeysValues
-from modules.clip import Block
+from modules.block import Block
 from modules.precision import without_autocast
 from modules.token_merging import match, merge
 

@@ -20,7 +20,7 @@ from engine.run import EXIT_INTERRUPTED
 from engine.tasks.contrastive import ContrastiveStep
 from engine.train import Training
 from main_task_retrieval import main
-from modules.clip import Block
+from modules.block import Block
 from modules.methods import build_method
 from tests.processes import free_port, run_as_group
 from tests.tiny import tiny_batch, tiny_clip

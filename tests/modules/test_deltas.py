@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from modules.clip import Block
+from modules.block import Block
 from modules.clip_weights import backbone_sha256
 from modules.deltas import InputDelta, WeightDelta
 from modules.losses import symmetric_info_nce

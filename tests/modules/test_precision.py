@@ -6,7 +6,7 @@ import copy
 import torch
 import torch.nn.functional as F
 
-from modules.clip import Block
+from modules.block import Block
 from modules.methods import build_method
 from modules.precision import FrozenWeightCache, compute_dtype, pad_for_tensor_cores, times
 from modules.stop import inter_frame, intra_frame

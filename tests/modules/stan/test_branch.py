@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from modules.clip import Block
+from modules.block import Block
 from modules.methods import build_method
 from modules.methods.stan import STAN
 from tests.modules.stan.loops import frames_of_a_clip

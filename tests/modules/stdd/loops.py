@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from modules.clip import Block
+from modules.block import Block
 
 SLOTS = ((0, 0), (0, 1), (1, 0), (1, 1))  # top left, top right, bottom left, bottom right
 

@@ -5,7 +5,7 @@ from functools import cache
 import pytest
 import torch
 
-from modules.clip import Block
+from modules.block import Block
 from modules.stdd.variants import build_variant
 from tests.modules.stdd.loops import attended
 from tests.tiny import tiny_clip

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from modules.clip import Block
+from modules.block import Block
 from modules.stop.frame_changes import frame_changes
 from modules.stop.inter_frame import (
     InterFramePrompter,

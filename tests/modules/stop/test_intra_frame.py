@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from modules.clip import Block
+from modules.block import Block
 from modules.stop.intra_frame import (
     FactoredPrompts,
     IntraFramePrompter,
