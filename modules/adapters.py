@@ -141,7 +141,7 @@ def encode_frames(
     tokens = visual.embed(video.flatten(0, 1))
     for layer, block in enumerate(visual.blocks):
         assert isinstance(block, Block)
-        if block is visual.blocks[-1]:
+        if visual.reads_first_token and block is visual.blocks[-1]:
             x, attended = tokens[:, :1], block.attend_first(tokens)
         else:
             x, attended = tokens, block.attend(tokens)
@@ -161,8 +161,8 @@ def encode_text(
         assert isinstance(block, Block)
         if block is text.blocks[-1]:
             rows = torch.arange(len(tokens), device=tokens.device)
-            x, attended = tokens[rows, ends].unsqueeze(1), block.attend_from(tokens, ends)
+            x, attended = tokens[rows, ends].unsqueeze(1), block.attend_from(tokens, ends, causal=text.causal)
         else:
-            x, attended = tokens, block.attend(tokens, causal=True)
+            x, attended = tokens, block.attend(tokens, causal=text.causal)
         tokens = feed_forward(layer, block, after_attention(layer, block, x, attended))
     return text.pool(tokens.squeeze(1))

@@ -6,10 +6,20 @@ weights is that of timm's `AttentionPoolLatent` (github.com/huggingface/pytorch-
 Shapes: N images, L tokens, D width.
 """
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor, nn
 
 from modules.attention import Attention
+
+
+class MapReader(NamedTuple):
+    """An attention that reads tokens with a query of its own, [1, 1, D], through a norm."""
+
+    attention: Attention
+    norm: nn.LayerNorm
+    query: Tensor
 
 
 class AttentionPool(nn.Module):
@@ -26,7 +36,8 @@ class AttentionPool(nn.Module):
         """Return the latent's query, [1, 1, D]; STOP's attention map uses it where there is no class token."""
         return self.attn.query(self.latent[None, None])
 
-    def forward(self, tokens: Tensor) -> Tensor:
+    def forward(self, tokens: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Pool tokens; `mask`, bool broadcastable to [N, heads, 1, L], says which of them are read."""
         query = self.query().expand(len(tokens), -1, -1)
-        z = self.attn.project_out(self.attn.attend(query, self.attn.keys_values(tokens))).squeeze(1)
+        z = self.attn.project_out(self.attn.attend(query, self.attn.keys_values(tokens), mask)).squeeze(1)
         return z + self.mlp(self.ln(z))

@@ -7,7 +7,7 @@ error. A `Backbone` holds all of it; `modules.clip_weights.load_clip` builds it,
 
 import json
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, fields
 from functools import partial
 from hashlib import sha256
@@ -79,6 +79,15 @@ class TextParts:
     norm_eps: float = 1e-5
 
 
+# What a method may need of the towers, for messages.
+NEEDS = {
+    "class token": "a class token among the tokens of an image",
+    "class pool": "a vision tower that is read by its class token",
+    "unturned tokens": "attention without rotary positions",
+    "END": "a causal text tower that is read at END",
+}
+
+
 @dataclass(frozen=True)
 class CLIPArchitecture:
     """All sizes of a CLIP with a vision transformer; raises ValueError for sizes that cannot be built."""
@@ -123,6 +132,17 @@ class CLIPArchitecture:
     def grid(self) -> int:
         """Patches along one side of the image; P = grid²."""
         return self.image_size // self.patch_size
+
+    def lacks(self, needs: Iterable[str]) -> list[str]:
+        """Return which of a method's needs, keys of `NEEDS`, these towers do not meet."""
+        met = {
+            "class token": self.vision.class_token,
+            "class pool": self.vision.pool == "class token",
+            "unturned tokens": not self.vision.rotary,
+            "END": self.text.causal and self.text.end == "largest id",
+        }
+        assert met.keys() == NEEDS.keys()
+        return [need for need in needs if not met[need]]
 
     @property
     def class_tokens(self) -> int:

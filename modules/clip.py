@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from modules.attention import Attention, KeysValues
-from modules.attention_pool import AttentionPool
+from modules.attention_pool import AttentionPool, MapReader
 from modules.backbones import ACTIVATIONS, ARCHITECTURES, Backbone, CLIPArchitecture
 from modules.block import MLP, Block, make_blocks
 from modules.precision import FrozenWeightCache, compute_dtype
@@ -37,6 +37,11 @@ class VisionTransformer(nn.Module):
 
     C, the number of class tokens, is 1 or 0; `architecture.vision` says what else the tower is made of.
     """
+
+    class_embedding: nn.Parameter | None
+    ln_pre: nn.Module
+    proj: nn.Parameter | None
+    proj_bias: nn.Parameter | None
 
     def __init__(self, architecture: CLIPArchitecture) -> None:
         super().__init__()
@@ -64,8 +69,9 @@ class VisionTransformer(nn.Module):
         bias = torch.zeros(architecture.embed_dim) if parts.projection == "linear" else None
         self.register_parameter("proj_bias", None if bias is None else nn.Parameter(bias))
         if parts.rotary:
-            rotary = RotaryPositions(self.grid, width, architecture.vision_heads)
+            rotary = RotaryPositions(self.class_tokens, self.grid, width, architecture.vision_heads)
             for block in self.blocks:
+                assert isinstance(block, Block)
                 block.attn.rotary = rotary
 
     def embed(self, pixels: Tensor) -> Tensor:
@@ -104,19 +110,38 @@ class VisionTransformer(nn.Module):
         The arguments are those of `Block.first_token`.
         """
         assert isinstance(block, Block)
-        if self.attention_pool is None and block is self.blocks[-1]:
+        if self.reads_first_token and block is self.blocks[-1]:
             return block.first_token(tokens, context, mask, normal)
         return block(tokens, context, mask, normal=normal)
 
-    def pool(self, tokens: Tensor) -> Tensor:
+    @property
+    def reads_first_token(self) -> bool:
+        """Whether `pool` reads the class token alone, so that the last block need not compute the others."""
+        return self.attention_pool is None
+
+    def pool(self, tokens: Tensor, mask: Tensor | None = None) -> Tensor:
         """Embed images by their tokens, [N, L, D] -> [N, E]: by the class token, which comes first, or by all of them.
 
-        A tower with an attention pool reads every token that it is given.
+        A tower with an attention pool reads every token that it is given and `mask`, bool [N, 1, 1, L], leaves.
         """
         if self.attention_pool is None:
+            assert self.proj is not None
             return self.ln_post(tokens[:, 0]) @ self.proj
-        pooled = self.attention_pool(self.ln_post(tokens))
+        pooled = self.attention_pool(self.ln_post(tokens), mask)
         return pooled if self.proj is None else F.linear(pooled, self.proj.t(), self.proj_bias)
+
+    def pool_parameters(self) -> list[nn.Parameter]:
+        """Return the parameters of `pool`."""
+        parts = [*self.ln_post.parameters(), *(self.attention_pool.parameters() if self.attention_pool else ())]
+        return parts + [parameter for parameter in (self.proj, self.proj_bias) if parameter is not None]
+
+    def map_reader(self) -> MapReader | None:
+        """Return what tells which patches matter where no class token does: the latent of the pool, which reads the
+        tokens of any block as it reads those of the last one; None for a tower with a class token."""
+        if self.class_tokens:
+            return None
+        assert self.attention_pool is not None
+        return MapReader(self.attention_pool.attn, self.ln_post, self.attention_pool.query())
 
     def forward(self, pixels: Tensor) -> Tensor:
         tokens = self.embed(pixels)
@@ -130,6 +155,8 @@ class TextTransformer(nn.Module):
 
     `architecture.text` says what the tower is made of.
     """
+
+    projection_bias: nn.Parameter | None
 
     def __init__(self, architecture: CLIPArchitecture) -> None:
         super().__init__()
@@ -165,6 +192,11 @@ class TextTransformer(nn.Module):
         """Embed texts by the tokens that stand for them, which have seen all others: [N, D] -> [N, E]."""
         embedding = self.ln_final(end) @ self.text_projection
         return embedding if self.projection_bias is None else embedding + self.projection_bias
+
+    def pool_parameters(self) -> list[nn.Parameter]:
+        """Return the parameters of `pool`."""
+        parts = [*self.ln_final.parameters(), self.text_projection]
+        return parts if self.projection_bias is None else [*parts, self.projection_bias]
 
     def forward(self, token_ids: Tensor) -> Tensor:
         tokens = self.embed(token_ids)

@@ -40,17 +40,15 @@ def encode_frames(visual: VisionTransformer, video: Tensor, prompts: Iterable[Te
     Args:
         prompts: of each block `[S,D]`, the same for all frames, or `[T,S,D]`, the same for all clips.
     """
-    tokens = run_blocks(visual.blocks, visual.embed(video.flatten(0, 1)), prompts)
+    tokens = run_blocks(visual, visual.embed(video.flatten(0, 1)), prompts)
     return visual.pool(tokens).unflatten(0, video.shape[:2])
 
 
-def run_blocks(blocks: nn.ModuleList, tokens: Tensor, prompts: Iterable[Tensor]) -> Tensor:
-    """Run the blocks that end a tower, each with its prompts: `[B·T,1+P,D]` -> class tokens `[B·T,1,D]`."""
-    last = blocks[-1]
-    for block, of_block in zip(blocks, prompts, strict=True):
+def run_blocks(visual: VisionTransformer, tokens: Tensor, prompts: Iterable[Tensor]) -> Tensor:
+    """Run the blocks, each with its prompts: `[B·T,C+P,D]` -> what the tower's `pool` reads."""
+    for block, of_block in zip(visual.blocks, prompts, strict=True):
         assert isinstance(block, Block)
-        context = prompt_context(block, of_block, len(tokens))
-        tokens = block.first_token(tokens, context) if block is last else block(tokens, context)
+        tokens = visual.step(block, tokens, prompt_context(block, of_block, len(tokens)))
     return tokens
 
 

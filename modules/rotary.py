@@ -16,11 +16,11 @@ BASE = 10_000.0  # the slowest pair turns by about 1 / BASE a patch
 
 
 class RotaryPositions(nn.Module):
-    """Turns the last P tokens of queries or keys [N, L, D], the patches row by row; those before stay as they are."""
+    """Turns queries or keys [N, L, D]: `first` tokens that stay as they are, then patches, row by row of each frame."""
 
     turns: Tensor
 
-    def __init__(self, grid: int, width: int, heads: int) -> None:
+    def __init__(self, first: int, grid: int, width: int, heads: int) -> None:
         super().__init__()
         of_head = width // heads
         if of_head % 4:
@@ -32,13 +32,11 @@ class RotaryPositions(nn.Module):
         angles = angles.flatten(1)
         # As complex numbers exp(i angle): real and imaginary parts, [2, P, 1, d / 2].
         self.register_buffer("turns", torch.stack([angles.cos(), angles.sin()]).unsqueeze(2), persistent=False)
-        self.heads = heads
+        self.first, self.heads = first, heads
 
     def forward(self, x: Tensor) -> Tensor:
-        patches = self.turns.shape[1]
-        assert x.shape[1] >= patches, (x.shape, patches)
-        first, turned = x.split([x.shape[1] - patches, patches], dim=1)
-        real, imaginary = turned.unflatten(-1, (self.heads, -1, 2)).unbind(-1)  # [N, P, heads, d / 2]
+        frames = x[:, self.first :].unflatten(1, (-1, self.turns.shape[1]))  # fails if patches are missing
+        real, imaginary = frames.unflatten(-1, (self.heads, -1, 2)).unbind(-1)  # [N, frames, P, heads, d / 2]
         cos, sin = self.turns.to(x.dtype)
         turned = torch.stack([real * cos - imaginary * sin, real * sin + imaginary * cos], dim=-1)
-        return torch.cat([first, turned.flatten(2)], dim=1)
+        return torch.cat([x[:, : self.first], turned.flatten(3).flatten(1, 2)], dim=1)

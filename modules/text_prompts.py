@@ -24,7 +24,10 @@ def encode_with_prefix(text: TextTransformer, prompts: Tensor | None, token_ids:
     """Run the text tower with prompts after START in every block: `[blocks,S,D]` or None, int64 `[N,L]` -> `[N,E]`."""
     if prompts is None:
         return text(token_ids)
-    return encode_with_context(text, prompts, seen_after_start(token_ids, prompts.shape[1]), token_ids)
+    seen = seen_after_start(token_ids, prompts.shape[1])
+    if not text.causal:  # nor does such a tower know START
+        seen = torch.ones_like(seen)
+    return encode_with_context(text, prompts, seen, token_ids)
 
 
 def seen_after_start(token_ids: Tensor, count: int) -> Tensor:
@@ -33,10 +36,13 @@ def seen_after_start(token_ids: Tensor, count: int) -> Tensor:
     return (places > 0)[None, None, :, None].expand(-1, -1, -1, count)
 
 
-def seen_from_end(token_ids: Tensor, count: int) -> Tensor:
-    """Return which words see `count` prompts between the last word and END: END alone; bool `[N,1,L,S]`."""
+def seen_from_end(token_ids: Tensor, ends: Tensor, count: int) -> Tensor:
+    """Return which words see `count` prompts between the last word and END: END alone; bool `[N,1,L,S]`.
+
+    `ends`, int64 `[N]`, are the places of END.
+    """
     places = torch.arange(token_ids.shape[1], device=token_ids.device)
-    from_end = places >= TextTransformer.end_positions(token_ids).unsqueeze(-1)
+    from_end = places >= ends.unsqueeze(-1)
     return from_end[:, None, :, None].expand(-1, -1, -1, count)
 
 
@@ -62,7 +68,7 @@ def encode_with_both_ends(
     context, seen = prefix, seen_after_start(token_ids, prefix.shape[1])
     if placement == "before_end":
         context = torch.cat([context, postfix], dim=1)
-        seen_late = seen_from_end(token_ids, postfix.shape[1])
+        seen_late = seen_from_end(token_ids, text.end_positions(token_ids), postfix.shape[1])
         seen = torch.cat([seen.expand(len(seen_late), -1, -1, -1), seen_late], dim=-1)
     else:
         # The tower leaves it out. Its gradient is zero instead of none, so that it decays as in DGL's release.
@@ -89,13 +95,14 @@ def encode_with_context(
     """
     tokens = text.embed(token_ids)
     length = seen.shape[2]
-    past = torch.ones(length, length, dtype=torch.bool, device=tokens.device).tril()
+    past = torch.ones(length, length, dtype=torch.bool, device=tokens.device)
+    past = past.tril() if text.causal else past
     mask = torch.cat([past.expand(len(seen), 1, -1, -1), seen], dim=-1)
     for layer, (block, prompt) in enumerate(zip(text.blocks, prompts, strict=True)):
         assert isinstance(block, Block)
         context = block.context(prompt.unsqueeze(0))
         if block is text.blocks[-1]:
-            tokens = block.attend_from(tokens, text.end_positions(token_ids), context, seen)
+            tokens = block.attend_from(tokens, text.end_positions(token_ids), context, seen, text.causal)
         else:
             tokens = block.attend(tokens, context, mask)
         tokens = feed_forward(layer, block, tokens)

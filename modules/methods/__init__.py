@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
+from modules.backbones import NEEDS
 from modules.clip import CLIP
 from modules.methods.adapter_attn import AdapterATTN
 from modules.methods.adapter_ffn import AdapterFFN
@@ -64,7 +65,8 @@ def build_method(name: str, clip: CLIP, **options: Any) -> Method:
     """Build the method `name` around `clip`, which it takes over; `options` are the method's own settings.
 
     Raises:
-        ValueError: for an unknown method or option, or a value that is out of range or not one of the choices.
+        ValueError: for an unknown method or option, a value that is out of range or not one of the choices, or a
+            backbone that lacks what the method needs.
     """
     if name not in METHODS:
         raise ValueError(f"unknown method {shorten(repr(name))}; the methods are: {', '.join(METHODS)}")
@@ -78,6 +80,12 @@ def build_method(name: str, clip: CLIP, **options: Any) -> Method:
             + (f": it {reason}" if reason else f"; its options are: {', '.join(known) or 'none'}")
         )
     check_options(declared, options)
+    if lacking := clip.architecture.lacks(METHODS[name].needs):
+        others = [other for other, method in METHODS.items() if not clip.architecture.lacks(method.needs)]
+        raise ValueError(
+            f"method {name} needs {' and '.join(NEEDS[need] for need in lacking)}, which this backbone does not have; "
+            f"the methods that run on it are: {', '.join(others)}"
+        )
     return METHODS[name](clip, **options)
 
 

@@ -44,6 +44,8 @@ class Method(nn.Module):
     not_offered: ClassVar[Mapping[str, str]] = {}
     # Settings that resume points of an earlier version lack, where they had the default.
     newer: ClassVar[tuple[str, ...]] = ()
+    # What it needs of a backbone beside CLIP's seams, keys of `modules.backbones.NEEDS`; other backbones are refused.
+    needs: ClassVar[tuple[str, ...]] = ()
     # True if each side is one vector and `similarity` is a scaled dot product. A vector index can search nothing else.
     is_dot_product: ClassVar[bool] = True
     # True if training needs a caption of every frame: `forward` then takes texts int64 `[B,1+T,L]`, a caption first.

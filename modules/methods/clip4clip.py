@@ -47,10 +47,8 @@ class CLIP4Clip(Method):
         for blocks in (clip.visual.blocks, clip.text.blocks):
             for block in list(blocks)[freeze_layer_num:]:
                 block.requires_grad_(True)
-        clip.visual.ln_post.requires_grad_(True)
-        clip.text.ln_final.requires_grad_(True)
-        clip.visual.proj.requires_grad_(True)
-        clip.text.text_projection.requires_grad_(True)
+        for parameter in (*clip.visual.pool_parameters(), *clip.text.pool_parameters()):
+            parameter.requires_grad_(True)
         clip.logit_scale.requires_grad_(True)
         self.sim_header = sim_header
         if sim_header == "seqTransf":

@@ -48,6 +48,8 @@ class DGL(Method):
             if the shared latent space is `transformer`, which has prompts for each frame.
     """
 
+    needs = ("class token", "class pool", "unturned tokens", "END")
+
     def __init__(
         self,
         clip: CLIP,

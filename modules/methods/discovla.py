@@ -45,6 +45,8 @@ class DiscoVLA(LoRAMethod):
             `beta` with a detached teacher that `alpha` does not train, or `H_L` where `alpha` and `beta` are 0.
     """
 
+    needs = ("class token", "class pool", "unturned tokens", "END")
+
     def __init__(
         self,
         clip: CLIP,

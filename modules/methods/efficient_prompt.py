@@ -38,6 +38,8 @@ class EfficientPrompt(Method):
             prompts are more than this CLIP reads, `encode_video` for clips of other than `max_frames` frames.
     """
 
+    needs = ("END",)
+
     def __init__(
         self,
         clip: CLIP,
@@ -51,7 +53,7 @@ class EfficientPrompt(Method):
     ) -> None:
         super().__init__(clip)
         clip.requires_grad_(False)
-        width, text = clip.visual.proj.shape[1], clip.text
+        width, text = clip.architecture.embed_dim, clip.text
         if width % tfm_heads:
             raise ValueError(
                 f"--tfm_heads {tfm_heads} does not divide the {width} numbers of this CLIP's embeddings; pass a divisor"

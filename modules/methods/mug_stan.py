@@ -35,6 +35,8 @@ class MugSTAN(STAN):
     `options` are those of STAN. Raises ValueError as STAN does.
     """
 
+    needs = ("class token", "class pool", "unturned tokens", "END")
+
     is_dot_product = False
 
     def __init__(
@@ -75,7 +77,7 @@ class MugSTAN(STAN):
             return WordRows(text(token_ids).unsqueeze(1), torch.ones_like(token_ids[:, :1], dtype=torch.bool))
         x = text.embed(token_ids)
         for block in text.blocks:
-            x = block(x, causal=True)
+            x = block(x, causal=text.causal)
         words, mask = text.pool(x), words_until_end(text.end_positions(token_ids), token_ids.shape[1])
         return WordRows(words if self.mug_padding == "released" else words.masked_fill(~mask.unsqueeze(-1), 0), mask)
 

@@ -41,6 +41,8 @@ class MVAdapter(Method):
             `max_words` tokens.
     """
 
+    needs = ("class token", "class pool", "unturned tokens", "END")
+
     def __init__(
         self,
         clip: CLIP,

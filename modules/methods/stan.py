@@ -7,7 +7,7 @@ Shapes: B clips, T frames, L patches of a frame, D width, N visual blocks, K lev
 import logging
 import math
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -31,6 +31,8 @@ class STAN(Method):
         ValueError: if `stan_layers` exceeds the blocks of this CLIP's visual tower, or if clips of `max_frames` frames
             have no rows in the time table.
     """
+
+    needs: ClassVar[tuple[str, ...]] = ("class token", "class pool", "unturned tokens")
 
     def __init__(
         self,

@@ -66,6 +66,8 @@ class STDD(Method):
             list of whole numbers.
     """
 
+    needs = ("class token", "class pool", "unturned tokens")
+
     is_dot_product = False
     not_offered: ClassVar = dict.fromkeys(("linear_connect", "linear_connect_climb"), LINEAR_CONNECT)
 

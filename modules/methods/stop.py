@@ -16,14 +16,22 @@ from dataclasses import dataclass
 from typing import Annotated, Literal
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
+from modules.backbones import NEEDS
 from modules.clip import CLIP, Block
 from modules.lora import add_lora
 from modules.methods.base import Method
 from modules.options import Range, between
 from modules.similarity import masked_mean
-from modules.stop.inter_frame import InterFramePrompter, TemporalPrompting, insert_by_frame, insert_joint
+from modules.stop.inter_frame import (
+    InterFramePrompter,
+    TemporalPrompting,
+    insert_by_frame,
+    insert_joint,
+    visible_tokens,
+)
 from modules.stop.intra_frame import IntraFramePrompter, SpatialPrompting
 from modules.stop.merging import merge_patches, plan_merging, proportional
 from modules.stop.timing import FrameTiming
@@ -100,7 +108,12 @@ class STOP(Method):
 
         clip.requires_grad_(False)
         self.attention = attention
+        self.no_class = 1 - visual.class_tokens
         self.merged = plan_merging(merge, depth, patches)
+        if any(self.merged) and (lacking := clip.architecture.lacks(("class pool", "unturned tokens"))):
+            raise ValueError(
+                f"--merge {merge} needs {NEEDS[lacking[0]]}, which this backbone does not have; leave it out"
+            )
         layers = range(prompt_depth or depth)
         # [D] Each layer has its own networks: Figure 2 draws both stages inside the box marked "x L".
         self.intra = nn.ModuleList(
@@ -153,20 +166,22 @@ class STOP(Method):
         frame_mask = frame_mask.bool()
         visual = self.clip.visual
         x = visual.embed(video.flatten(0, 1)).unflatten(0, video.shape[:2])  # [B,T,1+P,D]: one sequence per frame
+        x = self._with_place(x)
         if self.attention == "joint":
             x = sequences(x[:, :1, 0], x[:, :, 1:])  # before the first block all frames have the same class token
         timing = FrameTiming.of(frame_mask, at_least_fp32(x).dtype)
         merging: Merging | None = None
+        reader = visual.map_reader()
         for layer, block in enumerate(visual.blocks):
             assert isinstance(block, Block)
             spatial = temporal = normal = None
             if self.merged[layer]:
                 x, merging = merge_patches(block, x, timing.frames, self.merged[layer], merging)
             if layer < len(self.intra):
-                spatial = self.intra[layer](block, x, timing, merging)
+                spatial = self.intra[layer](block, x, timing, merging, reader)
                 x = spatial.x  # h^s
             if layer < len(self.inter) and timing.frames > 1:
-                normal = layer_norm(x)  # for the second stage and for the block
+                normal = layer_norm(x, block.ln_1.eps)  # for the second stage and for the block
                 if spatial:
                     region_mask = spatial.region_mask
                 else:
@@ -175,7 +190,7 @@ class STOP(Method):
             if maps is not None and (spatial or temporal):
                 maps.append(PromptMaps(spatial, temporal))
             x = self._run(block, x, normal, timing, temporal, merging)
-        embedding = visual.pool(x.flatten(0, 1)).unflatten(0, x.shape[:2])
+        embedding = visual.pool(x[:, :, self.no_class :].flatten(0, 1), self._read(x, timing)).unflatten(0, x.shape[:2])
         return embedding[:, 0] if self.attention == "joint" else masked_mean(embedding, frame_mask)
 
     def _run(
@@ -189,7 +204,7 @@ class STOP(Method):
     ) -> Tensor:
         """Run the frozen block on the prompted sequences, `[B,C,L,D]` in and out.
 
-        Only the class tokens are read after the last block, which therefore returns `[B,C,1,D]`.
+        After the last block, often only the class tokens are read; it then returns `[B,C,1,D]`.
         """
         patches = patches_of(x, timing.frames).shape[2]  # those of a frame that are left
         mask: Tensor | None
@@ -199,9 +214,25 @@ class STOP(Method):
             context, mask = insert_by_frame(block, patches, temporal)
         if merging is not None:
             mask = proportional(mask, merging, x.shape[1])
-        run = block.first_token if block is self.clip.visual.blocks[-1] else block
-        rows = run(x.flatten(0, 1), context, mask, normal=None if normal is None else normal.flatten(0, 1))
-        return rows.unflatten(0, x.shape[:2])
+        none = self.no_class
+        rows, mask = x[:, :, none:].flatten(0, 1), None if mask is None else mask[..., none:]
+        normal = None if normal is None else normal[:, :, none:].flatten(0, 1)
+        rows = self.clip.visual.step(block, rows, context, mask, normal)
+        return self._with_place(rows).unflatten(0, x.shape[:2])
+
+    def _with_place(self, tokens: Tensor) -> Tensor:
+        """Return tokens [...,L,D] with a first one of zeros, if the tower has no class token: no block sees it."""
+        return F.pad(tokens, (0, 0, 1, 0)) if self.no_class else tokens
+
+    def _read(self, x: Tensor, timing: FrameTiming) -> Tensor | None:
+        """Return which tokens of sequences `[B,C,L,D]` an attention pool reads, bool `[B*C,1,1,L]`; None: all.
+
+        With joint attention it reads the patches of all real frames at once.
+        """
+        if self.clip.visual.reads_first_token or self.attention == "frame" or not timing.padded:
+            return None
+        patches = patches_of(x, timing.frames).shape[2]
+        return visible_tokens(timing.frame_mask, patches)[..., self.no_class :]
 
     def encode_text(self, token_ids: Tensor) -> Tensor:
         """Encode captions `[N,L]` to `[N,E]`: CLIP's frozen text tower with learned tokens after START in every block.

@@ -51,6 +51,8 @@ class STOPReleased(DGL):
             for a batch whose frames all have the same score (see `InterFramePrompt`).
     """
 
+    needs = ("class token", "class pool", "unturned tokens", "END")
+
     def __init__(
         self,
         clip: CLIP,

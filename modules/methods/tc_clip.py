@@ -52,6 +52,8 @@ class TCCLIP(Method):
             the width of its text tower.
     """
 
+    needs = ("class token", "class pool", "unturned tokens", "END")
+
     is_dot_product = False
 
     def __init__(

@@ -36,6 +36,8 @@ class TempMe(LoRAMethod):
             says, or does not fit this CLIP and `max_frames`. `encode_video` raises it for clips of another length.
     """
 
+    needs = ("class token", "class pool", "unturned tokens")
+
     def __init__(
         self,
         clip: CLIP,

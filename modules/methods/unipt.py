@@ -73,6 +73,8 @@ class UniPT(Method):
     """Both towers are frozen and have a side network each. The video is the mean of its frames' normalised embeddings,
     as in CLIP4Clip."""
 
+    needs = ("class token", "END")
+
     def __init__(
         self,
         clip: CLIP,
@@ -106,7 +108,7 @@ class UniPT(Method):
     def encode_text(self, token_ids: Tensor) -> Tensor:
         text, ends = self.clip.text, self.clip.text.end_positions(token_ids)
         with torch.no_grad():
-            taps, tokens = _run(text.blocks, text.embed(token_ids), lambda block, x: block(x, causal=True))
+            taps, tokens = _run(text.blocks, text.embed(token_ids), lambda block, x: block(x, causal=text.causal))
             z = text.pool(tokens[torch.arange(len(tokens), device=tokens.device), ends])
         if self.text_mask == "nonzero":
             real = token_ids != 0

@@ -30,6 +30,8 @@ class VideoTextAdapter(Method):
     read, so its adapter has no effect. We keep it for the count, and do not compute it.
     """
 
+    needs = ("class token", "class pool")
+
     def __init__(
         self,
         clip: CLIP,

@@ -34,6 +34,8 @@ class VoPFC(PromptedTexts):
             of other than `max_frames` frames if there is a frame embedding.
     """
 
+    needs = ("class token", "class pool", "unturned tokens", "END")
+
     def __init__(
         self,
         clip: CLIP,

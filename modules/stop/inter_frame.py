@@ -209,12 +209,18 @@ def insert_joint(
     Returns:
         For a block on `[B,L,D]`: the context, S = (T-1)*eta, or None; the mask, bool `[B,1,1,L+S]`.
     """
-    class_token = torch.ones_like(frame_mask[:, :1])
-    visible = [class_token, frame_mask.repeat_interleave(patches, dim=1)]
+    visible = visible_tokens(frame_mask, patches)
     if prompting is None:
-        return None, torch.cat(visible, dim=1)[:, None, None]
-    visible.append(prompting.valid.flatten(1))
-    return block.context(prompting.prompts.flatten(1, 2)), torch.cat(visible, dim=1)[:, None, None]
+        return None, visible
+    seen = prompting.valid.flatten(1)[:, None, None]
+    return block.context(prompting.prompts.flatten(1, 2)), torch.cat([visible, seen], dim=-1)
+
+
+def visible_tokens(frame_mask: Tensor, patches: int) -> Tensor:
+    """Return which tokens of one sequence per clip are real, its class token and P patches of each frame: bool `[B,T]`
+    -> bool `[B,1,1,1+T*P]`."""
+    class_token = torch.ones_like(frame_mask[:, :1])
+    return torch.cat([class_token, frame_mask.repeat_interleave(patches, dim=1)], dim=1)[:, None, None]
 
 
 def insert_by_frame(

@@ -18,6 +18,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from modules.attention import Attention
+from modules.attention_pool import MapReader
 from modules.block import Block
 from modules.dropout import PromptDropout
 from modules.precision import pad_for_tensor_cores
@@ -79,13 +81,21 @@ class IntraFramePrompter(nn.Module):
         )
         self.dropout = PromptDropout(dropout)
 
-    def forward(self, block: Block, x: Tensor, timing: FrameTiming, merging: Merging | None = None) -> SpatialPrompting:
+    def forward(
+        self,
+        block: Block,
+        x: Tensor,
+        timing: FrameTiming,
+        merging: Merging | None = None,
+        reader: MapReader | None = None,
+    ) -> SpatialPrompting:
         """Prompt the patches of h_cls and h, `[B,C,L,D]`, that are about to enter `block`.
 
         Padding frames influence nothing. Where patches have merged, as `merging` says, all but `x` is still by patch.
+        `reader` is as in `attention_map`.
         """
-        normal = layer_norm(x)
-        attention = attention_map(block, normal, timing.frames, merging)  # eq. 1
+        normal = layer_norm(x, block.ln_1.eps)
+        attention = attention_map(block, normal, timing.frames, merging, reader)  # eq. 1
         if self.dynamics is None:
             motion, saliency = torch.zeros_like(attention), self._random_saliency(attention)
         else:
@@ -114,7 +124,9 @@ class IntraFramePrompter(nn.Module):
 
 
 @torch.no_grad()
-def attention_map(block: Block, normal: Tensor, frames: int, merging: Merging | None = None) -> Tensor:
+def attention_map(
+    block: Block, normal: Tensor, frames: int, merging: Merging | None = None, reader: MapReader | None = None
+) -> Tensor:
     """Eq. 1, A_i = Attn(h_cls, h_i): how the block's own frozen attention spreads over the patches of each frame.
 
     Softmax over the P patches of q_cls . k_ij / sqrt(d_head) in each head, then the mean over heads. [D] Without
@@ -123,23 +135,40 @@ def attention_map(block: Block, normal: Tensor, frames: int, merging: Merging | 
     Args:
         normal: the sequences after `layer_norm`, `[B,C,L,D]`, of T frames.
         merging: which patches have merged, if any.
+        reader: [D] the attention that reads a tower without a class token, instead of the block's own.
 
     Returns:
         `[B,T,P]`, every frame sums to 1.
     """
-    attention = block.attn
-    query = attention.query(normal[:, :, 0], block.ln_1)  # [B,C,D]
+    if reader is None:
+        attention, norm = block.attn, block.ln_1
+        query = attention.query(normal[:, :, 0], norm)  # [B,C,D]
+    else:
+        attention, norm, query = reader
     query = query.unflatten(-1, (attention.heads, -1)) * (query.shape[-1] / attention.heads) ** -0.5
-    key_weight = attention.key_weight(block.ln_1).unflatten(0, (attention.heads, -1))  # [heads,d,D]
+    if attention.rotary is not None:
+        return _turned_map(attention, norm, query, normal, frames)
+    key_weight = attention.key_weight(norm).unflatten(0, (attention.heads, -1))  # [heads,d,D]
     # q . (W x + b) = (W^T q) . x + q . b. We carry the query back to the width of the tokens, so that no token has to
     # be projected (D/heads times fewer operations). q . b is the same for all patches and drops out of the softmax.
-    carried = torch.einsum("bchd,hdw->bchw", query, key_weight).expand(-1, frames, -1, -1)
+    carried = torch.einsum("bchd,hdw->bchw", query, key_weight).expand(len(normal), frames, -1, -1)
     scores = torch.einsum(
         "bthw,btpw->btph", pad_for_tensor_cores(carried, -2), patches_of(normal, frames).to(carried.dtype)
     )
     if merging is not None:
         scores = merging.spread(scores)
     return at_least_fp32(scores[..., : attention.heads]).softmax(dim=2).mean(dim=-1)
+
+
+def _turned_map(attention: Attention, norm: nn.LayerNorm, query: Tensor, normal: Tensor, frames: int) -> Tensor:
+    """Eq. 1 where keys are turned by their places: the query cannot be carried back, so that all tokens are projected.
+
+    `query` is `[B,C,heads,d]`, scaled.
+    """
+    keys = attention.own_keys_values(normal.flatten(0, 1), norm).keys.unflatten(0, normal.shape[:2])
+    keys = patches_of(keys, frames).unflatten(-1, (attention.heads, -1))
+    scores = torch.einsum("bthd,btphd->btph", query.expand(-1, frames, -1, -1), keys)
+    return at_least_fp32(scores).softmax(dim=2).mean(dim=-1)
 
 
 def dynamics_map(energy: Tensor) -> Tensor:

@@ -80,7 +80,7 @@ def add_to_patches(x: Tensor, patches: Tensor, added: Tensor, merging: Merging |
     return x.scatter_add(2, places.unsqueeze(-1).expand_as(added), added)
 
 
-def layer_norm(tokens: Tensor) -> Tensor:
+def layer_norm(tokens: Tensor, eps: float = 1e-5) -> Tensor:
     """Apply LayerNorm without parameters over the last axis: each token gets mean 0 and mean square 1.
 
     The result has the precision of matrix products. [D] Both dynamics nets see normalised tokens, so that a change
@@ -89,7 +89,7 @@ def layer_norm(tokens: Tensor) -> Tensor:
     """
     width = tokens.shape[-1]
     # The gain of ones changes nothing, but without one torch takes three times as long on a CPU.
-    return F.layer_norm(tokens, (width,), tokens.new_ones(width)).to(compute_dtype(tokens))
+    return F.layer_norm(tokens, (width,), tokens.new_ones(width), eps=eps).to(compute_dtype(tokens))
 
 
 def at_least_fp32(x: Tensor) -> Tensor:

@@ -349,7 +349,7 @@ def test_too_long_a_text_is_refused() -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"activation": "relu"}, "must be one of quick_gelu, gelu, not 'relu'"),
+        ({"activation": "relu"}, "must be one of quick_gelu, gelu, gelu_tanh, not 'relu'"),
         ({"patch_size": 7}, "32 is not a multiple of its patch size 7"),
         ({"text_heads": 5}, "width 48 does not divide into 5 attention heads"),
     ],

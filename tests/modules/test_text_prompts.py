@@ -69,7 +69,7 @@ def test_a_postfix_equals_tokens_inserted_before_end():
     text, token_ids = tower(), captions()
     prefix, postfix = drawn_prompts(5)[:, :3], drawn_prompts(5)[:, 3:]
     early = seen_after_start(token_ids, 3).expand(3, -1, -1, -1)
-    seen = torch.cat([early, seen_from_end(token_ids, 2)], dim=-1)
+    seen = torch.cat([early, seen_from_end(token_ids, token_ids.argmax(dim=-1), 2)], dim=-1)
     ours = encode_with_context(text, torch.cat([prefix, postfix], dim=1), seen, token_ids)
     torch.testing.assert_close(ours, inserted(text, token_ids, prefix, postfix), rtol=1e-4, atol=1e-5)
 
@@ -84,7 +84,7 @@ def test_who_sees_the_prompts():
     token_ids = captions()
     assert seen_after_start(token_ids, 2).shape == (1, 1, 9, 2)
     assert seen_after_start(token_ids, 2)[0, 0, :, 0].tolist() == [False] + [True] * 8
-    late = seen_from_end(token_ids, 2)
+    late = seen_from_end(token_ids, token_ids.argmax(dim=-1), 2)
     assert late.shape == (3, 1, 9, 2)
     for row, end in zip(late, (7, 3, 1), strict=True):
         assert row[0, :, 1].tolist() == [place >= end for place in range(9)]

@@ -136,7 +136,7 @@ def test_equals_the_original(reference, size):
     text, clips = method(oracle.video, torch.ones(oracle.video.shape[:2]), oracle.token_ids)
     similarity = method.similarity(text, clips)
     visual = method.clip.visual
-    classes = run_blocks(visual.blocks, visual.embed(oracle.video[0]), method.prompts)
+    classes = run_blocks(visual, visual.embed(oracle.video[0]), method.prompts)
     expected = oracle.outputs
     assert largest_relative_difference(F.normalize(text, dim=-1), expected["text_output"]) < 1e-5
     assert largest_relative_difference(F.normalize(clips, dim=-1), expected["video_output"]) < 1e-5
