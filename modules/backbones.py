@@ -63,6 +63,7 @@ class VisionParts:
     projection: str = "matrix"
     activation: str = ""
     norm_eps: float = 1e-5
+    hidden: int = 0  # inside an MLP; 0: four times the width
 
 
 @dataclass(frozen=True)
@@ -77,6 +78,7 @@ class TextParts:
     projection_bias: bool = False
     activation: str = ""
     norm_eps: float = 1e-5
+    hidden: int = 0
 
 
 # What a method may need of the towers, for messages.
@@ -264,6 +266,8 @@ class StatedFacts:
     interpolation: str | None = None
     image_size: int | None = None
     architecture: CLIPArchitecture | None = None
+    tokens: Tokens | None = None
+    similarity: str | None = None
 
     def joined_with(self, asked: "StatedFacts") -> "StatedFacts":
         """Return these facts, completed by those that a user asks for; ValueError if the two contradict each other."""
@@ -282,6 +286,11 @@ class StatedFacts:
         names = (item.name for item in fields(Preprocessing))
         said = {name: getattr(self, name) for name in names}
         return Preprocessing(**{name: value for name, value in said.items() if value is not None})
+
+    def backbone(self, architecture: CLIPArchitecture) -> Backbone:
+        """Return the backbone of these facts, CLIP's own where nothing is stated."""
+        tokens, similarity = self.tokens or Tokens(), self.similarity or "softmax"
+        return Backbone(architecture, self.preprocessing(), tokens, similarity)
 
 
 def _flat(facts: Mapping[str, Any], start: str = "") -> dict[str, Any]:

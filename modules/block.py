@@ -45,12 +45,12 @@ class MLP(nn.Module):
 class Block(nn.Module):
     """A pre-norm transformer layer: x + attention(norm x), then x + MLP(norm x)."""
 
-    def __init__(self, width: int, heads: int, activation: str, eps: float = 1e-5) -> None:
+    def __init__(self, width: int, heads: int, activation: str, eps: float = 1e-5, hidden: int = 0) -> None:
         super().__init__()
         self.ln_1 = nn.LayerNorm(width, eps=eps)
         self.attn = Attention(width, heads)
         self.ln_2 = nn.LayerNorm(width, eps=eps)
-        self.mlp = MLP(width, activation)
+        self.mlp = MLP(width, activation, hidden=hidden or None)
         self.recompute = False  # True: compute the inside again in backward; less memory, one more forward pass
 
     def layers(self) -> dict[str, Layer]:
@@ -182,11 +182,13 @@ class Block(nn.Module):
         return self.attend(x[rows, places].unsqueeze(1), others, torch.cat(visible, dim=1)[:, None, None])
 
 
-def make_blocks(width: int, layers: int, heads: int, activation: str, eps: float = 1e-5) -> nn.ModuleList:
+def make_blocks(
+    width: int, layers: int, heads: int, activation: str, eps: float = 1e-5, hidden: int = 0
+) -> nn.ModuleList:
     """Return a fresh stack of blocks whose depth does not change the variance of its output."""
     blocks = nn.ModuleList()
     for _ in range(layers):
-        block = Block(width, heads, activation, eps)
+        block = Block(width, heads, activation, eps, hidden)
         with torch.no_grad():  # every block adds to the residual stream twice
             block.attn.out_proj.weight.mul_((2 * layers) ** -0.5)
             block.mlp.c_proj.weight.mul_((2 * layers) ** -0.5)

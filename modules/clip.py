@@ -59,17 +59,19 @@ class VisionTransformer(nn.Module):
         )
         self.positional_embedding = nn.Parameter(torch.randn(self.class_tokens + self.grid**2, width) * width**-0.5)
         self.ln_pre = nn.LayerNorm(width, eps=eps) if parts.pre_norm else nn.Identity()
-        self.blocks = make_blocks(width, architecture.vision_layers, architecture.vision_heads, activation, eps)
+        layers, heads = architecture.vision_layers, architecture.vision_heads
+        self.blocks = make_blocks(width, layers, heads, activation, eps, parts.hidden)
         self.ln_post = nn.LayerNorm(width, eps=eps)
         self.attention_pool = None
         if parts.pool == "attention":
-            self.attention_pool = AttentionPool(width, parts.pool_heads, MLP(width, activation), eps)
+            mlp = MLP(width, activation, hidden=parts.hidden or None)
+            self.attention_pool = AttentionPool(width, parts.pool_heads, mlp, eps)
         out = torch.randn(width, architecture.embed_dim) * width**-0.5 if parts.projection != "none" else None
         self.register_parameter("proj", None if out is None else nn.Parameter(out))
         bias = torch.zeros(architecture.embed_dim) if parts.projection == "linear" else None
         self.register_parameter("proj_bias", None if bias is None else nn.Parameter(bias))
         if parts.rotary:
-            rotary = RotaryPositions(self.class_tokens, self.grid, width, architecture.vision_heads)
+            rotary = RotaryPositions(self.class_tokens, self.grid, width, heads)
             for block in self.blocks:
                 assert isinstance(block, Block)
                 block.attn.rotary = rotary
@@ -168,7 +170,8 @@ class TextTransformer(nn.Module):
         nn.init.normal_(self.token_embedding.weight, std=0.02)
         self.positional_embedding = nn.Parameter(torch.randn(self.context_length, width) * 0.01)
         activation, eps = parts.activation or architecture.activation, parts.norm_eps
-        self.blocks = make_blocks(width, architecture.text_layers, architecture.text_heads, activation, eps)
+        layers, heads = architecture.text_layers, architecture.text_heads
+        self.blocks = make_blocks(width, layers, heads, activation, eps, parts.hidden)
         self.ln_final = nn.LayerNorm(width, eps=eps)
         self.text_projection = nn.Parameter(torch.randn(width, architecture.embed_dim) * width**-0.5)
         bias = nn.Parameter(torch.zeros(architecture.embed_dim)) if parts.projection_bias else None

@@ -34,6 +34,7 @@ from modules.open_clip_names import is_open_clip_name, registered_facts, registe
 from modules.openai_archive import calls_gelu, is_archive
 from modules.quoting import some
 from modules.seal import hash_tensors
+from modules.timm_names import from_timm_keys, has_timm_keys
 from modules.undrawn import undrawn
 from modules.weight_facts import stated_facts
 from modules.weight_files import metadata_of, read_state_dict
@@ -146,11 +147,11 @@ def backbone_of(
     name, asked = str(path_or_name), asked or StatedFacts()
     if name in ARCHITECTURES:
         architecture = replace(ARCHITECTURES[name], activation=asked.activation or "quick_gelu")
-        return Backbone(architecture, asked.preprocessing())
+        return asked.backbone(architecture)
     if is_open_clip_name(name):
         facts = registered_facts(name).joined_with(asked)
         assert facts.architecture is not None  # the registry says all of it
-        return Backbone(facts.architecture, facts.preprocessing())
+        return facts.backbone(facts.architecture)
     return load_clip(path_or_name, pretrained_dir, asked=asked).backbone
 
 
@@ -174,10 +175,12 @@ def _in_openai_keys(state: State) -> State:
 
 
 def _build(state: State, facts: StatedFacts) -> CLIP:
+    if has_timm_keys(state):
+        return _build_with_timm(state, facts)
     in_hugging_face_keys, state = has_hugging_face_keys(state), _in_openai_keys(state)
     architecture = infer_architecture(state, facts.activation or "quick_gelu", facts.vision_heads, facts.text_heads)
     with undrawn():
-        clip = CLIP(architecture, Backbone(architecture, facts.preprocessing()))
+        clip = CLIP(architecture, facts.backbone(architecture))
     shapes = {key: tensor.shape for key, tensor in to_openai_keys(clip.state_dict()).items()}
     wrong = [
         f"{key} {list(tensor.shape)} instead of {list(shapes[key])}"
@@ -190,6 +193,40 @@ def _build(state: State, facts: StatedFacts) -> CLIP:
     floats = {key: tensor.detach().to("cpu", torch.float32).contiguous() for key, tensor in state.items()}
     clip.load_state_dict(from_openai_keys(floats), assign=True)
     return clip.eval()
+
+
+def _build_with_timm(state: State, facts: StatedFacts) -> CLIP:
+    """Build a model whose vision tower is one of timm's; its sizes are stated, as the weights do not show them all."""
+    architecture = facts.architecture
+    if architecture is None:
+        raise ValueError(
+            "its vision tower is one of timm (SigLIP, PE, ...), whose heads and pooling the weights do not show: pass "
+            "open_clip:NAME/TAG, or the folder with its open_clip_config.json."
+        )
+    with undrawn():
+        clip = CLIP(architecture, facts.backbone(architecture))
+    state, own = from_timm_keys(state), clip.state_dict()
+    _complain([key for key in own if key not in state], [key for key in state if key not in own], "our names")
+    wrong = [
+        f"{key} {list(tensor.shape)} instead of {list(own[key].shape)}"
+        for key, tensor in state.items()
+        if tensor.shape != own[key].shape
+    ]
+    if wrong:
+        raise ValueError(f"wrong shapes ({len(wrong)}): {some(wrong)}.")
+    floats = {key: tensor.detach().to("cpu", torch.float32).contiguous() for key, tensor in state.items()}
+    clip.load_state_dict(floats, assign=True)
+    return clip.eval()
+
+
+def _complain(missing: list[str], surplus: list[str], names: str) -> None:
+    complaints = []
+    if missing:
+        complaints.append(f"missing keys ({len(missing)}): {some(missing)}")
+    if surplus:
+        complaints.append(f"surplus keys ({len(surplus)}): {some(surplus)}")
+    if complaints:
+        raise ValueError(f"in {names}, {'; '.join(complaints)}.")
 
 
 def _check_facts(architecture: CLIPArchitecture, facts: StatedFacts, in_hugging_face_keys: bool) -> None:
@@ -339,8 +376,6 @@ def _count_blocks(state: Mapping[str, Tensor], start: str) -> int:
 def _check_names(state: Mapping[str, Tensor], vision_layers: int, text_layers: int) -> None:
     if any(key.startswith("visual.layer1.") for key in state):
         raise ValueError("its vision tower is a ResNet, and only CLIPs with a vision transformer are supported.")
-    if any(key.startswith("visual.trunk.") for key in state):
-        raise ValueError("its vision tower is one of timm (SigLIP, EVA, PE, ...), and only CLIP's own is supported.")
     if any(key.startswith("text.transformer.") for key in state):
         raise ValueError("its text tower is one of open_clip's custom ones, and only CLIP's own is supported.")
     with undrawn():
@@ -350,13 +385,7 @@ def _check_names(state: Mapping[str, Tensor], vision_layers: int, text_layers: i
     surplus = [key for key in state if key not in expected]
     if not expected.keys() & state.keys():
         raise ValueError(f"none of its keys is one of CLIP's (it has {some(surplus, 3) or 'none'}).")
-    complaints = []
-    if missing:
-        complaints.append(f"missing keys ({len(missing)}): {some(missing)}")
-    if surplus:
-        complaints.append(f"surplus keys ({len(surplus)}): {some(surplus)}")
-    if complaints:
-        raise ValueError(f"in OpenAI's names, {'; '.join(complaints)}.")
+    _complain(missing, surplus, "OpenAI's names")
 
 
 def backbone_sha256(clip: CLIP) -> str:

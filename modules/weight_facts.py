@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from modules.backbones import ACTIVATIONS, HEAD_WIDTH, STATISTICS, CLIPArchitecture, StatedFacts, Triple
+from modules.timm_names import with_towers_of_timm
 from modules.weight_files import OPEN_CLIP_CONFIG, OPEN_CLIP_FILES, is_open_clip_folder, metadata_of, read_json
 from modules.weight_names import State, has_hugging_face_keys
 
@@ -174,6 +175,9 @@ def facts_of_open_clip(model: Mapping[str, Any], pixels: Mapping[str, Any], sour
     vision, text = model.get("vision_cfg"), model.get("text_cfg")
     if not isinstance(vision, Mapping) or not isinstance(text, Mapping) or "embed_dim" not in model:
         raise ValueError(f"{source} lacks embed_dim, vision_cfg or text_cfg.")
+    of_timm = with_towers_of_timm(model, vision, text)
+    if of_timm is not None:
+        model, vision, text = of_timm.model, of_timm.vision, of_timm.text
     unsupported = [*_unsupported(model, {}), *_unsupported(vision, VISION_FIELDS), *_unsupported(text, TEXT_FIELDS)]
     if isinstance(vision.get("layers"), list | tuple):
         unsupported.insert(0, "a ResNet as vision tower")
@@ -182,7 +186,8 @@ def facts_of_open_clip(model: Mapping[str, Any], pixels: Mapping[str, Any], sour
             f"{source} describes a model that is not supported: it has {', '.join(dict.fromkeys(unsupported))}; only "
             f"CLIPs with a plain vision transformer and CLIP's own tokenizer are."
         )
-    width, head_width = vision.get("width", 768), vision.get("head_width", HEAD_WIDTH)
+    width = vision.get("width", 768)
+    heads = vision.get("heads", width // vision.get("head_width", HEAD_WIDTH))
     image_size = vision.get("image_size", 224)
     if isinstance(image_size, list | tuple) and len(set(image_size)) == 1:
         image_size = image_size[0]
@@ -192,7 +197,7 @@ def facts_of_open_clip(model: Mapping[str, Any], pixels: Mapping[str, Any], sour
         "patch_size": vision.get("patch_size", 16),
         "vision_width": width,
         "vision_layers": vision.get("layers", 12),
-        "vision_heads": width // head_width,
+        "vision_heads": heads,
         "context_length": text.get("context_length", 77),
         "vocab_size": text.get("vocab_size", 49408),
         "text_width": text.get("width", 512),
@@ -206,7 +211,9 @@ def facts_of_open_clip(model: Mapping[str, Any], pixels: Mapping[str, Any], sour
         raise ValueError(f"{source} states pictures of {pixels['size']} for a tower that takes {image_size} pixels.")
     resize_mode, interpolation = pixels.get("resize_mode") or "shortest", pixels.get("interpolation") or "bicubic"
     mean, std = STATISTICS["clip"]
-    architecture = CLIPArchitecture(**sizes, activation="quick_gelu" if model.get("quick_gelu") else "gelu")
+    activation = "quick_gelu" if model.get("quick_gelu") else "gelu"
+    parts: dict[str, Any] = {} if of_timm is None else {"vision": of_timm.vision_parts, "text": of_timm.text_parts}
+    architecture = CLIPArchitecture(**sizes, activation=activation, **parts)
     return StatedFacts(
         architecture.activation,
         architecture.vision_heads,
@@ -217,6 +224,8 @@ def facts_of_open_clip(model: Mapping[str, Any], pixels: Mapping[str, Any], sour
         "bicubic" if interpolation == "random" else interpolation,  # as open_clip does outside training
         image_size,
         architecture,
+        None if of_timm is None else of_timm.tokens,
+        None if of_timm is None else of_timm.similarity,
     )
 
 
