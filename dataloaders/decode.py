@@ -36,6 +36,7 @@ from dataloaders.video_file import (
     VideoFacts,
     file_status,
     open_video,
+    stated_rate,
     survey,
 )
 
@@ -132,7 +133,7 @@ def read_windows(
     requests, failed = [], []
     with open_video(path) as (container, stream):
         for timed in {window.start is not None or window.end is not None for window in windows}:
-            facts[timed] = survey(path, container, stream, _frame_rate(stream), timed=timed)
+            facts[timed] = survey(path, container, stream, stated_rate(stream), timed=timed)
             if facts[timed].n_frames == 0:
                 raise _without_frames(path)
             _check_shortfall(path, facts[timed])
@@ -245,11 +246,6 @@ def _window(path: VideoPath, facts: VideoFacts, start: float | None, end: float 
             "times, or download it again."
         )
     return first, stop
-
-
-def _frame_rate(stream: av.VideoStream) -> float:
-    """Return the frames a second that the header states or FFmpeg guesses, 0.0 for neither."""
-    return float(stream.average_rate or stream.guessed_rate or 0)
 
 
 def _pictures(

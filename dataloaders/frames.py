@@ -233,6 +233,11 @@ class FrameReader:
         video[:n_real] = frames
         return video, torch.arange(self.max_frames) < n_real
 
+    def still(self, picture: np.ndarray, path: Path) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the picture uint8 [H, W, 3] of a file as a clip in which nothing moves, in the form of a call."""
+        frame = torch.from_numpy(np.ascontiguousarray(self._picture(picture, path)))
+        return self.pad(frame.repeat(self.max_frames, 1, 1, 1))
+
     def read_views(
         self, path: Path, start: float | None = None, end: float | None = None
     ) -> tuple[torch.Tensor, torch.Tensor]:

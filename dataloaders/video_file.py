@@ -169,6 +169,20 @@ class VideoFacts:
         return replace(found, times=np.sort(np.array(times, dtype=np.float64)) - self.zero)
 
 
+def stated_rate(stream: av.VideoStream) -> float:
+    """Return the frames a second that the header states or FFmpeg guesses, 0.0 for neither."""
+    return float(stream.average_rate or stream.guessed_rate or 0)
+
+
+def length_of(path: VideoPath) -> float:
+    """Return the seconds from a file's start to the end of its last frame; 0.0 if it states no frame rate, or holds no
+    frame. Decodes nothing; raises VideoError if it is not a video."""
+    file_status(path)
+    with open_video(path) as (container, stream):
+        facts = survey(path, container, stream, stated_rate(stream), timed=True)
+        return facts.length if facts.rate and facts.n_frames else 0.0
+
+
 @dataclass(frozen=True)
 class _Packets:
     """The packets of a stream that hold a frame to be shown. `times`, float64 [n], are sorted seconds on the stream's

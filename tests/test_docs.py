@@ -17,7 +17,7 @@ from tests.markdown import DOCS, ROOT, anchors, code_blocks, command, commands, 
 # Everything that takes flags; they are found by having a `main`.
 PROGRAMS = [
     str(path.relative_to(ROOT))
-    for folder in (".", "engine", "preprocess", "benchmarks", "tools")
+    for folder in (".", "engine", "search", "preprocess", "benchmarks", "tools")
     for path in sorted((ROOT / folder).glob("*.py"))
     if re.search(r"^def main\(argv", path.read_text(), re.MULTILINE)
 ]
