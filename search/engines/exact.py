@@ -69,7 +69,7 @@ class TorchExact(Engine):
         self.remove(ids)
         if self.count:
             ids, vectors = np.concatenate([self.ids, ids]), np.concatenate([self.vectors, vectors])
-        self.ids, self.vectors = ids, vectors
+        self.ids, self.vectors = ids, np.require(vectors, requirements="W")  # torch warns of arrays it must not change
 
     def _remove(self, ids: Ids) -> None:
         gone = np.isin(self.ids, ids)
@@ -84,7 +84,7 @@ class TorchExact(Engine):
         scores, places = torch.full((len(queries), k), -torch.inf), torch.full((len(queries), k), NOTHING)
         for first in range(0, self.count if rows is None else len(rows), BLOCK):
             chosen = slice(first, first + BLOCK) if rows is None else rows[first : first + BLOCK]
-            found = wanted @ torch.from_numpy(self.vectors[chosen].astype(np.float32)).T
+            found = wanted @ torch.from_numpy(self.vectors[chosen]).float().T
             best, here = found.topk(min(k, found.shape[1]))
             scores, order = torch.cat([scores, best], dim=1).topk(k)
             places = torch.cat([places, here + first], dim=1).gather(1, order)
