@@ -38,20 +38,10 @@ class Engine(ABC):
     def add(self, ids: Ids, vectors: Vectors) -> None:
         """Add float16 `[n,E]` under int64 `[n]`; a vector whose id is known takes the place of the old one.
 
-        Raises ValueError for other types or shapes, for ids that are negative or come twice, and for vectors that are
-        not finite.
+        Raises ValueError as `check_vectors` does.
         """
         ids, vectors = np.ascontiguousarray(ids), np.ascontiguousarray(vectors)
-        check_ids(ids)
-        if vectors.dtype != np.float16 or vectors.shape != (len(ids), self.size):
-            raise ValueError(
-                f"an engine takes vectors float16 {[len(ids), self.size]}, not {vectors.dtype} {list(vectors.shape)}"
-            )
-        if len(np.unique(ids)) < len(ids):
-            raise ValueError("an id comes twice in one call of add: give each window an id of its own")
-        bad = ids[~np.isfinite(vectors.sum(axis=1, dtype=np.float32))]  # 512 of the greatest float16 do not overflow
-        if len(bad):
-            raise ValueError(f"{len(bad)} vectors are not finite, the first under id {bad[0]}: leave them out")
+        check_vectors(ids, vectors, self.size)
         if len(ids):
             self._add(ids, vectors)
 
@@ -59,7 +49,7 @@ class Engine(ABC):
         """Remove the vectors of int64 `[n]`; ids that the engine does not know are left out."""
         ids = np.ascontiguousarray(ids)
         check_ids(ids)
-        if len(ids) and self.count:
+        if len(ids):
             self._remove(ids)
 
     def search(self, queries: Scores, k: int, allowed: Ids | None = None) -> tuple[Scores, Ids]:
@@ -81,7 +71,7 @@ class Engine(ABC):
         if allowed is not None:
             allowed = np.unique(np.ascontiguousarray(allowed))
             check_ids(allowed)
-        most = min(k, self.count if allowed is None else len(allowed))
+        most = k if allowed is None else min(k, len(allowed))
         if len(queries) and most:
             scores[:, :most], ids[:, :most] = self._search(queries, most, allowed)
         scores[ids == NOTHING] = -np.inf
@@ -99,7 +89,8 @@ class Engine(ABC):
     def _remove(self, ids: Ids) -> None: ...
 
     @abstractmethod
-    def _search(self, queries: Scores, k: int, allowed: Ids | None) -> tuple[Scores, Ids]: ...
+    def _search(self, queries: Scores, k: int, allowed: Ids | None) -> tuple[Scores, Ids]:
+        """Return what `search` does, best first; where nothing is found, only the id has to say so."""
 
 
 class Approximate(Engine):
@@ -119,3 +110,16 @@ def check_ids(ids: Ids) -> None:
         raise ValueError(f"an engine takes ids int64 [n], not {ids.dtype} {list(ids.shape)}")
     if len(ids) and ids.min() < 0:
         raise ValueError(f"id {ids.min()} is negative")
+
+
+def check_vectors(ids: Ids, vectors: Vectors, size: int) -> None:
+    """Raise ValueError unless `vectors` is float16 `[n,E]`, finite, and `ids` is int64 `[n]`, from 0 on, each once."""
+    check_ids(ids)
+    if vectors.dtype != np.float16 or vectors.shape != (len(ids), size):
+        wanted = f"float16 [{len(ids)}, {size}]"
+        raise ValueError(f"an engine takes vectors {wanted}, not {vectors.dtype} {list(vectors.shape)}")
+    if len(np.unique(ids)) < len(ids):
+        raise ValueError("an id comes twice in one call: give each window an id of its own")
+    bad = ids[~np.isfinite(vectors.sum(axis=1, dtype=np.float32))]  # sums of float16 do not overflow float32
+    if len(bad):
+        raise ValueError(f"{len(bad)} vectors are not finite, the first under id {bad[0]}: leave them out")

@@ -1,6 +1,7 @@
 """All engines against a loop over all windows: search, filters, removal, replacement, bad input.
 
-An engine whose package is not installed is skipped; torch's exact search always runs. Shapes: N windows, E embedding.
+An engine whose package is not installed is skipped; torch's exact search always runs. Qdrant runs in its client's
+local mode, where the client itself stands in for the server. Shapes: N windows, E embedding.
 """
 
 from collections.abc import Callable
@@ -13,6 +14,8 @@ from hypothesis import strategies as st
 
 from search.engines.base import NOTHING, Engine
 from search.engines.exact import FaissExact, TorchExact, build_exact
+from search.engines.ivf import IVF
+from search.engines.qdrant import Qdrant
 
 SIZE = 16  # E
 
@@ -22,8 +25,34 @@ def faiss_exact(size: int) -> Engine:
     return FaissExact(size)
 
 
-ENGINES: dict[str, Callable[[int], Engine]] = {"torch": TorchExact, "faiss": faiss_exact}
+def ivf(size: int) -> Engine:
+    """Return an engine that is not tuned, so that it searches all lists."""
+    pytest.importorskip("faiss", reason="faiss is not installed: pip install faiss-cpu")
+    return IVF(size)
+
+
+def qdrant(size: int) -> Engine:
+    client = pytest.importorskip("qdrant_client", reason="Qdrant's client is not installed: pip install qdrant-client")
+    return Qdrant(client.QdrantClient(":memory:"), "test", size)
+
+
+ENGINES: dict[str, Callable[[int], Engine]] = {
+    "torch": TorchExact,
+    "faiss": faiss_exact,
+    "ivf": ivf,
+    "qdrant": qdrant,
+}
 every_engine = pytest.mark.parametrize("build", ENGINES.values(), ids=ENGINES.keys())
+
+
+# What Qdrant's local mode says about an effort: it compares all vectors.
+pytestmark = pytest.mark.filterwarnings("ignore:Local mode performs exact")
+
+
+@pytest.fixture(autouse=True)
+def many_lists(monkeypatch):
+    """Divide even the few windows of a test into lists."""
+    monkeypatch.setattr("search.engines.ivf.TRAINED_ON", 4)
 
 
 def made_vectors(count: int, seed: int = 0, size: int = SIZE) -> np.ndarray:
@@ -42,7 +71,7 @@ def found_by_loop(stored: dict[int, np.ndarray], query: np.ndarray, k: int, allo
     scored = []
     for number, vector in stored.items():
         if allowed is None or number in allowed:
-            scored.append((-sum(float(a) * float(b) for a, b in zip(query, vector, strict=True)), number))
+            scored.append((-float(query.astype(np.float64) @ vector.astype(np.float64)), number))
     return [(-score, number) for score, number in sorted(scored)[:k]]
 
 
@@ -158,15 +187,15 @@ def test_what_cannot_be_searched(build):
     engine.close()
 
 
-@settings(max_examples=25)
+@settings(max_examples=12)
 @given(st.lists(st.tuples(st.booleans(), st.sets(st.integers(0, 11), max_size=6)), max_size=6), st.integers(1, 14))
 @pytest.mark.parametrize("build", ENGINES.values(), ids=ENGINES.keys())
 def test_any_order_of_additions_and_removals(build, steps, k):
-    engine, stored = build(SIZE), {}
+    engine, stored = build(4), {}
     for number, (adds, windows) in enumerate(steps):
         ids = np.array(sorted(windows), np.int64)
         if adds:
-            vectors = made_vectors(len(ids), seed=number)
+            vectors = made_vectors(len(ids), seed=number, size=4)
             engine.add(ids, vectors)
             stored |= dict(zip(ids.tolist(), vectors, strict=True))
         else:
