@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from benchmarks import data, epoch, gpu_check, methods, peers
+from benchmarks import data, epoch, gpu_check, methods, peers, search
 from engine.cli import parse_flags
 from main_task_retrieval import main
 from tests.launch_scripts import commands_of, settings_of, write_recorder
@@ -19,7 +19,14 @@ from tests.launch_scripts import commands_of, settings_of, write_recorder
 ROOT = Path(__file__).parent.parent
 SCRIPTS = sorted([*(ROOT / "scripts").glob("*.sh"), *(ROOT / "preprocess").glob("*.sh"), ROOT / ".ci" / "run"])
 # Scripts with their own flags.
-BENCHMARKS = {"benchmark.sh", "benchmark_data.sh", "benchmark_epoch.sh", "benchmark_peers.sh", "gpu_check.sh"}
+BENCHMARKS = {
+    "benchmark.sh",
+    "benchmark_data.sh",
+    "benchmark_epoch.sh",
+    "benchmark_peers.sh",
+    "benchmark_search.sh",
+    "gpu_check.sh",
+}
 LAUNCH_SCRIPTS = sorted(path for path in (ROOT / "scripts").glob("*.sh") if "_launch.sh" in path.read_text())
 
 
@@ -82,6 +89,13 @@ def test_the_flags_of_the_benchmark_of_peers(recorder):
     assert command[:2] == ["-m", "benchmarks.peers"]
     values = parse_flags({"benchmark": peers.Settings}, "", command[2:])
     assert (values["only"], values["repeats"]) == ("caches", 3)
+
+
+def test_the_flags_of_the_benchmark_of_the_search(recorder):
+    (command,) = commands_of(ROOT / "scripts/benchmark_search.sh", recorder, "--only", "torch", "--windows", "1000")
+    assert command[:2] == ["-m", "benchmarks.search"]
+    values = parse_flags({"benchmark": search.Settings}, "", command[2:])
+    assert (values["only"], values["windows"]) == ("torch", "1000")
 
 
 def test_the_flags_of_the_gpu_check(recorder):
