@@ -22,7 +22,6 @@ from dataloaders.decode import decoder_version
 from dataloaders.file_kind import FileKind
 from dataloaders.frames import FrameReader
 from dataloaders.quoting import quoted, shorten
-from dataloaders.video_file import VideoError
 from engine.checkpoint import differences, read_header
 from engine.cli import check_kinds
 from engine.config import Config, DataConfig, ModelConfig, sections_with
@@ -342,10 +341,9 @@ def _flat(content: Mapping[str, Any], start: str = "") -> dict[str, Any]:
 def source_of(model: Model, checkpoint: str = "", pretrained_clip_name: str = "", pretrained_dir: str = "") -> Source:
     """Return where a model of an index came from; arguments that are not empty say where it is now."""
     noted = Source(**model.facts["source"])
-    here = {"checkpoint": checkpoint, "pretrained_clip_name": pretrained_clip_name, "pretrained_dir": pretrained_dir}
-    return replace(noted, **{name: value for name, value in here.items() if value})
-
-
-__all__ = [
-    "Clip", "Encoder", "ModelMismatch", "Source", "VideoError", "check_method", "load_encoder", "source_of",
-]  # fmt: skip
+    return replace(
+        noted,
+        checkpoint=checkpoint or noted.checkpoint,
+        pretrained_clip_name=pretrained_clip_name or noted.pretrained_clip_name,
+        pretrained_dir=pretrained_dir or noted.pretrained_dir,
+    )

@@ -77,7 +77,7 @@ def cut(duration: float, window: float, stride: float) -> list[tuple[float | Non
     last = duration - window
     count = max(1, math.ceil((last - ENOUGH) / stride))
     starts = [number * stride for number in range(count)] + [last]
-    return [(start, start + window) for start in starts[:-1]] + [(last, duration)]
+    return [*((start, start + window) for start in starts[:-1]), (last, duration)]
 
 
 @dataclass(frozen=True)

@@ -256,8 +256,7 @@ class Store(Database):
         )
         for file in {file for file, _ in wanted}:
             for path, starts, ends in self._all(statement, model.id, file):
-                times = (np.frombuffer(blob, dtype="<f8") for blob in (starts, ends))
-                found[file] = (os.fsdecode(path), *times)
+                found[file] = os.fsdecode(path), np.frombuffer(starts, dtype="<f8"), np.frombuffer(ends, dtype="<f8")
         windows = []
         for file, number in wanted:
             if file not in found or not 0 <= number < len(found[file][1]):

@@ -145,13 +145,13 @@ def compare(walked: Walked, known: Sequence[File], key_of: Callable[[str], str] 
         if file.path not in on_disk and not any(is_below(file.path, folder) for folder in walked.unreadable):
             missing[file.size].append(file)
     for found in walked.files:
-        file = at.get(found.path)
-        if file is not None and (file.size, file.mtime_ns) == found[1:]:
-            changes.unchanged.append((found, file))
+        there = at.get(found.path)
+        if there is not None and (there.size, there.mtime_ns) == found[1:]:
+            changes.unchanged.append((found, there))
         elif old := _take_moved(found, missing, key_of):
             changes.moved.append((old, found))
         else:
-            changes.to_read.append((found, file))
+            changes.to_read.append((found, there))
     changes.gone = [file for files in missing.values() for file in files]
     return changes
 

@@ -1,0 +1,230 @@
+"""The commands of `python -m search`. Each takes the parsed flags, prints, and returns an exit code."""
+
+import datetime
+import json
+import os
+import sys
+from argparse import Namespace
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from dataloaders.quoting import shorten
+from search.database import NAME
+from search.store import Model, Store, is_below
+
+FAILED = 3  # exit code: files could not be read, or something is wrong
+
+
+def index(flags: Namespace) -> int:
+    """Index a folder, or say what that would take."""
+    from search.updating import index_folder
+
+    return index_folder(flags)
+
+
+def refresh(flags: Namespace) -> int:
+    """Bring the index up to date with all its folders."""
+    from search.updating import refresh_all
+
+    return refresh_all(flags)
+
+
+def query(flags: Namespace) -> int:
+    """Print the moments that fit a query: a table for people, paths for pipes, or JSON."""
+    from search.index import Index, parse_hit
+
+    with Index.open(
+        flags.index, flags.model, checkpoint=flags.checkpoint, pretrained_clip_name=flags.pretrained_clip_name,
+        pretrained_dir=flags.pretrained_dir,
+    ) as opened:  # fmt: skip
+        if (flags.start is not None or flags.end is not None) and not flags.clip:
+            raise ValueError("--from and --to are seconds of --clip: pass a clip")
+        hits = opened.query(
+            flags.text,
+            clip=flags.clip,
+            start=flags.start,
+            end=flags.end,
+            image=flags.image,
+            like=parse_hit(flags.like) if flags.like else None,
+            also=[_weighted("--and", words) for words in flags.also],
+            without=[_weighted("--without", words) for words in flags.without],
+            patterns=flags.patterns,
+            after=_moment("--after", flags.after),
+            before=_moment("--before", flags.before),
+            top=flags.top,
+            per_file=flags.per_file,
+            alike=flags.alike,
+        )
+        fits = opened.fits_well(hits)
+        if flags.image:
+            print("note: nothing moves in a picture, unlike in the clips of training", file=sys.stderr)
+        if not fits:
+            print("note: nothing fits well; these are the nearest moments", file=sys.stderr)
+        if flags.json:
+            print(
+                json.dumps(
+                    {"model": opened.model.name, "fits_well": fits, "hits": [hit._asdict() for hit in hits]}, indent=1
+                )
+            )
+        elif sys.stdout.isatty() and not flags.print0:
+            _print_table(hits)
+        else:
+            end = b"\0" if flags.print0 else b"\n"
+            paths = dict.fromkeys(os.fsencode(hit.file) for hit in hits)
+            sys.stdout.buffer.write(b"".join(path + end for path in paths))
+            sys.stdout.flush()
+    return 0
+
+
+def _weighted(flag: str, words: Sequence[str]) -> tuple[str, float]:
+    text, *weight = words
+    try:
+        (value,) = map(float, weight or ["1"])
+        if not 0 < value < float("inf"):
+            raise ValueError
+    except ValueError as error:
+        given = shorten(" ".join(weight))
+        raise ValueError(f"{flag} takes a text and a weight above 0, not {given}: put the text in quotes") from error
+    return text, value
+
+
+def _moment(flag: str, text: str) -> datetime.datetime | None:
+    """Return the moment of a flag's date, in this machine's time zone if it states none."""
+    try:
+        return datetime.datetime.fromisoformat(text).astimezone() if text else None
+    except ValueError as error:
+        raise ValueError(
+            f"{flag} {shorten(text)} is no date: pass one such as 2026-01-31 or 2026-01-31T18:00"
+        ) from error
+
+
+def _print_table(hits: Sequence[Any]) -> None:
+    from search.index import hit_name
+
+    rows = [
+        (
+            str(place), f"{hit.score:.3f}", f"{hit.above:+.1f}", f"{clock(hit.start)}-{clock(hit.end)}",
+            hit_name(hit.window_id), shown(hit.file),
+        )
+        for place, hit in enumerate(hits, 1)
+    ]  # fmt: skip
+    rows.insert(0, ("", "score", "above", "when", "hit", "file"))
+    widths = [max(len(row[column]) for row in rows) for column in range(5)]
+    for *columns, file in rows:
+        print("  ".join(f"{text:>{width}}" for text, width in zip(columns, widths, strict=True)), file, sep="  ")
+
+
+def clock(seconds: float) -> str:
+    """Return seconds as people read them: 0:07.5, 1:02:03.0."""
+    minutes, rest = divmod(round(seconds, 1), 60)
+    hours, minutes = divmod(int(minutes), 60)
+    return f"{hours}:{minutes:02d}:{rest:04.1f}" if hours else f"{minutes}:{rest:04.1f}"
+
+
+def shown(path: str) -> str:
+    """Return a path for people: from the working folder on where it lies inside, unprintable characters escaped."""
+    here = os.getcwd()
+    return shorten(os.path.relpath(path, here) if is_below(path, here) else path, 500)
+
+
+def status(flags: Namespace) -> int:
+    """Say what the index holds."""
+    with Store(Path(flags.index)) as store:
+        models = [_status_of(store, model) for model in store.models()]
+        files = store.files()
+        size = sum(path.stat().st_size for path in store.folder.glob(f"{NAME}*"))
+        roots = [root.path for root in store.roots()]
+    if flags.json:
+        print(json.dumps({"index": flags.index, "bytes": size, "roots": roots, "files": len(files), "models": models}))
+        return 0
+    print(f"{flags.index}: {len(files)} files, {size / 1e6:,.1f} MB")
+    for root in roots:
+        print(f"  folder {shown(root)}")
+    for model in models:
+        print(
+            f"  model {model['name']} ({model['key'][:12]}): {model['windows']} windows of {model['window']:g} s every "
+            f"{model['stride']:g} s, {model['files']} files, {model['hours']:.2f} h; {model['source']}"
+        )
+        if model["failed"]:
+            print(f"    {model['failed']} files could not be read, or not all of: --retry tries them again")
+    return 0
+
+
+def _status_of(store: Store, model: Model) -> dict[str, Any]:
+    files, windows, seconds = store.totals(model)
+    content, source = model.facts["content"], model.facts["source"]
+    return {
+        "name": model.name,
+        "key": model.key,
+        "method": content["method"],
+        "source": source["checkpoint"] or f"{source['pretrained_clip_name']}, untrained",
+        "window": content["window"],
+        "stride": content["stride"],
+        "files": files,
+        "windows": windows,
+        "hours": seconds / 3600,
+        "failed": len(store.failures(model)),
+    }
+
+
+def forget(flags: Namespace) -> int:
+    """Remove files, folders or a model from the index."""
+    from search.index import choose_model
+
+    if not (flags.paths or flags.model):
+        raise ValueError("nothing to forget: name files or folders, or a model with --model")
+    Store(Path(flags.index)).close()  # refuses a folder without an index, which opening to write would make
+    with Store(Path(flags.index), write=True) as store:
+        if flags.model and not flags.paths:
+            model = choose_model(store, flags.model)
+            store.remove_model(model)
+            print(f"forgot the model {model.name}", file=sys.stderr)
+            return 0
+        if flags.model:
+            raise ValueError("forget takes either paths or --model: leave one out")
+        paths = [os.path.abspath(path) for path in flags.paths]
+        known = [store.files(path) for path in paths]
+        for path, files in zip(paths, known, strict=True):
+            if not files and path not in {root.path for root in store.roots()}:
+                raise ValueError(f"{shown(path)}: the index holds nothing there; status lists its folders")
+        gone = {file.id: file for files in known for file in files}
+        store.remove(gone.values())
+        for path in paths:
+            store.remove_roots(path)
+        print(f"forgot {len(gone)} files; what still lies in an indexed folder returns with refresh", file=sys.stderr)
+    return 0
+
+
+def verify(flags: Namespace) -> int:
+    """Check the index and its files; print what is wrong."""
+    from search.walk import content_key
+
+    with Store(Path(flags.index)) as store:
+        problems = store.check()
+        files = [] if problems else store.files()
+    for file in files:
+        try:
+            status = os.stat(file.path)
+            same = (status.st_size, status.st_mtime_ns) == (file.size, file.mtime_ns)
+            if flags.full and file.content_key and content_key(file.path) != file.content_key:
+                problems.append(f"{shown(file.path)}: has other content than was indexed: refresh reads it again")
+            elif not same and not flags.full:
+                problems.append(f"{shown(file.path)}: has changed since it was indexed: refresh reads it again")
+        except OSError as error:
+            problems.append(f"{shown(file.path)}: cannot be read ({error.strerror}): refresh removes what is gone")
+    for problem in problems:
+        print(problem)
+    print(f"{len(files)} files, {len(problems)} problems", file=sys.stderr)
+    return FAILED if problems else 0
+
+
+def export(flags: Namespace) -> int:
+    """Write the vectors of a model to a file."""
+    from search.exporting import export_to
+    from search.index import choose_model
+
+    with Store(Path(flags.index)) as store:
+        count = export_to(store, choose_model(store, flags.model), flags.to)
+    print(f"{flags.to}: {count:,} windows", file=sys.stderr)
+    return 0
