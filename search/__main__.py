@@ -94,6 +94,7 @@ def make_parser() -> argparse.ArgumentParser:
     query.add_argument("--model", default="", metavar="NAME", help="model of the index; empty: its only one")
     query.add_argument("--checkpoint", default="", help="where the model's checkpoint is now")
     _add_places(query)
+    query.add_argument("--server", default="", help="search on a server that export sent the index to: qdrant://HOST")
     query.add_argument("--json", action="store_true", help="print hits as JSON")
     query.add_argument(
         "--print0", action="store_true", help="print the files' paths with a zero byte after each, for xargs -0"
@@ -110,7 +111,12 @@ def make_parser() -> argparse.ArgumentParser:
     verify.add_argument("--full", action="store_true", help="also read each file's first, middle and last MiB again")
 
     export = command("export", "write the vectors with file, start and end of each")
-    export.add_argument("--to", required=True, metavar="FILE", help="file that ends in .npz, .json or .parquet")
+    export.add_argument(
+        "--to",
+        required=True,
+        metavar="FILE",
+        help="file that ends in .npz, .json or .parquet, or a server: qdrant://HOST[:PORT][/COLLECTION]",
+    )
     export.add_argument("--model", default="", metavar="NAME", help="model of the index; empty: its only one")
     return parser
 

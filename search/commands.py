@@ -36,7 +36,7 @@ def query(flags: Namespace) -> int:
 
     with Index.open(
         flags.index, flags.model, checkpoint=flags.checkpoint, pretrained_clip_name=flags.pretrained_clip_name,
-        pretrained_dir=flags.pretrained_dir,
+        pretrained_dir=flags.pretrained_dir, server=flags.server,
     ) as opened:  # fmt: skip
         if (flags.start is not None or flags.end is not None) and not flags.clip:
             raise ValueError("--from and --to are seconds of --clip: pass a clip")

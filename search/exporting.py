@@ -2,16 +2,21 @@
 
 import json
 import os
+import re
 from collections.abc import Callable
+from contextlib import closing
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
 from engine.flags import check_file
 from engine.writing import write_atomically
 from search.store import Model, Store, Window
+
+if TYPE_CHECKING:
+    from search.engines.qdrant import Qdrant
 
 
 class Rows(NamedTuple):
@@ -24,13 +29,19 @@ class Rows(NamedTuple):
 
 
 def export_to(store: Store, model: Model, target: str) -> int:
-    """Write all windows of a model to a file, whose ending says how; return their number.
+    """Write all windows of a model to a file, whose ending says how, or to a Qdrant server; return their number.
 
     .npz: arrays ids, vectors, starts, ends and files, and the model's facts as JSON. .json: an object with the facts
     and a list of windows. .parquet: one row a window, with the columns id, file, path (bytes), start, end and vector.
 
-    Raises ValueError for another ending, or if pyarrow is missing for .parquet; OSError if the file cannot be written.
+    qdrant://HOST/COLLECTION: see search/engines/qdrant.py; only what changed since the last export is sent.
+
+    Raises ValueError for another ending, or if a library is missing; OSError if the file cannot be written or the
+    server does not answer.
     """
+    if is_server(target):
+        with closing(open_server(target, model)) as server:
+            return _send(store, model, server)
     path = Path(target)
     check_file("--to", path, tuple(WRITERS))
     if path.suffix == ".parquet" and find_spec("pyarrow") is None:
@@ -38,6 +49,28 @@ def export_to(store: Store, model: Model, target: str) -> int:
     ids, vectors = store.matrix(model)
     rows = Rows(ids, store.windows(model, ids), vectors, {"name": model.name, "key": model.key, **model.facts})
     write_atomically(path, lambda partial: WRITERS[path.suffix](partial, rows))
+    return len(ids)
+
+
+def is_server(target: str) -> bool:
+    """Return whether an address is that of a Qdrant server."""
+    return target.startswith(("qdrant:", "qdrants:"))
+
+
+def open_server(target: str, model: Model) -> "Qdrant":
+    """Return a server's collection for a model, named after it if the address names none."""
+    from search.engines.qdrant import Address, Qdrant, connect
+
+    address = Address.parse(target)
+    name = address.collection or re.sub(r"[^\w.-]", "_", f"{model.name}-{model.key[:12]}")
+    return Qdrant(connect(address), name, model.dimension, model.key)
+
+
+def _send(store: Store, model: Model, server: "Qdrant") -> int:
+    ids, vectors = store.matrix(model)
+    windows = store.windows(model, ids)
+    starts, ends = (np.array([getattr(window, name) for window in windows]) for name in ("start", "end"))
+    server.export(ids, vectors, [os.fsencode(window.file) for window in windows], starts, ends)
     return len(ids)
 
 

@@ -18,6 +18,7 @@ import numpy as np
 from dataloaders.quoting import quoted, shorten, some
 from search.engines.base import Engine
 from search.engines.exact import build_exact
+from search.exporting import is_server, open_server
 from search.model import Encoder, ModelMismatch, load_encoder, source_of
 from search.ranking import above, combine, fits_well, join_windows, limit_per_file, sample_gallery, widening
 from search.store import PER_FILE, Model, Store, Window
@@ -43,9 +44,11 @@ class Hit(NamedTuple):
 class Index:
     """One model's view of an index, read-only. Use it as a context, or call `close`."""
 
-    def __init__(self, store: Store, model: Model, checkpoint: str = "", clip: str = "", clip_dir: str = "") -> None:
+    def __init__(
+        self, store: Store, model: Model, places: tuple[str, str, str] = ("", "", ""), server: str = ""
+    ) -> None:
         self.store, self.model = store, model
-        self._places = checkpoint, clip, clip_dir
+        self._places, self._server = places, server
 
     @classmethod
     def open(
@@ -56,10 +59,12 @@ class Index:
         checkpoint: str = "",
         pretrained_clip_name: str = "",
         pretrained_dir: str = "",
+        server: str = "",
     ) -> "Index":
         """Open an index for the model of this name, or with a key that begins like this; empty: its only model.
 
-        The other arguments say where the model's files are now, if they were moved.
+        `server`, qdrant://HOST/COLLECTION, searches what `export` sent there. The other arguments say where the model's
+        files are now, if they were moved.
 
         Raises:
             FileNotFoundError: there is no index in the folder.
@@ -67,7 +72,8 @@ class Index:
         """
         store = Store(Path(folder))
         try:
-            return cls(store, choose_model(store, model), checkpoint, pretrained_clip_name, pretrained_dir)
+            places = checkpoint, pretrained_clip_name, pretrained_dir
+            return cls(store, choose_model(store, model), places, server)
         except BaseException:
             store.close()
             raise
@@ -93,11 +99,22 @@ class Index:
 
     @cached_property
     def engine(self) -> Engine:
-        """The engine with all vectors."""
-        engine, (ids, vectors) = build_exact(self.model.dimension), self.vectors()
-        engine.add(ids, vectors)
+        """The engine with all vectors. Raises ValueError if the server has others than the index."""
+        ids, vectors = self.vectors()
         self.gallery = sample_gallery(vectors)  # the rest need not lie in memory twice
-        return engine
+        if not self._server:
+            exact = build_exact(self.model.dimension)
+            exact.add(ids, vectors)
+            return exact
+        if not is_server(self._server):
+            raise ValueError(f"--server {shorten(self._server)}: pass qdrant://HOST[:PORT][/COLLECTION]")
+        server = open_server(self._server, self.model)
+        if server.count != len(ids):
+            raise ValueError(
+                f"--server {self._server} has {server.count:,} windows and the index {len(ids):,}: bring it up to date "
+                f"(python -m search export --to {self._server})"
+            )
+        return server
 
     def vectors(self) -> tuple[np.ndarray, np.ndarray]:
         """Return the ids of all windows, int64 [N], and their vectors of length 1, fp16 [N, E]."""

@@ -172,7 +172,7 @@ def load_encoder(source: Source, device: torch.device | None = None, probe: bool
         raise ValueError(f"--stride {stride:g} is longer than --window {window:g}, which leaves gaps: pass less")
     check_context(loaded.data.max_words, method.clip)
     if probe:
-        check_method(method, loaded.data)
+        check_method(method, loaded.data.max_frames, loaded.data.max_words)
     precision = auto_precision(device) if loaded.precision == "auto" else loaded.precision
     content = {
         **loaded.content,
@@ -283,14 +283,14 @@ def _absolute(name: str) -> str:
     return str(Path(name).absolute()) if name and Path(name).exists() else name
 
 
-def check_method(method: Method, data: DataConfig) -> None:
+def check_method(method: Method, max_frames: int, max_words: int) -> None:
     """Raise ValueError if an index of vectors cannot search what a method makes: if its similarity is not the scaled
     cosine of one vector a side, or if the vector of a clip depends on the other clips of its batch."""
     name = next(name for name, kind in METHODS.items() if type(method) is kind)
     why = f"--checkpoint: the method {name} cannot be indexed, because"
     if not method.is_dot_product:
         raise ValueError(f"{why} it compares more than one vector of each side; pass a checkpoint of another method")
-    probe = ZeroShotProbe(method.clip, data.max_frames, data.max_words)
+    probe = ZeroShotProbe(method.clip, max_frames, max_words)
     with evaluating(method):
         text, together = method.encode_text(probe.token_ids), method.encode_video(probe.video, probe.frame_mask)
         if not all(isinstance(rows, Tensor) and rows.dim() == 2 for rows in (text, together)):

@@ -29,7 +29,7 @@ from search.indexing import (
     make_plan,
     write_failures,
 )
-from search.model import Encoder, Source, load_encoder, source_of
+from search.model import Encoder, Source, check_method, load_encoder, source_of
 from search.store import File, Model, Store
 from search.walk import walk
 
@@ -70,7 +70,9 @@ def index_folder(flags: Namespace) -> int:
     )
     with together() as (process, gather):
         process.on_main(lambda: _check_places(folder, flags.index))
-        encoder = load_encoder(source, process.device)
+        encoder = load_encoder(source, process.device, probe=False)
+        if not _is_known(flags.index, encoder):
+            check_method(encoder.method, encoder.reader.max_frames, encoder.tokenizer.max_words)
         if flags.dry_run:
             if process.is_main:
                 _say_forecast(flags, folder, encoder, options)
@@ -107,6 +109,14 @@ def refresh_all(flags: Namespace) -> int:
             encoder.check_same(model)
             code = max(code, _update(flags, model.id, encoder, folders, process, gather))
         return code
+
+
+def _is_known(index: str, encoder: Encoder) -> bool:
+    """Return whether an index has this model already, so that it need not be tried again."""
+    if not (Path(index) / NAME).is_file():
+        return False
+    with Store(Path(index)) as store:
+        return any(model.key == encoder.key for model in store.models())
 
 
 def _check_places(folder: str, index: str) -> None:

@@ -301,3 +301,22 @@ def test_a_bare_clip(small_data, videos, tmp_path, capfd):
     assert "nothing moves in a picture" in capfd.readouterr().err
     assert main(["index", str(videos), *flags, "--layers", "3"]) == 2
     assert "--layers is unknown without --checkpoint" in capfd.readouterr().err
+
+
+def test_a_server_finds_the_same(indexed, capfd, monkeypatch):
+    """Qdrant's client in local mode plays the server."""
+    client = pytest.importorskip("qdrant_client").QdrantClient(":memory:")
+    monkeypatch.setattr("search.engines.qdrant.connect", lambda address: client)
+    monkeypatch.setattr(client, "close", lambda: None)
+    flags = ["--index", str(indexed)]
+    query = ["query", "a red half", "--json", "--top", "5", *flags]
+    assert main(["export", "--to", "qdrant://localhost", *flags]) == 0
+    assert main(query) == 0
+    expected = json.loads(capfd.readouterr().out)["hits"]
+    assert main([*query, "--server", "qdrant://localhost"]) == 0
+    found = json.loads(capfd.readouterr().out)["hits"]
+    assert [hit["window_id"] for hit in found] == [hit["window_id"] for hit in expected]
+    assert main([*query, "--server", "localhost"]) == 2
+    assert "pass qdrant://HOST" in capfd.readouterr().err
+    assert main([*query, "--server", "qdrant://localhost/other"]) == 2
+    assert "bring it up to date" in capfd.readouterr().err

@@ -8,7 +8,6 @@ import pytest
 import torch
 from torch import Tensor
 
-from engine.config import DataConfig
 from modules.methods import METHODS, build_method
 from modules.methods.clip4clip import CLIP4Clip
 from search.model import ModelMismatch, Source, check_method, load_encoder
@@ -16,7 +15,7 @@ from search.store import Store
 from search.updating import enter_model
 from tests.tiny import tiny_clip
 
-DATA = DataConfig(max_frames=4, max_words=8)
+SIZES = 4, 8  # frames, words
 INDEXABLE = {"stop", "clip4clip", "dgl", "vpt", "stan"}
 
 
@@ -24,17 +23,17 @@ INDEXABLE = {"stop", "clip4clip", "dgl", "vpt", "stan"}
 def test_methods_that_can_be_indexed(name):
     method = build_method(name, tiny_clip(), **({"max_frames": 4} if name in ("dgl", "stop_released") else {})).eval()
     if name in INDEXABLE:
-        check_method(method, DATA)
+        check_method(method, *SIZES)
         return
     with pytest.raises(ValueError, match=rf"--checkpoint: the method {name} cannot be indexed, because"):
-        check_method(method, DATA)
+        check_method(method, *SIZES)
 
 
 def test_an_embedding_that_depends_on_its_batch_is_refused_and_can_be_mended():
     method = build_method("stop_released", tiny_clip(), max_frames=4)
     with pytest.raises(ValueError, match="changes with the other clips of a batch: pass --inter_frame_norm clip"):
-        check_method(method, DATA)
-    check_method(build_method("stop_released", tiny_clip(), max_frames=4, inter_frame_norm="clip"), DATA)
+        check_method(method, *SIZES)
+    check_method(build_method("stop_released", tiny_clip(), max_frames=4, inter_frame_norm="clip"), *SIZES)
 
 
 class _Biased(CLIP4Clip):
@@ -51,7 +50,7 @@ class _Tokens(CLIP4Clip):
 def test_a_similarity_that_is_no_cosine_is_refused(kind, part, monkeypatch):
     monkeypatch.setitem(METHODS, "odd", kind)
     with pytest.raises(ValueError, match=part):
-        check_method(kind(tiny_clip()), DATA)
+        check_method(kind(tiny_clip()), *SIZES)
 
 
 def test_vectors_have_length_1_and_do_not_depend_on_the_batch(encoder):
