@@ -90,7 +90,8 @@ def command(line: str) -> Command:
         variables[name] = value
     match words:
         case ["python", "-m", module, *arguments]:
-            return Command(variables, module.replace(".", "/") + ".py", arguments)
+            path = module.replace(".", "/")
+            return Command(variables, path + ("/__main__.py" if (ROOT / path).is_dir() else ".py"), arguments)
         case ["python" | "bash", program, *arguments]:
             return Command(variables, program, arguments)
     raise ValueError(f"runs neither Python nor bash: {line}")
