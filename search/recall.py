@@ -38,11 +38,9 @@ def probe_texts() -> list[str]:
 
 def nonsense_texts(count: int = QUERIES) -> list[str]:
     """Return sentences of 4 to 12 words drawn from the vocabulary of CLIP's tokenizer, always the same."""
-    from open_clip.tokenizer import SimpleTokenizer
+    from modules.tokenizer import Tokenizer
 
-    pieces = SimpleTokenizer().encoder
-    words = [piece.removesuffix("</w>") for piece in pieces if piece.endswith("</w>")]
-    words = [word for word in words if len(word) >= 3 and word.isascii() and word.isalpha()]
+    words = [word for word in Tokenizer().vocabulary() if len(word) >= 3 and word.isascii() and word.isalpha()]
     draw = Random(0)
     return [" ".join(draw.choices(words, k=draw.randint(4, 12))) for _ in range(count)]
 

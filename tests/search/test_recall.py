@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from modules.tokenizer import Tokenizer
 from search.engines.exact import TorchExact
 from search.recall import (
     Recall,
@@ -103,4 +104,6 @@ def test_sentences_without_a_meaning():
     assert texts == nonsense_texts()
     assert len(set(texts)) == 200
     assert {len(text.split()) for text in texts} == set(range(4, 13))
-    assert all(word.isalpha() for text in texts for word in text.split())
+    tokenizer = Tokenizer()
+    for text in texts:
+        assert len(tokenizer.words(text)) == len(text.split()), "each word is one token"
