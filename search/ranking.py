@@ -4,7 +4,6 @@ Shapes: n windows of a result, best first; Q queries; N windows of the index; E 
 """
 
 from collections.abc import Iterator
-from statistics import NormalDist
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,9 +11,7 @@ from numpy.typing import NDArray
 Floats = NDArray[np.floating]
 
 SAMPLED = 20_000  # windows that mean and deviation are taken over: the deviation is then known to half a per cent
-# How far the best hit must stand above the best of as many random scores, in standard deviations. From measurements:
-# docs/search.md.
-MARGIN = 0.0
+NONSENSE = 0.95  # share of texts without a meaning of which the bound says that nothing fits
 
 
 def combine(queries: Floats, weights: Floats) -> NDArray[np.float32]:
@@ -58,34 +55,19 @@ def above(scores: Floats, queries: Floats, gallery: Floats) -> NDArray[np.float3
     return np.where(varies, (scores - mean) / np.where(varies, deviation, 1), 0).astype(np.float32)
 
 
-def expected_best(count: int) -> float:
-    """Return the median of the greatest of `count` independent draws of a standard normal variable."""
-    return NormalDist().inv_cdf(0.5 ** (1 / max(count, 1)))
+def bound_of_nonsense(best: Floats) -> float:
+    """Return the score below which the best hit of a text says that nothing fits well.
 
+    `best` `[Q]` are the best scores that texts without a meaning (`search.recall.nonsense_texts`) get in the same index
+    with the same model; the bound is their 95th percentile. So it moves with the model, whose cosines may lie anywhere,
+    and with the number of windows. It holds for texts alone: clips, pictures and sums score otherwise.
 
-def fits_well(best_above: float, count: int, margin: float = MARGIN) -> bool:
-    """Return whether the best of `count` windows stands out as an answer does.
-
-    The best of many random scores stands out too, and the more there are, the further: 2.8 deviations among 250,
-    4.8 among a million. So the bound is `expected_best(count)` and a margin, and not one number for all galleries.
+    `above` does not tell whether something fits: a text that means nothing to a model has not only lower scores, but
+    also scores that differ less. Figures are in docs/search.md. Raises ValueError without scores.
     """
-    return best_above >= expected_best(count) + margin
-
-
-def separating_bound(answered: Floats, unanswered: Floats) -> float:
-    """Return the bound that best separates queries with an answer, `[n]`, from those without, `[m]`.
-
-    It maximises the share of `answered` at or above it plus the share of `unanswered` below it (Youden, Cancer 1950);
-    of several such bounds it is the lowest. Raises ValueError if one side is empty.
-    """
-    answered, unanswered = np.sort(answered), np.sort(unanswered)
-    if not len(answered) or not len(unanswered):
-        raise ValueError("a bound needs queries with an answer and queries without")
-    values = np.unique(np.concatenate([answered, unanswered]))
-    bounds = np.concatenate([values[:1], (values[1:] + values[:-1]) / 2, values[-1:] + 1])
-    kept = 1 - np.searchsorted(answered, bounds) / len(answered)
-    refused = np.searchsorted(unanswered, bounds) / len(unanswered)
-    return float(bounds[np.argmax(kept + refused)])
+    if not len(best):
+        raise ValueError("a bound needs the scores of some texts")
+    return float(np.quantile(best, NONSENSE))
 
 
 def join_windows(

@@ -8,6 +8,7 @@ Shapes: Q queries, k results, N windows, E joint embedding.
 """
 
 from dataclasses import dataclass
+from random import Random
 
 import numpy as np
 from numpy.typing import NDArray
@@ -33,6 +34,15 @@ ACTIONS = (
 def probe_texts() -> list[str]:
     """Return 200 sentences to choose an effort on, where an index has no queries of its own."""
     return [f"{subject} {action}" for action in ACTIONS for subject in SUBJECTS]
+
+
+def nonsense_texts(count: int = QUERIES) -> list[str]:
+    """Return sentences of 4 to 12 words drawn from the vocabulary of CLIP's tokenizer, always the same."""
+    from modules.tokenizer import Tokenizer
+
+    words = [word for word in Tokenizer().vocabulary() if len(word) >= 3 and word.isascii() and word.isalpha()]
+    draw = Random(0)
+    return [" ".join(draw.choices(words, k=draw.randint(4, 12))) for _ in range(count)]
 
 
 def pick_clips(ids: Ids, vectors: Vectors, most: int = QUERIES) -> tuple[Scores, Ids]:

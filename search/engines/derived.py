@@ -1,4 +1,4 @@
-"""The file of an approximate engine: read if it fits what the index holds, else made again.
+"""What is derived from an index and kept in files: read if it fits what the index holds, else made again.
 
 The index's own file is the truth; what lies here may be deleted at any time. `ivf-<stamp>.faiss` has the vectors in
 lists, and `ivf.json` says of which windows, and which effort was chosen on which texts.
@@ -83,6 +83,22 @@ def open_ivf(
     except OSError as error:
         log.warning("The lists of the approximate engine were not kept, and are made again next time: %s", error)
     return engine, tuning
+
+
+def open_bound(path: Path, stamp: str, measure: Callable[[], float]) -> float:
+    """Return the number that `path` keeps for this stamp; else what `measure` returns, which is then kept there.
+
+    Meant for `ranking.bound_of_nonsense`, which takes 200 searches. A file that cannot be written costs a warning.
+    """
+    known = _read_facts(path)
+    if known.get("stamp") == stamp and isinstance(known.get("bound"), float):
+        return known["bound"]
+    bound = measure()
+    try:
+        write_atomically(path, lambda path: path.write_text(json.dumps({"stamp": stamp, "bound": bound}) + "\n"))
+    except OSError as error:
+        log.warning("The bound of what fits well was not kept, and is measured again next time: %s", error)
+    return bound
 
 
 def is_exact_enough(engine: str, count: int) -> bool:

@@ -1,7 +1,5 @@
 """Arithmetic of queries, how far hits stand out, joined windows and the limit of a file, against loops."""
 
-from statistics import NormalDist
-
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -9,13 +7,11 @@ from hypothesis import strategies as st
 
 from search.ranking import (
     above,
+    bound_of_nonsense,
     combine,
-    expected_best,
-    fits_well,
     join_windows,
     limit_per_file,
     sample_gallery,
-    separating_bound,
     widening,
 )
 
@@ -82,34 +78,10 @@ def test_a_sample_of_the_gallery():
     assert sample_gallery(vectors).dtype == np.float32
 
 
-@pytest.mark.parametrize("count", [1, 2, 250, 1_000_000])
-def test_the_expected_best_is_the_median_of_the_greatest(count):
-    assert NormalDist().cdf(expected_best(count)) ** count == pytest.approx(0.5)
-
-
-def test_a_hit_must_stand_out_further_among_more_windows():
-    assert fits_well(3.5, 250, margin=0)
-    assert not fits_well(3.5, 1_000_000, margin=0)
-    assert not fits_well(3.5, 250, margin=1)
-
-
-@settings(max_examples=40)
-@given(
-    st.lists(st.integers(0, 8), min_size=1, max_size=8),
-    st.lists(st.integers(0, 8), min_size=1, max_size=8),
-)
-def test_no_other_bound_separates_better(answered, unanswered):
-    def right(bound: float) -> float:
-        kept = sum(value >= bound for value in answered) / len(answered)
-        return kept + sum(value < bound for value in unanswered) / len(unanswered)
-
-    bound = separating_bound(np.array(answered), np.array(unanswered))
-    assert right(bound) == pytest.approx(max(right(quarter / 4) for quarter in range(-1, 40)))
-
-
-def test_a_bound_needs_both_sides():
-    with pytest.raises(ValueError, match="queries without"):
-        separating_bound(np.ones(2), np.ones(0))
+def test_the_bound_of_nonsense():
+    assert bound_of_nonsense(np.linspace(0.2, 0.4, 21)) == pytest.approx(0.39)
+    with pytest.raises(ValueError, match="some texts"):
+        bound_of_nonsense(np.empty(0))
 
 
 def joined_by_loop(files, starts, ends) -> list[int]:

@@ -3,8 +3,18 @@
 import numpy as np
 import pytest
 
+from modules.tokenizer import Tokenizer
 from search.engines.exact import TorchExact
-from search.recall import Recall, best_scores, measure_recall, pick_clips, probe_texts, recall_of, tune
+from search.recall import (
+    Recall,
+    best_scores,
+    measure_recall,
+    nonsense_texts,
+    pick_clips,
+    probe_texts,
+    recall_of,
+    tune,
+)
 
 
 class FirstWindows(TorchExact):
@@ -87,3 +97,13 @@ def test_targets_out_of_range(target):
 def test_the_sentences_to_probe_with_differ():
     texts = probe_texts()
     assert len(set(texts)) == len(texts) == 200
+
+
+def test_sentences_without_a_meaning():
+    texts = nonsense_texts()
+    assert texts == nonsense_texts()
+    assert len(set(texts)) == 200
+    assert {len(text.split()) for text in texts} == set(range(4, 13))
+    tokenizer = Tokenizer()
+    for text in texts:
+        assert len(tokenizer.words(text)) == len(text.split()), "each word is one token"
