@@ -56,10 +56,11 @@ def query(flags: Namespace) -> int:
             per_file=flags.per_file,
             alike=flags.alike,
         )
-        fits = opened.fits_well(hits)
+        is_text = not (flags.clip or flags.image or flags.like or flags.also or flags.without)
+        fits = opened.fits_well(hits) if is_text else None
         if flags.image:
             print("note: nothing moves in a picture, unlike in the clips of training", file=sys.stderr)
-        if not fits:
+        if fits is False:
             print("note: nothing fits well; these are the nearest moments", file=sys.stderr)
         if flags.json:
             print(

@@ -9,18 +9,23 @@ Shapes: N windows, Q parts of a query, E joint embedding.
 
 import datetime
 from collections.abc import Sequence
+from contextlib import suppress
 from functools import cached_property
+from hashlib import sha256
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
 from dataloaders.quoting import quoted, shorten, some
+from engine.writing import write_atomically
 from search.engines.base import Engine
+from search.engines.derived import open_bound
 from search.engines.exact import build_exact
 from search.exporting import is_server, open_server
 from search.model import Encoder, ModelMismatch, load_encoder, source_of
-from search.ranking import above, combine, fits_well, join_windows, limit_per_file, sample_gallery, widening
+from search.ranking import above, bound_of_nonsense, combine, join_windows, limit_per_file, sample_gallery, widening
+from search.recall import QUERIES, nonsense_texts
 from search.store import PER_FILE, Model, Store, Window
 
 Weighted = tuple[str, float]  # a text of a query and its weight
@@ -231,9 +236,41 @@ class Index:
         stands_out = above(scores[None], vector, self.gallery)[0]
         return [Hit(*windows[i], float(scores[i]), float(stands_out[i]), int(ids[i])) for i in first.tolist()]
 
+    @cached_property
+    def bound(self) -> float:
+        """The score that the best hit of a text has at least if something fits (`ranking.bound_of_nonsense`).
+
+        It is kept beside the index for as long as the windows are the same.
+        """
+
+        def measure() -> float:
+            return bound_of_nonsense(self.engine.search(self._nonsense(), 1)[0][:, 0])
+
+        stamp = sha256(self.store.ids(self.model).tobytes()).hexdigest()
+        return open_bound(self.store.folder / f"bound-{self.model.key[:16]}.json", stamp, measure)
+
+    def _nonsense(self) -> np.ndarray:
+        """Return vectors of texts without a meaning, fp32 [Q, E]; they too are kept, since encoding takes seconds."""
+        path = self.store.folder / f"nonsense-{self.model.key[:16]}.npy"
+        with suppress(OSError, ValueError):
+            kept: np.ndarray = np.load(path)
+            if kept.shape == (QUERIES, self.model.dimension) and np.isfinite(kept).all():
+                return kept.astype(np.float32)
+        texts = nonsense_texts()
+        parts = [self.encoder.encode_text(texts[first : first + 50]) for first in range(0, len(texts), 50)]
+        vectors = np.concatenate(parts)
+        with suppress(OSError):  # a folder that cannot be written costs the time again
+            write_atomically(path, lambda partial: _save(partial, vectors))
+        return vectors
+
     def fits_well(self, hits: Sequence[Hit]) -> bool:
-        """Return whether the best of some hits stands out as an answer does (`ranking.fits_well`)."""
-        return bool(hits) and fits_well(max(hit.above for hit in hits), self.engine.count)
+        """Return whether the hits of a single text have one that fits; other queries have other scores."""
+        return bool(hits) and hits[0].score >= self.bound
+
+
+def _save(path: Path, vectors: np.ndarray) -> None:
+    with open(path, "wb") as file:  # given a name, numpy would add an ending
+        np.save(file, vectors)
 
 
 def choose_model(store: Store, name: str = "") -> Model:

@@ -11,6 +11,7 @@ import pytest
 
 from search import Index
 from search.__main__ import main
+from search.recall import nonsense_texts
 from search.store import Store
 from tests.videos import write_video
 
@@ -197,6 +198,12 @@ def test_moments_in_one_long_file(run, long_file, tmp_path):
 def test_filters(run, videos, tmp_path):
     os.utime(videos / "video11.mp4", (10**9, 10**9))  # in 2001
     run("index", videos)
+    told = json.loads(run("query", "red", "--json")[1])
+    with Index.open(tmp_path / "index") as index:
+        assert told["fits_well"] == (told["hits"][0]["score"] >= index.bound)
+        scores = [index.query(text, top=1)[0].score for text in nonsense_texts()[:40]]
+        assert 0 < np.mean(np.array(scores) < index.bound) <= 1
+    assert json.loads(run("query", "red", "--without", "blue", "--json")[1])["fits_well"] is None
     assert run("query", "red", "--in", "below/*")[1].split() == [str(videos / "below" / "video10.mp4")]
     assert run("query", "red", "--before", "2002-01-01")[1].split() == [str(videos / "video11.mp4")]
     assert len(run("query", "red", "--after", "2002-01-01")[1].split()) == 6
