@@ -16,10 +16,8 @@ from torch import Tensor
 
 from engine.cli import parse_flags
 from engine.distributed import Process
-from engine.errors import explained, one_sentence
 from engine.flags import PICTURES, check_file
 from engine.logger import provenance
-from engine.messages import print_error
 from modules.clip import CLIPArchitecture
 from modules.clip_weights import architecture_of
 from modules.methods import METHODS, method_options
@@ -28,7 +26,7 @@ from modules.options import between
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-Batch = tuple[Tensor, Tensor, Tensor]  # video uint8 [B,T,3,H,W], frame_mask bool [B,T], token_ids int64 [B,L]
+Batch = tuple[Tensor, Tensor, Tensor]  # video uint8 [B,T,3,H,W], frame_mask bool [B,T], token_ids int64 [B,(1+T),L]
 Result = TypeVar("Result")
 
 
@@ -51,19 +49,6 @@ def parse_settings(settings: type[Result], argv: Sequence[str] | None = None) ->
     """Build a dataclass of `Annotated` fields from the command line of a benchmark; raises ValueError as `parse_flags`
     does, and what `settings` itself raises."""
     return settings(**parse_flags({"benchmark": settings}, "", argv))
-
-
-def print_report(report: Callable[[], str]) -> int:
-    """Print the text that `report` returns, or one sentence about a mistake; return the exit code 0 or 2."""
-    try:
-        print(report())
-    except (ValueError, OSError, RuntimeError, MemoryError) as error:
-        known = explained(error)
-        if known is None:
-            raise
-        print_error(one_sentence(known))
-        return 2
-    return 0
 
 
 def check_clip(name: str, max_words: int) -> CLIPArchitecture:
@@ -106,14 +91,23 @@ def origin_of(device: torch.device) -> tuple[dict[str, Any], str]:
 
 
 def random_batch(
-    architecture: CLIPArchitecture, batch_size: int, max_frames: int, max_words: int, device: torch.device
+    architecture: CLIPArchitecture,
+    batch_size: int,
+    max_frames: int,
+    max_words: int,
+    device: torch.device,
+    frame_captions: bool = False,
 ) -> Batch:
-    """Return clips of noise without padding, and captions of random words with START first and END last."""
+    """Return clips of noise without padding, and captions of random words with START first and END last.
+
+    With `frame_captions`, each caption is followed by those of the frames, for methods that read them in training.
+    """
     side, vocabulary = architecture.image_size, architecture.vocab_size
     video = torch.randint(256, (batch_size, max_frames, 3, side, side), dtype=torch.uint8, device=device)
     frame_mask = torch.ones(batch_size, max_frames, dtype=torch.bool, device=device)
-    token_ids = torch.randint(vocabulary - 2, (batch_size, max_words), device=device)
-    token_ids[:, 0], token_ids[:, -1] = vocabulary - 2, vocabulary - 1
+    texts = (batch_size, 1 + max_frames) if frame_captions else (batch_size,)
+    token_ids = torch.randint(vocabulary - 2, (*texts, max_words), device=device)
+    token_ids[..., 0], token_ids[..., -1] = vocabulary - 2, vocabulary - 1
     return video, frame_mask, token_ids
 
 

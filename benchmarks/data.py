@@ -28,7 +28,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from benchmarks.common import check_outputs, default_device, origin_of, parse_settings, print_report, write_json
+from benchmarks.common import check_outputs, default_device, origin_of, parse_settings, write_json
 from dataloaders.cache import FRAME_CACHE_FORMAT, FrameCache
 from dataloaders.datasets import TrainingPairs, make_training_loader
 from dataloaders.frames import FrameReader
@@ -36,6 +36,7 @@ from dataloaders.listed_videos import VIDEO_EXTENSIONS
 from dataloaders.sampler import EpochSampler
 from dataloaders.samples import Sample
 from dataloaders.transforms import normalise
+from engine.errors import print_report
 from modules.options import Checked, Range
 
 SOURCES = ("video files", *FRAME_CACHE_FORMAT)

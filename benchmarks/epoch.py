@@ -39,7 +39,6 @@ from benchmarks.common import (
     default_device,
     origin_of,
     parse_with_options,
-    print_report,
     write_json,
 )
 from dataloaders.cache import FrameCache
@@ -50,6 +49,7 @@ from dataloaders.samples import Sample
 from engine.clock import PHASES
 from engine.config import Config, DataConfig, ModelConfig, OptimConfig, RunConfig
 from engine.distributed import Process
+from engine.errors import print_report
 from engine.logger import RunLogger
 from engine.precision import auto_precision
 from engine.tasks.retrieval import Retrieval, RetrievalSettings, RetrievalSplit

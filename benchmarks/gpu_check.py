@@ -24,7 +24,8 @@ from typing import Annotated, Any
 
 import torch
 
-from benchmarks.common import check_outputs, default_device, origin_of, parse_settings, print_report, write_json
+from benchmarks.common import check_outputs, default_device, origin_of, parse_settings, write_json
+from engine.errors import print_report
 from modules.methods import METHODS
 from modules.options import Checked, Range, one_of
 

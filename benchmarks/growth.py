@@ -26,7 +26,6 @@ from benchmarks.common import (
     default_device,
     origin_of,
     parse_settings,
-    print_report,
     random_batch,
     save_figure,
     write_json,
@@ -34,6 +33,7 @@ from benchmarks.common import (
 from benchmarks.operations import count_step
 from benchmarks.training_step import TrainingStep
 from dataloaders.quoting import quoted
+from engine.errors import print_report
 from modules.clip import CLIP
 from modules.clip_weights import architecture_of
 from modules.methods import build_method

@@ -2,6 +2,7 @@
 
     bash scripts/benchmark.sh
     bash scripts/benchmark.sh --only stop,dgl --batch_size 8 --frames 12 --precision bf16
+    bash scripts/benchmark.sh --only "stop, stop --merge 3, stop --lora_dim 8"
 
 Needs neither data nor weights: weights, pixels and words are random. First it measures the device: the highest rate of
 matrix products in each precision, and of copies. Then it measures each method in a fresh process. The training step is
@@ -28,6 +29,7 @@ Shapes: B clips with a caption each, T frames, L words.
 
 import multiprocessing
 import resource
+import shlex
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -45,7 +47,7 @@ from benchmarks.common import (
     default_device,
     origin_of,
     parse_settings,
-    print_report,
+    parse_with_options,
     random_batch,
     save_figure,
     timed,
@@ -55,11 +57,12 @@ from benchmarks.operations import count_forward, count_step
 from benchmarks.step import EVALUATION, REST, STEP, TEXT, measure, measure_evaluation
 from benchmarks.training_step import TrainingStep, largest_batch, make_floor, time_in_a_row
 from engine.compiling import compile_forward, compiler_error
+from engine.errors import print_report
 from engine.precision import AUTOCAST, auto_precision
 from modules.clip import CLIP
 from modules.clip_weights import architecture_of
-from modules.methods import METHODS, build_method
-from modules.options import Checked, Range, one_of
+from modules.methods import METHODS, build_method, options_for
+from modules.options import Checked, Choices, Range, one_of
 
 PHASES = ("text", "visual", "prompters", "backward", "optimiser")
 COMPILED_PHASES = ("forward", "backward", "optimiser")
@@ -69,7 +72,9 @@ COMPILED_PHASES = ("forward", "backward", "optimiser")
 class Settings(Checked):
     """The flags."""
 
-    only: Annotated[str, "methods to measure, separated by commas; empty: all that fit the CLIP"] = ""
+    only: Annotated[
+        str, "methods to measure, separated by commas, each with options if needed; empty: all that fit the CLIP"
+    ] = ""
     pretrained_clip_name: Annotated[str, "a CLIP by name (ViT-B/32 ...) or by its weights; only its sizes count"] = (
         "ViT-B/32"
     )
@@ -89,8 +94,8 @@ class Settings(Checked):
     chart: Annotated[str, "picture of the steps; empty: none"] = "figs/benchmark.png"
 
     def __post_init__(self) -> None:
-        for name in self.methods:
-            one_of("only", name, METHODS)
+        for text in self.methods:
+            with_options(text, self.frames)
         super().__post_init__()
 
     def for_this_machine(self) -> "Settings":
@@ -106,10 +111,28 @@ class Settings(Checked):
 
 
 @dataclass(frozen=True)
+class Named:
+    """The name of a method."""
+
+    method: Annotated[str, "the method", Choices(METHODS)] = "stop"
+
+
+def with_options(text: str, frames: int) -> tuple[str, dict[str, Any]]:
+    """Return the method and its options of an entry of --only, such as "stop --merge 3", for clips of so many frames.
+
+    Raises ValueError if there is no such method or option.
+    """
+    name, *flags = shlex.split(text) or [""]
+    one_of("only", name, METHODS)
+    fitting = [f"--{option}={value}" for option, value in options_for(name, frames).items()]
+    return name, parse_with_options(Named, ["--method", name, *fitting, *flags])[1]
+
+
+@dataclass(frozen=True)
 class Cost:
     """The costs of one method. Times are medians in milliseconds; a pair is the least and the greatest."""
 
-    method: str
+    method: str  # with its options
     trainable_parameters: int
     gflop_forward: float  # per clip with a caption
     gflop_step: float  # per clip with a caption, forward and backward
@@ -126,18 +149,21 @@ class Cost:
     largest_batch: int | None  # on a GPU, with --memory_search
 
 
-def measure_method(name: str, settings: Settings, ceiling: float) -> Cost:
-    """Measure one method, on a GPU if there is one; `ceiling` is in 10^12 operations per second.
+def measure_method(entry: str, settings: Settings, ceiling: float) -> Cost:
+    """Measure one entry of --only, on a GPU if there is one; `ceiling` is in 10^12 operations per second.
 
     Raises ValueError if --compile is set and torch.compile does not work here.
     """
+    name, options = with_options(entry, settings.frames)
     device = default_device()
     if settings.compile and (error := compiler_error(device)):
         raise error
     architecture = architecture_of(settings.pretrained_clip_name)
     torch.manual_seed(0)
-    method = build_method(name, CLIP(architecture)).to(device).train()
-    batch = random_batch(architecture, settings.batch_size, settings.frames, settings.max_words, device)
+    method = build_method(name, CLIP(architecture), **options).to(device).train()
+    batch = random_batch(
+        architecture, settings.batch_size, settings.frames, settings.max_words, device, method.reads_frame_captions
+    )
     if settings.compile:
         compile_forward(method)
     step = TrainingStep(method, batch, settings.precision)
@@ -176,12 +202,12 @@ def measure_method(name: str, settings: Settings, ceiling: float) -> Cost:
         phases = dict(zip(PHASES, (text, visual, prompters, backward, update), strict=True))
     searched = settings.memory_search and device.type == "cuda"
     sizes = (settings.frames, settings.max_words)
-    operations = count_step(name, architecture, *sizes)
+    operations = count_step(name, architecture, *sizes, **options)
     clips_per_second = 1e3 * settings.batch_size / whole
     return Cost(
-        method=name,
+        method=entry,
         trainable_parameters=sum(parameter.numel() for parameter in step.parameters),
-        gflop_forward=count_forward(name, architecture, *sizes) / 1e9,
+        gflop_forward=count_forward(name, architecture, *sizes, **options) / 1e9,
         gflop_step=operations / 1e9,
         phases=phases,
         step=whole,
@@ -199,11 +225,12 @@ def measure_method(name: str, settings: Settings, ceiling: float) -> Cost:
     )
 
 
-def reason_against(name: str, clip_name: str) -> str | None:
+def reason_against(text: str, clip_name: str, frames: int) -> str | None:
     """Return why a method cannot be built around a CLIP, such as STDD around a ViT-B/32; None if it can."""
+    name, options = with_options(text, frames)
     with torch.device("meta"):
         try:
-            build_method(name, CLIP(architecture_of(clip_name)))
+            build_method(name, CLIP(architecture_of(clip_name)), **options)
         except ValueError as error:
             return str(error)
     return None
@@ -271,12 +298,15 @@ def report(settings: Settings) -> str:
     check_outputs(settings.output, settings.chart)
     check_clip(settings.pretrained_clip_name, settings.max_words)
     device = default_device()
-    against = {} if settings.only else {name: reason_against(name, settings.pretrained_clip_name) for name in METHODS}
+    clip, frames = settings.pretrained_clip_name, settings.frames
+    against = {text: reason_against(text, clip, frames) for text in settings.methods}
+    if settings.only and (reasons := [reason for reason in against.values() if reason]):
+        raise ValueError(reasons[0])
     left_out = [f"left out: {name} ({reason})" for name, reason in against.items() if reason]
     ceilings = in_own_process(measure_ceilings, device, ("fp32", *AUTOCAST), settings.repeats, settings.ceiling_seconds)
     costs = [
-        in_own_process(measure_method, name, settings, ceilings.matrix[settings.precision])
-        for name in tqdm([name for name in settings.methods if not against.get(name)], "methods", leave=False)
+        in_own_process(measure_method, text, settings, ceilings.matrix[settings.precision])
+        for text in tqdm([text for text, reason in against.items() if not reason], "methods", leave=False)
     ]
     origin, where = origin_of(device)
     sizes = f"batch {settings.batch_size}, frames {settings.frames}, words {settings.max_words}"

@@ -9,6 +9,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from modules.clip import CLIP, CLIPArchitecture
 from modules.methods import build_method
 from modules.operations import count_operations
+from modules.rows import tensors_of
 
 
 def count_forward(name: str, architecture: CLIPArchitecture, frames: int, max_words: int, **options: Any) -> int:
@@ -37,11 +38,12 @@ def count_step(name: str, architecture: CLIPArchitecture, frames: int, max_words
         side = architecture.image_size
         video = torch.empty(2, frames, 3, side, side)
         frame_mask = torch.ones(2, frames, dtype=torch.bool)
-        token_ids = torch.zeros(2, max_words, dtype=torch.int64)
+        texts = (2, 1 + frames) if method.reads_frame_captions else (2,)
+        token_ids = torch.zeros(*texts, max_words, dtype=torch.int64)
     with sdpa_kernel(SDPBackend.MATH), counter:
-        text, clips = method(video, frame_mask, token_ids)
         # The similarity costs next to nothing, and autocast does not work on the meta device.
-        (text.sum() + clips.sum()).backward()
+        outputs = [part for rows in method(video, frame_mask, token_ids) for part in tensors_of(rows)]
+        torch.stack([part.sum() for part in outputs if part.requires_grad]).sum().backward()
     return counter.get_total_flops() // 2
 
 

@@ -24,8 +24,9 @@ import torch
 from tqdm import tqdm
 
 from benchmarks import peer_data, peer_models
-from benchmarks.common import check_clip, check_outputs, origin_of, parse_settings, print_report, write_json
+from benchmarks.common import check_clip, check_outputs, origin_of, parse_settings, write_json
 from benchmarks.peer_contests import Contest, Peer, Sizes, Work
+from engine.errors import print_report
 from modules.options import Checked, Range, one_of
 
 PARTS: dict[str, Callable[[Sizes, Path], Iterator[Contest]]] = {

@@ -27,12 +27,12 @@ from benchmarks.common import (
     default_device,
     origin_of,
     parse_with_options,
-    print_report,
     random_batch,
     timed,
 )
 from benchmarks.operations import count_forward
 from engine.data import normalise_for
+from engine.errors import print_report
 from engine.precision import autocast_for
 from engine.tasks.contrastive import ContrastiveStep
 from modules.clip import CLIP
@@ -92,6 +92,7 @@ def measure(method: Method, batch: Batch, repeats: int, precision: str = "fp32")
         the step. The rows after evaluation add up to the whole step, except that a negative rest becomes zero.
     """
     video, _, token_ids = batch
+    captions = alone(token_ids)
     autocast = autocast_for(precision, video.device)
     train_step = ContrastiveStep(method, autocast)
 
@@ -100,7 +101,7 @@ def measure(method: Method, batch: Batch, repeats: int, precision: str = "fp32")
 
     def encode_text() -> Tensor:
         with autocast():
-            return method.encode_text(token_ids)
+            return method.encode_text(captions)
 
     def row(name: str, forward: Callable[[], Any]) -> Row:
         return time_both_ways(name, forward, method, video.device, repeats)
@@ -127,12 +128,17 @@ def measure_evaluation(method: Method, batch: Batch, repeats: int, precision: st
 
     def evaluate() -> Any:
         with torch.no_grad(), autocast():
-            return method(normalise_for(method.clip, video), frame_mask, token_ids)
+            return method(normalise_for(method.clip, video), frame_mask, alone(token_ids))
 
     method.eval()
     row = time_both_ways(EVALUATION, evaluate, method, video.device, repeats)
     method.train()
     return replace(row, backward=None)
+
+
+def alone(token_ids: Tensor) -> Tensor:
+    """Return the captions without those of frames, which only training reads: int64 `[B,(1+T),L]` -> `[B,L]`."""
+    return token_ids if token_ids.dim() == 2 else token_ids[:, 0]
 
 
 def time_both_ways(name: str, forward: Callable[[], Any], method: Method, device: torch.device, repeats: int) -> Row:
@@ -236,7 +242,7 @@ def report(settings: Settings, options: dict[str, Any]) -> str:
     operations = count_forward(settings.method, architecture, frames, words, **options)
     torch.manual_seed(0)
     method = build_method(settings.method, CLIP(architecture), **options).to(device)
-    batch = random_batch(architecture, settings.batch_size, frames, words, device)
+    batch = random_batch(architecture, settings.batch_size, frames, words, device, method.reads_frame_captions)
     rows = measure(method, batch, settings.repeats, settings.precision)
     training, evaluation = (1e3 * settings.batch_size / row.both for row in rows[:2])
     return "\n".join(

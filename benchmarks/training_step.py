@@ -92,7 +92,9 @@ def largest_batch(
 
     def fits(clips: int) -> bool:
         try:
-            batch = random_batch(architecture, clips, frames, max_words, torch.device("cuda"))
+            batch = random_batch(
+                architecture, clips, frames, max_words, torch.device("cuda"), method.reads_frame_captions
+            )
             TrainingStep(method, batch, precision).take()
         except torch.OutOfMemoryError:
             return False

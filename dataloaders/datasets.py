@@ -16,12 +16,13 @@ from torch.utils.data import DataLoader, Dataset, default_collate
 
 from dataloaders.augmentation import Augmentation, drawing
 from dataloaders.classes import Classes
+from dataloaders.frame_captions import FrameCaptions
 from dataloaders.frames import FrameReader
 from dataloaders.sampler import EpochSampler
 from dataloaders.samples import PackedSample, Sample
 from dataloaders.views import Views
 
-Tokenize = Callable[[str], torch.Tensor]  # one caption -> int64 [1, L]
+Tokenize = Callable[[str | Sequence[str]], torch.Tensor]  # one or N captions -> int64 [N, L]
 Item = dict[str, Any]  # tensors by name, and the `index` as an int
 Batch = dict[str, torch.Tensor]
 
@@ -41,6 +42,8 @@ class TrainingPairs(Dataset[Item]):
     `augmentation` changes a clip's pixels, but never flips or mixes clips, whose captions would be false. With the
     frame transform "bilinear" its crops are also resized bilinearly and without antialiasing. The attribute `frames`
     is the reader that is used, as in `LabelledClips`. Raises ValueError as `Augmentation.pixel_transform`.
+
+    With `frame_captions`, `token_ids` is int64 [1 + T, L]: the caption, then those of the frames.
     """
 
     def __init__(
@@ -52,8 +55,10 @@ class TrainingPairs(Dataset[Item]):
         seed: int,
         twin_of: Mapping[str, str] | None = None,
         augmentation: Augmentation | None = None,
+        frame_captions: FrameCaptions | None = None,
     ) -> None:
         self.samples = samples
+        self.frame_captions = frame_captions
         self.tokenize = tokenize
         self.frames, self._transform = frames, None
         if augmentation is not None:
@@ -96,7 +101,10 @@ class TrainingPairs(Dataset[Item]):
             clip = self.frames.take(sample.path, generator, sample.start, sample.end)
             clip = drawing(self._transform, clip, int(generator.integers(2**63)))
             video, frame_mask = self.frames.pad(clip)
-        token_ids = self.tokenize(sample.captions[caption])[0]
+        if self.frame_captions is None:
+            token_ids = self.tokenize(sample.captions[caption])[0]
+        else:
+            token_ids = self.tokenize([sample.captions[caption], *self.frame_captions(row, caption)])
         return {
             "video": video,
             "frame_mask": frame_mask,
@@ -242,7 +250,8 @@ class QueryCaptions(Dataset[Item]):
 
 def collate(items: Sequence[Item]) -> Batch:
     """Stack items into one batch: those of `video` uint8 [B, T, 3, S, S], `frame_mask` bool [B, T], `token_ids` int64
-    [B, L], `mixing` float32 [B, 5], `label`, `index` and `video_index` int64 [B] that the items have."""
+    [B, L] or [B, 1 + T, L], `mixing` float32 [B, 5], and int64 [B] `label`, `index`, `video_index`, if the items have
+    them."""
     return default_collate(list(items))
 
 

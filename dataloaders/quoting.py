@@ -25,6 +25,11 @@ def quoted(value: Any, most: int = MOST) -> str:
     return shorten(_values.repr(value), most)
 
 
+def counted(number: int, noun: str) -> str:
+    """Return "1 shard", "1,000 shards", for a noun with a plural in s."""
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
 def some(names: Sequence[str], most: int = 5) -> str:
     """Return the first `most` names, separated by commas, and how many more there are."""
     more = f" and {len(names) - most:,} more" if len(names) > most else ""

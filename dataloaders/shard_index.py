@@ -22,14 +22,15 @@ import os
 import re
 import tarfile
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
+import zlib
+from collections.abc import Generator, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
 from dataloaders.annotations import parse_json, read_text
 from dataloaders.listed_videos import VIDEO_EXTENSIONS, check_name
-from dataloaders.quoting import quoted, shorten, some
+from dataloaders.quoting import counted, quoted, shorten, some
 
 VERSION = 1
 INDEX = "shards.json"
@@ -38,6 +39,16 @@ _NAME = re.compile(r"((?:.*/)?[^./][^.]*)\.([^/]+)", re.DOTALL)  # key, extensio
 _META = re.compile(r"__[^/]*__(?:/|$)")  # members that describe the whole tar, which WebDataset passes over
 _FRAME = re.compile(r"(\d{3,})\.jpe?g", re.ASCII)
 _SHA256 = re.compile(r"[0-9a-f]{64}")
+
+# What programs write as the header of a plain file (0), of a folder (5), and of notes on the next member (x).
+_HEADER = re.compile(
+    rb"(?P<name>.{100})(?:[0-7]{7}[\0 ]){3}"  # permissions, owner, group
+    rb"(?P<size>[0-7]{11})[\0 ][0-7]{11}[\0 ]"  # time
+    rb"(?P<checksum>[0-7]{6})\0 (?P<kind>[05x]).{100}"  # target of a link
+    rb"ustar(?:\0..|  \0).{64}(?:[0-7]{7}[\0 ]|\0{8}){2}\0{155}.{12}",  # names of owner and group, device, prefix
+    re.DOTALL,
+)
+_TIME = re.compile(rb"((\d+) mtime=[\d.]+\n)\0*")  # the note that webdataset puts before each member
 
 
 # ---- the index ------------------------------------------------------------------------------------------------------
@@ -228,7 +239,7 @@ def member_table(path: Path, expected: Shard | None = None) -> list[ShardSample]
     if not samples:
         raise _wrong(path, "holds no sample")
     if expected and len(samples) != expected.samples:
-        raise _wrong(path, f"holds {len(samples):,} samples, but {INDEX} says {expected.samples:,}")
+        raise _wrong(path, f"holds {counted(len(samples), 'sample')}, but {INDEX} says {expected.samples:,}")
     return [_sample(path, key, members) for key, members in samples.items()]
 
 
@@ -238,6 +249,56 @@ def _wrong(path: Path, fault: str, fix: str = "copy or make the shard again") ->
 
 def _members(path: Path, file: BinaryIO, size: int) -> Iterator[Member]:
     """Yield the regular files of a tar; ValueError unless it is whole and holds nothing but files and folders."""
+    plain = _plain_members(file)
+    if plain is not None:
+        members, end = plain
+        yield from members
+    else:
+        end = yield from _any_members(path, file)
+    # tarfile takes a file that ends after a member for a whole tar, and ignores what follows the end of one.
+    if size < end + tarfile.BLOCKSIZE:
+        raise _wrong(path, "is cut off, the mark at the end of a tar is missing")
+    file.seek(end)
+    while rest := file.read(2**20):
+        if rest.count(0) != len(rest):
+            raise _wrong(path, "goes on after the end of the tar", "do not join tars byte by byte")
+
+
+def _plain_members(file: BinaryIO) -> tuple[list[Member], int] | None:
+    """Return the regular files of a tar and where its members end, or None if any header is not an ordinary one.
+
+    This gives what tarfile gives in a fifth of the time, which matters if every frame is a file.
+    """
+    members: list[Member] = []
+    offset, kind = 0, b""
+    while (header := os.pread(file.fileno(), 512, offset)) != bytes(512):
+        found = _HEADER.fullmatch(header)
+        if not found or _checksum(header) != int(found["checksum"], 8):
+            return None
+        length, kind = int(found["size"], 8), found["kind"]
+        offset += 512
+        if kind == b"0":
+            name = found["name"].split(b"\0", 1)[0].decode(tarfile.ENCODING, "surrogateescape")
+            members.append(Member(name, offset, length))
+        elif kind == b"5" and length:
+            return None
+        elif kind == b"x":
+            note = _TIME.fullmatch(os.pread(file.fileno(), 512, offset))
+            if not note or not len(note[1]) == int(note[2]) == length:
+                return None
+        offset += -(-length // 512) * 512
+    return None if kind == b"x" else (members, offset)
+
+
+def _checksum(header: bytes) -> int:
+    """Return the sum of the 512 bytes of a header, with spaces in place of the eight that hold the sum."""
+    # The lower half of Adler-32 is 1 + the sum modulo 65521, which 256 bytes cannot reach. `sum` would be slow.
+    first, second = zlib.adler32(header[:148] + b" " * 8 + header[156:256]), zlib.adler32(header[256:])
+    return (first & 0xFFFF) + (second & 0xFFFF) - 2
+
+
+def _any_members(path: Path, file: BinaryIO) -> Generator[Member, None, int]:
+    """Yield the regular files of a tar as tarfile finds them; return where its members end."""
     end = 0
     try:
         with tarfile.open(fileobj=file, mode="r:") as tar:
@@ -253,33 +314,25 @@ def _members(path: Path, file: BinaryIO, size: int) -> Iterator[Member]:
                 yield Member(found.name, found.offset_data, found.size)
     except tarfile.TarError as error:
         raise _wrong(path, f"is not a whole, uncompressed tar ({error})") from error
-    # tarfile takes a file that ends after a member for a whole tar, and ignores what follows the end of one.
-    if size < end + tarfile.BLOCKSIZE:
-        raise _wrong(path, "is cut off, the mark at the end of a tar is missing")
-    file.seek(end)
-    while rest := file.read(2**20):
-        if rest.count(0) != len(rest):
-            raise _wrong(path, "goes on after the end of the tar", "do not join tars byte by byte")
+    return end
 
 
 def _sample(path: Path, key: str, members: Mapping[str, Member]) -> ShardSample:
     videos = [extension for extension in members if f".{extension}" in VIDEO_EXTENSIONS]
-    numbered = {int(found[1]): extension for extension in members if (found := _FRAME.fullmatch(extension))}
-    frames = [extension for extension in members if _FRAME.fullmatch(extension)]
+    frames = {extension: int(found[1]) for extension in members if (found := _FRAME.fullmatch(extension))}
+    known = {*videos, *frames, "json", "txt"}
     fault = ""
-    if unknown := [name for name in members if name not in (*videos, *frames, "json", "txt")]:
+    if unknown := [extension for extension in members if extension not in known]:
         fault = f"has members of an unknown kind ({some(unknown)})"
     elif not videos and not frames:
         fault = "has no picture, neither a video nor frames"
     elif len(videos) > 1 or (videos and frames):
         fault = f"has {some([*videos, *frames])} in place of one video or the frames of one"
-    elif sorted(numbered) != list(range(len(frames))):
+    elif sorted(frames.values()) != list(range(len(frames))):
         fault = "has frames that are not numbered 000, 001, ... without a gap"
     elif "json" not in members and "txt" not in members:
         fault = "has no caption, neither .json nor .txt"
     if fault:
         raise _wrong(path, f"has a sample {quoted(key)} that {fault}")
-    in_order: Sequence[Member] = [members[numbered[number]] for number in range(len(frames))]
-    return ShardSample(
-        key, members[videos[0]] if videos else None, tuple(in_order), members.get("json"), members.get("txt")
-    )
+    in_order = tuple(members[extension] for extension in sorted(frames, key=frames.__getitem__))
+    return ShardSample(key, members[videos[0]] if videos else None, in_order, members.get("json"), members.get("txt"))

@@ -11,7 +11,7 @@ from engine.checkpoint import known_header
 from engine.config import Config, ModelConfig, TaskSettings, sections_with
 from engine.flags import finite_float
 from modules.methods import METHODS, method_options, why_unknown
-from modules.options import Option, help_of, options_of
+from modules.options import Option, check_effects, help_of, options_of
 
 
 class _Parser(argparse.ArgumentParser):
@@ -104,7 +104,7 @@ def parse_flags(
     `defaults` take precedence over the declared defaults.
 
     Raises:
-        ValueError: one sentence about the first unknown flag or value of a wrong type.
+        ValueError: one sentence about the first unknown flag, value of a wrong type, or flag without effect.
     """
     first = _Parser(add_help=False, allow_abbrev=False)
     first.add_argument("--method", default=default_method)
@@ -127,4 +127,5 @@ def parse_flags(
     namespace, unknown = parser.parse_known_args(argv)
     if unknown:
         _refuse_unknown(unknown, method, parser)
+    check_effects((option for *_, options in groups for option in options), vars(namespace), defaults)
     return vars(namespace)

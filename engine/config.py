@@ -15,7 +15,7 @@ from dataloaders.samples import Sample
 from dataloaders.transforms import FrameTransform
 from modules.backbones import ACTIVATIONS, INTERPOLATIONS, RESIZE_MODES, STATISTICS, StatedFacts
 from modules.methods import METHODS, method_options
-from modules.options import Checked, Choices, Range
+from modules.options import Checked, Choices, OnlyWith, Range
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,10 @@ class DataConfig(Checked):
         "stan: as segment, with the rounding of STAN's released code",
     ] = "uniform"
     frame_stride: Annotated[
-        int, "from one frame to the next; dense: in candidates; slowfast: in frames of 1/30 second", Range(1)
+        int,
+        "from one frame to the next; dense: in candidates; slowfast: in frames of 1/30 second",
+        Range(1),
+        OnlyWith("frame_sampling", ("dense", "slowfast")),
     ] = 1
     frame_transform: Annotated[
         FrameTransform,
@@ -84,7 +87,10 @@ class DataConfig(Checked):
     ] = "resize"
     feature_framerate: Annotated[float, "candidate frames per second; 0: every frame of the file", Range(0)] = 1.0
     slice_framepos: Annotated[
-        int, "uniform sampling only: frames of the head (0), tail (1) or all (2)", Range(0, 2)
+        int,
+        "uniform sampling only: frames of the head (0), tail (1) or all (2)",
+        Range(0, 2),
+        OnlyWith("frame_sampling", ("uniform",)),
     ] = 2
     num_thread_reader: Annotated[
         int,
@@ -108,6 +114,7 @@ class OptimConfig(Checked):
     weight_decay: Annotated[float, "weight decay of AdamW; never on biases", Range(0)] = 0.2
     adam_beta2: Annotated[float, "decay rate of AdamW's mean of squared gradients", Range(0, 0.99999)] = 0.98
     adam_eps: Annotated[float, "epsilon of AdamW", Range(0, above=True)] = 1e-6
+    adam_eps_uncorrected: Annotated[bool, "add --adam_eps before AdamW's correction, as TempMe's code does"] = False
     gradient_accumulation_steps: Annotated[
         int,
         "number of parts into which each process divides its share of the batch, which saves memory but takes more "
@@ -133,7 +140,10 @@ class OptimConfig(Checked):
         "periodic_cosine: from 5 %, then down to 0 and up again every --cosine_epochs, as STAN's",
     ] = "warmup_cosine"
     cosine_epochs: Annotated[
-        float, "--schedule periodic_cosine: epochs from the highest rate to 0", Range(0, above=True)
+        float,
+        "--schedule periodic_cosine: epochs from the highest rate to 0",
+        Range(0, above=True),
+        OnlyWith("schedule", ("periodic_cosine",)),
     ] = 4.5
     precision: Annotated[
         Literal["auto", "fp32", "bf16", "fp16"],
@@ -159,6 +169,7 @@ class RunConfig(Checked):
     frame_cache_format: Annotated[
         FrameCacheFormat,
         "raw: same pixels as without a cache, 150 kB per frame at 224 pixels; jpeg: a tenth of that, slightly lossy",
+        OnlyWith("frame_cache"),
     ] = "raw"
     allow_missing: Annotated[
         int,

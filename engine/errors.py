@@ -1,9 +1,12 @@
 """Explains errors of torch and the system to the user, in one sentence."""
 
 import re
+from collections.abc import Callable
 
 from torch import OutOfMemoryError
 from torch.distributed import DistError
+
+from engine.messages import print_error
 
 # torch's messages (torch/utils/data/dataloader.py, and its signal handler in C++): it has no classes for these errors.
 _WORKER_DIED = re.compile(r"DataLoader worker \(pid(?:\(s\))? ?([\d, ]+)\) (?:is killed by signal: ([\w ]+)|exited)")
@@ -63,3 +66,16 @@ def one_sentence(error: BaseException) -> str:
     if "Original Traceback" in message:
         message = message.splitlines()[-1].split(": ", 1)[-1]
     return message
+
+
+def print_report(report: Callable[[], str]) -> int:
+    """Print the text that `report` returns, or one sentence about a mistake; return the exit code 0 or 2."""
+    try:
+        print(report())
+    except (ValueError, OSError, RuntimeError, MemoryError) as error:
+        known = explained(error)
+        if known is None:
+            raise
+        print_error(one_sentence(known))
+        return 2
+    return 0

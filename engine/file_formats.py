@@ -16,7 +16,7 @@ RESUME_FORMATS = ("stop-video resume point 1", RESUME_FORMAT)  # earlier version
 
 FLAG_OF = {
     "a checkpoint of this project": "--init_model",
-    "a checkpoint of CLIP4Clip's, DGL's, STOP's or STAN's released code": "--init_model",
+    "a checkpoint of CLIP4Clip's, DGL's, TC-CLIP's or another released code": "--init_model",
     "a resume point of this project": "--resume",
     "CLIP's own weights": "--pretrained_clip_name",
 }
@@ -83,7 +83,7 @@ def _texts_of_torch_file(path: Path) -> set[str]:
 
 def _kind_of_names(names: Collection[str]) -> str | None:
     plain = [name.removeprefix("module.") for name in names]
-    if any(name.startswith("clip.") or name.endswith("_time_embed.weight") for name in plain):
-        return "a checkpoint of CLIP4Clip's, DGL's, STOP's or STAN's released code"
+    if any(name.startswith(("clip.", "image_encoder.")) or name.endswith("_time_embed.weight") for name in plain):
+        return "a checkpoint of CLIP4Clip's, DGL's, TC-CLIP's or another released code"
     is_clip = any(name in OF_CLIP for name in plain) or set(plain) >= OF_SCRIPTED_CLIP
     return "CLIP's own weights" if is_clip else None

@@ -14,7 +14,7 @@ from typing import Any
 
 from dataloaders.samples import Sample
 from engine.config import Config
-from modules.methods import Method
+from modules.methods import Method, without_newer
 from modules.seal import content_sha256
 
 # Settings that do not change what is learned. Every other setting counts, including any that is added later.
@@ -23,7 +23,8 @@ SOURCE = (  # `of_the_weights` covers their content
     "clip_statistics", "clip_resize", "clip_interpolation",
 )  # fmt: skip
 PLACES = ("data_path", "features_path", "train_csv", "val_csv")  # `of_the_samples` covers their content
-NEWER = ("adam_beta2", "adam_eps", "cosine_epochs")  # left out at their defaults, because earlier versions lack them
+# Left out at their defaults, because earlier versions lack them.
+NEWER = ("adam_beta2", "adam_eps", "adam_eps_uncorrected", "cosine_epochs")
 COST = ("num_thread_reader", "prefetch_factor", "gradient_accumulation_steps", "activation_checkpointing", "compile")
 FEW = 10  # ids that a message lists; for more ids it gives a digest
 DIGITS = 16  # hex digits of a digest: 64 bits
@@ -32,7 +33,7 @@ DIGITS = 16  # hex digits of a digest: 64 bits
 def of_the_settings(config: Config, precision: str) -> dict[str, Any]:
     """Return the settings that change what is learned or selected, by name; `precision` is --precision without "auto".
 
-    A setting that `TaskSettings.newer` or NEWER names is left out at its default, because earlier versions lack it.
+    A setting that NEWER or `newer` of task or method names is left out at its default: earlier versions lack it.
     """
     model, optim, run, task = config.model, config.optim, config.run, config.task
     left_out = {*SOURCE, *PLACES, *COST, *task.of_the_run, *task.places, "options", "precision_val"}
@@ -49,7 +50,7 @@ def of_the_settings(config: Config, precision: str) -> dict[str, Any]:
     pixels = "jpeg frame cache" if run.frame_cache and run.frame_cache_format == "jpeg" else "as decoded"
     return {
         **kept,
-        **model.options,
+        **without_newer(model.method, model.options),
         **selection,
         "precision": precision,
         "frames": pixels,

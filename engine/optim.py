@@ -1,5 +1,6 @@
 """AdamW over a method's parameter groups, and the schedule of its learning rates."""
 
+import math
 from typing import Any
 
 import torch
@@ -19,6 +20,19 @@ def build_optimizer(groups: list[dict[str, Any]], beta2: float = BETAS[1], eps: 
     # A fused step does not count up the versions of tensors, by which `modules.precision` notices that they changed.
     optimizer.register_step_post_hook(lambda *_: increment_version([p for group in groups for p in group["params"]]))
     return optimizer
+
+
+def leave_eps_uncorrected(optimizer: torch.optim.Optimizer, schedule: "Schedule", eps: float) -> None:
+    """Make AdamW add `eps` to the root of its mean of squares before that is corrected for its start at zero.
+
+    In step k the step is then lr √(1 - β2^k) / (1 - β1^k) m / (√v + eps), as in TempMe's own AdamW.
+    """
+
+    def hook(*_: Any) -> None:
+        for group in optimizer.param_groups:
+            group["eps"] = eps / math.sqrt(1 - group["betas"][1] ** (schedule.last_epoch + 1))
+
+    optimizer.register_step_pre_hook(hook)
 
 
 class Schedule(torch.optim.lr_scheduler.LRScheduler):

@@ -146,7 +146,7 @@ def check_reached(method: Method, max_frames: int, max_words: int) -> None:
 
     The first training step would find this too, but only after the run has written to its folder.
     """
-    if max_frames > 1 or not any(True for _ in method.trainable_parameters()):
+    if max_frames > 1 or method.reads_frame_captions or not any(True for _ in method.trainable_parameters()):
         return
     with torch.random.fork_rng():  # so that dropout here does not change the random numbers of the run
         probe = ZeroShotProbe(method.clip, max_frames, max_words)

@@ -21,7 +21,7 @@ from engine.errors import explained
 from engine.gradients import LOOK_AFTER, SHOWN, idle, unreached
 from engine.interrupt import Interrupted, stop_requested
 from engine.logger import RunLogger, log
-from engine.optim import Schedule, build_optimizer
+from engine.optim import Schedule, build_optimizer, leave_eps_uncorrected
 from engine.precision import random_state, set_random_state
 from engine.step_results import StepResults
 from engine.tasks.base import TaskStep, TrainingItems
@@ -70,6 +70,8 @@ class Training:
             self.optimizer, self.total_steps, settings.warmup_proportion, settings.schedule,
             settings.cosine_epochs / settings.epochs,
         )  # fmt: skip
+        if settings.adam_eps_uncorrected:
+            leave_eps_uncorrected(self.optimizer, self.schedule, settings.adam_eps)
         self.scaler = torch.amp.GradScaler(process.device.type, enabled=settings.precision == "fp16")
         self.distributed: DistributedDataParallel | None = None
         if process.world_size > 1:

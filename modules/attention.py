@@ -70,6 +70,17 @@ class Attention(nn.Module):
             return self._in(weight), self.in_proj_bias
         return self._normed_in(weight, norm.weight), self._normed_in_bias(self.in_proj_bias, weight, norm.bias)
 
+    @torch.no_grad()
+    def key_weight(self, norm: nn.LayerNorm) -> Tensor:
+        """Return the keys' part [D, D] of `projection`, without gradient, with LoRA in training too.
+
+        Training leaves LoRA out of `projection`, because a product of two narrow matrices with the tokens costs less.
+        """
+        weight, left = self.projection(norm)[0], self.in_deltas.left_out(self.in_proj_weight)
+        if left is not None:
+            weight = weight + (left * norm.weight).to(weight.dtype)
+        return weight.chunk(3)[1]
+
     def project_parts(self, x: Tensor, norm: nn.LayerNorm | None = None, first: int = 0, end: int = 3) -> Tensor:
         """Project [..., D] to the parts `first` to `end` of queries, keys and values, side by side."""
         weight, bias = self.projection(norm)

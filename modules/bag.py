@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from modules.frame_rows import FrameRows
+from modules.precision import without_autocast
 from modules.rows import Rows
 
 BagMean = Literal["padded", "masked"]
@@ -89,7 +90,7 @@ def bag_scores(
     Returns:
         fp32 `[B,K]`.
     """
-    with torch.autocast(frames.device.type, enabled=False):
+    with without_autocast(frames.device.type):
         unit, real = F.normalize(frames.float(), dim=-1), frame_mask.bool()
         classes = max(1, at_once // max(1, real.numel() * bag.mask.shape[1]))
         blocks = zip(bag.prompts.split(classes), bag.mask.split(classes), strict=True)

@@ -144,7 +144,17 @@ class Block(nn.Module):
         For a last block, if only its class token is read: the other tokens then need keys and values only, which is a
         sixth of the work.
         """
-        return self.feed_forward(self.run(self._first_attends, x, context, mask, normal))
+        return self.feed_forward(self.attend_first(x, context, mask, normal))
+
+    def attend_first(
+        self,
+        x: Tensor,
+        context: KeysValues | None = None,
+        mask: Tensor | None = None,
+        normal: Tensor | None = None,
+    ) -> Tensor:
+        """Return only the first token of `attend`: [N, L, D] -> [N, 1, D]; compare `first_token`."""
+        return self.run(self._first_attends, x, context, mask, normal)
 
     def _first_attends(
         self, x: Tensor, context: KeysValues | None, mask: Tensor | None, normal: Tensor | None

@@ -31,7 +31,7 @@ class InputDelta(nn.Module):
 
     A class may inherit from both. Then `forward` is used in training: it may have dropout, and at a low rank it is
     cheaper, since it needs no gradient of a whole weight. In evaluation `weight` is added to the layer's weight. Code
-    that reads a weight itself (`Attention.projection`) does not see the function.
+    that reads a weight itself (`Attention.projection`) does not see the function; `Attention.key_weight` sees it.
     """
 
 
@@ -63,6 +63,15 @@ class Deltas:
                 assert isinstance(delta, WeightDelta)
                 weight = weight + F.pad(delta.weight(), (0, 0, first, len(weight) - end))
         return weight
+
+    def left_out(self, weight: Tensor) -> Tensor | None:
+        """Return the ΔW that `merged` leaves to `add_to` although they are matrices, or None if there are none."""
+        left = [
+            F.pad(delta.weight(), (0, 0, first, len(weight) - end))
+            for first, end, delta in self._added
+            if isinstance(delta, WeightDelta) and not _in_weight(delta)
+        ]
+        return sum(left[1:], start=left[0]) if left else None
 
     def add_to(
         self,

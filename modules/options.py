@@ -7,8 +7,9 @@ line, and if needed with a range or choices:
     pooling: Annotated[Literal["mean", "max"], "how frames become one vector"] = "mean"
     method: Annotated[str, "the network", Choices(lambda: METHODS)] = "clip4clip"
 
-`options_of` reads these declarations and `check_options` checks values against them. A bound that depends on the model,
-such as a number of blocks, is checked where the model is known, by `between` and `one_of`.
+`options_of` reads these declarations and `check_options` checks values against them. A setting that another one can
+switch off says so (`OnlyWith`), and `check_effects` refuses it where it is passed in vain. A bound that depends on the
+model, such as a number of blocks, is checked where the model is known, by `between` and `one_of`.
 """
 
 import dataclasses
@@ -51,6 +52,19 @@ class Choices:
 
 
 @dataclass(frozen=True)
+class OnlyWith:
+    """Says that a setting has an effect only with certain values of the setting `name`: those that `holds` is true for,
+    by default the `values`, or all but false and empty ones. Messages say that `values` are to be passed."""
+
+    name: str
+    values: tuple[str, ...] = ()
+    holds: Callable[[Any], bool] | None = None
+
+    def __contains__(self, value: Any) -> bool:
+        return bool(self.holds(value)) if self.holds else value in self.values if self.values else bool(value)
+
+
+@dataclass(frozen=True)
 class Option:
     """One setting: its name, type, default and help line, and the values it takes.
 
@@ -63,6 +77,7 @@ class Option:
     help: str
     range: Range | None = None
     choices: tuple[Any, ...] = ()
+    only_with: OnlyWith | None = None
 
 
 def options_of(owner: Callable[..., Any]) -> list[Option]:
@@ -99,13 +114,15 @@ def _annotated(hint: Any) -> bool:
 def _option(name: str, hint: Any, default: Any) -> Option:
     type_, help_, *more = get_args(hint)
     choices = get_args(type_) if get_origin(type_) is Literal else ()
-    range_ = None
+    range_ = only_with = None
     for item in more:
         if isinstance(item, Range):
             range_ = item
         elif isinstance(item, Choices):
             choices = item.listed()
-    return Option(name, type_, default, help_, range_, choices)
+        elif isinstance(item, OnlyWith):
+            only_with = item
+    return Option(name, type_, default, help_, range_, choices, only_with)
 
 
 def check_options(options: Iterable[Option], values: Mapping[str, Any]) -> None:
@@ -125,6 +142,25 @@ def check_options(options: Iterable[Option], values: Mapping[str, Any]) -> None:
             one_of(option.name, value, option.choices)
         elif option.range is not None or option.type in (int, float):
             _in_range(option.name, value, option.range)
+
+
+def check_effects(options: Iterable[Option], values: Mapping[str, Any], defaults: Mapping[str, Any]) -> None:
+    """Check that settings which were changed have an effect beside the others. `values` are by setting name, `defaults`
+    those that take precedence over the declared ones.
+
+    Raises:
+        ValueError: one sentence about the first one that has none.
+    """
+    for option in options:
+        only = option.only_with
+        if only is None or only.name not in values or values[only.name] in only:
+            continue
+        value, other = values[option.name], values[only.name]
+        if value != defaults.get(option.name, option.default):
+            given = "" if option.type is bool else f" {shorten(str(value))}"
+            beside = f"with --{only.name} {shorten(str(other))}" if other else f"without --{only.name}"
+            needed = f"--{only.name} {' or '.join(only.values)}".rstrip()
+            raise ValueError(f"--{option.name}{given} has no effect {beside}: pass {needed}, or leave it out")
 
 
 class Checked:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from modules.backbones import Preprocessing
 from modules.quoting import some
+from modules.stan.released import flags_of
 
 if TYPE_CHECKING:  # the methods import this module
     from modules.methods.base import Method
@@ -26,8 +27,8 @@ def load_released_state_dict(method: "Method", state_dict: Mapping[str, Tensor])
 
     Raises:
         ValueError: if the method has no released counterpart, if its CLIP does not run as OpenAI's (the released codes
-            support no other), or if keys are missing, unknown or have a wrong shape; the first of each are listed.
-            Nothing is loaded then.
+            support no other), or if keys are missing, unknown or have a wrong shape; the first of each are listed, and
+            the flags that a checkpoint of STAN's needs. Nothing is loaded then.
     """
     backbone = method.clip.backbone
     if backbone.architecture.activation != "quick_gelu" or backbone.preprocessing != Preprocessing():
@@ -46,13 +47,15 @@ def load_released_state_dict(method: "Method", state_dict: Mapping[str, Tensor])
         if key in theirs and not _same_shape(name, theirs[key], tensor)
     ]
     faults = [
-        f"{len(found)} {what} ({some(found, 5)})"
-        for what, found in (("keys missing", missing), ("keys unknown", unknown), ("of another shape", unlike))
+        f"{len(found)} {'key' if len(found) == 1 else 'keys'} {what} ({some(found, 5)})"
+        for what, found in (("missing", missing), ("unknown", unknown), ("of another shape", unlike))
         if found
     ]
     if faults:
+        flags = flags_of(state_dict)
         raise ValueError(
-            f"the released weights do not fit {type(method).__name__} with these options: {'; '.join(faults)}"
+            f"the released weights do not fit {type(method).__name__} with these options: {'; '.join(faults)}; pass "
+            f"--method and options of their training{f', by their keys {flags}' * bool(flags)}, or another file"
         )
     kept = {name: tensor for name, (key, tensor) in named.items() if key is None}
     loaded = {name: theirs[key].reshape(tensor.shape).to(tensor.dtype) for key, (name, tensor) in ours.items()}

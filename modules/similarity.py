@@ -6,6 +6,8 @@ Shapes: N captions, B videos, T frames, E joint embedding.
 import torch
 import torch.nn.functional as F
 
+from modules.precision import without_autocast
+
 
 def masked_mean(frames: torch.Tensor, frame_mask: torch.Tensor) -> torch.Tensor:
     """Return the mean of the normalised embeddings of real frames (CLIP4Clip's parameter-free pooling, "meanP").
@@ -28,12 +30,12 @@ def cosine_similarity(text: torch.Tensor, video: torch.Tensor, logit_scale: torc
 
 def unit(rows: torch.Tensor) -> torch.Tensor:
     """Return rows `[N,E]` with length 1, in fp32."""
-    with torch.autocast(rows.device.type, enabled=False):
+    with without_autocast(rows.device.type):
         return F.normalize(rows.float(), dim=-1)
 
 
 def scaled_product(text: torch.Tensor, video: torch.Tensor, logit_scale: torch.Tensor) -> torch.Tensor:
     """Return all dot products, times `exp(logit_scale)`: fp32 `[N,E]`, `[B,E]` -> fp32 `[N,B]`."""
-    with torch.autocast(text.device.type, enabled=False):
+    with without_autocast(text.device.type):
         scale, product = logit_scale.float().exp(), text @ video.T
         return scale * product if torch.is_grad_enabled() else product.mul_(scale)

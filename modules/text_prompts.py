@@ -4,11 +4,15 @@ Shapes: N captions, L words, S prompts per block, D width, E joint embedding.
 """
 
 from collections.abc import Callable
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
 from modules.clip import Block, TextTransformer
+
+FeedForward = Callable[[int, Block, Tensor], Tensor]  # number of the block, block, tokens -> tokens
+Placement = Literal["dead", "before_end"]
 
 
 def text_prompts(text: TextTransformer, length: int) -> nn.Parameter | None:
@@ -36,12 +40,42 @@ def seen_from_end(token_ids: Tensor, count: int) -> Tensor:
     return from_end[:, None, :, None].expand(-1, -1, -1, count)
 
 
+def _feed_forward(layer: int, block: Block, tokens: Tensor) -> Tensor:
+    return block.feed_forward(tokens)
+
+
+def encode_with_both_ends(
+    text: TextTransformer,
+    prefix: Tensor,
+    postfix: Tensor,
+    placement: Placement,
+    token_ids: Tensor,
+    feed_forward: FeedForward = _feed_forward,
+) -> Tensor:
+    """Run the text tower with prompts on both sides of the words in every block: int64 `[N,L]` -> `[N,E]`.
+
+    Args:
+        prefix: `[blocks,S,D]`, after START.
+        postfix: `[blocks,S,D]`; between the last word and END, or after the padding, where no word sees it.
+        feed_forward: as in `encode_with_context`.
+    """
+    context, seen = prefix, seen_after_start(token_ids, prefix.shape[1])
+    if placement == "before_end":
+        context = torch.cat([context, postfix], dim=1)
+        seen_late = seen_from_end(token_ids, postfix.shape[1])
+        seen = torch.cat([seen.expand(len(seen_late), -1, -1, -1), seen_late], dim=-1)
+    else:
+        # The tower leaves it out. Its gradient is zero instead of none, so that it decays as in DGL's release.
+        context = context + 0 * postfix.sum()
+    return encode_with_context(text, context, seen, token_ids, feed_forward)
+
+
 def encode_with_context(
     text: TextTransformer,
     prompts: Tensor,
     seen: Tensor,
     token_ids: Tensor,
-    feed_forward: Callable[[int, Block, Tensor], Tensor] = lambda layer, block, tokens: block.feed_forward(tokens),
+    feed_forward: FeedForward = _feed_forward,
 ) -> Tensor:
     """Run the text tower where every block has its own prompts: int64 `[N,L]` -> `[N,E]`.
 

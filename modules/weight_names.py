@@ -106,7 +106,7 @@ def to_hugging_face_key(key: str) -> str:
 
 
 def join_queries_keys_values(state: Mapping[str, Tensor]) -> State:
-    """Join q, k and v of each attention, three `[D,D]` -> `[3D,D]`, under the key `....self_attn.{q,k,v}_proj.weight`.
+    """Join q, k and v of each attention, three `[D,D]` -> `[3D,D]`, under the key `...attn.{q,k,v}_proj.weight`.
 
     Biases likewise. Other entries stay as they are. Raises ValueError if q, k or v is missing or has another shape than
     the others.
@@ -114,7 +114,7 @@ def join_queries_keys_values(state: Mapping[str, Tensor]) -> State:
     joined: State = {}
     faults = []
     for key, tensor in state.items():
-        match = re.fullmatch(r"(.+\.self_attn\.)[qkv](_proj\.(?:weight|bias))", key)
+        match = re.fullmatch(r"(.+attn\.)[qkv](_proj\.(?:weight|bias))", key)
         if match is None:
             joined[key] = tensor
             continue

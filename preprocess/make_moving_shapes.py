@@ -10,6 +10,7 @@ writes the following files, with the same bytes for the same settings:
     MSRVTT_JSFUSION_test.csv     key, vid_key, video_id, sentence
     twins.csv                    video_id, twin_id: one row for each pair of test clips that are each other backwards
     train_twins.csv              the same for the training clips
+    frame_captions.json          <video_id>_<caption>: a caption of each frame, for every caption of a training clip
     settings.json                the settings; a second run with the same settings does nothing
 
 Contents (colour, shape and kind of motion) of test clips never occur in training clips. No two test clips share a
@@ -37,9 +38,12 @@ from preprocess.moving_shapes.files import (
     write_video,
 )
 from preprocess.moving_shapes.stories import Story, caption, draw_story, paraphrases
-from preprocess.moving_shapes.takes import stage
+from preprocess.moving_shapes.takes import Take, stage
 
 FAST_AND_SLOW_SHARE = 0.3  # of the test contents with one thing
+VISIBLE = 0.25  # opacity from which a caption of a frame names a thing
+SMALL, LARGE = 0.1, 0.2  # radii, as fractions of the image side
+ROWS, COLUMNS = ("top", "middle", "bottom"), ("left", "middle", "right")
 _MAX_DRAWS = 2000
 
 
@@ -116,6 +120,24 @@ def plan(train_pairs: int, test_pairs: int, captions_per_video: int, seed: int) 
     return training, test
 
 
+def frame_captions(take: Take, n_frames: int) -> list[str]:
+    """Return a sentence on what each of `n_frames` frames of a take shows: things, sizes and places, no motion.
+
+    The order of the things tells nothing about the story, in which the one with the first event comes first.
+    """
+    sentences = []
+    for i in range(n_frames):
+        seen = []
+        for thing, pose in take.poses_at(i / max(n_frames - 1, 1)):
+            if pose.opacity > VISIBLE:
+                size = "small " if pose.radius < SMALL else "large " if pose.radius > LARGE else ""
+                row, column = (names[min(max(int(3 * at), 0), 2)] for names, at in ((ROWS, pose.y), (COLUMNS, pose.x)))
+                article = "an" if not size and thing.colour == "orange" else "a"
+                seen.append(f"{article} {size}{thing} at the {row} {column}".replace("middle middle", "centre"))
+        sentences.append(" and ".join(sorted(seen)) or "an empty background")
+    return sentences
+
+
 def _video_number(clip: Clip) -> int:
     return int(clip.video_id.removeprefix("video"))
 
@@ -126,9 +148,13 @@ def write_world(
     """Write videos, csv and json files of the planned clips into an existing, empty folder."""
     videos = folder / "videos"
     videos.mkdir()
+    of_frames: dict[str, list[str]] = {}
     for clip in progress([*training, *test], desc="drawing clips", unit="clip"):
         take = stage(clip.story, np.random.default_rng(clip.seed), image_size)
         write_video(videos / f"{clip.video_id}.mp4", take.frames(frames))
+        if clip.split == "train":
+            of_frames |= {f"{clip.video_id}_{text}": frame_captions(take, frames) for text in clip.captions}
+    (folder / "frame_captions.json").write_text(json.dumps(of_frames, indent=1) + "\n", encoding="utf-8")
 
     ordered = sorted(test, key=_video_number)
     write_csv(folder / "MSRVTT_train.csv", ["video_id"], [[clip.video_id] for clip in training])

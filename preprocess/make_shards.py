@@ -42,7 +42,7 @@ from tqdm import tqdm
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from dataloaders import DATASETS, NEEDED_FLAGS, webvid
 from dataloaders.preparation import gigabytes, missing_files
-from dataloaders.quoting import shorten
+from dataloaders.quoting import counted, shorten
 from dataloaders.samples import Sample
 from dataloaders.shard_index import INDEX
 from engine.flags import check_folder
@@ -143,8 +143,8 @@ def check_failed(folder: Path, samples: Sequence[Sample], failed: Mapping[int, s
     write_failed(folder, samples, failed)
     first = failed[min(failed)].rstrip(".")
     raise TooManyFailed(
-        f"{first}; it is the first of {len(failed):,} unusable among the {len(samples):,} videos, --allow_missing is "
-        f"{allowed}: correct them, or allow more ({folder / FAILED} names them)."
+        f"{first}; {len(failed):,} of {counted(len(samples), 'video')} cannot be used, --allow_missing is {allowed}: "
+        f"correct them, or allow more ({folder / FAILED} names them)."
     )
 
 
@@ -217,12 +217,12 @@ def make(options: argparse.Namespace) -> int:
 
     own = range(number, deal.shards, count)
     todo = [shard for shard in own if shard not in records]
-    share = "" if count == 1 else f", share {number} of {count}: {len(own)} shards"
+    share = "" if count == 1 else f", share {number} of {count}: {counted(len(own), 'shard')}"
     n_left = sum(len(deal.of_shard(shard)) for shard in todo)
     estimate = f", about {n_left / rate / 3600:.2g} hours with {jobs} jobs" if rate else ""
     print(
-        f"{folder}: {len(samples):,} videos in {deal.shards:,} shards{share}; {n_left:,} to do, of about "
-        f"{gigabytes(mean)} each, together {gigabytes(n_left * mean)}{estimate}.",
+        f"{folder}: {counted(len(samples), 'video')} in {counted(deal.shards, 'shard')}{share}; {n_left:,} to do, of "
+        f"about {gigabytes(mean)} each, together {gigabytes(n_left * mean)}{estimate}.",
         flush=True,
     )
     remove_partials(folder, own)
@@ -289,13 +289,13 @@ def conclude(folder: Path, deal: Deal, samples: Sequence[Sample], settings: Mapp
     if len(failed) > SHOWN:
         print(f"... and {len(failed) - SHOWN} more: {folder / FAILED} names all", file=sys.stderr)
     if len(records) < deal.shards:
-        print(f"{folder}: {len(records)} of {deal.shards} shards are done; {INDEX} comes with the last one.")
+        print(f"{folder}: {len(records):,} of {counted(deal.shards, 'shard')} done; {INDEX} comes with the last one.")
         return 0
     check_failed(folder, samples, failed, allowed)
     index = finish(folder, records, settings)
     print(
-        f"{folder}: {index.samples:,} samples in {len(index.shards):,} shards, {gigabytes(index.bytes)}, "
-        f"{len(failed)} left out; {folder / INDEX} is complete."
+        f"{folder}: {counted(index.samples, 'sample')} in {counted(len(index.shards), 'shard')}, "
+        f"{gigabytes(index.bytes)}, {len(failed):,} left out; {folder / INDEX} is complete."
     )
     return 0
 
@@ -329,6 +329,16 @@ def run(options: argparse.Namespace) -> int:
         return 1
 
 
+def parse(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> argparse.Namespace:
+    """Return the flags; ValueError for one that --verify or --index does not use."""
+    options = parser.parse_args(argv)
+    what = next(name for name in ("output_dir", "verify", "index") if getattr(options, name) is not None)
+    passed = [name for name, value in vars(options).items() if value != parser.get_default(name)]
+    if what != "output_dir" and (unused := [name for name in passed if name not in (what, "jobs")]):
+        raise ValueError(f"--{unused[0]} has no effect with --{what}: leave it out.")
+    return options
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
     parser = argparse.ArgumentParser(description="Pack videos and captions into WebDataset shards.")
@@ -354,7 +364,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--allow_missing", type=int, default=0, help="videos that may be missing or broken")
     parser.add_argument("--jobs", type=int, help="videos at a time; default: one for each processor")
     parser.add_argument("--shard", help="i/n: the i-th of n shares, counted from 0; default: torchrun's rank")
-    return exit_code(lambda: run(parser.parse_args(argv)), "run the same command again to go on.")
+    return exit_code(lambda: run(parse(parser, argv)), "run the same command again to go on.")
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from dataloaders.preparation import gigabytes, in_threads
+from dataloaders.quoting import counted
 from dataloaders.shard_index import INDEX, Shard, ShardIndex, member_table, read_index, sha256_of, write_index
 from preprocess.shard_folder import DONE
 
@@ -33,8 +34,8 @@ def verify(folder: Path, jobs: int) -> int:
     problems = [problem for problem in checked if problem]
     for problem in problems:
         print(problem, file=sys.stderr)
-    intact = len(index.shards) - len(problems)
-    print(f"{folder}: {intact} of {len(index.shards)} shards are intact; the index has {index.samples:,} samples.")
+    intact, samples = len(index.shards) - len(problems), counted(index.samples, "sample")
+    print(f"{folder}: {intact:,} of {counted(len(index.shards), 'shard')} intact; {INDEX} lists {samples}.")
     return int(bool(problems))
 
 
@@ -56,5 +57,5 @@ def add_index(folder: Path, jobs: int) -> int:
     shards = tuple(tqdm(in_threads(entry, tars, jobs), "reading", len(tars), unit="shard", disable=None))
     index = ShardIndex(shards, {"indexed": "shards of another program"})
     write_index(folder, index)
-    print(f"{folder}: {index.samples:,} samples in {len(shards):,} shards, {gigabytes(index.bytes)}.")
+    print(f"{folder}: {counted(index.samples, 'sample')} in {counted(len(shards), 'shard')}, {gigabytes(index.bytes)}.")
     return 0

@@ -7,10 +7,11 @@
     shards.json             the index, written when every shard is done
 
 A shard counts as finished when both its tar and its record are there. A run that is killed leaves at most a partial
-file, which the next run removes.
+file, which the next run removes. A partial file that is locked is being written.
 """
 
 import csv
+import fcntl
 import hashlib
 import io
 import json
@@ -29,6 +30,7 @@ from dataloaders.shard_index import INDEX, Shard, ShardIndex, write_index, write
 from preprocess.shard_clips import StoredClip
 
 SETTINGS, DONE, FAILED = "settings.json", ".done", "failed.csv"
+COLUMNS = ("video_id", "path", "reason")  # of failed.csv
 PARTIAL = ".partial"
 
 
@@ -86,7 +88,10 @@ class ShardWriter:
     def __init__(self, folder: Path, shard: int) -> None:
         self._folder, self._shard = folder, shard
         self._partial = folder / f".{shard_name(shard)}.{uuid.uuid4().hex[:8]}{PARTIAL}"
-        self._file = _Hashed(self._partial.open("wb", buffering=0))
+        file = self._partial.open("wb", buffering=0)
+        with suppress(OSError):  # of a file system without locks
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        self._file = _Hashed(file)
         self._tar = tarfile.open(fileobj=self._file, mode="w|", format=tarfile.USTAR_FORMAT)  # noqa: SIM115, `finish`
         self._samples = 0
 
@@ -183,10 +188,16 @@ def read_records(folder: Path, deal: Deal) -> dict[int, Record]:
 def find_settings(folder: Path) -> dict[str, Any] | None:
     """Return the settings that a folder was begun with, None for a new one.
 
-    Raises ValueError if it is a file, or holds shards that this command has not made.
+    Raises ValueError if it is a file, or holds shards or a failed.csv that this command has not made.
     """
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"--output_dir {folder} is a file: name a folder.")
+    failed = folder / FAILED
+    if failed.exists() and not (failed.is_file() and _first_line(failed) == ",".join(COLUMNS)):
+        raise ValueError(
+            f"--output_dir {folder} holds a {FAILED} that this command has not written and would replace: move it, or "
+            "name another folder."
+        )
     path = folder / SETTINGS
     if path.exists():
         with suppress(ValueError):
@@ -197,6 +208,11 @@ def find_settings(folder: Path) -> dict[str, Any] | None:
     if (folder / INDEX).exists() or next(folder.glob("*.tar"), None):
         raise ValueError(f"--output_dir {folder} holds shards that this command has not made: name a new folder.")
     return None
+
+
+def _first_line(path: Path) -> str:
+    with path.open(encoding="utf-8", errors="replace") as file:
+        return file.readline(1000).rstrip("\n")
 
 
 def check_settings(folder: Path, found: Mapping[str, Any], settings: Mapping[str, Any]) -> None:
@@ -220,10 +236,25 @@ def claim(folder: Path, settings: Mapping[str, Any]) -> None:
 
 
 def remove_partials(folder: Path, shards: Iterable[int]) -> None:
-    """Remove what a killed run left of these shards, but not of others, which may be being written."""
+    """Remove what a killed run left of these shards, but not of others, which may be being written.
+
+    Raises ValueError if another process is writing one of these.
+    """
     names = {shard_name(shard) for shard in shards}
     for path in folder.glob(f".*{PARTIAL}"):
-        if path.name.removeprefix(".").removesuffix(PARTIAL).rpartition(".")[0] in names:
+        name = path.name.removeprefix(".").removesuffix(PARTIAL).rpartition(".")[0]
+        if name not in names:
+            continue
+        with suppress(FileNotFoundError), path.open("r+b") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                raise ValueError(
+                    f"--output_dir {folder}: another process is writing {name}: wait for it to end, or give each "
+                    "process a share of its own (--shard 0/2 and --shard 1/2)."
+                ) from error
+            except OSError:
+                pass  # a file system without locks
             path.unlink(missing_ok=True)
 
 
@@ -235,7 +266,7 @@ def write_failed(folder: Path, samples: Sequence[Sample], failed: Mapping[int, s
         return
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["video_id", "path", "reason"])
+    writer.writerow(COLUMNS)
     writer.writerows([samples[row].video_id, samples[row].path, failed[row]] for row in sorted(failed))
     folder.mkdir(parents=True, exist_ok=True)
     write_whole(path, text.getvalue())

@@ -47,6 +47,12 @@ rows=(
     "STOP, hard region mask|--do_train $stop --hard_region_mask"
     "STOP, no text prompts|--do_train $stop --text_prompt_length 0"
     "STOP, batches without twins|--do_train $stop --train_twins_csv="
+    "STOP, LoRA of rank 8|--do_train $stop --lora_dim 8"
+    "STOP, LoRA of rank 32|--do_train $stop --lora_dim 32"
+    "STOP, merge 12-8-6|--do_train $stop --merge 12-8-6"
+    "STOP, merge 20-8-4|--do_train $stop --merge 20-8-4"
+    "STOP, LoRA of rank 8, merge 12-8-6|--do_train $stop --lora_dim 8 --merge 12-8-6"
+    "STOP, LoRA of rank 8, merge 20-8-4|--do_train $stop --lora_dim 8 --merge 20-8-4"
     "STAN|--do_train --method stan $stan"
     "Mug-STAN|--do_train --method mug_stan $stan"
 )

@@ -34,7 +34,9 @@ max_grad_norm=${max_grad_norm:-1.0}
 precision=${precision:-fp16}
 precision_val=${precision_val:-fp32}
 frame_sampling=${frame_sampling:-slowfast}
-frame_stride=${frame_stride:-16}
+if [ "$frame_sampling" = slowfast ]; then
+    frame_stride=${frame_stride:-16}
+fi
 frame_transform=${frame_transform:-bilinear}
 short_side_max=${short_side_max:-256}
 crop_scale=${crop_scale:-1}
@@ -53,6 +55,6 @@ train_recognition \
     --epochs "$epochs" --batch_size "$batch_size" --test_views "$test_views" --weight_decay "$weight_decay" \
     --adam_beta2 "$adam_beta2" --adam_eps "$adam_eps" --schedule "$schedule" \
     --warmup_proportion "$warmup_proportion" --max_grad_norm "$max_grad_norm" \
-    --precision "$precision" --precision_val "$precision_val" --frame_stride "$frame_stride" \
+    --precision "$precision" --precision_val "$precision_val" ${frame_stride:+--frame_stride "$frame_stride"} \
     --frame_transform "$frame_transform" --short_side_max "$short_side_max" \
     --output_dir "$output_dir" "$@"

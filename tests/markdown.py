@@ -91,7 +91,7 @@ def command(line: str) -> Command:
     match words:
         case ["python", "-m", module, *arguments]:
             path = module.replace(".", "/")
-            return Command(variables, path + ("/__main__.py" if (ROOT / path).is_dir() else ".py"), arguments)
+            return Command(variables, f"{path}/__main__.py" if (ROOT / path).is_dir() else f"{path}.py", arguments)
         case ["python" | "bash", program, *arguments]:
             return Command(variables, program, arguments)
     raise ValueError(f"runs neither Python nor bash: {line}")

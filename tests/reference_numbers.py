@@ -22,7 +22,8 @@ class Oracle:
     outputs: dict[str, np.ndarray]
 
 
-def _recipe(folder: Path) -> ModuleType:
+def recipe_of(folder: Path) -> ModuleType:
+    """Return the module that makes the weights and inputs of the reference runs in a folder."""
     spec = importlib.util.spec_from_file_location("recipe", folder / "recipe.py")
     assert spec is not None
     assert spec.loader is not None
@@ -34,7 +35,7 @@ def _recipe(folder: Path) -> ModuleType:
 def load_oracle(reference: Path, name: str) -> Oracle:
     """Load the reference run `name`."""
     folder = reference / "oracles"
-    recipe = _recipe(folder)
+    recipe = recipe_of(folder)
     setting = json.loads((folder / f"{name}.json").read_text())
     seed = setting["seed"]
     weights = {key: torch.from_numpy(recipe.tensor(seed, key, shape)) for key, shape in setting["shapes"].items()}
@@ -42,6 +43,11 @@ def load_oracle(reference: Path, name: str) -> Oracle:
     token_ids = recipe.token_ids(seed, setting["text_name"], setting["batch"], setting["words"])
     outputs = dict(np.load(folder / f"{name}.npz"))
     return Oracle(setting, weights, torch.from_numpy(video), torch.from_numpy(token_ids), outputs)
+
+
+def token_ids_of(reference: Path, seed: int, name: str, batch: int, length: int) -> torch.Tensor:
+    """Return the captions that the recipe draws for a name, for a reference run with another number of them."""
+    return torch.from_numpy(recipe_of(reference / "oracles").token_ids(seed, name, batch, length))
 
 
 def largest_relative_difference(got: torch.Tensor, expected: np.ndarray) -> float:

@@ -18,7 +18,7 @@ from tests.markdown import DOCS, ROOT, anchors, code_blocks, command, commands, 
 PROGRAMS = [
     str(path.relative_to(ROOT))
     for folder in (".", "engine", "search", "preprocess", "benchmarks", "tools")
-    for path in sorted((ROOT / folder).glob("*.py"))
+    for path in sorted([*(ROOT / folder).glob("*.py"), *(ROOT / folder).glob("*/__main__.py")])
     if re.search(r"^def main\(argv", path.read_text(), re.MULTILINE)
 ]
 OF_OTHERS = {"--max_restarts", "--check"}  # flags of torchrun and ruff that are named

@@ -146,7 +146,7 @@ def test_class_texts_of_a_run_are_encoded_once_or_once_a_step(small_actions, tmp
         return encode(self, token_ids)
 
     monkeypatch.setattr(method, "encode_text", counted)
-    own = ["--method", "vpt"] if method is VPT else []
+    own = ["--method", "vpt", "--text_prompt_length", "0"] if method is VPT else []
     without = [flag for flag in STOP_FLAGS if not own or flag not in ("--n_regions", "2", "--prompt_dropout", "0")]
     flags = [*small_actions.flags(), "--epochs", "1", "--batch_size", "10", *without, *own]
     succeed(["--do_train", *flags, "--gradient_accumulation_steps", "2", "--output_dir", str(tmp_path)])

@@ -135,7 +135,7 @@ def test_checkpoints_of_released_codes(small_data, tmp_path, method, options, ca
     torch.save({"state_dict": state}, theirs)
     message = error_of(train, capsys)
     assert "pytorch_model.bin.4: the released weights do not fit" in message
-    assert "1 keys missing (clip.visual.conv1.weight)" in message
+    assert "1 key missing (clip.visual.conv1.weight)" in message
 
 
 def test_a_checkpoint_without_a_newer_setting_gets_its_default(small_data, tmp_path):
@@ -404,6 +404,16 @@ def test_twins_of_videos_left_out(tmp_path):
     flags = [*data.flags(), "--output_dir", str(tmp_path / "run"), "--twins_csv", str(tmp_path / "twins.csv")]
     assert main(["--do_eval", *flags, "--allow_missing", "1"]) == 0
     assert "t2v twins" in lines_of(tmp_path / "run" / "metrics.jsonl")[-1]
+
+
+def test_held_out_videos_take_their_training_twins_along(tmp_path):
+    data, out = write_small_data(tmp_path / "data", n_train=8, n_test=2), tmp_path / "run"
+    (tmp_path / "twins.csv").write_text(
+        "video_id,twin_id\nvideo0,video1\nvideo2,video3\nvideo4,video5\nvideo6,video7\n"
+    )
+    flags = ["--do_train", *data.flags(), "--train_twins_csv", str(tmp_path / "twins.csv"), "--output_dir", str(out)]
+    assert main([*flags, "--epochs", "1", "--batch_size", "4", "--select_on", "holdout", "--holdout_videos", "3"]) == 0
+    assert "training split: 4 videos" in (out / "log.txt").read_text()
 
 
 def test_a_frame_cache_saves_decoding_and_changes_no_number(small_data, tmp_path, monkeypatch, capsys):

@@ -27,6 +27,7 @@ BENCHMARKS = {
     "benchmark_search.sh",
     "gpu_check.sh",
 }
+TABLES = {"table_msrvtt.sh", "table_moving_shapes.sh", "table_moving_actions.sh"}  # tests/test_table_scripts.py
 LAUNCH_SCRIPTS = sorted(path for path in (ROOT / "scripts").glob("*.sh") if "_launch.sh" in path.read_text())
 
 
@@ -50,7 +51,7 @@ def recorder(tmp_path) -> tuple[Path, Path]:
 
 @pytest.mark.parametrize(
     "script",
-    [path for path in LAUNCH_SCRIPTS if path.name not in {"_launch.sh", "stdd_zero_shot.sh", *BENCHMARKS}],
+    [path for path in LAUNCH_SCRIPTS if path.name not in {"_launch.sh", "stdd_zero_shot.sh", *BENCHMARKS, *TABLES}],
     ids=lambda path: path.name,
 )
 def test_every_flag_exists(script, recorder, tmp_path):
@@ -184,11 +185,12 @@ def test_environment_variables_and_extra_flags_are_used(recorder):
 
 def test_every_variable_of_a_launch_script_is_used():
     """Check that no variable is set but never passed on, which is an easy mistake in such scripts."""
-    sourced = (ROOT / "scripts/_launch.sh").read_text()
     for script in LAUNCH_SCRIPTS:
         text = script.read_text()
+        names = {"_launch.sh", *re.findall(r"/(_\w+\.sh)", text)}
+        sourced = "".join((ROOT / "scripts" / name).read_text() for name in names)
         for name in re.findall(r"^(\w+)=\$\{\1:-", text, flags=re.MULTILINE):
-            uses = len(re.findall(rf"\${{?{name}\b", text)) - 1 + len(re.findall(rf"\${{{name}\b", sourced))
+            uses = len(re.findall(rf"\${{?{name}\b", text)) - 1 + len(re.findall(rf"\${{?{name}\b", sourced))
             assert uses, f"{script.name}: {name} is set and never used"
 
 

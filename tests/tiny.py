@@ -1,8 +1,11 @@
 """Small models and inputs that tests share."""
 
+from typing import Any
+
 import torch
 
 from modules.clip import CLIP, CLIPArchitecture
+from modules.methods import METHODS, method_options
 
 TINY = CLIPArchitecture(
     embed_dim=24,
@@ -19,6 +22,10 @@ TINY = CLIPArchitecture(
 )
 
 
+# Values that fit a tiny CLIP, for methods with these options.
+FITTING = {"max_frames": 4, "cross_num_hidden_layers": 2, "prefix": 2, "postfix": 2}
+
+
 def tiny_clip(seed: int = 0, architecture: CLIPArchitecture = TINY) -> CLIP:
     """Return a CLIP with random weights. Biases and norms are random too, not at their initial values."""
     torch.manual_seed(seed)
@@ -28,6 +35,12 @@ def tiny_clip(seed: int = 0, architecture: CLIPArchitecture = TINY) -> CLIP:
             if parameter.dim() == 1 and name != "logit_scale":
                 parameter.add_(0.1 * torch.randn_like(parameter))
     return clip
+
+
+def fitting_options(name: str, **values: Any) -> dict[str, Any]:
+    """Return those of `FITTING` and `values` that are options of a method."""
+    known = {option.name for option in method_options(METHODS[name])}
+    return {option: value for option, value in (FITTING | values).items() if option in known}
 
 
 def tiny_batch(

@@ -69,7 +69,8 @@ def new_loss(
 ) -> ClassificationLoss:
     """Return the loss: with a new linear head for K `classes`, or without one.
 
-    With a head or `with_bag` the parameters that only texts reach become frozen; with a head also CLIP's temperature.
+    With a head or `with_bag` the parameters that only texts reach become frozen; with a head also CLIP's temperature,
+    and with a bag those that only the method's own similarity uses.
     The head's weights are from N(0, 0.01), its biases 0.
     """
     if classes is None and not with_bag:

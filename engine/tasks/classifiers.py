@@ -16,8 +16,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from engine.logger import log
 from modules.bag import Bag, BagMean, bag_scores, frames_of
 from modules.methods import Method
+from modules.quoting import some
 from modules.rows import Rows, join, tensors_of
 
 AT_ONCE = 128  # frozen texts encoded at once
@@ -130,7 +132,8 @@ def freeze_text_side(method: Method, video: Tensor, frame_mask: Tensor, token_id
 
 
 def freeze_text_encoder(method: Method, video: Tensor, frame_mask: Tensor, token_ids: Tensor) -> None:
-    """Freeze what a bag of prompts does not use: the parameters that reach texts but no clip.
+    """Freeze what a bag of prompts does not use: the parameters that reach texts but no clip, and those of the method's
+    own comparison of both, such as Mug-STAN's `wti`. CLIP's temperature is used.
 
     Takes the inputs of `only_texts_use`.
 
@@ -145,7 +148,14 @@ def freeze_text_encoder(method: Method, video: Tensor, frame_mask: Tensor, token
             f"--classifier bag needs one vector of a clip or of each of its frames, and {type(method).__name__} has "
             "others; pass --classifier text"
         ) from error
-    for parameter in only_texts:
+    scores = _encoded(method, lambda: method.similarity(method.encode_text(token_ids), clips))
+    of_comparison = reached_by(scores) - only_texts - reached_by(clips) - {method.clip.logit_scale}
+    if names := [name for name, own in method.trainable_parameters() if own in of_comparison]:
+        log.warning(
+            "--classifier bag compares frames with prompts by itself, so %d tensors by which %s compares clips with "
+            "texts (%s) have no effect and are not trained", len(names), type(method).__name__, some(names),
+        )  # fmt: skip
+    for parameter in only_texts | of_comparison:
         parameter.requires_grad_(False)
 
 

@@ -78,7 +78,7 @@ class ContrastiveStep(TaskStep):
         if self.kept is not None:
             text, clips = take(text, self.kept), take(clips, self.kept)
             video_index = None if video_index is None else video_index[self.kept]
-        return self.loss(self.method.similarity(text, clips), video_index)
+        return self.method.batch_loss(self.loss, text, clips, video_index)
 
     def forward(
         self,
@@ -91,7 +91,8 @@ class ContrastiveStep(TaskStep):
         """Return the scalar loss over all B pairs, for the inputs of `embed`.
 
         With `cached`, return a scalar with the gradient of this part. With `video_index`, int64 `[b]`, each pair's
-        video, all pairs of a video are positives of each other, including those of other processes.
+        video, all pairs of a video are positives of each other, including those of other processes. For a method that
+        reads captions of frames, `token_ids` is int64 `[b,1+T,L]`.
         """
         text, clips, extra = self.embed(video, frame_mask, token_ids)
         assert text is not None

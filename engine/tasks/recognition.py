@@ -181,7 +181,7 @@ class Recognition(Task):
         return self.config.task.reader(frames, split)
 
     def hold_out(self, samples: list[Sample]) -> tuple[list[Sample], list[Sample]]:
-        """Divide training samples like every task, but keep the videos of a group together."""
+        """Divide training samples as for every task; the videos of a group stay together."""
         run = self.config.run
         return hold_out_groups(samples, run.holdout_videos, run.seed) if run.select_on == "holdout" else (samples, [])
 

@@ -21,7 +21,7 @@ from engine.tasks.class_texts import read_templates
 from engine.tasks.crops import CropSettings
 from engine.tasks.recognition_metrics import FUSIONS
 from modules.bag import BagMean
-from modules.options import Choices, Range
+from modules.options import Choices, OnlyWith, Range
 
 
 @dataclass(frozen=True)
@@ -108,11 +108,15 @@ class RecognitionSettings(CropSettings):
         "only to follow published work that does so",
         Choices(FLIP),
     ] = "none"
-    flip_probability: Annotated[float, "share of clips that --flip mirrors", Range(0, 1)] = 0.5
+    flip_probability: Annotated[
+        float, "share of clips that --flip mirrors", Range(0, 1), OnlyWith("flip", tuple(FLIP)[1:])
+    ] = 0.5
     jitter_probability: Annotated[float, "share of clips with changed brightness, contrast and hue", Range(0, 1)] = 0.0
     gray_probability: Annotated[float, "share of clips made gray", Range(0, 1)] = 0.0
     rand_augment_ops: Annotated[int, "operations of RandAugment on a clip", Range(0)] = 0
-    rand_augment_magnitude: Annotated[int, "strength of these operations", Range(0, 30)] = 9
+    rand_augment_magnitude: Annotated[
+        int, "strength of these operations", Range(0, 30), OnlyWith("rand_augment_ops", (), bool)
+    ] = 9
     erasing_probability: Annotated[
         float, "share of clips with the same rectangle of all frames erased", Range(0, 1)
     ] = 0.0

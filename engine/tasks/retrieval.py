@@ -15,7 +15,9 @@ import torch
 from dataloaders import DATASETS, NEEDED_FLAGS, SPLITS
 from dataloaders.augmentation import Augmentation
 from dataloaders.datasets import GalleryVideos, QueryCaptions, TrainingPairs
+from dataloaders.frame_captions import FrameCaptions, captioned, read_frame_captions
 from dataloaders.frames import FrameReader
+from dataloaders.quoting import some
 from dataloaders.sampler import EpochSampler
 from dataloaders.samples import Sample
 from dataloaders.shard_pairs import ShardPairs, Store
@@ -45,11 +47,11 @@ from engine.tasks.shards import (
     refuse_regulariser,
     shard_sampler,
 )
-from engine.tasks.splits import draw_captions
+from engine.tasks.splits import draw_captions, hold_out
 from engine.tasks.trained_on import left_out_of_start
 from modules.losses import LOSSES, Loss, build_loss
 from modules.methods import Method
-from modules.options import Choices, Range
+from modules.options import Choices, OnlyWith, Range
 from modules.rows import Rows, take
 
 
@@ -62,8 +64,11 @@ class RetrievalSettings(CropSettings, ShardSettings):
     needed_flags: ClassVar = NEEDED_FLAGS
     splits: ClassVar = SPLITS
     of_the_run: ClassVar = ("dsl", "dsl_temperature", "qb_norm", "querybank_size", *SHARDS_OF_THE_RUN)
-    places: ClassVar = ("train_twins_csv", "twins_csv")
-    newer: ClassVar = ("loss", "crop_scale", "short_side_max", "train_short_side", "test_short_side", "shard_streams")
+    places: ClassVar = ("train_twins_csv", "twins_csv", "frame_captions")
+    newer: ClassVar = (
+        "loss", "crop_scale", "short_side_max", "train_short_side", "test_short_side", "shard_streams",
+        "drop_uncaptioned_pairs",
+    )  # fmt: skip
 
     datatype: Annotated[str, "the data set", Choices(DATASETS)] = "msrvtt"
     expand_msrvtt_sentences: Annotated[
@@ -84,6 +89,12 @@ class RetrievalSettings(CropSettings, ShardSettings):
     test_short_side: Annotated[
         int, "the same in evaluation, where the middle square is cut out; 0: CLIP's side", Range(0)
     ] = 0
+    frame_captions: Annotated[
+        str,
+        "json with captions of the single frames of training clips, for --method discovla: <video_id>_<caption> -> "
+        "[T captions], of the frames that --frame_sampling uniform takes",
+    ] = ""
+    drop_uncaptioned_pairs: Annotated[bool, "leave out training pairs that --frame_captions has no entry for"] = False
     loss: Annotated[
         str,
         "symmetric_info_nce: CLIP's loss, the mean of rows and columns; summed_info_nce: their sum, as STAN's released "
@@ -110,12 +121,16 @@ class RetrievalSettings(CropSettings, ShardSettings):
         "number by which --dsl divides similarities before the softmax over queries; similarities are cosines times "
         "CLIP's exp(logit_scale), so 1 gives CLIP's softmax",
         Range(0, above=True),
+        OnlyWith("dsl"),
     ] = 1.0
     qb_norm: Annotated[
         bool, "add text-to-video columns for the test split with QB-Norm, which uses captions of the training split"
     ] = False
     querybank_size: Annotated[
-        int, "number of training captions that --qb_norm draws with --seed; all if there are fewer", Range(1)
+        int,
+        "number of training captions that --qb_norm draws with --seed; all if there are fewer",
+        Range(1),
+        OnlyWith("qb_norm"),
     ] = 5000
 
     def __post_init__(self) -> None:
@@ -123,6 +138,7 @@ class RetrievalSettings(CropSettings, ShardSettings):
         listed = {
             "--expand_msrvtt_sentences": self.expand_msrvtt_sentences,
             "--train_twins_csv": bool(self.train_twins_csv),
+            "--frame_captions": bool(self.frame_captions),
             "--same_video apart": self.same_video == "apart",
             "--qb_norm": self.qb_norm,
         }
@@ -202,10 +218,11 @@ class Retrieval(Task):
     def training_items(self, samples: Sequence[Sample], frames: FrameReader) -> TrainingPairs:
         expand, seed = self.options.expand_msrvtt_sentences, self.config.run.seed
         frames, augmentation = self.options.reader(frames, "train"), self.options.augmentation()
+        twin_of = self._training_twins
+        samples, captions = self._frame_captions(samples)
         if self.options.train_shards:
             return ShardPairs(self.shards, self.splits.tokenizer, frames, seed, augmentation=augmentation)
-        twin_of = self._training_twins(samples)
-        return TrainingPairs(samples, self.splits.tokenizer, frames, expand, seed, twin_of, augmentation)
+        return TrainingPairs(samples, self.splits.tokenizer, frames, expand, seed, twin_of, augmentation, captions)
 
     def reader(self, frames: FrameReader, split: str) -> FrameReader:
         return self.options.reader(frames, split)
@@ -214,6 +231,29 @@ class Retrieval(Task):
     def shards(self) -> Store:
         """The shards to train on; all processes ask for them together."""
         return open_store(self.config, self.process, self.splits.num_workers)
+
+    def _frame_captions(self, samples: Sequence[Sample]) -> tuple[Sequence[Sample], FrameCaptions | None]:
+        """Return the samples to train on and the captions of their frames, if the method reads them.
+
+        Raises ValueError if only one of method and --frame_captions is there for them.
+        """
+        options, method = self.options, self.config.model.method
+        if self.method.reads_frame_captions != bool(options.frame_captions):
+            raise ValueError(
+                f"--method {method} with these options trains on captions of frames: pass --frame_captions"
+                if self.method.reads_frame_captions
+                else f"--frame_captions is not for --method {method} with these options: leave it out"
+            )
+        if options.drop_uncaptioned_pairs and (not options.frame_captions or options.train_twins_csv):
+            raise ValueError("--drop_uncaptioned_pairs goes with --frame_captions and not with --train_twins_csv")
+        if not options.frame_captions:
+            return samples, None
+        path = Path(options.frame_captions)
+        captions = read_frame_captions(path, self.config.data.max_frames)
+        samples, missing = captioned(samples, captions, path, options.drop_uncaptioned_pairs)
+        if missing:
+            log.info("left out of training: %d pairs without captions of frames (%s)", len(missing), some(missing))
+        return samples, FrameCaptions(samples, captions)
 
     def sampler(self, items: TrainingItems, **order: Any) -> EpochSampler:
         assert isinstance(items, TrainingPairs)
@@ -224,10 +264,13 @@ class Retrieval(Task):
         return super().sampler(items, partner=items.partner, video_index=apart, **order)
 
     def hold_out(self, samples: list[Sample]) -> tuple[list[Sample], list[Sample]]:
-        """Divide the samples like every task; a held-out video keeps only its first caption."""
-        if self.options.train_shards and self.config.run.select_on == "holdout":
+        """Divide training samples as for every task; twins stay together, and a held-out video keeps one caption."""
+        run = self.config.run
+        if run.select_on != "holdout":
+            return samples, []
+        if self.options.train_shards:
             raise ValueError("--select_on holdout needs a list of all training clips, which --train_shards has not")
-        kept, held = super().hold_out(samples)
+        kept, held = hold_out(samples, run.holdout_videos, run.seed, self._training_twins)
         return kept, [replace(sample, captions=sample.captions[:1]) for sample in held]
 
     def check_lists(self) -> None:
@@ -301,15 +344,19 @@ class Retrieval(Task):
             return identity_of(items, self.options)
         assert isinstance(items, TrainingPairs)
         meeting = [[item, int(other)] for item, other in enumerate(items.partner) if item != other]
-        return {"training pairs": len(items), "training twins": digest(meeting)}
+        facts = {"training pairs": len(items), "training twins": digest(meeting)}
+        if items.frame_captions is not None:
+            facts["captions of frames"] = items.frame_captions.sha256()
+        return facts
 
-    def _training_twins(self, samples: Sequence[Sample]) -> dict[str, str]:
-        """Return the id of each training video's twin, by the video's id; twins share a batch."""
+    @cached_property
+    def _training_twins(self) -> dict[str, str]:
+        """The id of each listed training video's twin, by the video's id; twins share a batch."""
         if not self.options.train_twins_csv:
             return {}
-        left_out = self.splits.left_out.get("train", [])
-        twins = read_twins(Path(self.options.train_twins_csv), samples, "train", left_out)
-        return {samples[i].video_id: samples[j].video_id for i, j in enumerate(twins.tolist()) if j >= 0}
+        listed = self.splits.listed("train")
+        twins = read_twins(Path(self.options.train_twins_csv), listed, "train")
+        return {listed[i].video_id: listed[j].video_id for i, j in enumerate(twins.tolist()) if j >= 0}
 
 
 def all_metrics(

@@ -11,6 +11,7 @@ from typing import Annotated, Any
 
 import numpy as np
 
+from dataloaders.quoting import counted
 from dataloaders.sampler import EpochSampler
 from dataloaders.samples import Sample
 from dataloaders.shard_cache import CachedShards
@@ -25,8 +26,9 @@ from engine.identity import digest
 from engine.logger import log
 from engine.writing import writing
 from modules.methods import Method
-from modules.options import Range
+from modules.options import OnlyWith, Range
 
+DOWNLOADED = OnlyWith("train_shards", ("an http(s) address",), is_remote)
 # Settings of one training: `identity_of` covers the content of the shards, and the others change no result.
 SHARDS_OF_THE_RUN = ("train_shards", "shard_cache", "shard_cache_gb", "shard_patience", "allow_pipe")
 NAMED = 5  # broken samples that the log names in an epoch
@@ -48,21 +50,27 @@ class ShardSettings(TaskSettings):
         "shards that are read side by side, so that a batch mixes their clips; this decides the order, whatever the "
         "number of processes; must divide --batch_size and be a multiple of the processes",
         Range(1),
+        OnlyWith("train_shards"),
     ] = 8
-    shard_cache: Annotated[str, "folder on this machine for shards that are downloaded"] = ""
+    shard_cache: Annotated[str, "folder on this machine for shards that are downloaded", DOWNLOADED] = ""
     shard_cache_gb: Annotated[
-        float, "size of --shard_cache in GB (10^9 bytes); shards that were used least recently make room", Range(0)
+        float,
+        "size of --shard_cache in GB (10^9 bytes); shards that were used least recently make room",
+        Range(0),
+        DOWNLOADED,
     ] = 100.0
     shard_patience: Annotated[
         float,
         "seconds for which a download is tried again after it last got on; below the 15 minutes that other processes "
         "wait",
         Range(0, 840),
+        DOWNLOADED,
     ] = 600.0
     allow_pipe: Annotated[
         bool,
         "accept --train_shards 'pipe:COMMAND', a shell command that prints the file whose name replaces {}; it is "
         "written into logs and checkpoints, so it must hold no password",
+        OnlyWith("train_shards", ("'pipe:COMMAND'",), lambda address: address.startswith("pipe:")),
     ] = False
 
     def needs_training_split(self, do_train: bool) -> bool:
@@ -91,8 +99,8 @@ def open_store(config: Config, process: Process, workers: int) -> Store:
 
     index, source = process.share(process.on_main(find))[0]
     log.info(
-        "training on %s: %s clips in %d shards, %.3g GB; whether test videos are among them is not checked",
-        source or address, f"{index.samples:,}", len(index.shards), index.bytes / 1e9,
+        "training on %s: %s in %s, %.3g GB; whether test videos are among them is not checked",
+        source or address, counted(index.samples, "clip"), counted(len(index.shards), "shard"), index.bytes / 1e9,
     )  # fmt: skip
     if source is None:
         return LocalShards(Path(address), index)
@@ -168,7 +176,7 @@ class ShardReport:
         if before + len(broken) > self.allowed or empty:
             first = next(iter(broken.values())).rstrip(".")
             raise ValueError(
-                f"{first}; {before + len(broken)} samples of epoch {self.epoch} could not be read so far, "
+                f"{first}; {counted(before + len(broken), 'sample')} of epoch {self.epoch} could not be read so far, "
                 f"--allow_missing is {self.allowed}" + ", and a batch holds nothing else" * empty
             )
         return np.array([row for row, (_, problem) in enumerate(found) if not problem])

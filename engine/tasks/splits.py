@@ -1,6 +1,6 @@
 """Reads the splits of a run: the samples in their lists, and which of their videos can be used."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -128,11 +128,24 @@ class Splits:
         return frame_reader(self.config.data, self.backbone, training, self.frame_cache)
 
 
-def hold_out(samples: list[Sample], count: int, seed: int) -> tuple[list[Sample], list[Sample]]:
-    """Divide training samples into those to train on and `count` held-out ones, drawn by the seed."""
+def hold_out(
+    samples: list[Sample], count: int, seed: int, twin_of: Mapping[str, str] | None = None
+) -> tuple[list[Sample], list[Sample]]:
+    """Divide training samples into those to train on and `count` held-out ones, drawn by the seed.
+
+    `twin_of` maps a video's id to its twin's. A drawn video takes its twin along, so that held-out frames are never
+    trained on in the opposite order; there may then be one held-out video more.
+    """
     if count >= len(samples):
         raise ValueError(f"--holdout_videos {count} leaves none of the {len(samples)} training videos to train on")
-    held = set(np.random.default_rng(seed).permutation(len(samples))[:count].tolist())
+    rows = {sample.video_id: row for row, sample in enumerate(samples)} if twin_of else {}
+    held: set[int] = set()
+    for row in np.random.default_rng(seed).permutation(len(samples)).tolist():
+        if len(held) >= count:
+            break
+        held |= {row, rows.get((twin_of or {}).get(samples[row].video_id, ""), row)}
+    if len(held) == len(samples):
+        raise ValueError(f"--holdout_videos {count} with their twins are all training videos: pass a smaller number")
     return (
         [sample for row, sample in enumerate(samples) if row not in held],
         [sample for row, sample in enumerate(samples) if row in held],

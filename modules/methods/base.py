@@ -42,8 +42,12 @@ class Method(nn.Module):
 
     # Settings of the method's published code that are not offered here: the reason of each, to follow its name.
     not_offered: ClassVar[Mapping[str, str]] = {}
+    # Settings that resume points of an earlier version lack, where they had the default.
+    newer: ClassVar[tuple[str, ...]] = ()
     # True if each side is one vector and `similarity` is a scaled dot product. A vector index can search nothing else.
     is_dot_product: ClassVar[bool] = True
+    # True if training needs a caption of every frame: `forward` then takes texts int64 `[B,1+T,L]`, a caption first.
+    reads_frame_captions: bool = False
 
     def __init__(self, clip: CLIP) -> None:
         super().__init__()
@@ -88,6 +92,20 @@ class Method(nn.Module):
         if type(self).similarity is Method.similarity:
             return scaled_product(text, video, self.clip.logit_scale)
         return self.similarity(text, video)
+
+    def batch_loss(self, loss: Any, text: Any, video: Any, video_index: Tensor | None = None) -> Tensor:
+        """Return the training loss of the B pairs of the global batch, a scalar in fp32.
+
+        A method whose loss is more than that of its scores overrides this. Every floating-point tensor of the rows must
+        have a part in it.
+
+        Args:
+            loss: a `modules.losses.Loss`, of logits `[B,B]` and of `video_index`.
+            text: the rows of B texts that `forward` returned, with gradient.
+            video: those of their clips.
+            video_index: see `modules.losses.Loss.forward`.
+        """
+        return loss(self.similarity(text, video), video_index)
 
     def regulariser(self, video: Tensor, rows: Any) -> Tensor | None:
         """Return a term to add to the loss of a training batch, a scalar, or None for none.

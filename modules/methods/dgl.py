@@ -15,6 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from modules.clip import CLIP, Block, KeysValues
+from modules.deep_prompts import uniform_prompts
+from modules.frame_count import check_frames
 from modules.methods.base import KEY_BIAS, DeadParameters, Method
 from modules.options import Range
 from modules.released.padding import hold_last_frame
@@ -22,10 +24,10 @@ from modules.released.shared_latent import (
     LatentPrompts,
     LinearLatentSpace,
     TransformerLatentSpace,
+    common_depth,
     round_to_half,
-    uniform_prompts,
 )
-from modules.text_prompts import encode_with_context, seen_after_start, seen_from_end
+from modules.text_prompts import Placement, encode_with_both_ends
 
 GLOBAL_PROMPTS = 4  # G; the first of them becomes the clip's embedding
 RELEASED_NAMES = {  # prefixes of our tensors' names, and of theirs
@@ -55,18 +57,13 @@ class DGL(Method):
         ] = "transformer",
         max_frames: Annotated[int, "T, frames of a clip", Range(1)] = 12,
         text_postfix: Annotated[
-            Literal["dead", "before_end"],
+            Placement,
             "dead: as released, after the padding, where no word sees them; before_end: between the last word and END",
         ] = "dead",
     ) -> None:
         super().__init__(clip)
         visual, text = clip.visual, clip.text
-        layers = len(visual.blocks)
-        if len(text.blocks) != layers:
-            raise ValueError(
-                f"a shared latent space needs towers of equal depth; this CLIP has {layers} visual and "
-                f"{len(text.blocks)} text blocks"
-            )
+        layers = common_depth(clip)
         clip.requires_grad_(False)
         self.text_postfix = text_postfix
         self.global_prompts = uniform_prompts(1, GLOBAL_PROMPTS, visual.width)
@@ -99,8 +96,8 @@ class DGL(Method):
     def _run_visual(self, tokens: Tensor, prompts: Tensor) -> Tensor:
         """Run the prompted tower: tokens `[B,T,1+P,D]`, frame prompts `[blocks,B or 1,T or 1,F,D]` -> `[B,E]`."""
         frames = tokens.shape[1]
-        if prompts.shape[2] not in (1, frames):
-            raise ValueError(f"the clip has {frames} frames, and this model was made for max_frames={prompts.shape[2]}")
+        if prompts.shape[2] != 1:
+            check_frames(frames, prompts.shape[2])
         # The global prompts of all clips, then all frames: both kinds of queries are then slices that need no copy.
         globals_ = self.global_prompts.expand(len(tokens), -1, -1).to(tokens.dtype)
         x = torch.cat([globals_.flatten(0, 1), tokens.flatten(0, 2)])
@@ -115,15 +112,9 @@ class DGL(Method):
         return self.clip.visual.pool(x.unsqueeze(1))
 
     def _encode_text(self, token_ids: Tensor, prompts: LatentPrompts) -> Tensor:
-        context, seen = prompts.prefix, seen_after_start(token_ids, prompts.prefix.shape[1])
-        if self.text_postfix == "before_end":
-            context = torch.cat([context, prompts.postfix], dim=1)
-            seen_late = seen_from_end(token_ids, prompts.postfix.shape[1])
-            seen = torch.cat([seen.expand(len(seen_late), -1, -1, -1), seen_late], dim=-1)
-        else:
-            # The tower leaves it out. Its gradient is zero instead of none, so that it decays as in the release.
-            context = context + 0 * prompts.postfix.sum()
-        return encode_with_context(self.clip.text, context, seen, token_ids, partial(self.feed_forward, "text"))
+        feed_forward = partial(self.feed_forward, "text")
+        prefix, postfix = prompts.prefix, prompts.postfix
+        return encode_with_both_ends(self.clip.text, prefix, postfix, self.text_postfix, token_ids, feed_forward)
 
     def feed_forward(self, tower: Literal["visual", "text"], layer: int, block: Block, x: Tensor) -> Tensor:
         """Run the second half of a block: `[...,D]` -> `[...,D]`. A subclass can add adapters here."""

@@ -6,6 +6,7 @@ CLIP stays frozen. Before each of the first `prompt_depth` visual blocks, as in 
 2. inter-frame temporal prompting (`InterFramePrompter`): prompts p^t stand between frames, more where more changes.
 
 [D] marks a decision of ours where the paper is silent. The authors' released code is another model (`stop_released`).
+`lora_dim` and `merge`, off by default, go beyond the paper: docs/beyond.md.
 
 Shapes: B clips, T frames, P patches, D width, N captions, L tokens of a sequence or a caption, E joint embedding, C
 sequences of a clip (`modules.stop.tokens`).
@@ -18,13 +19,15 @@ import torch
 from torch import Tensor, nn
 
 from modules.clip import CLIP, Block
+from modules.lora import add_lora
 from modules.methods.base import Method
 from modules.options import Range, between
 from modules.similarity import masked_mean
 from modules.stop.inter_frame import InterFramePrompter, TemporalPrompting, insert_by_frame, insert_joint
 from modules.stop.intra_frame import IntraFramePrompter, SpatialPrompting
+from modules.stop.merging import merge_patches, plan_merging, proportional
 from modules.stop.timing import FrameTiming
-from modules.stop.tokens import at_least_fp32, layer_norm, patches_of, sequences
+from modules.stop.tokens import Merging, at_least_fp32, layer_norm, patches_of, sequences
 from modules.text_prompts import encode_with_prefix, text_prompts
 
 HEADS = 8  # of the attention inside P_t
@@ -42,9 +45,11 @@ class STOP(Method):
     """STOP, section 3 of the paper: intra-frame spatial and inter-frame temporal prompting around a frozen CLIP.
 
     Raises:
-        ValueError: if the CLIP has fewer than `prompt_depth` blocks or `n_regions` patches, or if `inter_width` is no
-            multiple of 8.
+        ValueError: if the CLIP has fewer than `prompt_depth` blocks or `n_regions` patches, if `inter_width` is no
+            multiple of 8, or if `merge` is no plan for this CLIP.
     """
+
+    newer = ("lora_dim", "merge")
 
     def __init__(
         self,
@@ -76,6 +81,14 @@ class STOP(Method):
         text_prompt_length: Annotated[
             int, "learned tokens after the start token in every text block", Range(0, 64)
         ] = 4,
+        lora_dim: Annotated[
+            int, "beyond the paper: rank of LoRA on queries, keys, values of both towers; 0: none", Range(0)
+        ] = 0,
+        merge: Annotated[
+            str,
+            "beyond the paper: patches of a frame that merge into alike ones before each visual block, one number for "
+            "all blocks or one for each, such as 8-0-4-0, each at most half of the tokens that are left",
+        ] = "0",
     ) -> None:
         super().__init__(clip)
         visual = clip.visual
@@ -87,6 +100,7 @@ class STOP(Method):
 
         clip.requires_grad_(False)
         self.attention = attention
+        self.merged = plan_merging(merge, depth, patches)
         layers = range(prompt_depth or depth)
         # [D] Each layer has its own networks: Figure 2 draws both stages inside the box marked "x L".
         self.intra = nn.ModuleList(
@@ -121,6 +135,9 @@ class STOP(Method):
             if use_inter
         )
         self.text_prompts = text_prompts(clip.text, text_prompt_length)
+        if lora_dim:
+            self.visual_lora = add_lora(clip.visual.blocks, lora_dim)
+            self.text_lora = add_lora(clip.text.blocks, lora_dim)
 
     def encode_video(self, video: Tensor, frame_mask: Tensor) -> Tensor:
         return self._encode(video, frame_mask)
@@ -139,35 +156,49 @@ class STOP(Method):
         if self.attention == "joint":
             x = sequences(x[:, :1, 0], x[:, :, 1:])  # before the first block all frames have the same class token
         timing = FrameTiming.of(frame_mask, at_least_fp32(x).dtype)
+        merging: Merging | None = None
         for layer, block in enumerate(visual.blocks):
             assert isinstance(block, Block)
             spatial = temporal = normal = None
+            if self.merged[layer]:
+                x, merging = merge_patches(block, x, timing.frames, self.merged[layer], merging)
             if layer < len(self.intra):
-                spatial = self.intra[layer](block, x, timing)
+                spatial = self.intra[layer](block, x, timing, merging)
                 x = spatial.x  # h^s
             if layer < len(self.inter) and timing.frames > 1:
                 normal = layer_norm(x)  # for the second stage and for the block
-                region_mask = spatial.region_mask if spatial else torch.zeros_like(patches_of(x, timing.frames)[..., 0])
-                temporal = self.inter[layer](normal, region_mask, timing)
+                if spatial:
+                    region_mask = spatial.region_mask
+                else:
+                    region_mask = patches_of(torch.zeros_like(x[..., :1]), timing.frames, merging).squeeze(-1)
+                temporal = self.inter[layer](normal, region_mask, timing, merging)
             if maps is not None and (spatial or temporal):
                 maps.append(PromptMaps(spatial, temporal))
-            x = self._run(block, x, normal, timing, temporal)
+            x = self._run(block, x, normal, timing, temporal, merging)
         embedding = visual.pool(x.flatten(0, 1)).unflatten(0, x.shape[:2])
         return embedding[:, 0] if self.attention == "joint" else masked_mean(embedding, frame_mask)
 
     def _run(
-        self, block: Block, x: Tensor, normal: Tensor | None, timing: FrameTiming, temporal: TemporalPrompting | None
+        self,
+        block: Block,
+        x: Tensor,
+        normal: Tensor | None,
+        timing: FrameTiming,
+        temporal: TemporalPrompting | None,
+        merging: Merging | None,
     ) -> Tensor:
         """Run the frozen block on the prompted sequences, `[B,C,L,D]` in and out.
 
         Only the class tokens are read after the last block, which therefore returns `[B,C,1,D]`.
         """
-        patches = self.clip.visual.grid**2
+        patches = patches_of(x, timing.frames).shape[2]  # those of a frame that are left
         mask: Tensor | None
         if self.attention == "joint":
             context, mask = insert_joint(block, timing.frame_mask, patches, temporal)
         else:
             context, mask = insert_by_frame(block, patches, temporal)
+        if merging is not None:
+            mask = proportional(mask, merging, x.shape[1])
         run = block.first_token if block is self.clip.visual.blocks[-1] else block
         rows = run(x.flatten(0, 1), context, mask, normal=None if normal is None else normal.flatten(0, 1))
         return rows.unflatten(0, x.shape[:2])

@@ -7,13 +7,13 @@ Source: Yang et al., "DGL: Dynamic Global-Local Prompt Tuning for Text-Video Ret
 https://github.com/knightyxp/DGL. The STOP release (https://github.com/zhoujiahuan1991/CVPR2025-STOP) builds on it.
 """
 
-import math
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from modules.clip import MLP, Attention, Block
+from modules.clip import CLIP, MLP, Attention, Block
+from modules.deep_prompts import uniform_prompts
 
 FRAME_PROMPTS = 4  # F, prompts of a frame
 TEXT_PROMPTS = 4  # before the words, and another 4 after them
@@ -27,10 +27,14 @@ class LatentPrompts(NamedTuple):
     frames: Tensor  # [blocks,T,F,D]; [blocks,1,F,D] if all frames share them
 
 
-def uniform_prompts(*shape: int) -> nn.Parameter:
-    """Return a learned tensor, drawn as VPT and DGL do for 32x32 patches: uniform within ±sqrt(6 / (3·32² + D))."""
-    bound = math.sqrt(6 / (3 * 32 * 32 + shape[-1]))
-    return nn.Parameter(torch.empty(shape).uniform_(-bound, bound))
+def common_depth(clip: CLIP) -> int:
+    """Return the number of blocks of each tower; raises ValueError if the towers differ in it."""
+    visual, text = len(clip.visual.blocks), len(clip.text.blocks)
+    if visual != text:
+        raise ValueError(
+            f"a shared latent space needs towers of equal depth; this CLIP has {visual} visual and {text} text blocks"
+        )
+    return visual
 
 
 class LinearLatentSpace(nn.Module):

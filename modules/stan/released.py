@@ -7,6 +7,7 @@ They are those of a Hugging Face `CLIPModel`, with less in front in the visual t
 """
 
 import logging
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -50,6 +51,14 @@ def released_key(name: str) -> str | None:
     for ours, theirs in TEMPORAL.items() if part == "temporal" else ():
         key = key.replace(ours, theirs)
     return key
+
+
+def flags_of(state_dict: Mapping[str, Any]) -> str:
+    """Return the flags that a checkpoint of STAN's or Mug-STAN's released code needs; "" for any other file."""
+    keys = " ".join(state_dict.get("state_dict", state_dict))
+    levels = set(re.findall(rf"(?:{BRANCH}|{FIRST_BRANCH})S_layers\.(\d+)\.", keys))
+    method = "mug_stan --mug wti" if "text_weight_fc." in keys else "stan or mug_stan"
+    return f"--method {method} --stan_layers {len(levels)}" if levels else ""
 
 
 def released_tensors(state_dict: Mapping[str, Any]) -> dict[str, Tensor]:

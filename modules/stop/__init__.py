@@ -4,4 +4,5 @@ intra_frame, inter_frame    the two prompting stages, equation by equation, with
 dynamics                    N_s and N_t, the nets that measure change
 frame_changes               the changes that they see, and how these are computed fast
 timing, tokens              where frames lie in a clip, and how tokens lie in memory
+merging                     alike patches become one token, beyond the paper (off by default)
 """

@@ -16,7 +16,7 @@ from torch.nn.grad import conv2d_weight
 from modules.kernels import changes as kernels
 from modules.kernels import usable
 from modules.stop.timing import FrameTiming
-from modules.stop.tokens import patches_of
+from modules.stop.tokens import Merging, patches_of, sequences
 
 
 @dataclass(frozen=True)
@@ -54,11 +54,12 @@ class FrameChanges:
         return F.pad(energy, (0, 0, 0, beyond)).unflatten(0, (clips, places))[:, : places - beyond]
 
 
-def frame_changes(x: Tensor, timing: FrameTiming) -> FrameChanges:
+def frame_changes(x: Tensor, timing: FrameTiming, merging: Merging | None = None) -> FrameChanges:
     """Return the changes of LayerNormed sequences `[B,C,L,D]`."""
     gap_mask = timing.gap_mask if timing.padded else None
-    patches = patches_of(x, timing.frames)
+    patches = patches_of(x, timing.frames, merging)
     if usable(x):
+        x = x if merging is None else sequences(x[:, :, 0], patches)
         by_channel = kernels.frame_changes(x, gap_mask, timing.frames)
         return FrameChanges(by_channel, patches.shape[2], by_channel=True)
     changes = patches[:, 1:] - patches[:, :-1]

@@ -26,7 +26,7 @@ from modules.precision import pad_for_tensor_cores
 from modules.stop.dynamics import DynamicsNet
 from modules.stop.frame_changes import FrameChanges, frame_changes
 from modules.stop.timing import FrameTiming, PlaceGain
-from modules.stop.tokens import convolve_frames
+from modules.stop.tokens import Merging, convolve_frames
 
 # [D] A change of at most this share of the clip's largest (or of the noise floor) is rounding noise and gets no prompt,
 # N_t = 0. Eq. 4 taken literally gives a prompt to any W_t above 0: two equal frames would get one because of the last
@@ -85,14 +85,17 @@ class InterFramePrompter(nn.Module):
         self.slots = nn.Parameter(0.2 * torch.randn(eta, width))
         self.dropout = PromptDropout(dropout)
 
-    def forward(self, normal: Tensor, region_mask: Tensor, timing: FrameTiming) -> TemporalPrompting:
+    def forward(
+        self, normal: Tensor, region_mask: Tensor, timing: FrameTiming, merging: Merging | None = None
+    ) -> TemporalPrompting:
         """Make the prompts of every gap. A gap before a padding frame gets none.
 
         Args:
             normal: h^s and class tokens after `layer_norm`, `[B,C,L,D]` of T >= 2 frames.
             region_mask: r, `[B,T,P]`.
+            merging: which patches have merged, if any.
         """
-        changes = frame_changes(normal, timing)  # eq. 1
+        changes = frame_changes(normal, timing, merging)  # eq. 1
         energy = self.dynamics(changes)  # eq. 2
         if timing.padded:
             energy = energy * timing.gap_mask.unsqueeze(-1)
@@ -200,7 +203,7 @@ def insert_joint(
 
     Args:
         frame_mask: bool `[B,T]`.
-        patches: P.
+        patches: P, or S where patches have merged.
         prompting: None for a block without temporal prompts.
 
     Returns:
@@ -222,7 +225,7 @@ def insert_by_frame(
     The prompts are a context, as in `insert_joint`. A gap's prompts are projected once for both frames.
 
     Args:
-        patches: P.
+        patches: P, or S where patches have merged.
         prompting: None for a block without temporal prompts.
 
     Returns:

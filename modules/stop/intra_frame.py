@@ -24,7 +24,7 @@ from modules.precision import pad_for_tensor_cores
 from modules.stop.dynamics import DynamicsNet
 from modules.stop.frame_changes import frame_changes
 from modules.stop.timing import FrameTiming, PlaceGain
-from modules.stop.tokens import add_to_patches, at_least_fp32, convolve_frames, layer_norm, patches_of
+from modules.stop.tokens import Merging, add_to_patches, at_least_fp32, convolve_frames, layer_norm, patches_of
 
 STILL = 1e-3  # below this mean square of its N_s features, a frame gradually counts as still
 FLAT = 1e-3  # saliencies of a frame that differ by less than this are hardly ranked
@@ -79,28 +79,29 @@ class IntraFramePrompter(nn.Module):
         )
         self.dropout = PromptDropout(dropout)
 
-    def forward(self, block: Block, x: Tensor, timing: FrameTiming) -> SpatialPrompting:
+    def forward(self, block: Block, x: Tensor, timing: FrameTiming, merging: Merging | None = None) -> SpatialPrompting:
         """Prompt the patches of h_cls and h, `[B,C,L,D]`, that are about to enter `block`.
 
-        Padding frames influence nothing.
+        Padding frames influence nothing. Where patches have merged, as `merging` says, all but `x` is still by patch.
         """
         normal = layer_norm(x)
-        attention = attention_map(block, normal, timing.frames)  # eq. 1
+        attention = attention_map(block, normal, timing.frames, merging)  # eq. 1
         if self.dynamics is None:
             motion, saliency = torch.zeros_like(attention), self._random_saliency(attention)
         else:
-            motion = dynamics_map(self.dynamics(frame_changes(normal, timing)))  # eq. 2
+            motion = dynamics_map(self.dynamics(frame_changes(normal, timing, merging)))  # eq. 2
             saliency = self.alpha * attention + (1 - self.alpha) * motion  # eq. 3
         patches = salient_patches(saliency.detach(), self.n_regions)
         region = region_mask(saliency, patches, timing.frame_mask, hard=self.hard_region_mask)  # eq. 4
-        prompts: FactoredPrompts = self.prompter(normal, timing)
+        prompts: FactoredPrompts = self.prompter(normal, timing, merging)
         # Eq. 5. Prompts are made only where r is 1. [D] The gradient of r sees p^s without dropout.
         added = self.dropout(prompts.at(patches))
         if timing.padded:
             added = added * timing.frame_mask[:, :, None, None]
-        prompted = add_to_patches(x, patches, added.to(x.dtype))
+        prompted = add_to_patches(x, patches, added.to(x.dtype), merging)
         if region.requires_grad:
-            prompted = _RegionGradient.apply(prompted, region, *prompts.detached())
+            shares = None if merging is None else merging.shares
+            prompted = _RegionGradient.apply(prompted, region, shares, *prompts.detached())
         return SpatialPrompting(prompted, region, attention, motion, saliency)
 
     def _random_saliency(self, like: Tensor) -> Tensor:
@@ -113,14 +114,15 @@ class IntraFramePrompter(nn.Module):
 
 
 @torch.no_grad()
-def attention_map(block: Block, normal: Tensor, frames: int) -> Tensor:
+def attention_map(block: Block, normal: Tensor, frames: int, merging: Merging | None = None) -> Tensor:
     """Eq. 1, A_i = Attn(h_cls, h_i): how the block's own frozen attention spreads over the patches of each frame.
 
     Softmax over the P patches of q_cls . k_ij / sqrt(d_head) in each head, then the mean over heads. [D] Without
-    gradient: the map is a measurement by the frozen CLIP.
+    gradient: the map is a measurement by the frozen CLIP, or by the one that LoRA has changed so far.
 
     Args:
         normal: the sequences after `layer_norm`, `[B,C,L,D]`, of T frames.
+        merging: which patches have merged, if any.
 
     Returns:
         `[B,T,P]`, every frame sums to 1.
@@ -128,13 +130,15 @@ def attention_map(block: Block, normal: Tensor, frames: int) -> Tensor:
     attention = block.attn
     query = attention.query(normal[:, :, 0], block.ln_1)  # [B,C,D]
     query = query.unflatten(-1, (attention.heads, -1)) * (query.shape[-1] / attention.heads) ** -0.5
-    key_weight = attention.projection(block.ln_1)[0].chunk(3)[1].unflatten(0, (attention.heads, -1))  # [heads,d,D]
+    key_weight = attention.key_weight(block.ln_1).unflatten(0, (attention.heads, -1))  # [heads,d,D]
     # q . (W x + b) = (W^T q) . x + q . b. We carry the query back to the width of the tokens, so that no token has to
     # be projected (D/heads times fewer operations). q . b is the same for all patches and drops out of the softmax.
     carried = torch.einsum("bchd,hdw->bchw", query, key_weight).expand(-1, frames, -1, -1)
     scores = torch.einsum(
         "bthw,btpw->btph", pad_for_tensor_cores(carried, -2), patches_of(normal, frames).to(carried.dtype)
     )
+    if merging is not None:
+        scores = merging.spread(scores)
     return at_least_fp32(scores[..., : attention.heads]).softmax(dim=2).mean(dim=-1)
 
 
@@ -199,12 +203,12 @@ class SpatialPromptNet(nn.Module):
         nn.init.zeros_(self.out.weight)
         nn.init.zeros_(self.out.bias)
 
-    def forward(self, normal: Tensor, timing: FrameTiming) -> "FactoredPrompts":
+    def forward(self, normal: Tensor, timing: FrameTiming, merging: Merging | None = None) -> "FactoredPrompts":
         """Make p^s from LayerNormed sequences `[B,C,L,D]`."""
         channels = len(self.own.bias)
         # One product for both Linears: narrow ones reach half the rate. Differences commute with it and follow.
         projected = F.linear(normal, torch.cat([self.own.weight, *self.beside.weight.chunk(2, dim=1)]))
-        own, both = patches_of(projected, timing.frames).split([channels, 2 * channels], dim=-1)
+        own, both = patches_of(projected, timing.frames, merging).split([channels, 2 * channels], dim=-1)
         change = both[:, 1:] - both[:, :-1]
         if timing.padded:
             change = change * timing.gap_mask[:, :, None, None]
@@ -222,7 +226,7 @@ class StaticSpatialPrompt(nn.Module):
         super().__init__()
         self.prompt = nn.Parameter(torch.zeros(grid * grid, width))
 
-    def forward(self, normal: Tensor, timing: FrameTiming) -> "FactoredPrompts":
+    def forward(self, normal: Tensor, timing: FrameTiming, merging: Merging | None = None) -> "FactoredPrompts":
         """Return p^s, for each patch one row of the learned prompts."""
         which = torch.eye(len(self.prompt), dtype=self.prompt.dtype, device=self.prompt.device)
         return FactoredPrompts(which.expand(*timing.frame_mask.shape, -1, -1), self.prompt.t(), None)
@@ -257,19 +261,28 @@ class _RegionGradient(torch.autograd.Function):
 
     @staticmethod
     def forward(  # type: ignore[override]
-        ctx: Any, prompted: Tensor, region: Tensor, hidden: Tensor, weight: Tensor, bias: Tensor | None
+        ctx: Any,
+        prompted: Tensor,
+        region: Tensor,
+        shares: Tensor | None,
+        hidden: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
     ) -> Tensor:
-        ctx.save_for_backward(hidden, weight, bias)
+        ctx.save_for_backward(shares, hidden, weight, bias)
         ctx.dtype = region.dtype
         return prompted.view_as(prompted)
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, None, None, None]:  # type: ignore[override]
-        hidden, weight, bias = ctx.saved_tensors
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        shares, hidden, weight, bias = ctx.saved_tensors
         if bias is not None:  # one more row of the weight, for a hidden value of one
             weight = torch.cat([weight, bias.unsqueeze(1)], dim=1)
             hidden = F.pad(hidden, (0, 1), value=1.0)
         weight, hidden = pad_for_tensor_cores(weight, -1), pad_for_tensor_cores(hidden, -1)
         carried = F.linear(gradient.to(hidden.dtype), weight.t().to(hidden.dtype))
-        of_region = (patches_of(carried, hidden.shape[1]) * hidden).sum(dim=-1)
-        return gradient, of_region.to(ctx.dtype), None, None, None
+        carried = patches_of(carried, hidden.shape[1])
+        if shares is not None:  # a patch has the gradient of its token, times its share in it
+            carried = shares.to(carried.dtype) @ carried
+        of_region = (carried * hidden).sum(dim=-1)
+        return gradient, of_region.to(ctx.dtype), None, None, None, None

@@ -4,7 +4,12 @@ Shapes: B clips, T frames, P = G*G patches, D width, c channels. Tokens stay in 
 blocks read, `[B,C,L,D]`, through both stages: C = 1 sequence of the whole clip, or C = T sequences of one frame each. A
 sequence is a class token followed by the patches of its frames, L = 1 + P*T/C. Taking the patches out and putting them
 back would cost more than the stages' own work on them.
+
+Where patches have merged (`modules.stop.merging`), a frame has S < P tokens, each the mean of one or more patches, and
+L = 1 + S*T/C. The stages think in patches all the same: each patch has the value of its token.
 """
+
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -20,23 +25,54 @@ def sequences(class_tokens: Tensor, patches: Tensor) -> Tensor:
     return torch.cat([class_tokens.unsqueeze(2), by_sequence], dim=2)
 
 
-def patches_of(x: Tensor, frames: int) -> Tensor:
-    """Return the patches `[B,T,P,D]` of sequences `[B,C,L,D]` of T frames, as a view."""
-    return x[:, :, 1:].unflatten(2, (frames // x.shape[1], -1)).flatten(1, 2)
+@dataclass(frozen=True)
+class Merging:
+    """Which token of its frame each patch is part of.
+
+    Products with these matrices copy and average. On a GPU, sums scattered by index would have no fixed order.
+    """
+
+    place: Tensor  # int64 [B,T,P], in 0..S-1
+    size: Tensor  # [B,T,S], patches of each token, at least 1
+    membership: Tensor  # [B,T,P,S], 1 where the patch is part of the token, else 0
+    shares: Tensor  # [B,T,P,S], the membership divided by the token's size: the weight of a patch in its token
+
+    @staticmethod
+    def of(place: Tensor, tokens: int, dtype: torch.dtype) -> "Merging":
+        """Build it from the places int64 `[B,T,P]` of patches among S = `tokens`."""
+        membership = torch.zeros(*place.shape, tokens, dtype=dtype, device=place.device)
+        membership = membership.scatter(3, place.unsqueeze(3), 1.0)
+        size = membership.sum(dim=2)
+        return Merging(place, size, membership, membership / size.unsqueeze(2))
+
+    def spread(self, tokens: Tensor) -> Tensor:
+        """Give each patch the value of its token: `[B,T,S,any]` -> `[B,T,P,any]`."""
+        return self.membership.to(tokens.dtype) @ tokens
 
 
-def add_to_patches(x: Tensor, patches: Tensor, added: Tensor) -> Tensor:
-    """Add to n patches of every frame.
+def patches_of(x: Tensor, frames: int, merging: Merging | None = None) -> Tensor:
+    """Return the patches `[B,T,P,D]` of sequences `[B,C,L,D]` of T frames, as a view unless some have merged."""
+    tokens = x[:, :, 1:].unflatten(2, (frames // x.shape[1], -1)).flatten(1, 2)
+    return tokens if merging is None else merging.spread(tokens)
+
+
+def add_to_patches(x: Tensor, patches: Tensor, added: Tensor, merging: Merging | None = None) -> Tensor:
+    """Add to n patches of every frame. What is added to a patch counts in its token by the patch's share.
 
     Args:
         x: sequences `[B,C,L,D]`.
         patches: int64 `[B,T,n]`, which patches.
         added: `[B,T,n,D]`, one row for each of them.
+        merging: which patches have merged, if any.
 
     Returns:
         `[B,C,L,D]`.
     """
     count, frames = x.shape[1], patches.shape[1]
+    if merging is not None:
+        index = patches.unsqueeze(3).expand(-1, -1, -1, merging.size.shape[2])
+        to_tokens = merging.shares.gather(2, index).transpose(2, 3).to(added.dtype) @ added  # [B,T,S,D]
+        return x + sequences(torch.zeros_like(x[:, :, 0]), to_tokens.to(x.dtype))
     in_sequence = torch.arange(frames, device=x.device) % (frames // count)  # each frame's number in its sequence
     first = 1 + (x.shape[2] - 1) // (frames // count) * in_sequence  # the place of its first patch there
     places = (first[:, None] + patches).unflatten(1, (count, -1)).flatten(2)

@@ -62,6 +62,16 @@ def test_the_whole_command(data, tmp_path, capsys, one_process):
     assert (tmp_path / "c/d.png").read_bytes().startswith(b"\x89PNG")
 
 
+def test_a_method_with_options(data, capsys, one_process, monkeypatch):
+    monkeypatch.setattr(methods, "measure_ceilings", lambda *_: Ceilings({"fp32": 1.0}, {"fp32": 128}, 1.0))
+    flags = ["--pretrained_clip_name", str(data.clip), "--frames", "2", "--max_words", "8", "--precision", "fp32"]
+    assert main([*flags, "--repeats", "1", "--only", "vpt --prompt_length 3", "--output=", "--chart="]) == 0
+    row = capsys.readouterr().out.splitlines()[-1]
+    operations = count_step("vpt", architecture_of(str(data.clip)), 2, 8, prompt_length=3)
+    assert row.split()[:3] == ["vpt", "--prompt_length", "3"]
+    assert f" {operations / 1e9:.1f} " in row
+
+
 def test_a_measurement_has_its_own_process():
     assert methods.in_own_process(os.getpid) != os.getpid()
 
@@ -138,6 +148,9 @@ def test_without_a_compiler_one_sentence_says_so(data, capsys, monkeypatch, one_
     ("flags", "message"),
     [
         (["--only", "stop,clip5clip"], "--only 'clip5clip' is not one of: stop"),
+        (["--only", "stop,"], "--only '' is not one of: stop"),
+        (["--only", "stop --merg 3"], "did you mean --merge?"),
+        (["--only", "stop, stop --merge 9"], "--merge 9 merges 9 of the 13 tokens"),
         (["--batch_size", "-1"], "--batch_size -1 is out of range"),
         (["--frames", "0"], "--frames 0 is out of range"),
         (["--ceiling_seconds", "-1"], "--ceiling_seconds -1 is out of range"),

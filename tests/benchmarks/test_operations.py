@@ -8,7 +8,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.operations import _convolution_backward, count_forward, count_step
 from modules.clip import ARCHITECTURES
-from tests.tiny import TINY
+from modules.methods import METHODS
+from tests.tiny import TINY, fitting_options
 
 
 @pytest.mark.parametrize("groups", [1, 4])
@@ -58,3 +59,16 @@ def test_products_added_in_place_count(monkeypatch):
     found = count_step("stop", TINY, 3, 8)
     monkeypatch.setattr(torch.Tensor, "addmm_", lambda self, a, b: self.add_(a @ b))
     assert count_step("stop", TINY, 3, 8) == found
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_step_of_every_method_counts_more_than_its_forward_pass(name):
+    options = fitting_options(name, max_frames=3)
+    assert count_step(name, TINY, 3, 8, **options) > count_forward(name, TINY, 3, 8, **options)
+
+
+def test_a_step_counts_the_captions_of_frames():
+    """DiscoVLA reads one for each frame in training, unless their losses are off."""
+    with_captions, without = (count_step("discovla", TINY, 3, 8, **more) for more in ({}, {"alpha": 0.0, "beta": 0.0}))
+    caption = 2 * count_forward("clip4clip", TINY, 1, 8) - count_forward("clip4clip", TINY, 2, 8)
+    assert with_captions - without > 3 * caption

@@ -25,26 +25,28 @@ from benchmarks.step import (
 )
 from engine.precision import autocast_for
 from engine.tasks.contrastive import ContrastiveStep
-from modules.methods import METHODS, build_method, method_options
-from tests.tiny import TINY, tiny_clip
+from modules.methods import METHODS, build_method
+from tests.tiny import TINY, fitting_options, tiny_clip
 
 CPU = torch.device("cpu")
 FRAMES, WORDS = 4, 8
 
 
 def tiny_method(name: str):
-    with_frames = any(option.name == "max_frames" for option in method_options(METHODS[name]))
-    return build_method(name, tiny_clip(), **({"max_frames": FRAMES} if with_frames else {}))
+    return build_method(name, tiny_clip(), **fitting_options(name, max_frames=FRAMES))
 
 
-def batch_of(count: int):
+def batch_of(count: int, frame_captions: bool = False):
     torch.manual_seed(0)
-    return random_batch(TINY, count, FRAMES, WORDS, CPU)
+    return random_batch(TINY, count, FRAMES, WORDS, CPU, frame_captions)
 
 
 def parts_of(method) -> set[str]:
-    """Return the children beside CLIP that have parameters; every method calls all of them in a step."""
-    return {name for name, child in method.named_children() if name != "clip" and any(True for _ in child.parameters())}
+    """Return the children beside CLIP that have parameters; every method calls all of them in a step. Lists of bare
+    parameters are not called."""
+    bare = (nn.ParameterList, nn.ParameterDict)
+    children = [(name, child) for name, child in method.named_children() if not isinstance(child, bare)]
+    return {name for name, child in children if name != "clip" and any(True for _ in child.parameters())}
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
@@ -52,7 +54,7 @@ def parts_of(method) -> set[str]:
 def test_rows_of_every_method(name, precision):
     method = tiny_method(name)
     before = {key: tensor.clone() for key, tensor in method.state_dict().items()}
-    rows = measure(method, batch_of(2), 1, precision)
+    rows = measure(method, batch_of(2, method.reads_frame_captions), 1, precision)
     assert [row.name for row in rows[:3]] == [STEP, EVALUATION, TEXT]
     assert rows[-1].name == REST
     assert {row.name for row in rows[3:-1]} == parts_of(method)
@@ -162,7 +164,7 @@ def test_command_line(small_data, capsys):
         (["--repeats", "0"], "--repeats 0 is out of range"),
         (["--max_words", "80"], "--max_words 80 is out of range: it takes a number from 3 to 16"),
         (["--precision", "fp8"], "argument --precision: invalid choice"),
-        (["--method", "stop", "--prompt_length", "3"], "--prompt_length is a setting of --method vpt"),
+        (["--method", "stop", "--prompt_length", "3"], "--prompt_length is a setting of --method vpt, vop, vop_fc"),
         (
             ["--method", "vpt", "--prompt_length", "0"],
             "--prompt_length 0 is out of range",

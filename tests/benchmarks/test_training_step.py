@@ -10,15 +10,15 @@ from benchmarks.common import random_batch
 from benchmarks.training_step import MOST_CLIPS, TrainingStep, largest_batch, make_floor, time_in_a_row
 from modules.clip import CLIP
 from modules.methods import METHODS, build_method
-from tests.tiny import TINY, tiny_clip
+from tests.tiny import TINY, fitting_options, tiny_clip
 
 CPU = torch.device("cpu")
 
 
 @pytest.mark.parametrize("name", METHODS)
 def test_a_step_trains_in_every_method(name):
-    method = build_method(name, CLIP(TINY), **({"max_frames": 3} if name in ("dgl", "stop_released") else {})).train()
-    step = TrainingStep(method, random_batch(TINY, 2, 3, 8, CPU), "fp32")
+    method = build_method(name, CLIP(TINY), **fitting_options(name, max_frames=3)).train()
+    step = TrainingStep(method, random_batch(TINY, 2, 3, 8, CPU, method.reads_frame_captions), "fp32")
     step.take()
     parts = step.phases()
     assert len(parts) == 3
@@ -55,6 +55,6 @@ def test_the_largest_batch_is_found_to_an_eighth(fits, found, monkeypatch):
 
     monkeypatch.setattr(training_step, "TrainingStep", MadeStep)
     monkeypatch.setattr(training_step, "random_batch", lambda architecture, clips, *sizes: clips)
-    method = SimpleNamespace(zero_grad=lambda set_to_none: None)
+    method = SimpleNamespace(zero_grad=lambda set_to_none: None, reads_frame_captions=False)
     assert largest_batch(method, TINY, 4, 2, 8, "fp32") == found
     assert fits - found <= found // 8 or found == MOST_CLIPS

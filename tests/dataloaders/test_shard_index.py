@@ -3,7 +3,9 @@
 import hashlib
 import io
 import json
+import subprocess
 import tarfile
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
@@ -11,8 +13,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from dataloaders import shard_index
 from dataloaders.shard_index import (
     INDEX,
+    Member,
     Shard,
     ShardIndex,
     member_table,
@@ -20,6 +24,8 @@ from dataloaders.shard_index import (
     read_index,
     write_index,
 )
+from preprocess.shard_clips import StoredClip
+from preprocess.shard_folder import ShardWriter
 from tests.dataloaders.folders import assert_one_sentence, result_or_message
 
 wds = pytest.importorskip("webdataset")
@@ -40,13 +46,13 @@ def tar_of(path: Path, *members: tuple[str, bytes], **fields: object) -> Path:
     return path
 
 
-def written_by_webdataset(path: Path) -> list[dict[str, bytes | str]]:
+def written_by_webdataset(path: Path, **options: float | None) -> list[dict[str, bytes | str]]:
     samples: list[dict[str, bytes | str]] = [
         {"__key__": "a/000", "mp4": b"clip" * 300, "json": b'{"captions": ["a"]}'},
         {"__key__": "a/001", "000.jpg": b"one", "001.jpg": b"", "txt": b"a dog"},
         {"__key__": "b", "webm": b"\0" * 512, "txt": b"c", "json": b"{}"},
     ]
-    with wds.TarWriter(str(path)) as writer:
+    with wds.TarWriter(str(path), **options) as writer:
         for sample in samples:
             writer.write(sample)
     return samples
@@ -185,6 +191,81 @@ def test_what_the_index_says_is_compared(tmp_path):
         other = Shard(**{**shard.__dict__, **wrong})
         assert_one_sentence(partial(member_table, path, other), ValueError, "000000.tar", INDEX)
     assert_one_sentence(partial(member_table, tmp_path / "b.tar"), FileNotFoundError, "b.tar")
+
+
+# ---- ordinary headers, which are read without tarfile ----------------------------------------------------------------
+
+
+def members_of(path: Path) -> list[Member]:
+    with path.open("rb") as file:
+        return list(shard_index._members(path, file, path.stat().st_size))
+
+
+def by_tarfile(path: Path) -> tuple[list[Member] | None, str]:
+    """Return the members of a tar, or the message of its fault, if tarfile reads all headers."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(shard_index, "_plain_members", lambda file: None)
+        return result_or_message(partial(members_of, path))
+
+
+@pytest.mark.parametrize("writer", ["ours", "webdataset", "webdataset with mtime", "GNU tar"])
+def test_ordinary_tars_need_no_tarfile(tmp_path, monkeypatch, writer):
+    path = tmp_path / "a.tar"
+    if writer == "ours":
+        shard = ShardWriter(tmp_path, 0)
+        for place in range(3):
+            shard.add(place, StoredClip((("000.jpg", b"a" * 512 * place), ("001.jpg", b"b"), ("json", b"{}"))))
+        shard.finish([])
+        path = tmp_path / "000000.tar"
+    elif writer == "GNU tar":
+        for name in ("a.mp4", "a.txt", "b.mp4", "b.txt"):
+            (tmp_path / "f" / name).parent.mkdir(exist_ok=True)
+            (tmp_path / "f" / name).write_bytes(b"x" * 700)
+        subprocess.run(["tar", "-cf", path, "-C", tmp_path, "f"], check=True)
+    else:
+        written_by_webdataset(path, mtime=None if writer == "webdataset" else 5.0)
+    expected, message = by_tarfile(path)
+    assert message == ""
+    monkeypatch.setattr(tarfile, "open", None)
+    assert members_of(path) == expected
+
+
+NAMES = st.sampled_from([
+    "k.mp4", "k.txt", "k.000.jpg", "l.mp4", "l.txt", "é.mp4", "é.txt", "k", "d/", f"{'d/' * 60}k.mp4",
+    f"{'k' * 99}.mp4", f"{'k' * 96}.mp4", "", "k.json/", "k\0l.mp4",
+])  # fmt: skip
+KINDS = st.sampled_from([tarfile.REGTYPE] * 12 + [tarfile.AREGTYPE, tarfile.DIRTYPE, tarfile.SYMTYPE, b"S", b"7"])
+FIELDS = st.fixed_dictionaries({
+    "type": KINDS, "mtime": st.sampled_from([0, 5, 1.5, -1, 8**12]), "uid": st.sampled_from([0, 8**7]),
+    "uname": st.sampled_from(["", "é" * 40]),
+    "pax_headers": st.sampled_from([{}, {}, {"mtime": "2"}, {"path": "p.mp4"}, {"size": "3"}]),
+})  # fmt: skip
+FORMATS = st.sampled_from([tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
+DAMAGES = st.lists(st.tuples(st.integers(0, 6000), st.binary(min_size=1, max_size=2), st.booleans()), max_size=2)
+
+
+@settings(max_examples=100)
+@given(st.lists(st.tuples(NAMES, st.integers(0, 1100), FIELDS), max_size=4), FORMATS, DAMAGES, st.integers(0, 20))
+def test_any_tar_reads_as_by_tarfile(tmp_path_factory, members, form, damages, cut):
+    """Whatever the kinds of members and the damage: the same members, or the same message."""
+    stream = io.BytesIO()
+    with tarfile.open(fileobj=stream, mode="w", format=form) as tar, suppress(ValueError):  # not all fit each format
+        for name, size, values in members:
+            header = tarfile.TarInfo(name)
+            header.size = size
+            for field, value in values.items():
+                setattr(header, field, value)
+            tar.addfile(header, io.BytesIO(b"x" * size))
+    content = bytearray(stream.getvalue())
+    for place, put, correct in damages:
+        content[place : place + len(put)] = put
+        start = place // 512 * 512
+        if correct:  # the sum of the header, so that the damage counts
+            content[start + 148 : start + 156] = b" " * 8
+            content[start + 148 : start + 156] = b"%06o\0 " % sum(content[start : start + 512])
+    path = tmp_path_factory.mktemp("tar") / "a.tar"
+    path.write_bytes(content[: len(content) - 512 * cut])
+    assert result_or_message(partial(members_of, path)) == by_tarfile(path)
 
 
 # ---- the index ------------------------------------------------------------------------------------------------------

@@ -19,16 +19,15 @@ from engine.tasks.contrastive import ContrastiveStep
 from engine.train import Training
 from modules.methods import METHODS as ALL_METHODS
 from modules.methods import build_method, method_options
-from tests.tiny import TINY, tiny_batch, tiny_clip
-
-FITTING = {"max_frames": 4, "cross_num_hidden_layers": 2}  # values that fit a tiny CLIP, for methods with these options
+from tests.tiny import TINY, fitting_options, tiny_batch, tiny_clip
 
 
 def one_training(name: str, device: torch.device, folder: Path, **settings: Any) -> Training:
     """Return a training of a method. Its own pairs cannot be read; use the batches of `one_batch`."""
-    known = {option.name for option in method_options(ALL_METHODS[name])}
-    fitting = {option: value for option, value in FITTING.items() if option in known}
-    options, process = fitting | settings.pop("options", {}), settings.pop("process", Process(0, 1, device))
+    options, process = (
+        fitting_options(name) | settings.pop("options", {}),
+        settings.pop("process", Process(0, 1, device)),
+    )
     method = build_method(name, tiny_clip(architecture=replace(TINY, text_width=TINY.embed_dim)), **options)
     samples = [Sample(f"video{number}", folder / "none.mp4", ("a caption",)) for number in range(4)]
     pairs = TrainingPairs(samples, lambda caption: torch.zeros(1, 8), FrameReader(4, 32), False, 0)
@@ -47,8 +46,10 @@ def one_training(name: str, device: torch.device, folder: Path, **settings: Any)
     )
 
 
-def one_batch(seed: int) -> Batch:
+def one_batch(seed: int, frame_captions: bool = False) -> Batch:
     video, frame_mask, token_ids = tiny_batch(seed, batch=4)
+    if frame_captions:
+        token_ids = torch.stack([token_ids, *(token_ids.roll(1 + t, 0) for t in range(video.shape[1]))], dim=1)
     return {
         "video": video.clamp(0, 1).mul(255).to(torch.uint8),
         "frame_mask": frame_mask,

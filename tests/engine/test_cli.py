@@ -5,9 +5,10 @@ from dataclasses import fields
 
 import pytest
 
-from engine.cli import parse_config
+from engine.cli import parse_config, parse_flags
 from engine.config import sections_with
 from engine.data import reader_processes
+from engine.tasks.recognition_settings import RecognitionSettings
 from engine.tasks.retrieval import RetrievalSettings
 from modules.methods import METHODS, build_method, method_options
 from preprocess import compress_video, train_small_clip
@@ -80,6 +81,62 @@ def test_mistakes_are_one_sentence(flags, message):
     with pytest.raises(ValueError, match=message) as caught:
         parse_config(flags, RetrievalSettings)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (
+            "--cosine_epochs 3",
+            "--cosine_epochs 3.0 has no effect with --schedule warmup_cosine: pass --schedule periodic_",
+        ),
+        ("--frame_stride 4", "with --frame_sampling uniform: pass --frame_sampling dense or slowfast, or leave it out"),
+        (
+            "--slice_framepos 0 --frame_sampling segment",
+            "--slice_framepos 0 has no effect with --frame_sampling segment",
+        ),
+        ("--frame_cache_format jpeg", "--frame_cache_format jpeg has no effect without --frame_cache: pass"),
+        ("--shard_cache /fast --train_shards data/x", "--shard_cache /fast .* data/x: pass --train_shards an http"),
+        ("--shard_cache_gb 5", "--shard_cache_gb 5.0 has no effect without --train_shards"),
+        ("--shard_patience 5 --train_shards x", "--shard_patience 5.0 has no effect with --train_shards x"),
+        ("--shard_streams 4", "--shard_streams 4 has no effect without --train_shards: pass --train_shards, or leave"),
+        ("--allow_pipe --train_shards https://a/b", "--allow_pipe has no effect with .* pass --train_shards 'pipe:COM"),
+        ("--dsl_temperature 2", "--dsl_temperature 2.0 has no effect without --dsl: pass --dsl, or leave it out"),
+        ("--querybank_size 9", "--querybank_size 9 has no effect without --qb_norm"),
+    ],
+)
+def test_flags_without_effect_are_refused(flags, message):
+    with pytest.raises(ValueError, match=message) as caught:
+        assert parse_config(["--describe", *flags.split()], RetrievalSettings).run.describe
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        "--cosine_epochs 3 --schedule periodic_cosine",
+        "--cosine_epochs 4.5 --slice_framepos 2 --shard_cache_gb 100 --shard_cache=",  # defaults, as of scripts
+        "--frame_stride 4 --frame_sampling slowfast",
+        "--shard_cache /fast --shard_cache_gb 5 --train_shards https://a/b --shard_streams 4",
+        "--shard_cache /fast --train_shards pipe:x --allow_pipe",
+        "--dsl --dsl_temperature 2",
+    ],
+)
+def test_flags_with_effect_and_defaults_pass(flags):
+    assert parse_config(["--describe", *flags.split()], RetrievalSettings).run.describe
+
+
+def test_a_setting_of_a_checkpoint_may_have_no_effect():
+    """An evaluation takes over `shard_streams` of a training from shards, but not where they are."""
+    assert parse_flags(SECTIONS, "clip4clip", ["--do_eval"], {"shard_streams": 4})["shard_streams"] == 4
+    with pytest.raises(ValueError, match="--shard_streams 2 has no effect"):
+        parse_flags(SECTIONS, "clip4clip", ["--do_eval", "--shard_streams", "2"], {"shard_streams": 4})
+
+
+@pytest.mark.parametrize("flag", ["--flip_probability 0.1", "--rand_augment_magnitude 3"])
+def test_recognition_refuses_them_too(flag):
+    with pytest.raises(ValueError, match=f"{flag} has no effect with"):
+        parse_config(["--describe", *flag.split()], RecognitionSettings)
 
 
 FLOATS = [

@@ -45,7 +45,13 @@ def accepted(name: str, value: Any) -> bool:
     return True
 
 
-NEED_A_LIST = {"expand_msrvtt_sentences", "train_twins_csv", "same_video", "qb_norm"}  # of all training clips
+NEED_A_LIST = {
+    "expand_msrvtt_sentences",
+    "frame_captions",
+    "train_twins_csv",
+    "same_video",
+    "qb_norm",
+}  # of all training clips
 
 
 def values_of(section: str, name: str) -> st.SearchStrategy[Any]:

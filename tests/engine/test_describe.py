@@ -4,13 +4,16 @@ import pytest
 
 from benchmarks.operations import count_forward
 from engine.describe import describe
+from engine.describe.__main__ import main
+from modules.clip import CLIP
 from modules.clip_weights import architecture_of
 from modules.methods import METHODS, build_method, method_options
-from tests.tiny import tiny_clip
 
 
 def options_of(name: str) -> dict:
-    return {"max_frames": 3} if any(option.name == "max_frames" for option in method_options(METHODS[name])) else {}
+    fitting = {"prefix": 2, "postfix": 2} if name == "efficient_prompt" else {}  # the tiny CLIP reads 16 tokens
+    with_frames = any(option.name == "max_frames" for option in method_options(METHODS[name]))
+    return ({"max_frames": 3} if with_frames else {}) | fitting
 
 
 def described(small_data, name: str, **options) -> dict:
@@ -20,7 +23,7 @@ def described(small_data, name: str, **options) -> dict:
 @pytest.mark.parametrize("name", METHODS)
 def test_counts_are_those_of_a_real_method(small_data, name):
     counts = described(small_data, name)
-    method = build_method(name, tiny_clip(), **options_of(name))
+    method = build_method(name, CLIP(architecture_of(str(small_data.clip))), **options_of(name))
     trainable = sum(parameter.numel() for _, parameter in method.trainable_parameters())
     assert counts["trainable_parameters"] == sum(counts["trainable_by_part"].values()) == trainable
     assert counts["total_parameters"] == sum(parameter.numel() for parameter in method.parameters())
@@ -45,3 +48,37 @@ def test_a_part_that_cannot_learn_has_its_reason(small_data):
     dead = described(small_data, "stop_released", hard_region_mask=True)["dead_parameters"]["pixel.scorer"]
     assert dead["parameters"] > 0
     assert dead["reason"]
+
+
+def test_the_table_has_every_method(small_data, capsys):
+    flags = ["--table", "--pretrained_clip_name", str(small_data.clip), "--max_frames", "3", "--max_words", "8"]
+    assert main(flags) == 0
+    title, _, header, *lines = capsys.readouterr().out.splitlines()
+    assert title.startswith(f"{small_data.clip}, 3 frames, 8 words")
+    assert header.split()[:2] == ["method", "trained"]
+    rows = {line.split()[0]: line.split()[1:] for line in lines[: lines.index("")]}
+    left_out = {line.split()[0]: line for line in lines[lines.index("") + 1 :]}
+    assert rows.keys() | left_out.keys() == METHODS.keys()
+    assert list(left_out) == ["efficient_prompt"]
+    assert "is left out: This CLIP reads at most 16 tokens" in left_out["efficient_prompt"]
+    assert rows["clip4clip"][3] == "1.00"
+    for name in ("stop", "dgl"):
+        counts = described(small_data, name)
+        dead = sum(part["parameters"] for part in counts.get("dead_parameters", {}).values())
+        assert rows[name][0] == f"{counts['trainable_parameters']:,}"
+        assert rows[name][2] == f"{counts['gflops_per_clip']:.1f}"
+        assert rows[name][4] == f"{dead:,}"
+    assert rows["dgl"][4] != "0"
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ([], "pass --table"),
+        (["--table", "--max_words", "17"], "--max_words 17 is out of range"),
+        (["--table", "--max_frames", "0"], "--max_frames"),
+    ],
+)
+def test_bad_flags_of_the_table(small_data, capsys, flags, message):
+    assert main([*flags, "--pretrained_clip_name", str(small_data.clip)]) == 2
+    assert message in capsys.readouterr().err

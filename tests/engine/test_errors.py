@@ -11,11 +11,10 @@ import pytest
 import torch
 
 import dataloaders.frames
-from benchmarks.common import print_report
 from dataloaders.datasets import TrainingPairs
 from dataloaders.frames import FrameReader
 from dataloaders.samples import Sample
-from engine.errors import explained, one_sentence
+from engine.errors import explained, one_sentence, print_report
 from main_task_retrieval import main
 
 ROOT = Path(__file__).parent.parent.parent

@@ -34,14 +34,15 @@ def files(tmp_path_factory) -> dict[str, tuple[Path, str]]:
     torch.save(released, folder / "pytorch_model.bin.4")
     torch.save({"state_dict": {f"module.{n}": t for n, t in released.items()}}, folder / "ckpt.best.pth.tar")
     torch.save({"meta": {}, "state_dict": {"backbone.STAN_time_embed.weight": torch.ones(64, 2)}}, folder / "stan.pth")
+    torch.save({"model": {"image_encoder.conv1.weight": torch.ones(2)}, "epoch": 9}, folder / "tc_clip.pth")
     save_file({"x": torch.zeros(1)}, folder / "foreign.safetensors")
     torch.save({"x": torch.zeros(1)}, folder / "foreign.pt")
     (folder / "text.pt").write_text("no weights")
     (folder / "empty.pt").touch()
     kinds = {
         "last.safetensors": CHECKPOINT, "step_00000005.pt": POINT, "pytorch_model.bin.4": RELEASED,
-        "ckpt.best.pth.tar": RELEASED, "stan.pth": RELEASED, "clip.safetensors": CLIP, "clip.pt": CLIP,
-        "clip_old.pt": CLIP, "epoch_3.pt": CLIP, "nested.pt": CLIP,
+        "ckpt.best.pth.tar": RELEASED, "stan.pth": RELEASED, "tc_clip.pth": RELEASED, "clip.safetensors": CLIP,
+        "clip.pt": CLIP, "clip_old.pt": CLIP, "epoch_3.pt": CLIP, "nested.pt": CLIP,
     }  # fmt: skip
     return {path.name: (path, kinds.get(path.name, "")) for path in folder.iterdir()}
 
@@ -65,7 +66,7 @@ class _Archive(torch.nn.Module):
 
 @pytest.mark.filterwarnings("ignore::FutureWarning")
 def test_every_kind_is_recognised(files, tmp_path):
-    assert len(files) == 14
+    assert len(files) == 15
     for path, kind in files.values():
         assert (kind_of_weights(path) or "") == kind, path.name
     torch.jit.script(_Archive()).save(str(tmp_path / "ViT-B-32.pt"))

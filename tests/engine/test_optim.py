@@ -1,12 +1,23 @@
 """The schedules of the learning rate have the right values at the points that define them."""
 
+import json
 import math
 
 import pytest
 import torch
 
 from engine.config import OptimConfig
-from engine.optim import RATES, Schedule, build_optimizer, one_percent, periodic_cosine, released, warmup_cosine
+from engine.optim import (
+    RATES,
+    Schedule,
+    build_optimizer,
+    leave_eps_uncorrected,
+    one_percent,
+    periodic_cosine,
+    released,
+    warmup_cosine,
+)
+from tests.reference_numbers import recipe_of
 
 
 def test_warmup_cosine_at_its_turning_points():
@@ -147,3 +158,44 @@ def test_the_constants_of_adam():
     )
     assert (usual["betas"], usual["eps"]) == ((0.9, 0.98), 1e-6)
     assert (own["betas"], own["eps"]) == ((0.9, 0.999), 1e-8)
+
+
+def test_tempmes_own_adamw(reference):
+    """Twenty steps of the original optimiser. It decays after the update and we before it, which changes a weight by
+    lr * decay of the update: 0.012 % of it."""
+    recipe = recipe_of(reference / "oracles")
+    case = json.loads((reference / "oracles" / "peers_training.json").read_text())
+    seed, steps = case["seed"], case["tempme_adamw"]["steps"]
+    p, q = (
+        torch.nn.Parameter(torch.from_numpy(recipe.tensor(seed, name, shape)))
+        for name, shape in (("opt.p", (3, 4)), ("opt.q", (4, 2)))
+    )
+    optimizer = build_optimizer([{"params": [p, q], "lr": 6e-4, "weight_decay": 0.2}], beta2=0.999)
+    schedule = Schedule(optimizer, len(steps), 0.1, "released")
+    leave_eps_uncorrected(optimizer, schedule, 1e-6)
+    for k, expected in enumerate(steps):
+        assert optimizer.param_groups[0]["lr"] == pytest.approx(expected["lr"], abs=2e-8)
+        p.grad = (k + 1) * torch.from_numpy(recipe.tensor(seed, f"opt.gp{k}", (3, 4)))
+        q.grad = torch.from_numpy(recipe.tensor(seed, f"opt.gq{k}", (4, 2)))
+        torch.nn.utils.clip_grad_norm_([p, q], 1.0)
+        optimizer.step()
+        schedule.step()
+        assert p.detach().flatten()[:4].tolist() == pytest.approx(expected["p_first4"], abs=2e-6)
+        assert q.detach().flatten()[:4].tolist() == pytest.approx(expected["q_first4"], abs=2e-6)
+        assert p.detach().norm().item() == pytest.approx(expected["p_norm"], abs=2e-6)
+
+
+def test_an_uncorrected_eps_is_felt_where_gradients_are_small():
+    """In the first step AdamW moves a weight by lr g / (|g| + eps), and by lr g / (|g| + eps / √(1 - β2)) without the
+    correction."""
+    moved = []
+    for uncorrected in (False, True):
+        p = torch.nn.Parameter(torch.zeros(1))
+        optimizer = build_optimizer([{"params": [p], "lr": 1.0, "weight_decay": 0.0}], beta2=0.99, eps=1e-3)
+        schedule = Schedule(optimizer, 10, 0.0)
+        if uncorrected:
+            leave_eps_uncorrected(optimizer, schedule, 1e-3)
+        p.grad = torch.tensor([1e-3])
+        optimizer.step()
+        moved.append(-p.item())
+    assert moved == pytest.approx([0.5, 1 / 11], rel=1e-4)

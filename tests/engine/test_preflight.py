@@ -131,7 +131,7 @@ def test_a_checkpoint_that_is_not_finite(small_data, tmp_path, capsys):
     flags = [*small_data.flags(), "--method", "vpt", "--init_model", str(path), "--output_dir", str(tmp_path / "run")]
     for what in (["--do_eval"], TRAIN):
         message = error_of(capsys, *what, *flags)
-        assert message.startswith(f"{path}: 1 of the 1280 values of the tensor prompts are NaN or infinite; ")
+        assert message.startswith(f"{path}: 1 of the 768 values of the tensor prompts are NaN or infinite; ")
 
 
 @pytest.mark.usefixtures("unread")

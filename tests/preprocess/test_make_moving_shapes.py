@@ -9,8 +9,11 @@ import numpy as np
 import pytest
 
 from dataloaders.decode import read_frames
+from dataloaders.frame_captions import read_frame_captions
 from dataloaders.msrvtt import read_split
-from preprocess.make_moving_shapes import draw_test_pairs, main, plan, write_video
+from preprocess.make_moving_shapes import draw_test_pairs, frame_captions, main, plan, write_video
+from preprocess.moving_shapes.stories import Story, Thing
+from preprocess.moving_shapes.takes import stage
 
 SMALL = ["--train_pairs", "6", "--test_pairs", "5", "--frames", "6", "--image_size", "64", "--seed", "3"]
 
@@ -59,6 +62,30 @@ def test_files_have_the_columns_of_msrvtt(world: Path) -> None:
         sentence["video_id"]: sentence["caption"] for sentence in sentences
     }.items()
     assert len(list((world / "videos").iterdir())) == 22
+
+
+def test_every_caption_of_a_training_clip_has_captions_of_its_frames(world: Path) -> None:
+    data = json.loads((world / "MSRVTT_data.json").read_text(encoding="utf-8"))
+    training = {video["video_id"] for video in data["videos"] if video["split"] == "train"}
+    keys = {f"{row['video_id']}_{row['caption']}" for row in data["sentences"] if row["video_id"] in training}
+    captions = read_frame_captions(world / "frame_captions.json", 6)
+    assert captions.keys() == keys
+    for twin in rows(world / "train_twins.csv"):
+        ids = twin["video_id"], twin["twin_id"]
+        one, other = ([texts for key, texts in captions.items() if key.startswith(f"{name}_")] for name in ids)
+        assert one[0] == one[1] == other[0][::-1]
+
+
+def test_a_caption_of_a_frame_tells_what_it_shows() -> None:
+    right = Story((Thing("orange", "disc"),), ("right",))
+    captions = frame_captions(stage(right, np.random.default_rng(0), 64), 5)
+    assert all("orange disc at the" in caption for caption in captions)
+    assert captions[0].endswith("left")
+    assert captions[-1].endswith("right")
+    appears = Story((Thing("red", "star"),), ("appear",))
+    captions = frame_captions(stage(appears, np.random.default_rng(0), 64), 5)
+    assert captions[0] == "an empty background"
+    assert "red star" in captions[-1]
 
 
 @pytest.mark.parametrize(("split", "name"), [("train", "train_twins.csv"), ("test", "twins.csv")])

@@ -295,10 +295,10 @@ def spoilt(world, tmp_path) -> Path:
 def test_videos_that_fail_are_bounded_and_listed(spoilt, tmp_path, capsys, undisturbed):
     output = tmp_path / "out"
     assert pack(spoilt, output) == 1
-    error_of(capsys, "2.mp4 is missing", "first of 1", "--allow_missing is 0", "failed.csv")
+    error_of(capsys, "2.mp4 is missing", f"1 of {VIDEOS} videos cannot be used", "--allow_missing is 0", "failed.csv")
     assert [path.name for path in output.iterdir()] == ["failed.csv"]
     assert pack(spoilt, output, "--allow_missing", "1") == 1
-    error_of(capsys, "2.mp4", "first of 2")
+    error_of(capsys, "2.mp4", f"2 of {VIDEOS} videos")
     assert not (output / INDEX).exists()
     assert pack(spoilt, output, "--allow_missing", "2") == 0
     rows = (output / "failed.csv").read_text().splitlines()
@@ -387,6 +387,42 @@ def test_folders_of_others(world, tmp_path, capsys):
     (tmp_path / "run" / "settings.json").write_text('{"frames": 12}')
     assert pack(world, tmp_path / "run") == 2
     error_of(capsys, "run/settings.json is not what this command writes")
+
+
+@pytest.mark.parametrize("what", ["verify", "index"])
+def test_flags_of_making_are_refused_elsewhere(tmp_path, capsys, what):
+    assert main([f"--{what}", str(tmp_path), "--jobs", "2", "--crf", "20"]) == 2
+    error_of(capsys, f"--crf has no effect with --{what}")
+
+
+def test_a_failed_csv_of_others_stays(world, tmp_path, capsys):
+    """This command removes its own when nothing fails."""
+    theirs = tmp_path / "failed.csv"
+    theirs.write_text("job,host\n1,a\n")
+    assert pack(world, tmp_path) == 2
+    error_of(capsys, "failed.csv that this command has not written", "move it")
+    assert theirs.read_text() == "job,host\n1,a\n"
+    assert [path.name for path in tmp_path.iterdir()] == ["failed.csv"]
+    theirs.write_text("video_id,path,reason\n1,a,b\n")
+    assert pack(world, tmp_path) == 0
+    assert not theirs.exists()
+
+
+def test_a_second_run_beside_the_first_is_refused(world, tmp_path, capsys, undisturbed, monkeypatch):
+    """It starts while the first one writes its second shard, and leaves that alone."""
+    add, codes = ShardWriter.add, []
+
+    def add_and_start_another(self, place, clip):
+        if len(list(tmp_path.glob("*.tar"))) == 1 and not codes:
+            monkeypatch.setattr(ShardWriter, "add", add)
+            codes.append(pack(world, tmp_path))
+            error_of(capsys, "another process is writing 000001.tar", "wait for it to end", "--shard 0/2")
+        add(self, place, clip)
+
+    monkeypatch.setattr(ShardWriter, "add", add_and_start_another)
+    assert pack(world, tmp_path) == 0
+    assert codes == [2]
+    assert content(tmp_path) == undisturbed
 
 
 def test_no_room(world, tmp_path, capsys, monkeypatch):

@@ -111,6 +111,17 @@ def test_a_method_whose_rows_are_tokens_is_refused():
         new_loss(WordsAndFrames(tiny_clip()), None, 0.0, 4, 8, with_bag=True)
 
 
+def test_what_only_the_method_compares_with_is_frozen_and_named(caplog):
+    method = build_method("mug_stan", tiny_clip(), mug="wti", stan_layers=1)
+    loss = new_loss(method, None, 0.0, 4, 8, with_bag=True)
+    assert "4 tensors by which MugSTAN compares clips with texts (wti.text_weight_fc.weight, " in caplog.text
+    assert "have no effect and are not trained" in caplog.text
+    assert not any(parameter.requires_grad for parameter in method.wti.parameters())
+    assert {name for name in loss.unused if not name.startswith("clip.")} == {
+        f"wti.{name}" for name, _ in method.wti.named_parameters()
+    }
+
+
 def test_parts_give_the_gradient_of_the_whole_batch():
     step = a_step("frames")
     loss, expected = gradient(step, clips(), 1)

@@ -40,7 +40,7 @@ FP32 = autocast_for("fp32", CPU)
 CLASSES = 5
 METHODS = {
     "clip4clip": {},
-    "vpt": {},
+    "vpt": {"text_prompt_length": 0},
     "stop": {"prompt_dropout": 0.0, "n_regions": 2},
     "dgl": {"max_frames": 4},
 }

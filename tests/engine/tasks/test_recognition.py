@@ -113,7 +113,7 @@ def test_evaluation_in_another_precision_encodes_the_texts_anew(small_actions, t
     """A frozen text side has one encoding in training's precision; another precision gets its own."""
     split = None
     for precision, same in (("same", True), ("fp32", False)):
-        task = a_task(small_actions, tmp_path, "vpt", precision="bf16", precision_val=precision)
+        task = a_task(small_actions, tmp_path, "stdd", precision="bf16", precision_val=precision)
         split = task.evaluation("test", task.splits.read("test"))
         assert (task.classifier(split) is task._step.frozen_classifier()) is same
 

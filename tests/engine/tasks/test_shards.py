@@ -139,7 +139,7 @@ def test_broken_samples_are_counted_named_and_bounded(small_data, tmp_path, caps
     output = tmp_path / "run"
     flags = training(small_data, tmp_path / "shards", output, "--save_every", "1", "--allow_missing", "3")
     message = error_of([*flags[:-1], "0"], capsys)
-    assert re.search(r"0000\d\d.tar/[xyz].mp4 is not a video.*; 1 samples of epoch 1 could not be read so far", message)
+    assert re.search(r"0000\d\d.tar/[xyz].mp4 is not a video.*; 1 sample of epoch 1 could not be read so far", message)
     assert "--allow_missing is 0" in message
     assert "3 samples of epoch 1 could not be read so far" in error_of([*flags[:-1], "2"], capsys)
 

@@ -239,9 +239,9 @@ def test_an_object_in_the_place_of_a_tensor_is_refused(tmp_path):
     ("change", "options", "message"),
     [
         ({"backbone.layers.0.self_attn.k_proj.weight": None}, {}, r"layers\.0\.self_attn\.k_proj\.weight is missing"),
-        ({"backbone.pre_layrnorm.bias": None}, {}, r"1 keys missing \(pre_layrnorm\.bias\)"),
-        ({"cls_head.weight": torch.zeros(2)}, {}, r"1 keys unknown \(cls_head\.weight\)"),
-        ({}, {"stan_layers": 2}, r"20 keys missing \(STAN_T_layers\.1\."),
+        ({"backbone.pre_layrnorm.bias": None}, {}, r"1 key missing \(pre_layrnorm\.bias\)"),
+        ({"cls_head.weight": torch.zeros(2)}, {}, r"1 key unknown \(cls_head\.weight\)"),
+        ({}, {"stan_layers": 2}, r"20 keys missing \(STAN_T_layers\.1\..*--method stan or mug_stan --stan_layers 1"),
         ({}, {"temporal_module": "conv"}, r"STAN_T_layers\.0\.down\.weight.*8 keys unknown \(STAN_T"),
         ({}, {"stan_embeddings": "paper"}, "no position table of the branch's own: pass --stan_embeddings released"),
     ],

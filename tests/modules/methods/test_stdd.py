@@ -245,7 +245,7 @@ def test_what_does_not_fit_is_named():
     state = {f"model.{method.released_name(key)}": value for key, value in method.state_dict().items()}
     del state["model.visual.proj"]
     state["model.stray"] = torch.zeros(1)
-    with pytest.raises(ValueError, match=r"1 keys missing \(visual.proj\); 1 keys unknown \(stray\)"):
+    with pytest.raises(ValueError, match=r"1 key missing \(visual.proj\); 1 key unknown \(stray\)"):
         load_released_state_dict(method, state)
 
 

@@ -200,16 +200,16 @@ def test_what_does_not_fit_is_named_and_nothing_is_loaded():
     state["module.clip.visual.proj"] = torch.zeros(2, 2)
     with pytest.raises(
         ValueError,
-        match=r"1 keys missing \(clip.visual.TemporalPrompt.Cal_Net.bias\); 1 keys unknown \(clip.stray\); "
-        r"1 of another shape \(clip.visual.proj is \[2, 2\] instead of \[32, 24\]\)",
+        match=r"1 key missing \(clip.visual.TemporalPrompt.Cal_Net.bias\); 1 key unknown \(clip.stray\); "
+        r"1 key of another shape \(clip.visual.proj is \[2, 2\] instead of \[32, 24\]\)",
     ):
         load_released_state_dict(method, state)
     for name, tensor in method.state_dict().items():
         assert torch.equal(tensor, before[name]), name
     with pytest.raises(ValueError, match=r"unknown \(clip.unified_prompt_embedding.weight"):
         load_released_state_dict(released(shared_latent_space="linear"), their_state(method))
-    with pytest.raises(ValueError, match="VPT follows no released code"):
-        load_released_state_dict(build_method("vpt", tiny_clip()), state)
+    with pytest.raises(ValueError, match="STOP follows no released code"):
+        load_released_state_dict(build_method("stop", tiny_clip()), state)
 
 
 @pytest.mark.parametrize(

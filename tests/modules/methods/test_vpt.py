@@ -7,9 +7,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from engine.describe import describe
-from modules.methods import build_method
+from modules.deep_prompts import run_blocks
+from modules.losses import symmetric_info_nce
+from modules.methods import build_method, without_newer
 from modules.methods.vpt import VPT
+from modules.released_weights import load_released_state_dict
+from tests.modules.methods.peer_oracles import check_gradient, method_of, trained_at_b32
+from tests.reference_numbers import largest_relative_difference, load_oracle
 from tests.tiny import TINY, tiny_batch, tiny_clip
 
 
@@ -80,12 +84,26 @@ def test_only_prompts_are_trained_and_none_decays():
     assert method.prompts.std().item() == pytest.approx(0.02, rel=0.3)
 
 
-def test_the_size_is_the_one_in_stops_table():
-    assert describe("vpt", "ViT-B/32", "pretrained", {}, 12, 32)["trainable_parameters"] == 184_320  # 0.18 M
+@pytest.mark.parametrize("options", [{}, {"prompt_length": 20, "text_prompt_length": 0}])
+def test_the_size_is_the_one_in_stops_table(options):
+    """12 prompts in both towers, or 20 for images alone: 0.18 M."""
+    assert sum(trained_at_b32("vpt", **options).values()) == 184_320
+
+
+def test_initial_values_of_the_release():
+    prompts = vpt(prompt_init="uniform").prompts  # the bound follows from 8x8 patches and width 32
+    assert prompts.abs().max().item() == pytest.approx(math.sqrt(6 / (3 * 64 + 32)), rel=0.02)
+    assert prompts.std().item() == pytest.approx(math.sqrt(6 / (3 * 64 + 32) / 3), rel=0.1)
+
+
+def test_an_option_of_later_versions_counts_only_where_it_is_used():
+    options = {"prompt_length": 460, "text_prompt_length": 4}
+    assert without_newer("vpt", {**options, "prompt_init": "normal"}) == options
+    assert without_newer("vpt", {**options, "prompt_init": "uniform"}) == {**options, "prompt_init": "uniform"}
 
 
 def test_text_prompts_affect_texts_only():
-    with_prompts, without = vpt(text_prompt_length=2), vpt()
+    with_prompts, without = vpt(text_prompt_length=2), vpt(text_prompt_length=0)
     with torch.no_grad():
         with_prompts.prompts.copy_(without.prompts)
     video, frame_mask, token_ids = tiny_batch()
@@ -110,6 +128,40 @@ def test_bad_options_are_one_sentence(options, message):
     assert str(caught.value).startswith(message)
 
 
-def test_it_follows_no_released_code():
-    with pytest.raises(ValueError, match="VPT follows no released code"):
-        vpt().released_name("prompts")
+@pytest.mark.parametrize("size", ["small", pytest.param("b32", marks=pytest.mark.slow)])
+def test_equals_the_original(reference, size):
+    oracle = load_oracle(reference, f"vpt_{size}")
+    method = method_of(oracle, "vpt", prompt_length=oracle.setting["prompts"], text_prompt_length=0)
+    assert isinstance(method, VPT)
+    text, clips = method(oracle.video, torch.ones(oracle.video.shape[:2]), oracle.token_ids)
+    similarity = method.similarity(text, clips)
+    visual = method.clip.visual
+    classes = run_blocks(visual.blocks, visual.embed(oracle.video[0]), method.prompts)
+    expected = oracle.outputs
+    assert largest_relative_difference(F.normalize(text, dim=-1), expected["text_output"]) < 1e-5
+    assert largest_relative_difference(F.normalize(clips, dim=-1), expected["video_output"]) < 1e-5
+    assert largest_relative_difference(visual.ln_post(classes[0]), expected["tokens_after_ln_post"][:1]) < 1e-5
+    assert largest_relative_difference(similarity, expected["similarity"]) < 1e-5
+    loss = symmetric_info_nce(similarity)
+    assert loss.item() == pytest.approx(oracle.setting["loss"], rel=1e-5)
+    loss.backward()
+    gradients = oracle.setting["gradients_norm_sum_first4"]
+    check_gradient(method.prompts.grad[:1], gradients["prompt_embeddings"])
+    check_gradient(method.prompts.grad[1:], gradients["deep_prompt_embeddings"])
+
+
+def released_state(method: VPT) -> dict[str, Tensor]:
+    state = {method.released_name(name): tensor.clone() for name, tensor in method.state_dict().items()}
+    prompts = state.pop("prompts")
+    return state | {"prompt_embeddings": prompts[:1], "deep_prompt_embeddings": prompts[1:]}
+
+
+def test_released_weights_that_do_not_fit_are_named():
+    state = released_state(vpt(prompt_length=3, text_prompt_length=0))
+    with pytest.raises(ValueError, match=r"1 key missing \(text_prompts\)"):
+        load_released_state_dict(vpt(prompt_length=3), state)
+    with pytest.raises(ValueError, match=r"1 key of another shape \(prompts is \[2, 3, 32\] instead of \[2, 4, 32\]\)"):
+        load_released_state_dict(vpt(prompt_length=4, text_prompt_length=0), state)
+    del state["deep_prompt_embeddings"]
+    with pytest.raises(ValueError, match=r"1 key missing \(prompts\); 1 key unknown \(prompt_embeddings\)"):
+        load_released_state_dict(vpt(prompt_length=3, text_prompt_length=0), state)

@@ -1,0 +1,1 @@
+"""Parts that only DiscoVLA (`modules.methods.discovla`) uses."""

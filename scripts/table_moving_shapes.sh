@@ -1,0 +1,59 @@
+#!/usr/bin/env bash
+# Trains every method of the comparison on the embedded world by one protocol, and prints a table.
+# Each row first gets the best of three learning rates, by held-out training videos on seed 0; then it has three seeds.
+# Rows in the results files are not run again, so an interrupted table goes on.
+#   JOBS=2 bash scripts/table_moving_shapes.sh
+#   frame_cache=data/moving_shapes/frames bash scripts/table_moving_shapes.sh  # decodes each clip once
+#   seeds=0 only="^(LoRA|TempMe)$" bash scripts/table_moving_shapes.sh
+set -euo pipefail
+source "$(dirname "$0")/_launch.sh"
+cd "$repository"
+export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
+
+DATA_PATH=${DATA_PATH:-data/moving_shapes}
+frame_captions=${frame_captions:-$DATA_PATH/frame_captions.json}
+pretrained_clip_name=${pretrained_clip_name:-pretrained/moving_shapes_clip.safetensors}
+results=${results:-results/table_moving_shapes.csv}
+runs=${runs:-runs/table_moving_shapes}
+seeds=${seeds:-0 1 2}
+epochs=${epochs:-2}
+search_epochs=${search_epochs:-1}  # of a run that compares learning rates: half a row's
+batch_size=${batch_size:-32}
+max_frames=${max_frames:-8}
+max_words=${max_words:-24}  # no caption has more; the small CLIP reads 32 tokens, learned ones included
+holdout_videos=${holdout_videos:-240}
+num_thread_reader=${num_thread_reader:-1}
+frame_cache=${frame_cache:-}
+JOBS=${JOBS:-1}        # runs at the same time
+only=${only:-.}        # a regular expression; rows whose names match are run
+
+source "$(dirname "$0")/_table.sh"
+use_rates_of_the_small_clip
+go_beyond_the_paper 12-8-6
+
+mkdir -p "$runs" "$(dirname "$results")"
+"$PYTHON" preprocess/make_moving_shapes.py --output_dir "$DATA_PATH"
+
+# train_row NAME SEED FILE FOLDER FLAGS...
+train_row() {
+    local name=$1 seed=$2 file=$3 folder=$4
+    shift 4
+    case " $* " in
+        *" --method discovla "*) set -- "$@" --frame_captions "$frame_captions" ;;
+        *" --method efficient_prompt "*) set -- "$@" --prefix 4 --postfix 4 ;;
+    esac
+    launch main_task_retrieval.py --row_name "$name" --seed "$seed" --results_csv "$file" \
+        --datatype msrvtt --expand_msrvtt_sentences \
+        --train_csv "$DATA_PATH/MSRVTT_train.csv" --val_csv "$DATA_PATH/MSRVTT_JSFUSION_test.csv" \
+        --data_path "$DATA_PATH/MSRVTT_data.json" --features_path "$DATA_PATH/videos" \
+        --twins_csv "$DATA_PATH/twins.csv" --train_twins_csv "$DATA_PATH/train_twins.csv" \
+        --pretrained_clip_name "$pretrained_clip_name" \
+        --epochs "$epochs" --batch_size "$batch_size" --max_frames "$max_frames" --max_words "$max_words" \
+        --frame_sampling segment --feature_framerate 0 --num_thread_reader "$num_thread_reader" \
+        --frame_cache "$frame_cache" --output_dir "$folder" "$@"
+}
+
+search_rates
+run_comparison
+"$PYTHON" -m tools.table "$results" --no_cited
+[ ! -s "$failed" ] || exit 1

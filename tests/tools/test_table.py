@@ -1,0 +1,109 @@
+"""The comparison has measured and published numbers in separate columns, and operations of the settings that ran."""
+
+import csv
+import json
+import shlex
+
+import cv2
+import pandas as pd
+import pytest
+
+from engine.describe import describe
+from tools.table import CITED, CITED_METRICS, main, read_cited
+
+
+@pytest.fixture
+def results(small_data, tmp_path):
+    """Return a results file: CLIP4Clip untrained, STOP with two seeds, LoRA of rank 2, a row with a guessed rate."""
+
+    def row(name, method, seed, recall, *flags, selection="last epoch", trained=1_500_000):
+        command = ["python", "main_task_retrieval.py", "--method", method, "--pretrained_clip_name"]
+        mode = "--do_eval" if selection == "zero-shot" else "--do_train"
+        command += [str(small_data.clip), mode, *small_data.flags(), "--max_frames", "3", "--max_words", "8", *flags]
+        return {
+            "name": name, "method": method, "seed": seed, "selection": selection, "trainable_parameters": trained,
+            "t2v R@1": recall, "v2t R@1": recall / 2, "command": shlex.join(command),
+        }  # fmt: skip
+
+    path = tmp_path / "results.csv"
+    pd.DataFrame(
+        [
+            row("zero-shot", "clip4clip", 0, 30.0, selection="zero-shot"),
+            row("LoRA", "lora", 0, 45.0, "--lora_dim", "2"),
+            row("Bias, learning rate not published", "bias", 0, 35.0),
+            row("STOP", "stop", 0, 50.0),
+            row("STOP", "stop", 1, 54.0),
+        ]
+    ).to_csv(path, index=False)
+    return path
+
+
+def table_of(printed):
+    header, _, *lines = printed.strip().splitlines()
+    names = [cell.strip() for cell in header.split("|")[1:-1]]
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in lines if line.startswith("|")]
+    return names, {row[0]: row for row in rows}
+
+
+def test_the_table(results, small_data, tmp_path, capsys):
+    benchmark = tmp_path / "benchmark.json"
+    steps = [{"method": "stop", "floor_ratio": 1.4}, {"method": "lora", "floor_ratio": 1.1}]
+    benchmark.write_text(json.dumps({"methods": steps}))
+    picture = tmp_path / "chart.png"
+    assert main([str(results), "--benchmark", str(benchmark), "--chart", str(picture)]) == 0
+    header, rows = table_of(capsys.readouterr().out)
+    assert header[:7] == ["", "trained", "GFLOP", "step", "T2V R@1", "V2T R@1", "seeds"]
+    cited = header.index("cited T2V R@1")
+    assert cited == 7
+    gflop = describe("stop", str(small_data.clip), "", {}, 3, 8)["gflops_per_clip"]
+    assert rows["STOP"][1:7] == ["1.50 M", f"{gflop:.1f}", "1.40", "52.0 ± 2.8", "26.0 ± 1.4", "2"]
+    assert rows["STOP"][cited:] == ["47.7", "71.4", "81.1", "15.2", "46.1", "71.6", "81.0", "12.2", "STOP's table"]
+    assert rows["zero-shot"][1] == "0.00 M"
+    assert rows["zero-shot"][3] == ""
+    assert rows["LoRA"][3] == "", "the benchmark's row has the default rank"
+    assert rows["Bias, learning rate not published"][4] == "35.0"
+    assert rows["Bias, learning rate not published"][cited] == "39.7"
+    assert rows["MPT-Linear"][1:cited] == [""] * 6, "a row that is cited only has nothing measured"
+    assert "Bias" not in rows
+    height, width = cv2.imread(str(picture)).shape[:2]
+    assert width > 2 * height
+
+
+def test_other_data_has_no_published_rows(results, capsys):
+    assert main([str(results), "--no_cited"]) == 0
+    header, rows = table_of(capsys.readouterr().out)
+    assert list(rows) == ["zero-shot", "LoRA", "Bias, learning rate not published", "STOP"]
+    assert header[-1] == "seeds"
+
+
+def test_the_published_rows(capsys):
+    """Every number is one; every row says where it stands."""
+    for name, row in read_cited(CITED).items():
+        assert row["source"], name
+        numbers = [float(row[metric]) for metric in CITED_METRICS if row[metric]]
+        assert row["t2v R@1"]
+        assert all(0 < number < 100 for number in numbers)
+    with open(CITED, newline="") as file:
+        names = [row["name"] for row in csv.DictReader(file)]
+    assert len(names) == len(set(names))
+
+
+@pytest.mark.parametrize("content", ["{}", "[1]", "nothing", '{"methods": [{"method": "stop"}]}'])
+def test_another_file_than_a_benchmark_is_refused(results, tmp_path, capsys, content):
+    other = tmp_path / "other.json"
+    other.write_text(content)
+    assert main([str(results), "--benchmark", str(other)]) == 2
+    assert f"{other}: is not what benchmarks.methods" in capsys.readouterr().err
+
+
+def test_a_row_of_another_program_is_refused(results, capsys):
+    rows = pd.read_csv(results)
+    rows["command"] = "python other.py --do_train"
+    rows.to_csv(results, index=False)
+    assert main([str(results)]) == 2
+    assert "was not written by a training program" in capsys.readouterr().err
+
+
+def test_another_csv_than_published_rows_is_refused(results, capsys):
+    assert main([str(results), "--cited", str(results)]) == 2
+    assert "is no csv of published rows" in capsys.readouterr().err

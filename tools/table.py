@@ -1,0 +1,192 @@
+"""Prints the comparison of methods, measured beside published, as a Markdown table, and draws it.
+
+    python -m tools.table results/table_msrvtt_common.csv
+    python -m tools.table results/table_msrvtt_common.csv --benchmark results/benchmark.json --chart figs/table.png
+
+A row is the mean over the seeds of one name, with the deviation (n - 1). GFLOP are counted for one clip and one
+caption, forward, from the settings in the row's command. "Step" is the time of a training step over the floor, the work
+of every method on a frozen CLIP, from a file of benchmarks.methods; it has methods with their defaults, on its own CLIP
+and frames. "Cited" columns are what a paper prints, and where; cited and measured numbers never share a column.
+"""
+
+import argparse
+import csv
+import json
+import shlex
+import sys
+from collections.abc import Mapping, Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from engine.cli import parse_config
+from engine.config import Config
+from engine.describe import describe
+from engine.flags import PICTURES, check_file
+from engine.messages import print_error
+from engine.tasks.registry import TASKS
+from modules.methods import METHODS, method_options
+from tools.report import METRICS, markdown, number, read_rows
+
+CITED = Path(__file__).parent / "cited_msrvtt.csv"
+CITED_METRICS = ("t2v R@1", "t2v R@5", "t2v R@10", "t2v MnR", "v2t R@1", "v2t R@5", "v2t R@10", "v2t MnR")
+UNPUBLISHED = ", learning rate not published"  # ends the names of rows whose papers do not state it
+
+
+def read_cited(path: Path) -> dict[str, dict[str, str]]:
+    """Return the published rows by name; raise OSError or ValueError if the file is not a csv of them."""
+    with open(path, newline="", encoding="utf-8-sig") as file:
+        reader = csv.DictReader(file)
+        lacks = [name for name in ("name", *CITED_METRICS, "source") if name not in (reader.fieldnames or [])]
+        if lacks:
+            raise ValueError(f"{path}: is no csv of published rows, it lacks the columns {', '.join(lacks)}")
+        return {row["name"]: row for row in reader}
+
+
+def steps_of(path: Path) -> dict[str, float]:
+    """Return the step over the floor by method, from a file of benchmarks.methods; raise OSError or ValueError."""
+    try:
+        return {row["method"]: float(row["floor_ratio"]) for row in json.loads(path.read_text())["methods"]}
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{path}: is not what benchmarks.methods --output writes") from error
+
+
+def config_of(row: pd.Series) -> Config:
+    """Return the settings of the run that wrote a row.
+
+    Raises ValueError if its command is none of this project or has flags that no longer exist.
+    """
+    python, program, *flags = shlex.split(row["command"])
+    task = Path(program).stem.removeprefix("main_task_")
+    if task not in TASKS:
+        raise ValueError(f"the row {row['name']} was not written by a training program: {row['command'][:60]}")
+    if "--do_train" not in flags and "--do_eval" not in flags:
+        raise ValueError(f"the row {row['name']} neither trained nor evaluated: {python} {program}")
+    return parse_config(flags, TASKS[task].settings)
+
+
+@cache
+def _gflop(method: str, clip: str, options: tuple[tuple[str, Any], ...], frames: int, words: int) -> float:
+    return float(describe(method, clip, "", dict(options), frames, words)["gflops_per_clip"])
+
+
+def gflop_of(config: Config) -> float | None:
+    """Return the operations of a run's model in 10^9, or None if its CLIP is not on this machine."""
+    model, data = config.model, config.data
+    options = tuple(sorted(model.options.items()))
+    try:
+        return _gflop(model.method, model.pretrained_clip_name, options, data.max_frames, data.max_words)
+    except FileNotFoundError:
+        return None
+
+
+def has_defaults(config: Config) -> bool:
+    """Return whether a run's method has its defaults, so that the benchmark's row is that of the same model."""
+    method, frames = config.model.method, config.data.max_frames
+    defaults = {option.name: option.default for option in method_options(METHODS[method])} | {"max_frames": frames}
+    return all(value == defaults[name] for name, value in config.model.options.items())
+
+
+def compare(
+    rows: pd.DataFrame, cited: Mapping[str, Mapping[str, str]], steps: Mapping[str, float]
+) -> tuple[list[str], list[list[str]], list[dict[str, Any]]]:
+    """Return header and cells of the table, and what the chart draws of each row.
+
+    Published rows come first in the order of their file, also those without a measured one, then the others.
+    """
+    metrics = [name for name in METRICS if name in rows and "(" not in name]
+    groups = dict(list(rows.groupby("name", sort=False)))
+    measured = {name.removesuffix(UNPUBLISHED): name for name in groups}
+    header = ["", "trained", "GFLOP", "step", *(METRICS[name] for name in metrics), "seeds"]
+    header += ["cited T2V R@1", "R@5", "R@10", "MnR", "cited V2T R@1", "R@5", "R@10", "MnR", "cited from"]
+    body, points = [], []
+    for name in [*cited, *(name for name in measured if name not in cited)]:
+        quoted = [cited.get(name, {}).get(metric, "") for metric in (*CITED_METRICS, "source")]
+        if name not in measured:
+            body.append([name, "", "", "", *("" for _ in metrics), "", *quoted])
+            continue
+        group = groups[measured[name]]
+        first = group.iloc[0]
+        trained = 0 if first["selection"] == "zero-shot" else int(first["trainable_parameters"])
+        config = config_of(first)
+        gflop = gflop_of(config)
+        step = steps.get(first["method"]) if trained and has_defaults(config) else None
+        cells = [
+            number(group[metric].mean()) + (f" ± {group[metric].std():.1f}" if len(group) > 1 else "")
+            for metric in metrics
+        ]
+        counts = [
+            f"{trained / 1e6:.2f} M",
+            "" if gflop is None else f"{gflop:.1f}",
+            "" if step is None else f"{step:.2f}",
+        ]
+        body.append([measured[name], *counts, *cells, str(len(group)), *quoted])
+        recall = group["t2v R@1" if "t2v R@1" in group else "top1"].mean()
+        points.append({"name": name, "recall": recall, "trained": trained, "gflop": gflop, "step": step})
+    return header, body, points
+
+
+def draw(points: Sequence[Mapping[str, Any]], output: Path) -> None:
+    """Draw R@1 or top-1 over trained parameters, GFLOP and step time; raise ValueError without matplotlib."""
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise ValueError("--chart needs matplotlib: pip install matplotlib") from error
+    titles = {"trained": "trained parameters, millions", "gflop": "GFLOP per clip", "step": "training step / floor"}
+    shown = {key: title for key, title in titles.items() if any(point[key] for point in points)}
+    figure = Figure(figsize=(6 * len(shown), 6), layout="constrained")
+    panels = figure.subplots(1, len(shown), sharey=True, squeeze=False)[0]
+    recalls = [point["recall"] for point in points]
+    apart = (max(recalls) - min(recalls)) / 45  # of labels, so that none covers another
+    for panel, (key, title) in zip(panels, shown.items(), strict=True):
+        below = -float("inf")
+        for point in sorted(points, key=lambda point: point["recall"]):
+            if point[key]:
+                value, recall = point[key] / 1e6 if key == "trained" else point[key], point["recall"]
+                panel.plot(value, recall, "o", color="C3" if point["name"].startswith("STOP") else "C0")
+                below = max(recall, below + apart)
+                panel.annotate(f"  {point['name']}", (value, recall), (value, below), size=7, va="center",
+                               arrowprops={"arrowstyle": "-", "color": "0.7", "lw": 0.5})  # fmt: skip
+        if key == "trained":
+            panel.set_xscale("log")
+        panel.margins(x=0.35, y=0.12)
+        panel.set_xlabel(title)
+        panel.grid(alpha=0.3)
+    panels[0].set_ylabel("R@1, text to video, or top-1, %")
+    figure.savefig(output, dpi=120)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Print the table; return 0, or 2 after one sentence about a mistake."""
+    parser = argparse.ArgumentParser(prog="python -m tools.table", description=__doc__.partition("\n")[0])
+    parser.add_argument("results", type=Path, help="a results csv, such as that of scripts/table_msrvtt.sh")
+    parser.add_argument("--cited", type=Path, default=CITED, help="csv of published rows (default: MSR-VTT, ViT-B/32)")
+    parser.add_argument("--no_cited", action="store_true", help="no published rows, for other data")
+    parser.add_argument("--benchmark", type=Path, help="a file of benchmarks.methods, for the time of a step")
+    parser.add_argument("--chart", type=Path, help="draw R@1 over parameters, GFLOP and step time into this picture")
+    arguments = parser.parse_args(argv)
+    try:
+        if arguments.chart:
+            check_file("--chart", arguments.chart, PICTURES)
+        cited = {} if arguments.no_cited else read_cited(arguments.cited)
+        steps = steps_of(arguments.benchmark) if arguments.benchmark else {}
+        rows = read_rows(arguments.results)
+        if rows.empty:
+            raise ValueError(f"{arguments.results}: has no row yet")
+        header, body, points = compare(rows, cited, steps)
+        if arguments.no_cited:
+            header, body = header[:-9], [cells[:-9] for cells in body]
+        print(markdown(header, body))
+        if arguments.chart:
+            draw(points, arguments.chart)
+            print(f"\n{arguments.chart}")
+    except (ValueError, OSError) as error:
+        print_error(error)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
