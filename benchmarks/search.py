@@ -24,9 +24,10 @@ from typing import Annotated
 import numpy as np
 import torch
 
-from benchmarks.common import check_outputs, origin_of, parse_settings, print_report, write_json
+from benchmarks.common import check_outputs, origin_of, parse_settings, write_json
 from benchmarks.made_vectors import MadeWorld, make_world
 from dataloaders.quoting import quoted
+from engine.errors import print_report
 from modules.options import Checked, Range
 from search.engines.base import Approximate, Engine
 from search.engines.exact import FaissExact, TorchExact

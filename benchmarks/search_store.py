@@ -22,7 +22,8 @@ from typing import Annotated, Any
 import numpy as np
 import torch
 
-from benchmarks.common import check_outputs, origin_of, parse_settings, print_report, write_json
+from benchmarks.common import check_outputs, origin_of, parse_settings, write_json
+from engine.errors import print_report
 from engine.flags import check_folder
 from modules.options import Checked, Range
 from search.store import Content, Store
