@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from benchmarks import data, epoch, gpu_check, methods, peers, search
+from benchmarks import data, epoch, gpu_check, methods, peers, search, search_moments
 from engine.cli import parse_flags
 from main_task_retrieval import main
 from tests.launch_scripts import commands_of, settings_of, write_recorder
@@ -97,6 +97,20 @@ def test_the_flags_of_the_benchmark_of_the_search(recorder):
     assert command[:2] == ["-m", "benchmarks.search"]
     values = parse_flags({"benchmark": search.Settings}, "", command[2:])
     assert (values["only"], values["windows"]) == ("torch", "1000")
+
+
+def test_the_flags_of_the_benchmark_of_moments(recorder, tmp_path):
+    script, checkpoint = ROOT / "scripts/search_moments.sh", tmp_path / "stop" / "last.safetensors"
+    first = commands_of(script, recorder, "--pauses", "0", checkpoint=str(checkpoint))
+    *_, train, measure = first
+    assert settings_of(train)["output_dir"] == str(checkpoint.parent)
+    assert measure[:2] == ["-m", "benchmarks.search_moments"]
+    values = parse_flags({"benchmark": search_moments.Settings}, "", measure[2:])
+    assert (values["pauses"], values["checkpoint"]) == ("0", str(checkpoint))
+    checkpoint.parent.mkdir()
+    checkpoint.touch()
+    again = commands_of(script, recorder, checkpoint=str(checkpoint))[len(first) :]
+    assert not any("main_task" in command[0] for command in again)  # the checkpoint is there already
 
 
 def test_the_flags_of_the_gpu_check(recorder):
