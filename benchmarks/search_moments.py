@@ -5,7 +5,8 @@
 `files`: each clip is a file of an index. The recalls of its queries are compared with those of the evaluation of
 main_task_retrieval.py, and the ranks with those of the same vectors in fp32.
 
-`moments`: the clips are joined into one file, which is indexed with several strides; each caption is asked. A hit is
+`moments`: the clips are joined into one file. It is indexed with windows of the median length of a clip and with
+several strides, and each caption is asked. A hit is
 right if its intersection over union (IoU) with the clip is at least 0.5, or, more strictly, if no other window of the
 index has a greater one. With pauses, clips begin anywhere; without, each begins with a window.
 
@@ -33,6 +34,7 @@ from dataloaders.msrvtt import read_split
 from dataloaders.quoting import quoted
 from dataloaders.samples import Sample
 from dataloaders.twins import read_twins
+from dataloaders.video_file import length_of
 from engine import run
 from engine.checkpoint import read_header
 from engine.data import normalise_for
@@ -130,8 +132,9 @@ def evaluate(settings: Settings, world: World, folder: Path) -> dict[str, float]
     return {name: value for name, value in lines[-1].items() if name.startswith("t2v")}
 
 
-def index(settings: Settings, videos: Path, folder: Path, *flags: str) -> None:
-    """Index a folder with the checkpoint, with windows as long as the clips of training."""
+def index(settings: Settings, window: float, videos: Path, folder: Path, *flags: str) -> None:
+    """Index a folder with the checkpoint, with windows of so many seconds."""
+    flags = ("--window", f"{window:.6f}", *flags)
     model = ["--checkpoint", settings.checkpoint, "--pretrained_clip_name", settings.pretrained_clip_name]
     if code := search(["index", str(videos), "--index", str(folder), "--jobs", "1", *model, *flags]):
         raise RuntimeError(f"indexing ended with exit code {code}")
@@ -157,14 +160,19 @@ def measure_files(scores: np.ndarray, in_fp32: np.ndarray, evaluated: dict[str, 
     """Compare the index of files with the evaluation, and with scores of vectors that were never rounded."""
     found = recalls(scores)
     right = torch.arange(len(scores))
-    ranks, of_fp32 = (count_better(torch.from_numpy(array), right) for array in (scores, in_fp32))
+    ranks, of_fp32 = (count_better(torch.from_numpy(array), right)[0] for array in (scores, in_fp32))
+    changed = np.flatnonzero(ranks != of_fp32)
+    gaps = np.abs(in_fp32 - np.diag(in_fp32)[:, None])
+    gaps[np.diag_indices_from(gaps)] = np.inf
     return {
         "index": found,
         "evaluation": evaluated,
         "equal": all(value == evaluated[name] for name, value in found.items()),
         "fp32": recalls(in_fp32),
         "queries": len(scores),
-        "ranks_changed_by_fp16": int((ranks[0] != of_fp32[0]).sum()),
+        "ranks_changed_by_fp16": len(changed),
+        "their_gaps_to_the_nearest_clip": gaps[changed].min(axis=1).tolist(),
+        "median_gap_to_the_nearest_clip": float(np.median(gaps.min(axis=1))),
         "hits_in_other_order_by_fp16": int((np.argsort(-scores) != np.argsort(-in_fp32)).any(axis=1).sum()),
         "largest_difference_of_a_score": float(np.abs(scores - in_fp32).max()),
     }
@@ -237,12 +245,13 @@ def measure_all(settings: Settings, world: World, folder: Path) -> dict[str, Any
     texts, plain = encoder.encode_text(world.captions), untrained.encode_text(world.captions)
     vectors = encode(encoder, untrained, world)
 
+    window = float(np.median([length_of(sample.path) for sample in world.samples]))
     evaluated = evaluate(settings, world, folder / "evaluation")
     videos = folder / "clips"
     videos.mkdir()
     for sample in world.samples:
         shutil.copy2(sample.path, videos)
-    index(settings, videos, folder / "index of files")
+    index(settings, window, videos, folder / "index of files")
     with Index.open(folder / "index of files") as opened:
         scores = found_scores(opened, world)
 
@@ -251,7 +260,9 @@ def measure_all(settings: Settings, world: World, folder: Path) -> dict[str, Any
     return {
         "trained_with": {name: header.settings.get(name) for name in TRAINED_WITH},
         "files": measure_files(scores, texts @ vectors.trained.T, evaluated),
-        "moments": [row for pause in _numbers(settings.pauses) for row in moments_of(settings, world, folder, pause)],
+        "moments": [
+            row for pause in _numbers(settings.pauses) for row in moments_of(settings, world, window, folder, pause)
+        ],
         "twins": {
             "checkpoint": measure_twins(scores, world.twin_of),
             "untrained CLIP, mean of frames": measure_twins(plain @ vectors.untrained.T, world.twin_of),
@@ -262,20 +273,19 @@ def measure_all(settings: Settings, world: World, folder: Path) -> dict[str, Any
     }
 
 
-def moments_of(settings: Settings, world: World, folder: Path, pause: float) -> list[dict[str, Any]]:
-    """Return the numbers of one long file, by stride."""
+def moments_of(settings: Settings, world: World, window: float, folder: Path, pause: float) -> list[dict[str, Any]]:
+    """Return the numbers of one long file, by stride; `window` is in seconds."""
     chosen = world.samples[: settings.clips or None]
-    encoder = load_encoder(Source(settings.checkpoint, settings.pretrained_clip_name), torch.device("cpu"), probe=False)
     videos = folder / f"pauses of {pause:g}"
     videos.mkdir()
-    moments = join_clips([sample.path for sample in chosen], videos / "long.mp4", pause * encoder.window)
+    moments = join_clips([sample.path for sample in chosen], videos / "long.mp4", pause * window)
     rows = []
     for number, stride in enumerate(_numbers(settings.strides)):
-        flags = ["--model", f"model{number}", "--stride", f"{stride * encoder.window:.6f}"]
-        index(settings, videos, folder / f"index {pause:g}", *flags)
+        flags = ["--model", f"model{number}", "--stride", f"{stride * window:.6f}"]
+        index(settings, window, videos, folder / f"index {pause:g}", *flags)
         with Index.open(folder / f"index {pause:g}", f"model{number}") as opened:
             measured = measure_moments(opened, world.captions[: len(chosen)], moments)
-        rows.append({"longest_pause": pause * encoder.window, "clips": len(chosen), **measured})
+        rows.append({"longest_pause": pause * window, "clips": len(chosen), **measured})
     return rows
 
 

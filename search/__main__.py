@@ -31,6 +31,13 @@ class _Parser(argparse.ArgumentParser):
         raise ValueError(f"{message}; --help lists the flags")
 
 
+def _path(text: str) -> str:
+    """Return a path; an empty one, as an unset variable of a shell gives, would mean the working folder."""
+    if not text:
+        raise argparse.ArgumentTypeError("the path is empty")
+    return text
+
+
 def make_parser() -> argparse.ArgumentParser:
     """Return the parser of all commands; the name of the command is in `command`."""
     about = argparse.RawDescriptionHelpFormatter
@@ -39,11 +46,13 @@ def make_parser() -> argparse.ArgumentParser:
 
     def command(name: str, text: str) -> argparse.ArgumentParser:
         added = commands.add_parser(name, help=text, description=text, allow_abbrev=False)
-        added.add_argument("--index", default=INDEX, metavar="DIR", help=f"folder of the index (default: {INDEX})")
+        added.add_argument(
+            "--index", type=_path, default=INDEX, metavar="DIR", help=f"folder of the index (default: {INDEX})"
+        )
         return added
 
     index = command("index", "index the videos of a folder and those below it, or bring the index up to date")
-    index.add_argument("folder", metavar="FOLDER")
+    index.add_argument("folder", type=_path, metavar="FOLDER")
     index.add_argument(
         "--checkpoint", default="", help="model: a .safetensors file that training wrote; empty: CLIP alone, untrained"
     )
@@ -104,7 +113,7 @@ def make_parser() -> argparse.ArgumentParser:
     status.add_argument("--json", action="store_true", help="as JSON")
 
     forget = command("forget", "remove files, folders or a model from the index; the videos stay as they are")
-    forget.add_argument("paths", nargs="*", metavar="PATH")
+    forget.add_argument("paths", type=_path, nargs="*", metavar="PATH")
     forget.add_argument("--model", default="", metavar="NAME", help="remove this model with all its vectors")
 
     verify = command("verify", "check the index, and whether its files are as they were")
@@ -113,6 +122,7 @@ def make_parser() -> argparse.ArgumentParser:
     export = command("export", "write the vectors with file, start and end of each")
     export.add_argument(
         "--to",
+        type=_path,
         required=True,
         metavar="FILE",
         help="file that ends in .npz, .json or .parquet, or a server: qdrant://HOST[:PORT][/COLLECTION]",

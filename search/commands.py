@@ -94,7 +94,7 @@ def _moment(flag: str, text: str) -> datetime.datetime | None:
     """Return the moment of a flag's date, in this machine's time zone if it states none."""
     try:
         return datetime.datetime.fromisoformat(text).astimezone() if text else None
-    except ValueError as error:
+    except (ValueError, OverflowError) as error:  # the latter: a time zone leads out of the years 1 to 9999
         raise ValueError(
             f"{flag} {shorten(text)} is no date: pass one such as 2026-01-31 or 2026-01-31T18:00"
         ) from error
@@ -139,13 +139,13 @@ def status(flags: Namespace) -> int:
     if flags.json:
         print(json.dumps({"index": flags.index, "bytes": size, "roots": roots, "files": len(files), "models": models}))
         return 0
-    print(f"{flags.index}: {len(files)} files, {size / 1e6:,.1f} MB")
+    print(f"{shorten(flags.index, 500)}: {len(files)} files, {size / 1e6:,.1f} MB")
     for root in roots:
         print(f"  folder {shown(root)}")
     for model in models:
         print(
             f"  model {model['name']} ({model['key'][:12]}): {model['windows']} windows of {model['window']:g} s every "
-            f"{model['stride']:g} s, {model['files']} files, {model['hours']:.2f} h; {model['source']}"
+            f"{model['stride']:g} s, {model['files']} files, {model['hours']:.2f} h; {shorten(model['source'], 500)}"
         )
         if model["failed"]:
             print(f"    {model['failed']} files could not be read, or not all of: --retry tries them again")

@@ -14,6 +14,7 @@ from functools import cached_property
 from hashlib import sha256
 from pathlib import Path
 from typing import NamedTuple
+from zipfile import BadZipFile
 
 import numpy as np
 
@@ -210,6 +211,10 @@ class Index:
         """
         if top < 1 or per_file < 1:
             raise ValueError("--top and --per_file are numbers of moments: pass 1 or more")
+        if not self.engine.count:
+            raise ValueError(
+                f"{self.store.folder} has no windows of the model {self.model.name}: index a folder with videos in it"
+            )
         vector = self.vector_of(
             text, clip=clip, start=start, end=end, image=image, like=like, also=also, without=without
         )[None]
@@ -252,9 +257,13 @@ class Index:
     def _nonsense(self) -> np.ndarray:
         """Return vectors of texts without a meaning, fp32 [Q, E]; they too are kept, since encoding takes seconds."""
         path = self.store.folder / f"nonsense-{self.model.key[:16]}.npy"
-        with suppress(OSError, ValueError):
-            kept: np.ndarray = np.load(path)
-            if kept.shape == (QUERIES, self.model.dimension) and np.isfinite(kept).all():
+        with suppress(OSError, ValueError, EOFError, BadZipFile):  # whatever the file is, it can be made again
+            kept = np.load(path)
+            if (
+                isinstance(kept, np.ndarray)
+                and kept.shape == (QUERIES, self.model.dimension)
+                and np.isfinite(kept).all()
+            ):
                 return kept.astype(np.float32)
         texts = nonsense_texts()
         parts = [self.encoder.encode_text(texts[first : first + 50]) for first in range(0, len(texts), 50)]
@@ -301,10 +310,13 @@ def hit_name(window_id: int) -> str:
 
 def parse_hit(text: str) -> int:
     """Return the id of a window from its short form or from the number itself; ValueError for anything else."""
-    file, _, number = text.rpartition(":")
-    if not (number.isdecimal() and (file.isdecimal() or not file)):
-        raise ValueError(f"--like {shorten(text)}: is no hit; pass the last column of a query's output, such as 12:3")
-    return int(file or 0) * PER_FILE + int(number)
+    file, colon, number = text.rpartition(":")
+    if not (number.isdecimal() and (file.isdecimal() or not colon) and len(text) < 20):
+        raise ValueError(f"--like {shorten(text)}: is no hit; pass one of a query's output, such as 12:3")
+    window_id = int(file or 0) * PER_FILE + int(number)
+    if window_id >= 1 << 63 or (colon and int(number) >= PER_FILE):  # the number would be that of another file
+        raise ValueError(f"--like {shorten(text)}: no index has such a window; pass one of a query's output")
+    return window_id
 
 
 __all__ = ["Hit", "Index", "ModelMismatch", "choose_model", "hit_name", "parse_hit"]

@@ -16,8 +16,8 @@ from tqdm import tqdm
 from dataloaders.video_file import VideoError, length_of
 from engine.writing import write_atomically
 from search.model import Clip, Encoder
-from search.reading import Begun, Ended, FileReader, Message, Read, Readers, Task, cut
-from search.store import Content, File, Model, Store, is_below
+from search.reading import Begun, Ended, FileReader, Message, Read, Readers, Task, count_windows
+from search.store import PER_FILE, Content, File, Model, Store, is_below
 from search.walk import Changes, Walked, check_gone, compare, walk
 
 FAILURES = "failures.csv"
@@ -219,7 +219,10 @@ def forecast(encoder: Encoder, tasks: Sequence[Task], options: Options) -> Forec
                 lengths[task.found.path] = message.duration
             elif isinstance(message, Ended) and message.reason:
                 failed += 1
-    counts = {path: len(cut(length, encoder.window, encoder.stride)) for path, length in lengths.items()}
+    counts = {path: count_windows(length, encoder.window, encoder.stride) for path, length in lengths.items()}
+    for path in [path for path, count in counts.items() if count > PER_FILE]:  # indexing will refuse them too
+        del counts[path], lengths[path]
+        failed += 1
     by_length = sorted((length, path) for path, length in lengths.items())
     if not by_length:
         return Forecast(0.0, 0, 0.0, "", failed)

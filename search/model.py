@@ -8,6 +8,7 @@ Shapes: n windows, Q queries, T frames, S image side, E joint embedding.
 
 import hashlib
 import json
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
@@ -41,6 +42,7 @@ from search.store import Model
 
 USUAL_WINDOW = 10.0  # seconds, for models that do not say how long their training clips were
 BARE = "clip"  # name of a CLIP without a trained method
+SHORTEST = 0.01  # seconds of a window or stride
 SAME = 1e-3  # difference of two cosines, far above rounding errors in fp32 and below any effect of other clips
 
 FRAMES = (  # settings of a `FrameReader` that change which pixels a model sees
@@ -76,7 +78,8 @@ class Encoder:
     """A model in evaluation mode on its device, with the reader of its frames.
 
     `content` is what vectors depend on, and `source` where it came from; `noted` are facts that may change the last
-    digits of a vector. `untrained` says that it is a bare CLIP.
+    digits of a vector. `untrained` says that it is a bare CLIP. `guessed` says that neither the user nor the checkpoint
+    said how long windows are.
     """
 
     method: Method
@@ -89,6 +92,7 @@ class Encoder:
     content: Mapping[str, Any]
     source: Source
     noted: Mapping[str, str]
+    guessed: bool = False
 
     @cached_property
     def key(self) -> str:
@@ -127,16 +131,19 @@ class Encoder:
 
     def encode_image(self, path: Path) -> np.ndarray:
         """Return the vector of a picture as a clip in which nothing moves, fp32 [1, E]. Raises OSError if there is no
-        such file, and ValueError if it is no picture."""
+        such file or it cannot be read, and ValueError if it is no picture."""
         import cv2
 
+        _check_is_file("--image", path)
         picture = cv2.imdecode(np.frombuffer(path.read_bytes() or b"\0", dtype=np.uint8), cv2.IMREAD_COLOR)
         if picture is None:
             raise ValueError(f"--image {path}: is not a picture that can be read; pass a JPEG, PNG or WebP file")
         return self.encode_windows([self.reader.still(cv2.cvtColor(picture, cv2.COLOR_BGR2RGB), path)])
 
     def encode_clip(self, path: Path, start: float | None = None, end: float | None = None) -> np.ndarray:
-        """Return the vector of a video, or of [start, end) seconds of it, fp32 [1, E]. Raises VideoError."""
+        """Return the vector of a video, or of [start, end) seconds of it, fp32 [1, E]. Raises OSError if there is no
+        such file, and VideoError if it is no video that can be read."""
+        _check_is_file("--clip", path)
         return self.encode_windows([self.reader(path, start=start, end=end)])
 
     def check_same(self, model: Model) -> None:
@@ -151,6 +158,17 @@ class Encoder:
     def differs_in(self, model: Model) -> str:
         """Return what was noted otherwise when the model came into the index; it may change the last digits."""
         return differences(model.facts["noted"], self.noted)
+
+
+def _check_is_file(flag: str, path: Path) -> None:
+    """Raise OSError for what is no regular file: reading a pipe or a device may never end."""
+    name = shorten(str(path), 200)
+    if not os.path.exists(path):
+        raise FileNotFoundError(f"{flag} {name} does not exist: name a file")
+    if not os.path.isfile(path):
+        raise OSError(f"{flag} {name} is no regular file: name one")
+    if not os.access(path, os.R_OK):
+        raise PermissionError(f"{flag} {name} cannot be read: check its permissions")
 
 
 def load_encoder(source: Source, device: torch.device | None = None, probe: bool = True) -> Encoder:
@@ -168,6 +186,10 @@ def load_encoder(source: Source, device: torch.device | None = None, probe: bool
     method = loaded.method.to(device)
     window = source.window or loaded.trained_window or USUAL_WINDOW
     stride = source.stride or window / 2
+    if min(window, stride) < SHORTEST:
+        raise ValueError(
+            f"--window {window:g} and --stride {stride:g} are shorter than frames are shown: pass {SHORTEST:g} or more"
+        )
     if stride > window:
         raise ValueError(f"--stride {stride:g} is longer than --window {window:g}, which leaves gaps: pass less")
     check_context(loaded.data.max_words, method.clip)
@@ -186,6 +208,7 @@ def load_encoder(source: Source, device: torch.device | None = None, probe: bool
     return Encoder(
         method, loaded.reader, Tokenizer(loaded.data.max_words), autocast_for(precision, device), window, stride,
         not source.checkpoint, content, replace(loaded.source, window=window, stride=stride), noted,
+        not (source.window or loaded.trained_window),
     )  # fmt: skip
 
 

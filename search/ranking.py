@@ -28,6 +28,7 @@ def combine(queries: Floats, weights: Floats) -> NDArray[np.float32]:
     lengths = np.linalg.norm(queries, axis=1, keepdims=True)
     if not lengths.all():
         raise ValueError("the embedding of a query is zero, so it has no direction to search in")
+    weights = weights / (np.abs(weights).max() or 1)  # the squares of large ones would have no finite sum
     total = weights @ (queries / lengths)
     length = np.linalg.norm(total)
     if length <= 1e-6 * np.abs(weights).sum():

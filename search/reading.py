@@ -22,6 +22,7 @@ import torch
 from dataloaders.frames import FrameReader
 from dataloaders.quoting import shorten
 from dataloaders.video_file import VideoError, length_of
+from search.store import PER_FILE
 from search.walk import Found, content_key
 
 WHOLE = 1.5  # windows; a shorter file is one window
@@ -66,18 +67,24 @@ class Ended(NamedTuple):
 Message = Begun | Read | Ended
 
 
+def count_windows(duration: float, window: float, stride: float) -> int:
+    """Return how many windows `cut` gives."""
+    if duration < WHOLE * window:
+        return 1
+    return max(1, math.ceil((duration - window - ENOUGH) / stride)) + 1
+
+
 def cut(duration: float, window: float, stride: float) -> list[tuple[float | None, float | None]]:
     """Return the windows of a file as (start, end) in seconds; (None, None) is the whole file.
 
     They begin every `stride` seconds, and the last one ends with the file. A file shorter than 1.5 windows, or of
     unknown length (0.0), is one window.
     """
-    if duration < WHOLE * window:
+    count = count_windows(duration, window, stride)
+    if count == 1:
         return [(None, None)]
-    last = duration - window
-    count = max(1, math.ceil((last - ENOUGH) / stride))
-    starts = [number * stride for number in range(count)] + [last]
-    return [*((start, start + window) for start in starts[:-1]), (last, duration)]
+    starts = [number * stride for number in range(count - 1)]
+    return [*((start, start + window) for start in starts), (duration - window, duration)]
 
 
 @dataclass(frozen=True)
@@ -99,6 +106,11 @@ class FileReader:
                 yield Ended(content_key=key)
                 return
             yield Begun(key, duration := length_of(Path(path)))
+            if count_windows(duration, self.window, self.stride) > PER_FILE:
+                raise VideoError(
+                    f"{path} states a length of {duration:.0f} s, more than the {PER_FILE:,} windows that a file may have: "
+                    "re-encode it (ffmpeg -i IN -c:v libx264 OUT.mp4), or pass a longer --stride."
+                )
             windows, reason = cut(duration, self.window, self.stride), ""
             try:
                 for index, video, mask in self.frames.read_windows(Path(path), windows):

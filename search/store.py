@@ -230,11 +230,17 @@ class Store(Database):
             ).fetchall()
             vectors = np.empty((sum(count for _, count in rows), model.dimension), dtype=np.float16)
             flat, place = vectors.reshape(-1), 0
+            sizes = iter([count * model.dimension for _, count in rows])
             blobs = connection.execute(
                 "SELECT vectors FROM vectors WHERE model = ? AND count ORDER BY file", (model.id,)
             )
             for (blob,) in blobs:
-                part = np.frombuffer(blob, dtype="<f2")
+                part = np.frombuffer(blob, dtype="<f2") if len(blob) % 2 == 0 else flat[:0]
+                if len(part) != next(sizes):
+                    raise ValueError(
+                        f"{self.path}: is damaged, vectors of {shorten(model.name)} have a wrong size: run verify, and "
+                        "forget the files that it names"
+                    )
                 flat[place : place + len(part)] = part
                 place += len(part)
         return _window_ids(rows), vectors

@@ -33,6 +33,7 @@ from search.model import Encoder, Source, check_method, load_encoder, source_of
 from search.store import File, Model, Store
 from search.walk import walk
 
+LONGEST_NAME = 100  # characters
 FOREVER = timedelta(days=365)  # processes end hours apart where their files differ
 
 
@@ -88,6 +89,11 @@ def index_folder(flags: Namespace) -> int:
                 "this CLIP was not trained on videos: it takes the mean of the pictures of a window, and does not know "
                 "their order; left to right is the same to it as right to left (--checkpoint: a model that does know)"
             )
+        elif process.is_main and encoder.guessed:
+            say(
+                f"the checkpoint does not say how long its training clips were: windows are {encoder.window:g} s long "
+                "(--window: their length)"
+            )
         return _update(flags, model, encoder, [(folder, options)], process, gather)
 
 
@@ -102,13 +108,26 @@ def refresh_all(flags: Namespace) -> int:
             raise ValueError(f"{flags.index} holds nothing yet: index a folder (python -m search index FOLDER)")
         if flags.checkpoint and len(models) > 1:
             raise ValueError("--checkpoint is that of one model: name it with --model")
-        code = 0
+        there = gather(process.on_main(lambda: _there(folders)))[0]
+        code = 0 if len(there) == len(folders) else FAILED
+        folders = there
         for model in models:
             source = source_of(model, flags.checkpoint, flags.pretrained_clip_name, flags.pretrained_dir)
             encoder = load_encoder(source, process.device, probe=False)
             encoder.check_same(model)
             code = max(code, _update(flags, model.id, encoder, folders, process, gather))
         return code
+
+
+def _there(folders: list[tuple[str, Options]]) -> list[tuple[str, Options]]:
+    """Return the folders that exist, and say which do not; OSError if none does."""
+    there = [folder for folder in folders if os.path.isdir(folder[0])]
+    if not there:
+        walk(folders[0][0])  # says what is wrong
+    for folder, _ in folders:
+        if folder not in {path for path, _ in there}:
+            say(f"{shown(folder)}: is no folder now, so that its files stay as they are: mount its disk, or forget it")
+    return there
 
 
 def _is_known(index: str, encoder: Encoder) -> bool:
@@ -142,6 +161,8 @@ def enter_model(store: Store, encoder: Encoder, name: str = "") -> Model:
             facts = model.facts | {"source": encoder.facts["source"]}  # where it is now
             return store.add_model(model.key, model.name, facts)
     name = name or encoder.name
+    if not name.isprintable() or len(name) > LONGEST_NAME:
+        raise ValueError(f"--model {shorten(name)}: pass at most {LONGEST_NAME} characters that can be printed")
     for model in models:
         if model.name == name:
             encoder.check_same(model)
