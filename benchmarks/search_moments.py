@@ -316,9 +316,9 @@ def report(argv: Sequence[str] | None) -> str:
     if not settings.checkpoint:
         raise ValueError("--checkpoint is missing: pass a model trained on the made world (scripts/search_moments.sh)")
     world = World.read(Path(settings.data))
+    origin, line = origin_of(torch.device("cpu"))  # now, before the code may change
     with tempfile.TemporaryDirectory() as folder:
         found = measure_all(settings, world, Path(folder))
-    origin, line = origin_of(torch.device("cpu"))
     if settings.output:
         write_json(Path(settings.output), {**origin, "settings": asdict(settings), **found})
     return f"{text_of(found)}\n{line}"

@@ -108,8 +108,8 @@ class FileReader:
             yield Begun(key, duration := length_of(Path(path)))
             if count_windows(duration, self.window, self.stride) > PER_FILE:
                 raise VideoError(
-                    f"{path} states a length of {duration:.0f} s, more than the {PER_FILE:,} windows that a file may have: "
-                    "re-encode it (ffmpeg -i IN -c:v libx264 OUT.mp4), or pass a longer --stride."
+                    f"{path} states a length of {duration:.0f} s, more than the {PER_FILE:,} windows that a file "
+                    "may have: re-encode it (ffmpeg -i IN -c:v libx264 OUT.mp4), or pass a longer --stride."
                 )
             windows, reason = cut(duration, self.window, self.stride), ""
             try:
