@@ -56,10 +56,7 @@ class Database:
             _refuse_remote(folder)
             folder.mkdir(parents=True, exist_ok=True)
         elif not self.path.is_file():
-            raise FileNotFoundError(
-                f"{folder} has no index: make one (python -m search index FOLDER --index {folder}), or name another "
-                "folder with --index"
-            )
+            raise self._missing()
         with self._explained():
             self._connection = sqlite3.connect(
                 self._address(write), timeout=WAIT, isolation_level=None, check_same_thread=False, uri=True
@@ -93,7 +90,10 @@ class Database:
 
     def _prepare(self, write: bool) -> None:
         found = self._version()
-        if found == (0, 0) and write and not self._one("SELECT count(*) FROM sqlite_master"):
+        is_empty = found == (0, 0) and not self._one("SELECT count(*) FROM sqlite_master")
+        if is_empty and not write:  # the command that made the file was killed at once
+            raise self._missing()
+        if is_empty:
             for setting in (f"page_size={PAGE}", "auto_vacuum=INCREMENTAL", "journal_mode=WAL"):
                 self._connection.execute(f"PRAGMA {setting}").fetchall()
             with self._transaction():
@@ -113,6 +113,12 @@ class Database:
             )
         for setting in ("foreign_keys=ON", "secure_delete=ON", "synchronous=FULL"):
             self._connection.execute(f"PRAGMA {setting}").fetchall()
+
+    def _missing(self) -> FileNotFoundError:
+        return FileNotFoundError(
+            f"{self.folder} has no index: make one (python -m search index FOLDER --index {self.folder}), or name "
+            "another folder with --index"
+        )
 
     def _version(self) -> tuple[int, int]:
         return self._one("PRAGMA application_id"), self._one("PRAGMA user_version")

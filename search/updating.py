@@ -4,7 +4,7 @@ import os
 import sys
 from argparse import Namespace
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,6 @@ from engine.data import reader_processes
 from engine.distributed import Process, process_group
 from engine.flags import check_folder
 from search.commands import FAILED, shown
-from search.database import NAME
 from search.index import choose_model
 from search.indexing import (
     Indexer,
@@ -132,10 +131,9 @@ def _there(folders: list[tuple[str, Options]]) -> list[tuple[str, Options]]:
 
 def _is_known(index: str, encoder: Encoder) -> bool:
     """Return whether an index has this model already, so that it need not be tried again."""
-    if not (Path(index) / NAME).is_file():
-        return False
-    with Store(Path(index)) as store:
+    with suppress(FileNotFoundError), Store(Path(index)) as store:
         return any(model.key == encoder.key for model in store.models())
+    return False
 
 
 def _check_places(folder: str, index: str) -> None:
@@ -243,10 +241,9 @@ def _say_report(report: Report, plan: Plan, failed: list[tuple[str, str]]) -> No
 def _say_forecast(flags: Namespace, folder: str, encoder: Encoder, options: Options) -> None:
     known: list[File] = []
     tried: dict[int, str] = {}
-    if (Path(flags.index) / NAME).is_file():
-        with Store(Path(flags.index)) as store:
-            known = store.files(folder)
-            tried = next((store.tried(model) for model in store.models() if model.key == encoder.key), {})
+    with suppress(FileNotFoundError), Store(Path(flags.index)) as store:
+        known = store.files(folder)
+        tried = next((store.tried(model) for model in store.models() if model.key == encoder.key), {})
     plan = make_plan(folder, known, tried, flags.index, options)
     expected = forecast(encoder, plan.tasks, options)
     size = sum(task.found.size for task in plan.tasks)

@@ -134,6 +134,16 @@ def test_kill_9_while_forgetting(command, videos, tmp_path, count):
     assert kills
 
 
+@pytest.mark.parametrize("statements", [1, 4, 8])
+def test_kill_9_while_an_index_is_made(command, videos, tmp_path, statements):
+    """An empty database is as good as none."""
+    assert kill(run_and_die, command("index", videos), statements)
+    assert (tmp_path / "index" / "index.sqlite").is_file()
+    assert main(command("query", "red")) == main(command("refresh")) == 2
+    assert main(command("index", videos)) == 0
+    assert len(held(tmp_path / "index")) == 7
+
+
 @pytest.mark.slow
 def test_kill_9_of_one_of_two_ranks(command, videos, tmp_path):
     """The other one ends too, with what it has committed."""
