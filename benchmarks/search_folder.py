@@ -181,8 +181,8 @@ def report(argv: Sequence[str] | None) -> str:
     reasons = [f"  {name}: {reason}" for name, reason in found["failures"].items()]
     rates = [found[f"video_hours_per_core_hour{start}"] for start in ("", "_without_start")]
     lines = [
-        f"{found['files']} files, {found['megabytes']:.1f} MB, {found['video_hours']:.2f} h, {found['windows']} windows "
-        f"of {found['files_with_windows']} files; {len(reasons)} failed:",
+        f"{found['files']} files, {found['megabytes']:.1f} MB, {found['video_hours']:.2f} h, "
+        f"{found['windows']} windows of {found['files_with_windows']} files; {len(reasons)} failed:",
         *reasons,
         f"{found['wall_s']:.1f} s, {found['computing_s']:.1f} s of computing; again {found['again_wall_s']:.1f} s",
         f"{rates[0]:.0f} hours of video an hour and core, {rates[1]:.0f} without the start",

@@ -227,5 +227,5 @@ def export(flags: Namespace) -> int:
 
     with Store(Path(flags.index)) as store:
         count = export_to(store, choose_model(store, flags.model), flags.to)
-    print(f"{flags.to}: {count:,} windows", file=sys.stderr)
+    print(f"{shorten(flags.to, 500)}: {count:,} windows", file=sys.stderr)
     return 0

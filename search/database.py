@@ -129,7 +129,7 @@ class Database:
             yield
         except sqlite3.Error as error:
             said = str(error)
-            if "not a database" in said or "malformed" in said:
+            if any(part in said for part in ("not a database", "malformed", "no such table", "no such column")):
                 raise ValueError(
                     f"{self.path}: is damaged or no index ({said}): restore a copy, or delete it and index again"
                 ) from error

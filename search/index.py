@@ -311,7 +311,7 @@ def hit_name(window_id: int) -> str:
 def parse_hit(text: str) -> int:
     """Return the id of a window from its short form or from the number itself; ValueError for anything else."""
     file, colon, number = text.rpartition(":")
-    if not (number.isdecimal() and (file.isdecimal() or not colon) and len(text) < 20):
+    if not (number.isdecimal() and (file.isdecimal() or not colon) and len(text) <= 24):
         raise ValueError(f"--like {shorten(text)}: is no hit; pass one of a query's output, such as 12:3")
     window_id = int(file or 0) * PER_FILE + int(number)
     if window_id >= 1 << 63 or (colon and int(number) >= PER_FILE):  # the number would be that of another file

@@ -23,6 +23,7 @@ import numpy as np
 from dataloaders.quoting import quoted, shorten
 from search.database import Database
 
+FACTS = {"dimension", "content", "source", "noted"}  # what every model's facts have
 PER_FILE = 1 << 20  # ids of the windows of one file
 
 
@@ -84,7 +85,15 @@ class Store(Database):
     def models(self) -> list[Model]:
         """Return all models, in the order in which they came."""
         rows = self._all("SELECT id, key, name, facts FROM models ORDER BY id")
-        return [Model(id_, key, name, json.loads(facts)) for id_, key, name, facts in rows]
+        try:
+            models = [Model(id_, key, name, json.loads(facts)) for id_, key, name, facts in rows]
+            if all(model.facts.keys() >= FACTS and model.dimension > 0 for model in models):
+                return models
+        except (ValueError, TypeError, AttributeError):
+            pass
+        raise ValueError(
+            f"{self.path}: is damaged (what it says of its models): restore a copy, or delete it and index again"
+        )
 
     def add_model(self, key: str, name: str, facts: Mapping[str, Any]) -> Model:
         """Add a model, or update the facts of the one with this key; return it. The name must be free."""
@@ -235,12 +244,7 @@ class Store(Database):
                 "SELECT vectors FROM vectors WHERE model = ? AND count ORDER BY file", (model.id,)
             )
             for (blob,) in blobs:
-                part = np.frombuffer(blob, dtype="<f2") if len(blob) % 2 == 0 else flat[:0]
-                if len(part) != next(sizes):
-                    raise ValueError(
-                        f"{self.path}: is damaged, vectors of {shorten(model.name)} have a wrong size: run verify, and "
-                        "forget the files that it names"
-                    )
+                part = self._numbers(blob, "<f2", next(sizes))
                 flat[place : place + len(part)] = part
                 place += len(part)
         return _window_ids(rows), vectors
@@ -251,18 +255,30 @@ class Store(Database):
         rows = self._all("SELECT count, vectors FROM vectors WHERE model = ? AND file = ?", model.id, file)
         if not rows or not 0 <= number < rows[0][0]:
             raise KeyError(window_id)
-        return np.frombuffer(rows[0][1], dtype="<f2").reshape(rows[0][0], -1)[number].astype(np.float16)
+        vectors = self._numbers(rows[0][1], "<f2", rows[0][0] * model.dimension)
+        return vectors.reshape(rows[0][0], -1)[number].astype(np.float16)
+
+    def _numbers(self, blob: bytes, kind: str, count: int) -> np.ndarray:
+        """Return so many numbers of a blob; ValueError if it has another size."""
+        if len(blob) != count * np.dtype(kind).itemsize:
+            raise ValueError(
+                f"{self.path}: is damaged (a file's vectors or times have a wrong size): run verify, and forget the "
+                "files that it names"
+            )
+        return np.frombuffer(blob, dtype=kind)
 
     def windows(self, model: Model, ids: Iterable[int]) -> list[Window]:
         """Return the windows with these ids, in their order; KeyError if there is none of an id."""
         wanted = [divmod(int(id_), PER_FILE) for id_ in ids]
         found: dict[int, tuple[str, np.ndarray, np.ndarray]] = {}
         statement = (
-            "SELECT path, starts, ends FROM files JOIN vectors ON vectors.file = files.id WHERE model = ? AND file = ?"
+            "SELECT path, count, starts, ends FROM files JOIN vectors ON vectors.file = files.id "
+            "WHERE model = ? AND file = ?"
         )
         for file in {file for file, _ in wanted}:
-            for path, starts, ends in self._all(statement, model.id, file):
-                found[file] = os.fsdecode(path), np.frombuffer(starts, dtype="<f8"), np.frombuffer(ends, dtype="<f8")
+            for path, count, *times in self._all(statement, model.id, file):
+                starts, ends = (self._numbers(blob, "<f8", count) for blob in times)
+                found[file] = os.fsdecode(path), starts, ends
         windows = []
         for file, number in wanted:
             if file not in found or not 0 <= number < len(found[file][1]):

@@ -205,8 +205,8 @@ def _update(
             path = write_failures(store)
             files, windows, seconds = store.totals(model)
             say(
-                f"{flags.index}: {files} files, {windows} windows, {seconds / 3600:.2f} h"
-                + f"; see {path}" * bool(path)
+                f"{shorten(flags.index, 500)}: {files} files, {windows} windows, {seconds / 3600:.2f} h"
+                + f"; see {shorten(str(path), 500)}" * bool(path)
             )
     return code
 

@@ -17,6 +17,7 @@ from search.store import PER_FILE, Store
 from search.walk import Found, walk
 from tests.dataloaders.test_hostile_files import BAD, GOOD
 from tests.search.test_resuming import update
+from tests.search.test_store import FACTS
 from tests.videos import grey_ramp, write_video
 
 NOT_IN_A_FOLDER = {"missing", "dangling", "directory"}  # what a walk does not take for a video
@@ -108,7 +109,7 @@ def test_many_files(tmp_path, count):
             folder.mkdir(parents=True)
         os.close(os.open(folder / f"{number}.mp4", os.O_CREAT | os.O_WRONLY))
     with Store(tmp_path / "index", write=True) as store:
-        model = store.add_model("k", "model", {"dimension": 4})
+        model = store.add_model("k", "model", FACTS)
 
         def plan() -> Plan:
             return make_plan(str(videos), store.files(str(videos)), store.tried(model), "", Options())

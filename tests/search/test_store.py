@@ -139,6 +139,29 @@ def test_check_sees_damage(store):
 
 
 @pytest.mark.parametrize(
+    ("damage", "part"),
+    [
+        ("UPDATE vectors SET vectors = x'00' WHERE file = 1", "vectors or times have a wrong size"),
+        ("UPDATE vectors SET starts = x'00' WHERE file = 1", "vectors or times have a wrong size"),
+        ("UPDATE vectors SET count = 5 WHERE file = 1", "vectors or times have a wrong size"),
+        ("UPDATE models SET facts = '{}'", "what it says of its models"),
+        ("UPDATE models SET facts = 'nothing'", "what it says of its models"),
+        ("UPDATE models SET facts = '[1]'", "what it says of its models"),
+        ("DROP TABLE roots", "no such table: roots"),
+    ],
+)
+def test_damage_gets_one_sentence(store, damage, part):
+    model = store.add_model("k", "stop", FACTS)
+    put(store, model, "/a")
+    store._all(damage)
+    with pytest.raises(ValueError, match=rf"index\.sqlite: is damaged.*{part}.*: (run verify|restore a copy)"):
+        store.roots(), store.models(), store.matrix(model), store.windows(model, [PER_FILE])
+    if "vectors = " in damage or "count" in damage:
+        with pytest.raises(ValueError, match="is damaged"):
+            store.vector(model, PER_FILE)
+
+
+@pytest.mark.parametrize(
     ("prepare", "part"),
     [
         (lambda path: path.write_bytes(b"no database at all" * 100), "is damaged or no index"),
