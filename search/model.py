@@ -41,6 +41,7 @@ from search.store import Model
 
 USUAL_WINDOW = 10.0  # seconds, for models that do not say how long their training clips were
 BARE = "clip"  # name of a CLIP without a trained method
+TEXTS = 50  # encoded at once
 SAME = 1e-3  # difference of two cosines, far above rounding errors in fp32 and below any effect of other clips
 
 FRAMES = (  # settings of a `FrameReader` that change which pixels a model sees
@@ -124,6 +125,11 @@ class Encoder:
         with evaluating(self.method), self.autocast():
             rows = self.method.encode_text(self.tokenizer(list(texts)).to(device))
         return unit(rows).cpu().numpy()
+
+    def encode_texts(self, texts: Sequence[str]) -> np.ndarray:
+        """Return what `encode_text` does of any number of texts, batch by batch."""
+        parts = [self.encode_text(texts[first : first + TEXTS]) for first in range(0, len(texts), TEXTS)]
+        return np.concatenate(parts)
 
     def encode_image(self, path: Path) -> np.ndarray:
         """Return the vector of a picture as a clip in which nothing moves, fp32 [1, E]. Raises OSError if there is no
