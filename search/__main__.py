@@ -118,6 +118,14 @@ def make_parser() -> argparse.ArgumentParser:
         help="file that ends in .npz, .json or .parquet, or a server: qdrant://HOST[:PORT][/COLLECTION]",
     )
     export.add_argument("--model", default="", metavar="NAME", help="model of the index; empty: its only one")
+
+    recall = command("recall", "measure how much of what exact search finds an approximate engine finds")
+    recall.add_argument("--queries", default="", metavar="FILE", help="your texts, one a line; empty: 200 sentences")
+    recall.add_argument("--model", default="", metavar="NAME", help="model of the index; empty: its only one")
+    recall.add_argument("--checkpoint", default="", help="where the model's checkpoint is now")
+    _add_places(recall)
+    recall.add_argument("--server", default="", help="measure a server that export sent the index to: qdrant://HOST")
+    recall.add_argument("--json", action="store_true", help="as JSON")
     return parser
 
 

@@ -249,3 +249,10 @@ def export(flags: Namespace) -> int:
         count = export_to(store, choose_model(store, flags.model), flags.to)
     print(f"{flags.to}: {count:,} windows", file=sys.stderr)
     return 0
+
+
+def recall(flags: Namespace) -> int:
+    """Measure what an approximate engine loses."""
+    from search.measuring import run_recall
+
+    return run_recall(flags)

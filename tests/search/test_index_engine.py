@@ -4,35 +4,23 @@ import json
 import sys
 from pathlib import Path
 
-import numpy as np
 import pytest
 
-from benchmarks.made_vectors import make_world
 from search.__main__ import main
 from search.engines.base import Engine
 from search.engines.exact import TorchExact
 from search.engines.ivf import IVF
 from search.index import Index
 from search.recall import measure_recall, probe_texts
-from search.store import Content, Store
-
-FILES, WINDOWS, LIMIT = 50, 40, 1000
+from search.store import Store
+from tests.search.made_index import FILES, WINDOWS, make_index
 
 
 @pytest.fixture
 def made(encoder, tmp_path, monkeypatch) -> Path:
-    """An index of 2000 made windows in 50 files, for a real model; the limit of exact search is 1000."""
-    monkeypatch.setattr("search.engines.derived.EXACT_UP_TO", LIMIT)
-    world = make_world(FILES * WINDOWS, encoder.facts["dimension"], 1)
-    with Store(tmp_path / "index", write=True) as store:
-        model = store.add_model(encoder.key, "vpt", encoder.facts)
-        store.add_root("/videos", False)
-        times = np.arange(WINDOWS, dtype=float)
-        for file in range(FILES):
-            content = Content(f"/videos/{file:02}.mp4", 1, 1, f"key {file}", float(WINDOWS))
-            rows = world.vectors[file * WINDOWS : (file + 1) * WINDOWS]
-            store.put(content, model, times.tolist(), (times + 1).tolist(), rows)
-    return tmp_path / "index"
+    """An index of 2000 made windows; the limit of exact search is 1000."""
+    monkeypatch.setattr("search.engines.derived.EXACT_UP_TO", 1000)
+    return make_index(tmp_path / "index", encoder)
 
 
 def needs_faiss() -> None:
