@@ -21,6 +21,7 @@ from typing import NoReturn
 from engine.flags import finite_float
 
 INDEX = "runs/search_index"  # --index
+DEMO = "runs/search_demo"  # --index of the demo
 INTERRUPTED = 130
 
 
@@ -37,9 +38,9 @@ def make_parser() -> argparse.ArgumentParser:
     parser = _Parser(prog="python -m search", description=__doc__, formatter_class=about, allow_abbrev=False)
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
-    def command(name: str, text: str) -> argparse.ArgumentParser:
+    def command(name: str, text: str, place: str = INDEX) -> argparse.ArgumentParser:
         added = commands.add_parser(name, help=text, description=text, allow_abbrev=False)
-        added.add_argument("--index", default=INDEX, metavar="DIR", help=f"folder of the index (default: {INDEX})")
+        added.add_argument("--index", default=place, metavar="DIR", help=f"folder of the index (default: {place})")
         return added
 
     index = command("index", "index the videos of a folder and those below it, or bring the index up to date")
@@ -126,6 +127,12 @@ def make_parser() -> argparse.ArgumentParser:
     _add_places(recall)
     recall.add_argument("--server", default="", help="measure a server that export sent the index to: qdrant://HOST")
     recall.add_argument("--json", action="store_true", help="as JSON")
+
+    demo = command("demo", "try it: draw short videos, index them and ask three questions", DEMO)
+    demo.add_argument(
+        "--checkpoint", default="", help="model; empty: what scripts/quickstart.sh trained, else CLIP alone, untrained"
+    )
+    demo.add_argument("--no_page", action="store_true", help="only print the answers, without opening the page")
     return parser
 
 

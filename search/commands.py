@@ -256,3 +256,10 @@ def recall(flags: Namespace) -> int:
     from search.measuring import run_recall
 
     return run_recall(flags)
+
+
+def demo(flags: Namespace) -> int:
+    """Draw videos, index them, and ask three questions."""
+    from search.demo import run_demo
+
+    return run_demo(flags)
