@@ -56,6 +56,10 @@ def make_parser() -> argparse.ArgumentParser:
     index.add_argument(
         "--stride", type=finite_float, default=0.0, help="seconds from one window to the next; 0: half a window"
     )
+    index.add_argument(
+        "--cut", choices=("windows", "shots"), default="windows",
+        help="shots: borders of windows move onto cuts that are near (default: windows)",
+    )  # fmt: skip
     index.add_argument("--follow", action="store_true", help="follow symbolic links")
     index.add_argument(
         "--dry_run", action="store_true", help="only say how many files, hours and minutes it takes; writes nothing"

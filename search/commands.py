@@ -145,9 +145,10 @@ def status(flags: Namespace) -> int:
     for root in roots:
         print(f"  folder {shown(root)}")
     for model in models:
+        cut = ", moved onto cuts" if model["cut"] == "shots" else ""
         print(
             f"  model {model['name']} ({model['key'][:12]}): {model['windows']} windows of {model['window']:g} s every "
-            f"{model['stride']:g} s, {model['files']} files, {model['hours']:.2f} h; {model['source']}"
+            f"{model['stride']:g} s{cut}, {model['files']} files, {model['hours']:.2f} h; {model['source']}"
         )
         print(f"    search: {_said(model['engine'], model['windows'])}")
         if model["failed"]:
@@ -165,6 +166,7 @@ def _status_of(store: Store, model: Model) -> dict[str, Any]:
         "source": source["checkpoint"] or f"{source['pretrained_clip_name']}, untrained",
         "window": content["window"],
         "stride": content["stride"],
+        "cut": content.get("cut", "windows"),
         "files": files,
         "windows": windows,
         "hours": seconds / 3600,

@@ -61,7 +61,7 @@ class Source:
     """Where a model comes from: a checkpoint, or only a CLIP by name or path. An index notes it, to find it again.
 
     `window` and `stride` are in seconds; 0 means the length of the training clips, and half a window. `options` replace
-    settings of the checkpoint's method.
+    settings of the checkpoint's method. With `shots`, windows begin and end at cuts that are near.
     """
 
     checkpoint: str = ""
@@ -70,6 +70,7 @@ class Source:
     window: float = 0.0
     stride: float = 0.0
     options: Mapping[str, Any] = field(default_factory=dict)
+    shots: bool = False
 
 
 @dataclass(frozen=True)
@@ -90,6 +91,7 @@ class Encoder:
     content: Mapping[str, Any]
     source: Source
     noted: Mapping[str, str]
+    shots: bool = False
 
     @cached_property
     def key(self) -> str:
@@ -148,7 +150,8 @@ class Encoder:
     def check_same(self, model: Model) -> None:
         """Raise ModelMismatch if the vectors of a model in an index are not of this model."""
         if self.key != model.key:
-            there, here = (_flat(content) for content in (model.facts["content"], self.content))
+            usual = {"cut": "windows"}  # not noted
+            there, here = (_flat(usual | dict(content)) for content in (model.facts["content"], self.content))
             raise ModelMismatch(
                 f"the model {shorten(model.name)} of the index is another one: {differences(there, here)}; use the "
                 "same settings, or pass --model with another name to keep both side by side"
@@ -188,10 +191,13 @@ def load_encoder(source: Source, device: torch.device | None = None, probe: bool
         "window": window,
         "stride": stride,
     }
+    if source.shots:  # only then, so that indexes without it keep their key
+        content["cut"] = "shots"
     noted = {"decoder": decoder_version(), "precision": precision}
     return Encoder(
         method, loaded.reader, Tokenizer(loaded.data.max_words), autocast_for(precision, device), window, stride,
         not source.checkpoint, content, replace(loaded.source, window=window, stride=stride), noted,
+        source.shots,
     )  # fmt: skip
 
 

@@ -253,7 +253,7 @@ def test_status_and_forget(run, videos, tmp_path):
     assert status["roots"] == [str(videos)]
     assert status["models"][0] | {"key": "", "source": "", "hours": 0, "engine": {}} == {
         "name": "vpt", "key": "", "method": "vpt", "source": "", "window": pytest.approx(5 / 3), "files": 7,
-        "stride": pytest.approx(5 / 6), "windows": 7, "hours": 0, "failed": 0, "engine": {},
+        "stride": pytest.approx(5 / 6), "windows": 7, "hours": 0, "failed": 0, "engine": {}, "cut": "windows",
     }  # fmt: skip
     assert "model vpt" in run("status")[1]
     assert run("forget", videos / "below")[0] == 0
