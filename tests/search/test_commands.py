@@ -3,7 +3,9 @@
 import csv
 import json
 import os
+import runpy
 import shutil
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -308,6 +310,17 @@ def test_a_bare_clip(small_data, videos, tmp_path, capfd):
     assert "nothing moves in a picture" in capfd.readouterr().err
     assert main(["index", str(videos), *flags, "--layers", "3"]) == 2
     assert "--layers is unknown without --checkpoint" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize(("given", "used"), [("", "PASSIVE"), ("ACTIVE", "ACTIVE")])
+def test_threads_that_wait_leave_the_cores_to_decoding(monkeypatch, capfd, given, used):
+    monkeypatch.setenv("OMP_WAIT_POLICY", given)
+    if not given:
+        monkeypatch.delenv("OMP_WAIT_POLICY")
+    monkeypatch.setattr(sys, "argv", ["search", "--help"])
+    with pytest.raises(SystemExit):
+        runpy.run_module("search", run_name="__main__")
+    assert os.environ["OMP_WAIT_POLICY"] == used
 
 
 def test_a_server_finds_the_same(indexed, capfd, monkeypatch):
