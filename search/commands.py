@@ -171,7 +171,9 @@ def _status_of(store: Store, model: Model) -> dict[str, Any]:
         "windows": windows,
         "hours": seconds / 3600,
         "failed": len(store.failures(model)),
-        "engine": engine_facts(place(store.folder, "ivf", model.key), store.ids(model), model.dimension),
+        "engine": engine_facts(
+            place(store.folder, "ivf", model.key), windows, model.dimension, lambda: store.ids(model)
+        ),
     }
 
 

@@ -105,9 +105,9 @@ class Index:
         """The engine with all vectors: exact, or approximate beyond `derived.EXACT_UP_TO` windows. Raises ValueError if
         the server has others than the index."""
         if not self._server:
-            folder, ids = place(self.store.folder, "ivf", self.model.key), self.store.ids(self.model)
+            folder = place(self.store.folder, "ivf", self.model.key)
             texts = partial(self.vectors_of_texts, "probes", probe_texts)
-            engine, self.gallery = open_engine(folder, ids, self.model.dimension, self.vectors, texts)
+            engine, self.gallery = open_engine(folder, self._ids_at_first, self.model.dimension, self.vectors, texts)
             return engine
         ids, vectors = self.vectors()
         self.gallery = sample_gallery(vectors)  # the rest need not lie in memory twice
@@ -120,6 +120,10 @@ class Index:
                 f"(python -m search export --to {self._server})"
             )
         return server
+
+    @cached_property
+    def _ids_at_first(self) -> np.ndarray:
+        return self.store.ids(self.model)
 
     def vectors(self) -> tuple[np.ndarray, np.ndarray]:
         """Return the ids of all windows, int64 [N], and their vectors of length 1, fp16 [N, E]."""
@@ -244,11 +248,14 @@ class Index:
         """
 
         def measure() -> float:
-            texts = self.vectors_of_texts("nonsense", nonsense_texts)
-            return bound_of_nonsense(self.engine.search(texts, 1)[0][:, 0])
+            return bound_of_nonsense(self.engine.search(self._nonsense(), 1)[0][:, 0])
 
         path = place(self.store.folder, "bound", self.model.key).with_suffix(".json")
-        return open_bound(path, stamp_of(self.store.ids(self.model)), measure)
+        return open_bound(path, stamp_of(self._ids_at_first), measure)
+
+    def _nonsense(self) -> np.ndarray:
+        """Return vectors of texts without a meaning, fp32 [Q, E]."""
+        return self.vectors_of_texts("nonsense", nonsense_texts)
 
     def vectors_of_texts(self, kind: str, texts: Callable[[], list[str]]) -> np.ndarray:
         """Return vectors of some texts that are always the same, fp32 [Q, E]; they are kept beside the index under the

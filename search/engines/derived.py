@@ -84,19 +84,19 @@ def open_engine(
     return exact, sample_gallery(vectors)
 
 
-def engine_facts(folder: Path, ids: Ids, size: int) -> dict[str, Any]:
-    """Return which engine `open_engine` takes, for people who ask; loads nothing.
+def engine_facts(folder: Path, count: int, size: int, ids: Callable[[], Ids]) -> dict[str, Any]:
+    """Return which engine `open_engine` takes for `count` windows, for people who ask; loads no vectors.
 
     "bytes" is its size in memory. Of the inverted file, "fits" says whether its file is that of these windows; if so,
     "effort" of "lists" are searched, which gave "recall" on "texts" when the effort was chosen.
     """
     library = "faiss" if find_spec("faiss") else "torch"
-    if is_exact_enough(len(ids)) or library == "torch":
-        return {"name": "exact", "library": library, "bytes": 2 * size * len(ids)}
+    if is_exact_enough(count) or library == "torch":
+        return {"name": "exact", "library": library, "bytes": 2 * size * count}
     known = _read_facts(folder / FACTS)
-    facts = {"name": IVF.name, "library": library, "lists": choose_lists(len(ids)), "fits": False}
+    facts = {"name": IVF.name, "library": library, "lists": choose_lists(count), "fits": False}
     tuning = _tuning_in(known)
-    if known.get("stamp") != stamp_of(ids) or tuning is None or not _lists_of(folder, known["stamp"]).exists():
+    if known.get("stamp") != stamp_of(ids()) or tuning is None or not _lists_of(folder, known["stamp"]).exists():
         return facts
     return facts | {"fits": True, "bytes": known["bytes"], **asdict(tuning)}
 
