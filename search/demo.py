@@ -28,7 +28,7 @@ from search.database import NAME
 from search.engines.base import INSTALL
 from search.engines.derived import remove_derived
 from search.index import Hit, Index
-from search.model import Source, load_encoder
+from search.model import Encoder, Source, load_encoder
 from search.store import Store, is_below
 from search.updating import index_folder, say
 
@@ -74,10 +74,12 @@ def run_demo(flags: Namespace) -> int:
     is_trained = bool(flags.checkpoint) or checkpoint.is_file()
     world = folder / "made_world"
     _check_own(folder, world)
+    source = Source(str(checkpoint), window=LENGTH) if is_trained else Source("", str(UNTRAINED), window=LENGTH)
+    encoder = load_encoder(source)  # says what is wrong with it before anything is drawn
     say(f"== videos: {PAIRS} clips of moving shapes and the same clips backwards, drawn into {shown(str(world))} ==")
     moments = draw_world(world)
     say(f"== indexing them with {shown(str(checkpoint)) if is_trained else f'{UNTRAINED.name}, untrained'} ==")
-    name = _index(folder, world / "videos", checkpoint if is_trained else None)
+    name = _index(folder, world / "videos", source, encoder)
     with Index.open(folder, name) as index:
         for question in pick_questions(moments):
             _ask(index, question, moments)
@@ -141,20 +143,16 @@ def _check_own(folder: Path, world: Path) -> None:
         raise ValueError(f"--index {folder} is an index of your own videos: name another folder for the demo")
 
 
-def _index(folder: Path, videos: Path, checkpoint: Path | None) -> str:
-    """Index the videos with a checkpoint, or with the untrained CLIP; return the model's name in the index."""
-    if checkpoint:
-        source, model = Source(str(checkpoint), window=LENGTH), ["--checkpoint", str(checkpoint)]
-    else:
-        source, model = Source("", str(UNTRAINED), window=LENGTH), ["--pretrained_clip_name", str(UNTRAINED)]
-    encoder = load_encoder(source, probe=False)
+def _index(folder: Path, videos: Path, source: Source, encoder: Encoder) -> str:
+    """Index the videos with a model, given by its source; return its name in the index."""
     if (folder / NAME).is_file():
         with Store(folder, write=True) as store:
             for old in store.models():
                 if old.name == encoder.name and old.key != encoder.key:  # the quickstart has run again since
                     store.remove_model(old)
                     remove_derived(folder, old.key)
-    flags = make_parser().parse_args(["index", str(videos), "--index", str(folder), "--window", str(LENGTH), *model])
+    places = ["--checkpoint", source.checkpoint, "--pretrained_clip_name", source.pretrained_clip_name]
+    flags = make_parser().parse_args(["index", str(videos), "--index", str(folder), "--window", str(LENGTH), *places])
     flags.options = {}
     if code := index_folder(flags):
         raise RuntimeError(f"the demo's own videos in {videos} cannot be indexed (exit code {code})")

@@ -63,7 +63,9 @@ def run_recall(flags: Namespace) -> int:
 
 def read_texts(path: Path) -> list[str]:
     """Return the lines of a text file that are not empty. Raises OSError if it cannot be read, and ValueError if it is
-    no UTF-8, or has none."""
+    no regular file, no UTF-8, or has none."""
+    if not path.is_file():  # reading a pipe or a device might never end
+        raise ValueError(f"--queries {shorten(str(path), 200)}: there is no such file; pass one with a query a line")
     try:
         texts = [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
     except UnicodeDecodeError as error:

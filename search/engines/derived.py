@@ -146,7 +146,7 @@ def open_ivf(
             write_atomically(lists, engine.save)
         wanted |= {"bytes": lists.stat().st_size, "tuning": asdict(tuning)}
         write_atomically(facts, lambda path: path.write_text(json.dumps(wanted, indent=1) + "\n"))
-        for old in folder.glob("ivf-*.faiss"):
+        for old in folder.glob("ivf-*"):  # also parts of a file whose writing was killed
             if old != lists:
                 old.unlink(missing_ok=True)
     except OSError as error:

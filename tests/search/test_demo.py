@@ -167,6 +167,12 @@ def test_an_index_of_own_videos_is_left_alone(tmp_path, capfd):
     assert not (tmp_path / "made_world").exists()
 
 
+def test_a_missing_checkpoint_is_told_before_anything_is_drawn(tmp_path, capfd):
+    assert main(["demo", "--index", str(tmp_path / "demo"), "--checkpoint", "missing.safetensors"]) == 2
+    assert "missing.safetensors" in capfd.readouterr().err
+    assert not (tmp_path / "demo").exists()
+
+
 @pytest.mark.skipif(not hasattr(commands, "serve"), reason="this version has no page")
 def test_the_page_is_opened_for_its_model(folder, capfd, monkeypatch):
     pytest.importorskip("fastapi", reason="fastapi is not installed: pip install fastapi uvicorn")

@@ -143,10 +143,13 @@ def test_the_file_is_read_while_it_fits(kept, world):
 def test_other_windows_make_it_again(kept):
     kept.open()
     (old,) = kept.folder.glob("*.faiss")
+    killed = kept.folder / "ivf-0123.faiss.partial"
+    killed.touch()
     kept.open(stamp="second")
     assert kept.read == 2
     assert kept.engine.count == 2000
     assert not old.exists()
+    assert not killed.exists()
     kept.open(stamp="second")
     assert kept.read == 2
 

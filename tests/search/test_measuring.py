@@ -1,6 +1,7 @@
 """`python -m search recall`: its figures are those of search/recall.py, for texts and for clips apart."""
 
 import json
+import os
 import sys
 from pathlib import Path
 
@@ -102,11 +103,18 @@ def test_a_server(made, capfd, monkeypatch):
 
 @pytest.mark.parametrize(
     ("content", "part"),
-    [(b"\n \n", "has no line with a query"), (b"\xff\xfe", "is no text in UTF-8"), (None, "queries.txt")],
+    [
+        (b"\n \n", "has no line with a query"),
+        (b"\xff\xfe", "is no text in UTF-8"),
+        (None, "no such file"),
+        ("pipe", "no such file"),
+    ],
 )
 def test_mistakes_in_the_queries(made, tmp_path, capfd, content, part):
     path = tmp_path / "queries.txt"
-    if content is not None:
+    if content == "pipe":
+        os.mkfifo(path)
+    elif content is not None:
         path.write_bytes(content)
     assert main(["recall", "--index", str(made), "--queries", str(path)]) == 2
     out, told = capfd.readouterr()
