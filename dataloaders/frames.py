@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from dataloaders.cache import FrameCache, StoredFrames
-from dataloaders.decode import Choose, VideoError, Window, read_frames, read_windows
+from dataloaders.decode import Choose, VideoError, Watch, Window, read_frames, read_windows
 from dataloaders.frame_parts import ClipPath
 from dataloaders.frame_sampling import (
     DRAWN,
@@ -173,19 +173,19 @@ class FrameReader:
         path: Path,
         windows: Iterable[tuple[float | None, float | None]],
         generator: np.random.Generator | None = None,
+        watch: Watch | None = None,
     ) -> Iterator[tuple[int, torch.Tensor, torch.Tensor]]:
         """Read many windows (start, end) of a video, which is decoded only once. Yield each one's index, and video and
         frame_mask as of a call, as soon as its last frame has come.
 
-        They come in the order in which they end, those in the cache first. Memory holds the frames of the windows that
-        are open at a moment, however long the video. A window that cannot be read does not stop the others: after the
-        last of them, the VideoError of the first one that failed is raised. What was not yielded was not read.
+        They come in the order in which they end, those in the cache first. Memory holds the frames of the windows open
+        at a moment, however long the video. `watch` is that of `decode.read_windows`. After the last window, the
+        VideoError of the first one that failed is raised; the others were yielded.
         """
         assert len(self.views) == 1, "read_views reads several"
         assert not self.whole, "whole frames must be cut to squares first"
-        windows = list(windows)
-        errors: dict[int, VideoError] = {}
-        cache, missing = self.cache, list(range(len(windows)))
+        windows, cache, errors = list(windows), self.cache, dict[int, VideoError]()
+        missing = list(range(len(windows)))
         if cache is not None:
             missing = [index for index in missing if not self.cache_place(path, *windows[index]).exists()]
             for index in sorted(set(range(len(windows))).difference(missing)):
@@ -200,7 +200,8 @@ class FrameReader:
             return self._choose(path, drawn if cache is None else self._counting(counts[place]))
 
         asked = [Window(choose(place), *windows[index]) for place, index in enumerate(missing)]
-        for place, read in read_windows(path, asked, partial(self._picture, path=path), square_pixels=True):
+        convert = partial(self._picture, path=path)
+        for place, read in read_windows(path, asked, convert, square_pixels=True, watch=watch):
             index = missing[place]
             if isinstance(read, VideoError):
                 errors[index] = read
@@ -267,8 +268,7 @@ class FrameReader:
         if self.cache is not None:
             self._stored(self.cache, path, start, end)
         else:
-            choose = self._choose(path, self._last)
-            convert = partial(self._picture, path=path)
+            choose, convert = self._choose(path, self._last), partial(self._picture, path=path)
             read_frames(path, choose, convert, start=start, end=end, square_pixels=True, thorough=True)
 
     def _last(self, n: int, fps: float) -> np.ndarray:

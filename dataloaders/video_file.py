@@ -157,6 +157,12 @@ class VideoFacts:
         start, end = (None if moment is None else moment - self.offset for moment in (start, end))
         return in_window(self.n_frames, self.rate, start, end)
 
+    def seconds(self, number: int) -> float:
+        """Return when a frame comes on screen; one that is not expected comes at the end of those that are."""
+        if self.times is None:
+            return self.offset + number / self.rate if self.rate else 0.0
+        return float(self.times[number]) if number < len(self.times) else self.ends
+
     def may_be(self, number: int, time: float | None) -> bool:
         """Return whether the frame decoded as `number`, at `time` on the stream's clock, is the one we expected."""
         return self.guess is None or time is None or abs(time - self.guess[number]) < 0.5 / self.rate

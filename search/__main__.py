@@ -21,6 +21,7 @@ from typing import NoReturn
 from engine.flags import finite_float
 
 INDEX = "runs/search_index"  # --index
+DEMO = "runs/search_demo"  # --index of the demo
 INTERRUPTED = 130
 
 
@@ -44,10 +45,10 @@ def make_parser() -> argparse.ArgumentParser:
     parser = _Parser(prog="python -m search", description=__doc__, formatter_class=about, allow_abbrev=False)
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
-    def command(name: str, text: str) -> argparse.ArgumentParser:
+    def command(name: str, text: str, place: str = INDEX) -> argparse.ArgumentParser:
         added = commands.add_parser(name, help=text, description=text, allow_abbrev=False)
         added.add_argument(
-            "--index", type=_path, default=INDEX, metavar="DIR", help=f"folder of the index (default: {INDEX})"
+            "--index", type=_path, default=place, metavar="DIR", help=f"folder of the index (default: {place})"
         )
         return added
 
@@ -64,6 +65,10 @@ def make_parser() -> argparse.ArgumentParser:
     index.add_argument(
         "--stride", type=finite_float, default=0.0, help="seconds from one window to the next; 0: half a window"
     )
+    index.add_argument(
+        "--cut", choices=("windows", "shots"), default="windows",
+        help="shots: borders of windows move onto cuts that are near (default: windows)",
+    )  # fmt: skip
     index.add_argument("--follow", action="store_true", help="follow symbolic links")
     index.add_argument(
         "--dry_run", action="store_true", help="only say how many files, hours and minutes it takes; writes nothing"
@@ -128,6 +133,20 @@ def make_parser() -> argparse.ArgumentParser:
         help="file that ends in .npz, .json or .parquet, or a server: qdrant://HOST[:PORT][/COLLECTION]",
     )
     export.add_argument("--model", default="", metavar="NAME", help="model of the index; empty: its only one")
+
+    recall = command("recall", "measure how much of what exact search finds an approximate engine finds")
+    recall.add_argument("--queries", default="", metavar="FILE", help="your texts, one a line; empty: 200 sentences")
+    recall.add_argument("--model", default="", metavar="NAME", help="model of the index; empty: its only one")
+    recall.add_argument("--checkpoint", default="", help="where the model's checkpoint is now")
+    _add_places(recall)
+    recall.add_argument("--server", default="", help="measure a server that export sent the index to: qdrant://HOST")
+    recall.add_argument("--json", action="store_true", help="as JSON")
+
+    demo = command("demo", "try it: draw short videos, index them and ask three questions", DEMO)
+    demo.add_argument(
+        "--checkpoint", default="", help="model; empty: what scripts/quickstart.sh trained, else CLIP alone, untrained"
+    )
+    demo.add_argument("--no_page", action="store_true", help="only print the answers, without opening the page")
     return parser
 
 
@@ -189,4 +208,6 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
+    # By default OpenMP's threads wait in a busy loop, and take the cores from the processes that decode.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     sys.exit(main())

@@ -11,6 +11,8 @@ from typing import Any
 
 from dataloaders.quoting import shorten
 from search.database import NAME
+from search.engines.base import INSTALL
+from search.engines.derived import EXACT_UP_TO, engine_facts, is_exact_enough, place, remove_derived
 from search.store import Model, Store, is_below
 
 FAILED = 3  # exit code: files could not be read, or something is wrong
@@ -143,10 +145,13 @@ def status(flags: Namespace) -> int:
     for root in roots:
         print(f"  folder {shown(root)}")
     for model in models:
+        cut = ", moved onto cuts" if model["cut"] == "shots" else ""
         print(
             f"  model {model['name']} ({model['key'][:12]}): {model['windows']} windows of {model['window']:g} s every "
-            f"{model['stride']:g} s, {model['files']} files, {model['hours']:.2f} h; {shorten(model['source'], 500)}"
+            f"{model['stride']:g} s{cut}, {model['files']} files, {model['hours']:.2f} h; "
+            f"{shorten(model['source'], 500)}"
         )
+        print(f"    search: {_said(model['engine'], model['windows'])}")
         if model["failed"]:
             print(f"    {model['failed']} files could not be read, or not all of: --retry tries them again")
     return 0
@@ -162,11 +167,30 @@ def _status_of(store: Store, model: Model) -> dict[str, Any]:
         "source": source["checkpoint"] or f"{source['pretrained_clip_name']}, untrained",
         "window": content["window"],
         "stride": content["stride"],
+        "cut": content.get("cut", "windows"),
         "files": files,
         "windows": windows,
         "hours": seconds / 3600,
         "failed": len(store.failures(model)),
+        "engine": engine_facts(
+            place(store.folder, "ivf", model.key), windows, model.dimension, lambda: store.ids(model)
+        ),
     }
+
+
+def _said(engine: dict[str, Any], windows: int) -> str:
+    """Return one line about an engine: what `engine_facts` says."""
+    if engine["name"] == "exact":
+        line = f"exact, with {engine['library']}, {engine['bytes'] / 1e6:,.1f} MB in memory"
+        return (
+            line if is_exact_enough(windows) else f"{line}; beyond {EXACT_UP_TO:,} windows faiss is quicker: {INSTALL}"
+        )
+    if not engine["fits"]:
+        return f"approximate, {engine['lists']} lists, which the next query makes"
+    return (
+        f"approximate, {engine['effort']} of {engine['lists']} lists, {engine['bytes'] / 1e6:,.1f} MB; recall@10 "
+        f"{engine['recall']:.3f} on {engine['texts']} texts (recall measures it on yours)"
+    )
 
 
 def forget(flags: Namespace) -> int:
@@ -180,6 +204,7 @@ def forget(flags: Namespace) -> int:
         if flags.model and not flags.paths:
             model = choose_model(store, flags.model)
             store.remove_model(model)
+            remove_derived(store.folder, model.key)
             print(f"forgot the model {model.name}", file=sys.stderr)
             return 0
         if flags.model:
@@ -229,3 +254,17 @@ def export(flags: Namespace) -> int:
         count = export_to(store, choose_model(store, flags.model), flags.to)
     print(f"{shorten(flags.to, 500)}: {count:,} windows", file=sys.stderr)
     return 0
+
+
+def recall(flags: Namespace) -> int:
+    """Measure what an approximate engine loses."""
+    from search.measuring import run_recall
+
+    return run_recall(flags)
+
+
+def demo(flags: Namespace) -> int:
+    """Draw videos, index them, and ask three questions."""
+    from search.demo import run_demo
+
+    return run_demo(flags)

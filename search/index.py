@@ -8,10 +8,9 @@ Shapes: N windows, Q parts of a query, E joint embedding.
 """
 
 import datetime
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
-from functools import cached_property
-from hashlib import sha256
+from functools import cached_property, partial
 from pathlib import Path
 from typing import NamedTuple
 from zipfile import BadZipFile
@@ -21,12 +20,11 @@ import numpy as np
 from dataloaders.quoting import quoted, shorten, some
 from engine.writing import write_atomically
 from search.engines.base import Engine
-from search.engines.derived import open_bound
-from search.engines.exact import build_exact
+from search.engines.derived import open_bound, open_engine, place, stamp_of
 from search.exporting import is_server, open_server
 from search.model import Encoder, ModelMismatch, load_encoder, source_of
 from search.ranking import above, bound_of_nonsense, combine, join_windows, limit_per_file, sample_gallery, widening
-from search.recall import QUERIES, nonsense_texts
+from search.recall import QUERIES, nonsense_texts, probe_texts
 from search.store import PER_FILE, Model, Store, Window
 
 Weighted = tuple[str, float]  # a text of a query and its weight
@@ -105,13 +103,15 @@ class Index:
 
     @cached_property
     def engine(self) -> Engine:
-        """The engine with all vectors. Raises ValueError if the server has others than the index."""
+        """The engine with all vectors: exact, or approximate beyond `derived.EXACT_UP_TO` windows. Raises ValueError if
+        the server has others than the index."""
+        if not self._server:
+            folder = place(self.store.folder, "ivf", self.model.key)
+            texts = partial(self.vectors_of_texts, "probes", probe_texts)
+            engine, self.gallery = open_engine(folder, self._ids_at_first, self.model.dimension, self.vectors, texts)
+            return engine
         ids, vectors = self.vectors()
         self.gallery = sample_gallery(vectors)  # the rest need not lie in memory twice
-        if not self._server:
-            exact = build_exact(self.model.dimension)
-            exact.add(ids, vectors)
-            return exact
         if not is_server(self._server):
             raise ValueError(f"--server {shorten(self._server)}: pass qdrant://HOST[:PORT][/COLLECTION]")
         server = open_server(self._server, self.model)
@@ -121,6 +121,10 @@ class Index:
                 f"(python -m search export --to {self._server})"
             )
         return server
+
+    @cached_property
+    def _ids_at_first(self) -> np.ndarray:
+        return self.store.ids(self.model)
 
     def vectors(self) -> tuple[np.ndarray, np.ndarray]:
         """Return the ids of all windows, int64 [N], and their vectors of length 1, fp16 [N, E]."""
@@ -251,12 +255,17 @@ class Index:
         def measure() -> float:
             return bound_of_nonsense(self.engine.search(self._nonsense(), 1)[0][:, 0])
 
-        stamp = sha256(self.store.ids(self.model).tobytes()).hexdigest()
-        return open_bound(self.store.folder / f"bound-{self.model.key[:16]}.json", stamp, measure)
+        path = place(self.store.folder, "bound", self.model.key).with_suffix(".json")
+        return open_bound(path, stamp_of(self._ids_at_first), measure)
 
     def _nonsense(self) -> np.ndarray:
-        """Return vectors of texts without a meaning, fp32 [Q, E]; they too are kept, since encoding takes seconds."""
-        path = self.store.folder / f"nonsense-{self.model.key[:16]}.npy"
+        """Return vectors of texts without a meaning, fp32 [Q, E]."""
+        return self.vectors_of_texts("nonsense", nonsense_texts)
+
+    def vectors_of_texts(self, kind: str, texts: Callable[[], list[str]]) -> np.ndarray:
+        """Return vectors of some texts that are always the same, fp32 [Q, E]; they are kept beside the index under the
+        name of their `kind`, since encoding takes seconds."""
+        path = place(self.store.folder, kind, self.model.key).with_suffix(".npy")
         with suppress(OSError, ValueError, EOFError, BadZipFile):  # whatever the file is, it can be made again
             kept = np.load(path)
             if (
@@ -265,9 +274,7 @@ class Index:
                 and np.isfinite(kept).all()
             ):
                 return kept.astype(np.float32)
-        texts = nonsense_texts()
-        parts = [self.encoder.encode_text(texts[first : first + 50]) for first in range(0, len(texts), 50)]
-        vectors = np.concatenate(parts)
+        vectors = self.encoder.encode_texts(texts())
         with suppress(OSError):  # a folder that cannot be written costs the time again
             write_atomically(path, lambda partial: _save(partial, vectors))
         return vectors

@@ -195,7 +195,9 @@ class Indexer:
 
 def read_files(encoder: Encoder, options: Options) -> Readers:
     """Return the worker processes that read files for a model."""
-    return Readers(FileReader(encoder.reader, encoder.window, encoder.stride), options.jobs, options.limit)
+    return Readers(
+        FileReader(encoder.reader, encoder.window, encoder.stride, encoder.shots), options.jobs, options.limit
+    )
 
 
 @dataclass(frozen=True)

@@ -43,6 +43,7 @@ from search.store import Model
 USUAL_WINDOW = 10.0  # seconds, for models that do not say how long their training clips were
 BARE = "clip"  # name of a CLIP without a trained method
 SHORTEST = 0.01  # seconds of a window or stride
+TEXTS = 50  # encoded at once
 SAME = 1e-3  # difference of two cosines, far above rounding errors in fp32 and below any effect of other clips
 
 FRAMES = (  # settings of a `FrameReader` that change which pixels a model sees
@@ -62,7 +63,7 @@ class Source:
     """Where a model comes from: a checkpoint, or only a CLIP by name or path. An index notes it, to find it again.
 
     `window` and `stride` are in seconds; 0 means the length of the training clips, and half a window. `options` replace
-    settings of the checkpoint's method.
+    settings of the checkpoint's method. With `shots`, windows begin and end at cuts that are near.
     """
 
     checkpoint: str = ""
@@ -71,6 +72,7 @@ class Source:
     window: float = 0.0
     stride: float = 0.0
     options: Mapping[str, Any] = field(default_factory=dict)
+    shots: bool = False
 
 
 @dataclass(frozen=True)
@@ -93,6 +95,7 @@ class Encoder:
     source: Source
     noted: Mapping[str, str]
     guessed: bool = False
+    shots: bool = False
 
     @cached_property
     def key(self) -> str:
@@ -129,6 +132,11 @@ class Encoder:
             rows = self.method.encode_text(self.tokenizer(list(texts)).to(device))
         return unit(rows).cpu().numpy()
 
+    def encode_texts(self, texts: Sequence[str]) -> np.ndarray:
+        """Return what `encode_text` does of any number of texts, batch by batch."""
+        parts = [self.encode_text(texts[first : first + TEXTS]) for first in range(0, len(texts), TEXTS)]
+        return np.concatenate(parts)
+
     def encode_image(self, path: Path) -> np.ndarray:
         """Return the vector of a picture as a clip in which nothing moves, fp32 [1, E]. Raises OSError if there is no
         such file or it cannot be read, and ValueError if it is no picture."""
@@ -149,7 +157,8 @@ class Encoder:
     def check_same(self, model: Model) -> None:
         """Raise ModelMismatch if the vectors of a model in an index are not of this model."""
         if self.key != model.key:
-            there, here = (_flat(content) for content in (model.facts["content"], self.content))
+            usual = {"cut": "windows"}  # not noted
+            there, here = (_flat(usual | dict(content)) for content in (model.facts["content"], self.content))
             raise ModelMismatch(
                 f"the model {shorten(model.name)} of the index is another one: {differences(there, here)}; use the "
                 "same settings, or pass --model with another name to keep both side by side"
@@ -204,11 +213,14 @@ def load_encoder(source: Source, device: torch.device | None = None, probe: bool
         "window": window,
         "stride": stride,
     }
+    if source.shots:  # only then, so that indexes without it keep their key
+        content["cut"] = "shots"
     noted = {"decoder": decoder_version(), "precision": precision}
     return Encoder(
         method, loaded.reader, Tokenizer(loaded.data.max_words), autocast_for(precision, device), window, stride,
         not source.checkpoint, content, replace(loaded.source, window=window, stride=stride), noted,
         not (source.window or loaded.trained_window),
+        source.shots,
     )  # fmt: skip
 
 

@@ -9,6 +9,7 @@ import multiprocessing
 import os
 import signal
 import time
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
@@ -22,6 +23,7 @@ import torch
 from dataloaders.frames import FrameReader
 from dataloaders.quoting import shorten
 from dataloaders.video_file import VideoError, length_of
+from search.shots import CutFinder, Window, move_borders, reach
 from search.store import PER_FILE
 from search.walk import Found, content_key
 
@@ -74,7 +76,7 @@ def count_windows(duration: float, window: float, stride: float) -> int:
     return max(1, math.ceil((duration - window - ENOUGH) / stride)) + 1
 
 
-def cut(duration: float, window: float, stride: float) -> list[tuple[float | None, float | None]]:
+def cut(duration: float, window: float, stride: float) -> list[Window]:
     """Return the windows of a file as (start, end) in seconds; (None, None) is the whole file.
 
     They begin every `stride` seconds, and the last one ends with the file. A file shorter than 1.5 windows, or of
@@ -89,11 +91,13 @@ def cut(duration: float, window: float, stride: float) -> list[tuple[float | Non
 
 @dataclass(frozen=True)
 class FileReader:
-    """Reads one file into the windows that an index holds; a call yields the messages about it."""
+    """Reads one file into the windows that an index holds; a call yields the messages about it. With `shots`, windows
+    begin and end at cuts that are near (search/shots.py)."""
 
     frames: FrameReader
     window: float
     stride: float
+    shots: bool = False
 
     def __call__(self, task: Task) -> Iterator[Message]:
         path = task.found.path
@@ -113,8 +117,7 @@ class FileReader:
                 )
             windows, reason = cut(duration, self.window, self.stride), ""
             try:
-                for index, video, mask in self.frames.read_windows(Path(path), windows):
-                    start, end = windows[index]
+                for (start, end), video, mask in self._read(Path(path), windows):
                     yield Read(start or 0.0, duration if end is None else end, video.numpy(), mask.numpy())
             except VideoError as error:  # the other windows of the file have come
                 reason = str(error)
@@ -125,6 +128,46 @@ class FileReader:
             yield Ended(f"{path}: cannot be read ({error.strerror})" if isinstance(error, OSError) else str(error))
         except Exception as error:  # one odd file must not stop thousands of others
             yield Ended(f"{path}: cannot be read ({type(error).__name__}: {shorten(str(error), 200)})")
+
+    def _read(self, path: Path, windows: list[Window]) -> Iterator[tuple[Window, torch.Tensor, torch.Tensor]]:
+        """Yield windows with what a `FrameReader` reads of each. Raises VideoError after the last one if one failed.
+
+        Which windows move is known only after their frames have passed, so those that do are read in a second pass.
+        """
+        if not self.shots or len(windows) == 1:
+            for index, video, mask in self.frames.read_windows(path, windows):
+                yield windows[index], video, mask
+            return
+        finder, within, waiting = (
+            CutFinder(),
+            reach(self.window, self.stride),
+            deque[tuple[int, torch.Tensor, torch.Tensor]](),
+        )
+        error: VideoError | None = None
+
+        def settled() -> Iterator[tuple[Window, torch.Tensor, torch.Tensor]]:
+            """Yield the windows that have come and stay as they are."""
+            placed = move_borders(windows, finder.cuts, within)
+            while waiting and (windows[waiting[0][0]][1] or 0.0) + within <= finder.decided:
+                index, video, mask = waiting.popleft()
+                if placed[index] == windows[index]:
+                    yield windows[index], video, mask
+
+        try:
+            for read in self.frames.read_windows(path, windows, watch=finder):
+                waiting.append(read)
+                yield from settled()
+        except VideoError as raised:
+            error = raised
+        finder.finish()
+        yield from settled()
+        placed = move_borders(windows, finder.cuts, within)
+        moved = [new for new, old in zip(placed, windows, strict=True) if new != old]
+        if moved:
+            for index, video, mask in self.frames.read_windows(path, moved):
+                yield moved[index], video, mask
+        if error:
+            raise error
 
     def _differs(self, found: Found) -> bool:
         status = os.stat(found.path)

@@ -66,7 +66,13 @@ def index_folder(flags: Namespace) -> int:
     """Run `index`; return the exit code."""
     folder, options = os.path.abspath(flags.folder), options_of(flags, flags.follow)
     source = Source(
-        flags.checkpoint, flags.pretrained_clip_name, flags.pretrained_dir, flags.window, flags.stride, flags.options
+        flags.checkpoint,
+        flags.pretrained_clip_name,
+        flags.pretrained_dir,
+        flags.window,
+        flags.stride,
+        flags.options,
+        flags.cut == "shots",
     )
     with together() as (process, gather):
         process.on_main(lambda: _check_places(folder, flags.index))
@@ -220,8 +226,9 @@ def _say_plan(folder: str, plan: Plan, model: Model, encoder: Encoder) -> None:
     say(f"{shown(folder)}: {plan.walked}")
     for unread, reason in plan.walked.unreadable.items():
         say(f"  {shown(unread)}: cannot be read ({reason})")
+    cut = ", moved onto cuts" if encoder.shots else ""
     say(
-        f"model {model.name} ({model.key[:12]}), windows of {encoder.window:g} s every {encoder.stride:g} s: "
+        f"model {model.name} ({model.key[:12]}), windows of {encoder.window:g} s every {encoder.stride:g} s{cut}: "
         f"{len(plan.tasks)} files to read, {len(plan.changes.moved)} moved, {len(plan.changes.gone)} gone"
     )
 

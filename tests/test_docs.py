@@ -21,7 +21,7 @@ PROGRAMS = [
     for path in sorted([*(ROOT / folder).glob("*.py"), *(ROOT / folder).glob("*/__main__.py")])
     if re.search(r"^def main\(argv", path.read_text(), re.MULTILINE)
 ]
-OF_OTHERS = {"--max_restarts", "--check"}  # flags of torchrun and ruff that are named
+OF_OTHERS = {"--max_restarts", "--nproc_per_node", "--check"}  # flags of torchrun and ruff that are named
 TAKES_FLAGS_OF = {
     "preprocess/cache_frames.py": ("main_task_retrieval.py",),
     "preprocess/text_features.py": ("main_task_recognition.py",),

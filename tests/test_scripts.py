@@ -14,6 +14,7 @@ import yaml
 from benchmarks import data, epoch, gpu_check, methods, peers, search, search_moments
 from engine.cli import parse_flags
 from main_task_retrieval import main
+from search.__main__ import make_parser
 from tests.launch_scripts import commands_of, settings_of, write_recorder
 
 ROOT = Path(__file__).parent.parent
@@ -111,6 +112,13 @@ def test_the_flags_of_the_benchmark_of_moments(recorder, tmp_path):
     checkpoint.touch()
     again = commands_of(script, recorder, checkpoint=str(checkpoint))[len(first) :]
     assert not any("main_task" in command[0] for command in again)  # the checkpoint is there already
+
+
+def test_the_demo_of_the_search(recorder):
+    (command,) = commands_of(ROOT / "scripts/search_demo.sh", recorder, "--no_page", "--index", "x")
+    assert command[:3] == ["-m", "search", "demo"]
+    flags = make_parser().parse_args(command[2:])
+    assert (flags.no_page, flags.index) == (True, "x")
 
 
 def test_the_flags_of_the_gpu_check(recorder):

@@ -1,4 +1,4 @@
-"""What is derived from an index and kept in files: read if it fits what the index holds, else made again.
+"""Chooses the engine of an index, and keeps in files what is derived from it: read if it fits, else made again.
 
 The index's own file is the truth; what lies here may be deleted at any time. `ivf-<stamp>.faiss` has the vectors in
 lists, and `ivf.json` says of which windows, and which effort was chosen on which texts.
@@ -6,21 +6,25 @@ lists, and `ivf.json` says of which windows, and which effort was chosen on whic
 
 import json
 import logging
+import shutil
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from hashlib import sha256
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from engine.writing import write_atomically
-from search.engines.base import Ids, Scores, Vectors
+from search.engines.base import INSTALL, Engine, Ids, Scores, Vectors
 from search.engines.exact import build_exact
-from search.engines.ivf import IVF
+from search.engines.ivf import IVF, choose_lists
+from search.ranking import SAMPLED, sample_gallery
 from search.recall import TARGET, tune
 
 log = logging.getLogger("stop")
 
 EXACT_UP_TO = 2_000_000  # windows; a query then takes about 0.1 s of one core
+FACTS = "ivf.json"
 
 
 @dataclass(frozen=True)
@@ -31,6 +35,70 @@ class Tuning:
     recall: float
     target: float
     texts: int
+
+
+def is_exact_enough(count: int) -> bool:
+    """Return whether an index of this many windows is searched exactly."""
+    return count <= EXACT_UP_TO
+
+
+def stamp_of(ids: Ids) -> str:
+    """Return the sha256 of the ids of an index, in hexadecimal. It stands for the vectors too, because an id never
+    means another content."""
+    return sha256(ids.tobytes()).hexdigest()
+
+
+def place(folder: Path, kind: str, key: str) -> Path:
+    """Return where an index keeps what it derives for the model with this key."""
+    return folder / f"{kind}-{key[:16]}"
+
+
+def remove_derived(folder: Path, key: str) -> None:
+    """Remove what was derived for a model that the index no longer has."""
+    for path in folder.glob(place(folder, "*", key).name + "*"):
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)
+
+
+def open_engine(
+    folder: Path, ids: Ids, size: int, load: Callable[[], tuple[Ids, Vectors]], texts: Callable[[], Scores]
+) -> tuple[Engine, Scores]:
+    """Return the engine for an index of the windows `ids`, and a sample of their vectors (`ranking.sample_gallery`).
+
+    The engine is exact up to EXACT_UP_TO windows. Beyond, it is the inverted file kept in `folder`, with the effort
+    that `texts` need, or exact where faiss is missing. `load` returns ids and vectors of the windows.
+    """
+    if not is_exact_enough(len(ids)):
+        if find_spec("faiss"):
+            lists, _ = open_ivf(folder, stamp_of(ids), size, load, texts())
+            return lists, lists.sample(SAMPLED)
+        log.warning(
+            "Without faiss, torch compares all %s windows with each query, which takes seconds: %s",
+            f"{len(ids):,}", INSTALL,
+        )  # fmt: skip
+    ids, vectors = load()
+    exact = build_exact(size)
+    exact.add(ids, vectors)
+    return exact, sample_gallery(vectors)
+
+
+def engine_facts(folder: Path, count: int, size: int, ids: Callable[[], Ids]) -> dict[str, Any]:
+    """Return which engine `open_engine` takes for `count` windows, for people who ask; loads no vectors.
+
+    "bytes" is its size in memory. Of the inverted file, "fits" says whether its file is that of these windows; if so,
+    "effort" of "lists" are searched, which gave "recall" on "texts" when the effort was chosen.
+    """
+    library = "faiss" if find_spec("faiss") else "torch"
+    if is_exact_enough(count) or library == "torch":
+        return {"name": "exact", "library": library, "bytes": 2 * size * count}
+    known = _read_facts(folder / FACTS)
+    facts = {"name": IVF.name, "library": library, "lists": choose_lists(count), "fits": False}
+    tuning = _tuning_in(known)
+    if known.get("stamp") != stamp_of(ids()) or tuning is None or not _lists_of(folder, known["stamp"]).exists():
+        return facts
+    return facts | {"fits": True, "bytes": known["bytes"], **asdict(tuning)}
 
 
 def fingerprint(ids: Ids, vectors: Vectors) -> str:
@@ -56,7 +124,7 @@ def open_ivf(
     another target. A folder that cannot be written costs a warning and the time to make it again. Raises ValueError
     without faiss or texts, and for a target out of range.
     """
-    lists, facts = folder / f"ivf-{sha256(stamp.encode()).hexdigest()[:16]}.faiss", folder / "ivf.json"
+    lists, facts = _lists_of(folder, stamp), folder / FACTS
     wanted = {"stamp": stamp, "size": size, "texts": sha256(texts.tobytes()).hexdigest(), "target": target}
     known, engine = _read_facts(facts), IVF(size)
     fits = _is_read(engine, lists, known) and all(known.get(name) == wanted[name] for name in ("stamp", "size"))
@@ -65,6 +133,7 @@ def open_ivf(
         return engine, tuning
     ids, vectors = load()
     if not fits:
+        log.warning("Sorting %s windows into lists for approximate search, once for these windows.", f"{len(ids):,}")
         engine = IVF(size)
         engine.add(ids, vectors)
     exact = build_exact(size)
@@ -77,7 +146,7 @@ def open_ivf(
             write_atomically(lists, engine.save)
         wanted |= {"bytes": lists.stat().st_size, "tuning": asdict(tuning)}
         write_atomically(facts, lambda path: path.write_text(json.dumps(wanted, indent=1) + "\n"))
-        for old in folder.glob("ivf-*.faiss"):
+        for old in folder.glob("ivf-*"):  # also parts of a file whose writing was killed
             if old != lists:
                 old.unlink(missing_ok=True)
     except OSError as error:
@@ -101,11 +170,6 @@ def open_bound(path: Path, stamp: str, measure: Callable[[], float]) -> float:
     return bound
 
 
-def is_exact_enough(engine: str, count: int) -> bool:
-    """Return whether the engine of this name is `exact`; "auto" is up to EXACT_UP_TO windows, and `ivf` beyond."""
-    return engine == "exact" or (engine == "auto" and count <= EXACT_UP_TO)
-
-
 def _read_facts(path: Path) -> dict[str, Any]:
     try:
         facts = json.loads(path.read_text())
@@ -126,9 +190,15 @@ def _is_read(engine: IVF, lists: Path, known: dict[str, Any]) -> bool:
 
 
 def _known_tuning(known: dict[str, Any], wanted: dict[str, Any]) -> Tuning | None:
-    if any(known.get(name) != wanted[name] for name in ("texts", "target")):
-        return None
+    return None if any(known.get(name) != wanted[name] for name in ("texts", "target")) else _tuning_in(known)
+
+
+def _tuning_in(known: dict[str, Any]) -> Tuning | None:
     try:
         return Tuning(**known["tuning"])
     except (KeyError, TypeError):
         return None
+
+
+def _lists_of(folder: Path, stamp: str) -> Path:
+    return folder / f"ivf-{sha256(stamp.encode()).hexdigest()[:16]}.faiss"

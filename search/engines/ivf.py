@@ -6,7 +6,6 @@ of exact search. Texts lie outside the cloud of videos, and need far more lists 
 `effort` on texts.
 """
 
-import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import ClassVar
@@ -42,7 +41,7 @@ class IVF(Approximate):
         try:
             import faiss
         except ImportError as error:
-            raise ValueError(f"the engine ivf needs faiss: {INSTALL}, or take the engine exact") from error
+            raise ValueError(f"the engine ivf needs faiss: {INSTALL}") from error
 
         centres = faiss.IndexFlatIP(self.size)
         kind, product = faiss.ScalarQuantizer.QT_fp16, faiss.METRIC_INNER_PRODUCT
@@ -83,6 +82,22 @@ class IVF(Approximate):
             raise ValueError(f"{path} does not hold lists of vectors of size {self.size}")
         self.index, self.effort = index, index.nlist
 
+    def sample(self, most: int) -> Scores:
+        """Return at most `most` of the vectors, float32 `[n,E]`, evenly spaced over the lists in their order."""
+        import faiss
+
+        inverted = faiss.extract_index_ivf(self.index).invlists
+        sizes = [inverted.list_size(number) for number in range(self.index.nlist)]
+        ends = np.cumsum(sizes)
+        rows = np.linspace(0, self.count - 1, min(self.count, most)).round().astype(np.int64)
+        parts = [np.empty((0, self.size), np.float32)]
+        for number in range(self.index.nlist):
+            here = rows[(rows >= ends[number] - sizes[number]) & (rows < ends[number])] - (ends[number] - sizes[number])
+            if len(here):
+                codes = faiss.rev_swig_ptr(inverted.get_codes(number), sizes[number] * 2 * self.size)
+                parts.append(codes.view("<f2").reshape(-1, self.size)[here].astype(np.float32))
+        return np.concatenate(parts)
+
     def _add(self, ids: Ids, vectors: Vectors) -> None:
         if self.index.is_trained:
             self.remove(ids)
@@ -103,8 +118,7 @@ class IVF(Approximate):
 
         if not self.count:  # before the first call of `add`, faiss would refuse
             return np.full((len(queries), k), -np.inf, np.float32), np.full((len(queries), k), NOTHING, np.int64)
-        # With a filter, as many comparisons as without: the fewer windows are allowed, the more lists are searched.
-        share = 1.0 if allowed is None else min(1.0, len(allowed) / self.count)
-        probes = min(self.index.nlist, math.ceil(self.effort / share))
+        # A filter is exact: the windows that it leaves may lie in any list, and there are fewer to compare.
+        probes = min(self.index.nlist, self.effort) if allowed is None else self.index.nlist
         selector = None if allowed is None else faiss.IDSelectorBatch(allowed)
         return self.index.search(queries, k, params=faiss.SearchParametersIVF(sel=selector, nprobe=probes))

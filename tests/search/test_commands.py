@@ -3,7 +3,9 @@
 import csv
 import json
 import os
+import runpy
 import shutil
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -251,9 +253,9 @@ def test_status_and_forget(run, videos, tmp_path):
     run("index", videos)
     status = json.loads(run("status", "--json")[1])
     assert status["roots"] == [str(videos)]
-    assert status["models"][0] | {"key": "", "source": "", "hours": 0} == {
+    assert status["models"][0] | {"key": "", "source": "", "hours": 0, "engine": {}} == {
         "name": "vpt", "key": "", "method": "vpt", "source": "", "window": pytest.approx(5 / 3), "files": 7,
-        "stride": pytest.approx(5 / 6), "windows": 7, "hours": 0, "failed": 0,
+        "stride": pytest.approx(5 / 6), "windows": 7, "hours": 0, "failed": 0, "engine": {}, "cut": "windows",
     }  # fmt: skip
     assert "model vpt" in run("status")[1]
     assert run("forget", videos / "below")[0] == 0
@@ -308,6 +310,17 @@ def test_a_bare_clip(small_data, videos, tmp_path, capfd):
     assert "nothing moves in a picture" in capfd.readouterr().err
     assert main(["index", str(videos), *flags, "--layers", "3"]) == 2
     assert "--layers is unknown without --checkpoint" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize(("given", "used"), [("", "PASSIVE"), ("ACTIVE", "ACTIVE")])
+def test_threads_that_wait_leave_the_cores_to_decoding(monkeypatch, capfd, given, used):
+    monkeypatch.setenv("OMP_WAIT_POLICY", given)
+    if not given:
+        monkeypatch.delenv("OMP_WAIT_POLICY")
+    monkeypatch.setattr(sys, "argv", ["search", "--help"])
+    with pytest.raises(SystemExit):
+        runpy.run_module("search", run_name="__main__")
+    assert os.environ["OMP_WAIT_POLICY"] == used
 
 
 def test_a_server_finds_the_same(indexed, capfd, monkeypatch):
