@@ -210,14 +210,15 @@ function showHits(hits) {
 }
 
 function card(hit, place) {
-  const video = make("video", { muted: true, playsInline: true, preload: "none", poster: urlOf("thumb", hit), tabIndex: -1 });
+  const video = make("video", { muted: true, playsInline: true, preload: "none", tabIndex: -1 });
+  const picture = make("img", { src: urlOf("thumb", hit), loading: "lazy", alt: "" });
   const [, name] = folderAndName(hit.file);
   const tab = place ? -1 : 0; // one stop for the tabulator key; arrows move it
   const open = make("button", { type: "button", className: "open", tabIndex: tab },
-    make("span", { className: "frame" }, video, make("span", { className: "time", textContent: range(hit) })),
-    make("span", { className: "facts" },
-      make("span", { textContent: `${inWords(hit.above)} ${signed(hit.above)}`, title: ABOVE }),
-      make("span", { className: "score", textContent: hit.score.toFixed(3), title: "cosine with the query" })),
+    make("span", { className: "frame" }, picture, video,
+      make("span", { className: "score", textContent: hit.score.toFixed(3), title: "cosine with the query" }),
+      make("span", { className: "time", textContent: range(hit) })),
+    make("span", { className: "above", textContent: `${inWords(hit.above)} ${signed(hit.above)}`, title: ABOVE }),
     make("bdi", { className: "name", textContent: name, title: hit.file }));
   open.onclick = () => openHit(hit);
   const like = make("button", { type: "button", textContent: "More like this", tabIndex: tab });

@@ -1,6 +1,6 @@
 // A moment: how the page words it, plays it and shows it large. Whatever the server or a file's name says becomes text.
 
-const STANDS_OUT = [[4, "stands far out"], [2.5, "stands out"], [1.5, "above most"], [0.5, "near average"]];
+const STANDS_OUT = [[4, "stands far out"], [2.5, "stands out"], [1.5, "above most"], [0.5, "near the average"]];
 const moments = new Set(); // that play now
 
 export const $ = (id) => document.getElementById(id);
@@ -58,6 +58,7 @@ export class Moment {
   constructor(video, hit, failed) {
     Object.assign(this, { video, hit, failed, repeats: true, source: "", base: 0, turned: 0 });
     video.addEventListener("loadedmetadata", () => (video.videoWidth ? this.seek(hit.start) : this.fall()));
+    video.addEventListener("seeked", () => video.classList.add("ready")); // before, it would show another moment
     video.addEventListener("error", () => this.fall());
     video.addEventListener("play", () => moments.add(this));
   }
@@ -72,6 +73,7 @@ export class Moment {
 
   load(source, base) {
     Object.assign(this, { source, base });
+    this.video.classList.remove("ready");
     this.video.src = urlOf(source, this.hit);
   }
 
@@ -118,8 +120,8 @@ let shown = null; // {hit, hits, moment, maps, actions, frame} that the dialog s
  */
 export function openPlayer(hit, hits, { maps, moving, actions }) {
   shown?.moment.release();
-  const video = make("video", { muted: !$("sound").checked, playsInline: true, preload: "auto", poster: urlOf("thumb", hit) });
-  $("stage").replaceChildren(video, $("regions"));
+  const video = make("video", { muted: !$("sound").checked, playsInline: true, preload: "auto" });
+  $("stage").replaceChildren(make("img", { src: urlOf("thumb", hit), alt: "" }), video, $("regions"));
   for (const id of ["trouble", "copied"]) say(id);
   const now = (shown = { hit, hits, actions, maps: null, frame: -1 });
   now.moment = new Moment(video, hit, () => say("trouble", "This browser cannot play the file, and its preview failed."));
