@@ -1,10 +1,11 @@
 // The page of `python -m search serve`. The address holds the query, so that links, reload and back keep it.
 // Whatever the server or a file's name says becomes text, never HTML.
 
-import { $, Moment, ask, closePlayer, folderAndName, inWords, make, openPlayer, range, say, shownHit, signed, urlOf }
-  from "./player.js";
+import {
+  $, Moment, ask, closePlayer, folderAndName, inWords, make, openPlayer, range, say, sentence, shownHit, signed, urlOf,
+} from "./player.js";
 
-const LARGEST = 64e6; // bytes that the server takes
+const LARGEST = 64 * 2 ** 20; // bytes that the server takes
 const DEFAULTS = { q: "", after: "", before: "", top: "20", per_file: "3", alike: "1", model: "" };
 const KEPT = ["in", "after", "before", "top", "per_file", "alike", "model"]; // what "More like this" keeps of a query
 const ABOVE = "standard deviations above the average score of all windows with this query";
@@ -14,7 +15,7 @@ const UNTRAINED =
 const uploads = new Map(); // number of an upload -> its file, for as long as the page is open
 const reduced = matchMedia("(prefers-reduced-motion: reduce)");
 let moving = !reduced.matches; // whether clips play by themselves
-let index = { model: "", models: [], maps: false };
+let index = { model: null };
 let latest = { key: null, hits: [], stop: new AbortController() };
 
 // ---- The query: form <-> address -> request
@@ -121,6 +122,7 @@ async function search(key, address, upload) {
   say("status", "Searching …");
   $("results").setAttribute("aria-busy", "true");
   try {
+    await useModel(query.model ?? DEFAULTS.model);
     const answer = await (upload ? postFile(upload, query, now.stop.signal) : postQuery(query, now.stop.signal));
     for (const hit of answer.hits) hit.model = query.model;
     if (answer.hits.length) await shapeGrid(answer.hits[0]);
@@ -128,17 +130,13 @@ async function search(key, address, upload) {
     now.hits = answer.hits;
     const count = `${answer.hits.length} ${answer.hits.length === 1 ? "moment" : "moments"}`;
     say("status", answer.hits.length ? `${count} in ${answer.seconds.toFixed(2)} s` : "No moment was found.");
-    const notes = [answer.note];
-    if (upload && history.state?.kind === "image" && !answer.note)
-      notes.push("Nothing moves in a picture, unlike in the clips that the model was trained on.");
-    if (answer.fits_well === false) notes.unshift("Nothing fits well. These are the nearest moments.");
-    say("fit", notes.filter(Boolean).join(" "));
+    say("fit", sentence(answer.note || (answer.fits_well === false ? "nothing fits well; these are the nearest moments" : "")));
     showHits(answer.hits);
   } catch (error) {
     if (error.name === "AbortError" || now !== latest) return;
     showHits([]);
     say("status", "");
-    say("error", error.message);
+    say("error", sentence(error.message));
   }
   $("results").removeAttribute("aria-busy");
 }
@@ -146,7 +144,7 @@ async function search(key, address, upload) {
 function searchFile(file) {
   const kind = /^image\/(?!gif)/.test(file.type) || /\.(jpe?g|png|webp|bmp|tiff?)$/i.test(file.name) ? "image" : "clip";
   if (file.size > LARGEST) {
-    const size = `${Math.round(file.size / 1e6)} MB; the page takes ${LARGEST / 1e6}`;
+    const size = `${Math.round(file.size / 2 ** 20)} MB, and the page takes ${LARGEST / 2 ** 20}`;
     return say("error", `${file.name} has ${size}: cut out the part you look for, or use python -m search query --clip.`);
   }
   const upload = Date.now();
@@ -159,7 +157,7 @@ function postFile(upload, query, signal) {
   const file = uploads.get(upload);
   if (!file) throw new Error(`The page no longer has ${history.state.name}: choose or drop it again.`);
   const { name, kind } = history.state;
-  const address = new URLSearchParams({ kind, name, top: query.top });
+  const address = new URLSearchParams({ kind, name, top: query.top, ...(query.model && { model: query.model }) });
   return ask(`/api/upload?${address}`, { method: "POST", body: file, signal });
 }
 
@@ -303,7 +301,7 @@ async function openLinked(id, model) {
     if (!found) throw new Error("The moment of this link is no longer in the index.");
     showLarge(Object.assign(found, { model }));
   } catch (error) {
-    say("error", error.message);
+    say("error", sentence(error.message));
   }
 }
 
@@ -357,15 +355,21 @@ document.addEventListener("keydown", (event) => {
 });
 addEventListener("popstate", follow);
 
+async function useModel(name) {
+  if (index.model === name) return;
+  index = await ask(`/api/index${name ? `?${new URLSearchParams({ model: name })}` : ""}`);
+  const count = (number) => number.toLocaleString("en");
+  const every = `windows of ${+index.window.toFixed(1)} s every ${+index.stride.toFixed(1)} s`;
+  say("facts", `${count(index.files)} files, ${count(index.windows)} ${every}, model ${index.model}`);
+  say("model-note", sentence(index.note || (index.untrained ? UNTRAINED : "")));
+}
+
 async function start() {
   try {
-    index = await ask("/api/index");
+    await useModel("");
   } catch (error) {
-    return say("error", error.message);
+    return say("error", sentence(error.message));
   }
-  const every = `${index.windows.toLocaleString("en")} windows of ${+index.window.toFixed(1)} s`;
-  say("facts", `${index.files.toLocaleString("en")} files, ${every}, model ${index.model}`);
-  say("model-note", index.note || (index.untrained ? UNTRAINED : ""));
   DEFAULTS.model = index.model;
   const models = index.models.map((name) => make("option", { value: name, textContent: name }));
   $("search").elements.model.replaceChildren(...models);

@@ -23,6 +23,10 @@ export function say(id, text) {
   if ($(id).classList.contains("note")) $(id).hidden = !text;
 }
 
+export function sentence(text) {
+  return text && text[0].toUpperCase() + text.slice(1) + (/[.!?]$/.test(text) ? "" : ".");
+}
+
 export function clock(seconds) {
   const tenths = Math.round(seconds * 10);
   const [hours, minutes] = [Math.floor(tenths / 36000), Math.floor(tenths / 600) % 60];
@@ -156,7 +160,7 @@ async function loadMaps(now) {
     if (now !== shown || !maps.layers.length) return;
     now.maps = maps;
   } catch (error) {
-    if (now === shown) say("trouble", error.message);
+    if (now === shown) say("trouble", sentence(error.message));
     return;
   }
   const layer = Math.min($("layer").value || 0, now.maps.layers.length - 1);
@@ -171,7 +175,8 @@ function drawMaps() {
   if (!shown?.maps) return;
   const { times, layers } = shown.maps;
   const { prompts } = layers[$("layer").value];
-  for (const id of ["gaps", "regions"]) $(id).toggleAttribute("hidden", !$("draw").checked);
+  $("regions").toggleAttribute("hidden", !$("draw").checked);
+  $("gaps").hidden = !$("draw").checked || !prompts.length;
   shown.frame = -1;
   const { start, end } = shown.hit;
   const at = (time) => `${((100 * (time - start)) / (end - start)).toFixed(2)}%`;
@@ -203,10 +208,7 @@ function drawRegions(time) {
   if (frame === shown.frame) return;
   shown.frame = frame;
   const [rows, columns] = maps.grid;
-  const side = Math.min(width, height); // the middle square, unless the model sees another part of a frame
-  const [left, top, wide, high] = maps.area
-    ? [maps.area[0] * width, maps.area[1] * height, maps.area[2] * width, maps.area[3] * height]
-    : [(width - side) / 2, (height - side) / 2, side, side];
+  const [left, top, wide, high] = maps.seen.map((share, i) => share * (i % 2 ? height : width));
   const cells = maps.layers[$("layer").value].regions[frame];
   const rects = cells.map((cell) => draw("rect", {
     x: left + ((cell % columns) * wide) / columns, y: top + (Math.floor(cell / columns) * high) / rows,
