@@ -129,6 +129,13 @@ def shown(path: str) -> str:
     return shorten(os.path.relpath(path, here) if is_below(path, here) else path, 500)
 
 
+def serve(flags: Namespace) -> int:
+    """Serve the page until it is interrupted."""
+    from search.page.server import serve as serve_page
+
+    return serve_page(flags)
+
+
 def status(flags: Namespace) -> int:
     """Say what the index holds."""
     with Store(Path(flags.index)) as store:

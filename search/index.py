@@ -13,7 +13,7 @@ from contextlib import suppress
 from functools import cached_property
 from hashlib import sha256
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 
@@ -28,6 +28,7 @@ from search.ranking import above, bound_of_nonsense, combine, join_windows, limi
 from search.recall import QUERIES, nonsense_texts
 from search.store import PER_FILE, Model, Store, Window
 
+Own = TypeVar("Own", bound="Index")
 Weighted = tuple[str, float]  # a text of a query and its weight
 
 
@@ -57,7 +58,7 @@ class Index:
 
     @classmethod
     def open(
-        cls,
+        cls: type[Own],
         folder: str | Path,
         model: str = "",
         *,
@@ -65,7 +66,7 @@ class Index:
         pretrained_clip_name: str = "",
         pretrained_dir: str = "",
         server: str = "",
-    ) -> "Index":
+    ) -> Own:
         """Open an index for the model of this name, or with a key that begins like this; empty: its only model.
 
         `server`, qdrant://HOST/COLLECTION, searches what `export` sent there. The other arguments say where the model's
@@ -212,8 +213,21 @@ class Index:
             raise ValueError("--top and --per_file are numbers of moments: pass 1 or more")
         vector = self.vector_of(
             text, clip=clip, start=start, end=end, image=image, like=like, also=also, without=without
-        )[None]
-        allowed = None
+        )
+        return self.nearest(vector, patterns, after, before, top, per_file, alike)
+
+    def nearest(
+        self,
+        vector: np.ndarray,
+        patterns: Sequence[str] = (),
+        after: datetime.datetime | None = None,
+        before: datetime.datetime | None = None,
+        top: int = 20,
+        per_file: int = 3,
+        alike: float = 1.0,
+    ) -> list[Hit]:
+        """Return the moments nearest to the vector of a query, fp32 [E]; the rest is as in `query`."""
+        vector, allowed = vector[None], None
         if patterns or after or before:
             allowed = self.store.ids_in(self.model, patterns, after, before)
             if not len(allowed):
@@ -242,12 +256,17 @@ class Index:
 
         It is kept beside the index for as long as the windows are the same.
         """
+        return self.measure_bound()
 
-        def measure() -> float:
-            return bound_of_nonsense(self.engine.search(self._nonsense(), 1)[0][:, 0])
-
+    def measure_bound(self) -> float:
+        """Return `bound` for the windows that are there now."""
         stamp = sha256(self.store.ids(self.model).tobytes()).hexdigest()
-        return open_bound(self.store.folder / f"bound-{self.model.key[:16]}.json", stamp, measure)
+        path = self.store.folder / f"bound-{self.model.key[:16]}.json"
+        return open_bound(path, stamp, lambda: bound_of_nonsense(self._best_of_nonsense()))
+
+    def _best_of_nonsense(self) -> np.ndarray:
+        """Return the best scores of texts without a meaning, fp32 [Q]."""
+        return self.engine.search(self._nonsense(), 1)[0][:, 0]
 
     def _nonsense(self) -> np.ndarray:
         """Return vectors of texts without a meaning, fp32 [Q, E]; they too are kept, since encoding takes seconds."""
@@ -302,9 +321,11 @@ def hit_name(window_id: int) -> str:
 def parse_hit(text: str) -> int:
     """Return the id of a window from its short form or from the number itself; ValueError for anything else."""
     file, _, number = text.rpartition(":")
-    if not (number.isdecimal() and (file.isdecimal() or not file)):
+    decimal = number.isdecimal() and (file.isdecimal() or not file) and len(text) <= 30  # int() refuses long ones
+    window_id = int(file or 0) * PER_FILE + int(number) if decimal else -1
+    if not 0 <= window_id < 1 << 63:  # what SQLite can look for
         raise ValueError(f"--like {shorten(text)}: is no hit; pass the last column of a query's output, such as 12:3")
-    return int(file or 0) * PER_FILE + int(number)
+    return window_id
 
 
 __all__ = ["Hit", "Index", "ModelMismatch", "choose_model", "hit_name", "parse_hit"]
