@@ -227,19 +227,20 @@ function card(hit, place) {
   const failed = () => item.append(make("p", { className: "dim", textContent: "This browser cannot play it." }));
   video.moment = new Moment(video, hit, failed);
   video.onplay = video.onpause = () => (play.textContent = video.paused ? "Play" : "Pause");
-  item.onfocusin = () => {
+  item.addEventListener("focusin", () => {
     for (const button of $("results").querySelectorAll("button")) button.tabIndex = item.contains(button) ? 0 : -1;
-  };
+  });
   return item;
 }
 
-function moreLike(hit) {
+async function moreLike(hit) {
   const [kept, now] = [new URLSearchParams(), new URLSearchParams(location.search)];
   for (const name of KEPT) for (const value of now.getAll(name)) kept.append(name, value);
   kept.append("like", hit.id);
   closePlayer();
+  await go(kept);
   scrollTo(0, 0);
-  return go(kept);
+  $("results").querySelector(".open")?.focus({ preventScroll: true }); // the button that was pressed is gone
 }
 
 const inView = new IntersectionObserver((entries) => {

@@ -71,8 +71,17 @@ class Watched:
     def open(self, address: str = "/") -> Any:
         """Go to an address of the page; return the browser's page when it shows something."""
         self.page.goto(self.address + address)
-        self.page.wait_for_function("document.getElementById('facts').textContent")
+        self.until("document.getElementById('facts').textContent")
         return self.page
+
+    def until(self, condition: str) -> None:
+        """Wait for a condition in JavaScript. Playwright's own way to wait evaluates text in the page, whose policy
+        forbids that."""
+        for _ in range(300):
+            if self.page.evaluate(condition):
+                return
+            self.page.wait_for_timeout(100)
+        raise AssertionError(f"this did not become true: {condition}")
 
     def search(self, text: str) -> None:
         """Ask for a text, and wait for its hits."""
@@ -81,7 +90,7 @@ class Watched:
         self.wait_for_hits()
 
     def wait_for_hits(self) -> None:
-        self.page.wait_for_function("/moments? in/.test(document.getElementById('status').textContent)")
+        self.until("/moments? in/.test(document.getElementById('status').textContent)")
 
     def hosts(self) -> set[str]:
         """Return the hosts that were asked; pictures made in the page have none."""
@@ -90,6 +99,10 @@ class Watched:
     def paths(self, kind: str) -> list[str]:
         """Return the paths of requests that begin with /kind/."""
         return [path for path in (urlsplit(url).path for url in self.requests) if path.startswith(f"/{kind}/")]
+
+    def forgive(self) -> None:
+        """Forget that the browser complained of requests that failed."""
+        self.trouble = [line for line in self.trouble if "Failed to load resource" not in line]
 
     def answer(self, path: str, change: Callable[[dict[str, Any]], None]) -> None:
         """Let the server's answers at a path pass through `change`."""
