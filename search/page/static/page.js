@@ -225,7 +225,7 @@ function card(hit, place) {
   play.onclick = () => ((video.asked = !video.asked), settle(video));
   const item = make("li", { id: `hit-${hit.id}` }, open, make("div", { className: "actions" }, like, play));
   const failed = () => item.append(make("p", { className: "dim", textContent: "This browser cannot play it." }));
-  video.moment = new Moment(video, hit, failed);
+  new Moment(video, hit, failed);
   video.onplay = video.onpause = () => (play.textContent = video.paused ? "Play" : "Pause");
   item.addEventListener("focusin", () => {
     for (const button of $("results").querySelectorAll("button")) button.tabIndex = item.contains(button) ? 0 : -1;

@@ -60,6 +60,7 @@ export async function ask(url, options = {}) {
 /** Plays [start, end) of a hit's file again and again, or the server's preview where the browser cannot read the file. */
 export class Moment {
   constructor(video, hit, failed) {
+    video.moment = this;
     Object.assign(this, { video, hit, failed, repeats: true, source: "", base: 0, turned: 0 });
     video.addEventListener("loadedmetadata", () => (video.videoWidth ? this.seek(hit.start) : this.fall()));
     video.addEventListener("seeked", () => video.classList.add("ready")); // before, it would show another moment

@@ -1,52 +1,15 @@
-"""A browser, and a page served over a small index, for tests."""
+"""A page of a browser that notes what it asks for and what goes wrong."""
 
 import json
-import os
 import re
-import shutil
-import subprocess
-import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-import av
-import numpy as np
+from tools.search_picture import until
 
-ROOT = Path(__file__).parents[3]
-START = 120  # seconds until a server must have begun
 HOSTILE = "<img src=x onerror=alert(1)>.mp4"
-
-
-def find_chromium() -> str | None:
-    """Return the path of a chromium of this machine."""
-    return next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-
-
-def frames_of(path: Path) -> np.ndarray:
-    """Return all frames of a clip, uint8 [T, H, W, 3]."""
-    with av.open(str(path)) as container:
-        return np.stack([frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)])
-
-
-@contextmanager
-def serving(index: Path, *flags: str) -> Iterator[str]:
-    """Serve an index by `python -m search serve` on a free port; yield the page's address."""
-    command = [sys.executable, "-m", "search", "serve", "--index", str(index), "--port", "0", *flags]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
-    process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True)
-    try:
-        assert process.stdout
-        line = process.stdout.readline()
-        address = re.search(r"http://\S+", line)
-        assert address, f"the server began with {line!r} and ended with {process.wait(START)}"
-        yield address[0].rstrip("/")
-    finally:
-        process.terminate()
-        process.wait(30)
 
 
 @dataclass
@@ -75,13 +38,8 @@ class Watched:
         return self.page
 
     def until(self, condition: str) -> None:
-        """Wait for a condition in JavaScript. Playwright's own way to wait evaluates text in the page, whose policy
-        forbids that."""
-        for _ in range(300):
-            if self.page.evaluate(condition):
-                return
-            self.page.wait_for_timeout(100)
-        raise AssertionError(f"this did not become true: {condition}")
+        """Wait for a condition in JavaScript."""
+        until(self.page, condition)
 
     def search(self, text: str) -> None:
         """Ask for a text, and wait for its hits."""
@@ -114,3 +72,18 @@ class Watched:
             route.fulfill(response=answer, body=json.dumps(body))
 
         self.page.route(f"**{path}*", handle)
+
+
+FIRST = "document.querySelector('#results video')"
+LARGE = "document.querySelector('#stage video')"
+
+
+def moment_of(page: Any, card: int = 0) -> tuple[float, float]:
+    """Return start and end of a hit, from what its card says."""
+    times = page.locator("#results .time").nth(card).inner_text()
+    start, end = (float(minutes) * 60 + float(seconds) for minutes, seconds in re.findall(r"(\d+):([\d.]+)", times))
+    return start, end
+
+
+def focused(page: Any) -> str:
+    return page.evaluate("document.activeElement.id || document.activeElement.closest('li')?.id || ''")
