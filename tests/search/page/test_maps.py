@@ -30,7 +30,8 @@ def stop_browser(own_site):
     """The page of an index whose model became STOP, with the same frames and windows."""
     with browsing(own_site) as browser:
         index = browser.page.index()
-        vars(index)["encoder"] = replace(index.encoder, method=tiny("stop", n_regions=3))
+        every_frame = replace(index.encoder.reader, feature_framerate=0.0)
+        vars(index)["encoder"] = replace(index.encoder, method=tiny("stop", n_regions=3), reader=every_frame)
         yield browser
 
 
@@ -60,7 +61,7 @@ def test_maps_are_made_once(stop_browser, own_site, monkeypatch):
 
 
 def test_a_window_within_a_file(site, browser):
-    reader = browser.page.index().encoder.reader
+    reader = replace(browser.page.index().encoder.reader, feature_framerate=0.0)
     path = site.videos / "long.mp4"
     frames = read_window(reader, path, 3.0, 5.0)
     video, mask = reader(path, start=3.0, end=5.0)
