@@ -231,7 +231,7 @@ class Index:
         if patterns or after or before:
             allowed = self.store.ids_in(self.model, patterns, after, before)
             if not len(allowed):
-                raise ValueError("no file of the index passes --in, --after and --before: allow more")
+                raise ValueError("no file of the index passes the filters (--in, --after, --before): allow more")
         most, hits = self.engine.count if allowed is None else len(allowed), []
         for count in widening(top, most):
             scores, ids = (row[0] for row in self.engine.search(vector, count, allowed))
@@ -328,4 +328,15 @@ def parse_hit(text: str) -> int:
     return window_id
 
 
-__all__ = ["Hit", "Index", "ModelMismatch", "choose_model", "hit_name", "parse_hit"]
+def parse_moment(name: str, text: str) -> datetime.datetime:
+    """Return the moment of a date, in this machine's time zone if it states none; ValueError that begins with `name`
+    if it is none."""
+    try:
+        return datetime.datetime.fromisoformat(text).astimezone()
+    except (ValueError, OverflowError):  # the first and the last day of all have no moment in some time zones
+        raise ValueError(
+            f"{name} {shorten(text)} is no date: pass one such as 2026-01-31 or 2026-01-31T18:00"
+        ) from None
+
+
+__all__ = ["Hit", "Index", "ModelMismatch", "choose_model", "hit_name", "parse_hit", "parse_moment"]

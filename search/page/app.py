@@ -14,6 +14,7 @@ from fastapi import FastAPI, Query, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import FileResponse, JSONResponse, Response
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 
 from search.page.media import Moment, Refused
 from search.page.page import Page
@@ -27,6 +28,7 @@ LONGEST_QUERY = 1 << 16  # bytes of a query's JSON
 LARGEST = 64 << 20  # bytes of an upload
 UPLOADS = 4  # that are received or decoded at once
 SLOWEST = 300  # seconds in which an upload must have come
+UNREAD = (408, 413, 503)
 READ = ["GET", "HEAD"]
 
 T = TypeVar("T")
@@ -89,7 +91,7 @@ def make_app(page: Page) -> FastAPI:
         moment = page.find(name, model)
         return FileResponse(
             moment.path, headers={"Cache-Control": "private, no-cache"}, media_type=moment.mime,
-            stat_result=moment.path.stat(),
+            stat_result=moment.status,
         )  # fmt: skip
 
     async def made(
@@ -153,7 +155,8 @@ def _add_errors(app: FastAPI) -> None:
     """Answer every mistake with one sentence."""
 
     def answer(status: int, sentence: str) -> JSONResponse:
-        return JSONResponse({"error": sentence}, status)
+        # The rest of a body that is not read must not be taken for the next request.
+        return JSONResponse({"error": sentence}, status, {"Connection": "close"} if status in UNREAD else None)
 
     @app.exception_handler(Refused)
     async def refused(_: Request, error: Refused) -> JSONResponse:
@@ -170,7 +173,12 @@ def _add_errors(app: FastAPI) -> None:
     @app.exception_handler(OSError)
     async def broken(_: Request, error: OSError) -> JSONResponse:
         log.warning("%s", error)
-        return answer(503, str(error))
+        said = error.strerror if error.errno else None  # the system's own message has paths and no advice
+        return answer(503, f"the server could not use a file ({said}): see what it printed" if said else str(error))
+
+    @app.exception_handler(ClientDisconnect)
+    async def gone(_: Request, error: ClientDisconnect) -> JSONResponse:
+        return answer(400, "the request did not come to its end")
 
     @app.exception_handler(HTTPException)
     async def missing(_: Request, error: HTTPException) -> JSONResponse:

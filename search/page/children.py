@@ -10,7 +10,7 @@ import signal
 import threading
 from collections.abc import Callable
 from contextlib import suppress
-from multiprocessing import forkserver
+from multiprocessing import forkserver, resource_tracker
 from multiprocessing.connection import Connection
 from typing import Any, ParamSpec, TypeVar
 
@@ -33,7 +33,11 @@ class Children:
         self._limit = limit
         self._context = multiprocessing.get_context("forkserver")
         self._context.set_forkserver_preload([PRELOADED])
-        forkserver.ensure_running()  # importing takes seconds, in which this process loads the model
+        # It imports for seconds, in which this process loads the model, and in which Ctrl-C must not reach it.
+        resource_tracker.ensure_running()  # the fork server would start it, and it lets signals through when it is done
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+        forkserver.ensure_running()
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
         self._free = threading.BoundedSemaphore(most)
         self._lock = threading.Lock()
         self._idle: list[_Child] = []

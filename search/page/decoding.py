@@ -95,24 +95,22 @@ def seen_part(reader: FrameReader, height: int, width: int) -> tuple[float, floa
 
 def write_thumb(path: Path, start: float, end: float, output: Path) -> None:
     """Write a JPEG of the middle of [start, end) seconds of a file, or of the next frame that is not flat."""
-    first = None
-    middle = (start + end) / 2
+    chosen, middle = None, (start + end) / 2
     for looked_at, (time, picture) in enumerate(frames_from(path, middle)):
-        first = picture if first is None else first
-        flat = (
-            cv2.cvtColor(cv2.resize(picture, (32, 32), interpolation=cv2.INTER_AREA), cv2.COLOR_BGR2GRAY).std() < FLAT
-        )
-        if not flat:
-            first = picture
-        if not flat or time >= end or looked_at >= MOST_LOOKED_AT:
+        if chosen is not None and (time >= end or looked_at >= MOST_LOOKED_AT):
             break
-    if first is None:
+        small = cv2.resize(picture, (32, 32), interpolation=cv2.INTER_AREA)
+        if cv2.cvtColor(small, cv2.COLOR_BGR2GRAY).std() >= FLAT:
+            chosen = picture
+            break
+        chosen = picture if chosen is None else chosen
+    if chosen is None:
         raise ValueError(f"{path} has no frame at {middle:g} s that can be decoded")
-    height, width = first.shape[:2]
+    height, width = chosen.shape[:2]
     scale = min(THUMB / width, TALLEST / height)
     size = max(1, round(width * scale)), max(1, round(height * scale))
     way = cv2.INTER_AREA if scale < 1 else cv2.INTER_CUBIC
-    done, encoded = cv2.imencode(".jpg", cv2.resize(first, size, interpolation=way), [cv2.IMWRITE_JPEG_QUALITY, 80])
+    done, encoded = cv2.imencode(".jpg", cv2.resize(chosen, size, interpolation=way), [cv2.IMWRITE_JPEG_QUALITY, 80])
     assert done
     output.write_bytes(encoded.tobytes())
 

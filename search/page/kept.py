@@ -2,13 +2,20 @@
 written, in a temporary one."""
 
 import os
+import shutil
 import tempfile
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from search.store import Store
+
+THUMBS, CLIPS = "thumbs", "clips"  # folders in that of the index
 MOST_CLIPS = 1 << 30  # bytes of previews that are kept
+KEY = 64  # characters of a content's key
+ABANDONED = 3600.0  # seconds after which a file that was begun is that of a server which was killed
 
 
 class Kept:
@@ -17,6 +24,11 @@ class Kept:
     def __init__(self, folder: Path, most: int = 0) -> None:
         self.folder, self._most = folder, most
         self._lock = threading.Lock()
+        self._begun = folder / "begun"
+        with suppress(OSError):
+            for path in self._begun.iterdir():
+                if path.stat().st_mtime < time.time() - ABANDONED:
+                    path.unlink()
         self._making: dict[str, tuple[threading.Lock, int]] = {}
 
     def get(self, name: str, make: Callable[[Path], object]) -> Path:
@@ -25,11 +37,13 @@ class Kept:
         path = self.folder / name
         with self._alone(name):
             if path.is_file():
-                with suppress(OSError):  # a folder that is read-only: the order of use does not matter
-                    os.utime(path)
+                if self._most:
+                    # The time of reading, for `_drop_old`; a browser that has the file knows it by that of writing.
+                    os.utime(path, ns=(time.time_ns(), path.stat().st_mtime_ns))
                 return path
-            path.parent.mkdir(parents=True, exist_ok=True)
-            handle, partial = tempfile.mkstemp(".partial", dir=path.parent)
+            for folder in (path.parent, self._begun):
+                folder.mkdir(parents=True, exist_ok=True)
+            handle, partial = tempfile.mkstemp(dir=self._begun)
             os.close(handle)
             try:
                 make(Path(partial))
@@ -63,7 +77,7 @@ class Kept:
             for path in self.folder.rglob("*.mp4"):
                 with suppress(OSError):
                     status = path.stat()
-                    files.append((status.st_mtime, status.st_size, path))
+                    files.append((status.st_atime_ns, status.st_size, path))
             total = sum(size for _, size, _ in files)
             for _, size, path in sorted(files):
                 if total <= self._most:
@@ -72,3 +86,26 @@ class Kept:
                     with suppress(OSError):
                         path.unlink()
                         total -= size
+
+
+def folder_for(index: Path) -> "tempfile.TemporaryDirectory[str] | None":
+    """Return a temporary folder if that of an index cannot be written, else None."""
+    try:
+        with tempfile.TemporaryFile(dir=index):
+            return None
+    except OSError:
+        return tempfile.TemporaryDirectory(prefix="search_page_")
+
+
+def thumb_name(content_key: str, moment: str) -> str:
+    """Return the name of a thumbnail: not all contents in one folder."""
+    return f"{content_key[:2]}/{content_key}/{moment}.jpg"
+
+
+def sweep_pictures(store: Store) -> None:
+    """Remove what was kept of contents that are no longer in an index."""
+    there = {file.content_key for file in store.files()}
+    for pattern in (f"{THUMBS}/??/*", f"{CLIPS}/*"):
+        for folder in store.folder.glob(pattern):
+            if len(folder.name) == KEY and folder.name not in there:
+                shutil.rmtree(folder, ignore_errors=True)

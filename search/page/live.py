@@ -81,8 +81,12 @@ class LiveIndex(Index):
         if len(self._ids):
             self._measure()
 
-    def _identify(self) -> tuple[int, int]:
-        status = self.store.path.stat()
+    def _identify(self) -> tuple[int, int] | None:
+        """Return what tells the index's file from another one with its name; None if it is gone."""
+        try:
+            status = self.store.path.stat()
+        except OSError:
+            return None
         return status.st_dev, status.st_ino
 
     @cached_property
@@ -115,14 +119,14 @@ class LiveIndex(Index):
 
         While one thread does so, others go on with what there is. Raises OSError if the index's file was replaced.
         """
+        if self._identify() != self._identity:  # who writes to the other one, our connection does not notice
+            raise OSError(f"{self.store.path}: was removed or replaced by another index; start the server again")
         if not self._updating.acquire(blocking=again):
             return
         try:
             version = self.store.data_version()
             if version == self._version and not again:
                 return
-            if not self.store.path.exists() or self._identify() != self._identity:
-                raise OSError(f"{self.store.path} was replaced by another index: start the server again")
             there = self.store.ids(self.model)
             gone = np.setdiff1d(self._ids, there, assume_unique=True)
             if len(gone):

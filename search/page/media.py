@@ -5,6 +5,7 @@ A file is given away only if it lies in a folder that was indexed, and is what i
 
 import os
 import stat
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -12,7 +13,7 @@ from pathlib import Path
 from search.index import hit_name
 from search.page.children import Children
 from search.page.decoding import write_preview, write_thumb
-from search.page.kept import MOST_CLIPS, Kept
+from search.page.kept import CLIPS, MOST_CLIPS, THUMBS, Kept, thumb_name
 from search.page.live import LiveIndex
 from search.page.questions import readable
 from search.store import PER_FILE, File, Store, Window, is_below
@@ -29,6 +30,7 @@ MIME = {
     ".flv": "video/x-flv", ".mj2": "video/mj2", ".mxf": "application/mxf",
 }  # fmt: skip
 UNKNOWN = "application/octet-stream"
+Writer = Callable[[Path, float, float, Path], None]
 REFRESH = "bring the index up to date (python -m search refresh)"
 
 
@@ -43,19 +45,19 @@ class Refused(Exception):
 @dataclass(frozen=True)
 class Moment:
     """A window of an index: its id, its file, and where the file's bytes are. `shown` is the file's path as people know
-    it, from the indexed folder on."""
+    it, from the indexed folder on, and `status` what the system says about it."""
 
     window_id: int
     file: File
     window: Window
     path: Path
+    status: os.stat_result
     shown: str
 
     @property
-    def name(self) -> str:
-        """Return the name of what is kept of this moment, in milliseconds of its file's content."""
-        start, end = (round(1000 * seconds) for seconds in (self.window.start, self.window.end))
-        return f"{self.file.content_key}/{start}-{end}"
+    def milliseconds(self) -> str:
+        """Return a name for this moment of its file."""
+        return "-".join(str(round(1000 * seconds)) for seconds in self.window[1:])
 
     @property
     def mime(self) -> str:
@@ -79,7 +81,7 @@ def find(index: LiveIndex, text: str) -> Moment:
     except KeyError:
         raise Refused(404, f"the index has no moment {hit_name(window_id)}: ask again") from None
     shown = shown_path(index.store, file.path)
-    return Moment(window_id, file, window, _checked(index.store, file, shown), shown)
+    return Moment(window_id, file, window, *_checked(index.store, file, shown), shown)
 
 
 def shown_path(store: Store, path: str) -> str:
@@ -92,8 +94,8 @@ def shown_path(store: Store, path: str) -> str:
     return readable(os.path.basename(path))
 
 
-def _checked(store: Store, file: File, shown: str) -> Path:
-    """Return where a file's bytes are; Refused unless they may be given away and are those that were indexed."""
+def _checked(store: Store, file: File, shown: str) -> tuple[Path, os.stat_result]:
+    """Return where a file's bytes are, and its status; Refused unless they may be given away and are as indexed."""
     root = next((root for root in store.roots() if is_below(file.path, root.path)), None)
     real = os.path.realpath(file.path)
     if root is None or not (root.follow or is_below(real, os.path.realpath(root.path))):
@@ -109,7 +111,7 @@ def _checked(store: Store, file: File, shown: str) -> Path:
         raise Refused(410, f"{shown}: {why}; mount its disk, or {REFRESH}") from None
     if not same:
         raise Refused(410, f"{shown}: has changed since it was indexed; {REFRESH}")
-    return Path(real)
+    return Path(real), status
 
 
 @lru_cache(maxsize=1000)
@@ -123,21 +125,21 @@ class Media:
 
     def __init__(self, folder: Path, children: Children, most: int = MOST_CLIPS) -> None:
         self._children = children
-        self._thumbs, self._clips = Kept(folder / "thumbs"), Kept(folder / "clips", most)
+        self._thumbs, self._clips = Kept(folder / THUMBS), Kept(folder / CLIPS, most)
 
     def thumb(self, moment: Moment) -> Path:
         """Return the path of a JPEG of a moment's middle; Refused if it cannot be decoded."""
-        return self._make(self._thumbs, f"{moment.name[:2]}/{moment.name}.jpg", moment, write_thumb)
+        return self._make(self._thumbs, thumb_name(moment.file.content_key, moment.milliseconds), moment, write_thumb)
 
     def preview(self, moment: Moment) -> Path:
         """Return the path of an h264 mp4 of a moment; Refused if it cannot be decoded."""
-        return self._make(self._clips, f"{moment.name}.mp4", moment, write_preview)
+        return self._make(self._clips, f"{moment.file.content_key}/{moment.milliseconds}.mp4", moment, write_preview)
 
-    def _make(self, kept: Kept, name: str, moment: Moment, write) -> Path:  # type: ignore[no-untyped-def]
+    def _make(self, kept: Kept, name: str, moment: Moment, write: Writer) -> Path:
         def make(partial: Path) -> None:
             self._children.run(write, moment.path, moment.window.start, moment.window.end, partial)
 
         try:
             return kept.get(name, make)
-        except (ValueError, OSError) as error:
+        except ValueError as error:
             raise Refused(404, str(error).replace(str(moment.path), moment.shown)) from None

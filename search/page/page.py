@@ -1,6 +1,5 @@
 """What the server answers with: the models of an index, ready to be asked, and what is made of their files."""
 
-import os
 import tempfile
 import threading
 import time
@@ -14,6 +13,7 @@ from dataloaders.quoting import shorten
 from search.index import Hit, choose_model, hit_name
 from search.page.children import Children
 from search.page.decoding import read_clip, read_still
+from search.page.kept import folder_for
 from search.page.live import LiveIndex
 from search.page.maps import Maps, has_maps
 from search.page.media import Media, Moment, find, shown_path
@@ -45,9 +45,8 @@ class Page:
         with self._stack, Store(folder) as store:
             names = [known.name for known in store.models()]
             self.default = choose_model(store, model or (names[0] if names else "")).name
-            kept = folder
-            if not os.access(folder, os.W_OK):
-                kept = Path(self._stack.enter_context(tempfile.TemporaryDirectory(prefix="search_page_")))
+            temporary = folder_for(folder)
+            kept = Path(self._stack.enter_context(temporary)) if temporary else folder
             self.uploads = Path(self._stack.enter_context(tempfile.TemporaryDirectory(prefix="search_upload_")))
             quick, slow = (self._stack.enter_context(Children(DECODERS, LIMIT)) for _ in range(2))
             self._slow = slow

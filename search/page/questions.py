@@ -1,13 +1,12 @@
 """What the page may ask: the fields of a query, their types and limits, and an answer in JSON."""
 
-import datetime
 import os
 from collections.abc import Sequence
 from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from search.index import Hit, parse_hit
+from search.index import Hit, parse_hit, parse_moment
 
 LONGEST = 500  # characters of a text
 MOST_TEXTS = 10  # further texts, and texts to subtract
@@ -49,15 +48,19 @@ class Question(BaseModel):
         return bool(self.text) and not (self.also or self.without or self.like)
 
     def arguments(self) -> dict[str, Any]:
-        """Return the arguments of `Index.query`; ValueError for dates and hits that are none."""
+        """Return the arguments of `Index.query`; ValueError for dates and ids that are none."""
+        try:
+            like = parse_hit(self.like) if self.like else None
+        except ValueError:
+            raise ValueError("like: is no id of a moment, such as 12:3") from None
         return {
             "text": self.text,
-            "like": parse_hit(self.like) if self.like else None,
+            "like": like,
             "also": self.also,
             "without": self.without,
             "patterns": [pattern for pattern in self.patterns if pattern],
-            "after": moment("after", self.after),
-            "before": moment("before", self.before),
+            "after": parse_moment("after", self.after) if self.after else None,
+            "before": parse_moment("before", self.before) if self.before else None,
             "top": self.top,
             "per_file": self.per_file,
             "alike": self.alike,
@@ -70,14 +73,6 @@ def say(errors: Sequence[Any]) -> str:
     place = ".".join(str(part) for part in first["loc"] if part not in ("query", "body"))
     message = " ".join(str(first["msg"]).split())
     return f"{place}: {message[0].lower()}{message[1:]}" if place else message
-
-
-def moment(name: str, text: str | None) -> datetime.datetime | None:
-    """Return the moment of a date, in this machine's time zone if it states none; ValueError if it is no date."""
-    try:
-        return datetime.datetime.fromisoformat(text).astimezone() if text else None
-    except (ValueError, OverflowError):
-        raise ValueError(f"{name}: is no date; write one such as 2026-01-31 or 2026-01-31T18:00") from None
 
 
 def readable(path: str) -> str:

@@ -37,7 +37,7 @@ def serve(flags: Namespace) -> int:
         places = flags.checkpoint, flags.pretrained_clip_name, flags.pretrained_dir
         page = Page(Path(flags.index), flags.model, places)
         port = opened.getsockname()[1]
-        guarded = Guard(make_app(page), names_of(flags.host), token, f"search_token_{port}")
+        guarded = Guard(make_app(page), names_of(flags.host, is_loopback(opened)), token, f"search_token_{port}")
         config = uvicorn.Config(
             guarded, log_level="critical", access_log=False, server_header=False, ws="none", lifespan="on",
             timeout_graceful_shutdown=2,
@@ -97,9 +97,10 @@ def is_loopback(opened: socket.socket) -> bool:
     return ipaddress.ip_address(opened.getsockname()[0].partition("%")[0]).is_loopback
 
 
-def names_of(host: str) -> set[str]:
+def names_of(host: str, loopback: bool) -> set[str]:
     """Return the names by which callers may call the server; addresses in numbers need not be among them."""
-    return {"localhost", host.lower(), socket.gethostname().lower(), socket.getfqdn().lower()}
+    name = "" if loopback else socket.gethostname().lower()
+    return {"localhost", host.lower()} | ({name, f"{name}.local", socket.getfqdn().lower()} if name else set())
 
 
 def address_of(host: str, port: int, token: str) -> str:
