@@ -114,9 +114,8 @@ def photograph(address: str, chromium: str, film: bool) -> tuple[list[bytes], li
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
         page = browser.new_page(viewport={"width": WIDTH, "height": HEIGHT}, color_scheme="light")
-        page.goto(f"{address}/?{urlencode({'q': QUERY, 'top': 12})}")
-        page.evaluate("document.getElementById('refine').open = false")
-        until(page, "document.querySelectorAll('#results video.ready').length > 11")
+        page.goto(f"{address}/?{urlencode({'q': QUERY})}")
+        until(page, "document.querySelectorAll('#results video.ready').length > 13")
         grid = [show(page, "#results video", time) for time in (times if film else [middle])]
         page.click("#results .open")
         until(page, "document.querySelector('#stage video.ready') && document.querySelector('#bars .bar')")
@@ -155,7 +154,7 @@ def draw(options: argparse.Namespace) -> None:
         needed["PIL"] = "pillow"
     if not options.checkpoint.is_file():
         raise ValueError(
-            f"{options.checkpoint} is no file: pass a checkpoint, such as runs/quickstart/stop/last.safetensors"
+            f"{options.checkpoint} is no file: pass a checkpoint, such as scripts/quickstart.sh's"
         )
     for module, package in needed.items():
         if find_spec(module) is None:
@@ -174,6 +173,8 @@ def draw(options: argparse.Namespace) -> None:
         with serving(index) as address:
             grid, player = photograph(address, chromium, options.film is not None)
     middle = len(grid) // 2
+    for path in filter(None, (options.output, options.film)):
+        path.parent.mkdir(parents=True, exist_ok=True)
     write_picture(options.output, grid[middle], player[middle])
     if options.film:
         write_film(options.film, [*grid, *player])

@@ -1,6 +1,6 @@
 // A moment: how the page words it, plays it and shows it large. Whatever the server or a file's name says becomes text.
 
-const STANDS_OUT = [[4, "stands far out"], [2.5, "stands out"], [1.5, "above most"], [0.5, "near the average"]];
+const STANDS_OUT = [[4, "stands far out"], [2.5, "stands out"], [1.5, "above most"], [0.5, "near average"]];
 const moments = new Set(); // that play now
 
 export const $ = (id) => document.getElementById(id);
@@ -273,8 +273,8 @@ function everyPicture(now) {
 }
 
 $("play").onclick = () => (shown.moment.video.paused ? shown.moment.play() : shown.moment.video.pause());
-$("loop").onchange = () => (shown.moment.repeats = $("loop").checked);
-$("sound").onchange = () => (shown.moment.video.muted = !$("sound").checked);
+$("loop").onchange = () => void (shown.moment.repeats = $("loop").checked);
+$("sound").onchange = () => void (shown.moment.video.muted = !$("sound").checked);
 $("draw").onchange = $("layer").onchange = drawMaps;
 $("previous").onclick = () => step(-1);
 $("next").onclick = () => step(1);
@@ -291,7 +291,9 @@ $("player").onkeydown = (event) => {
   const by = { ArrowLeft: -1, ArrowRight: 1 }[event.key];
   if (by) step(by);
 };
-$("player").onclick = (event) => event.target === $("player") && closePlayer(); // beside the dialog
+$("player").onclick = (event) => {
+  if (event.target === $("player")) closePlayer(); // a click beside the dialog
+};
 $("player").onclose = () => {
   shown.moment.release();
   shown.actions.closed(shown.hit);

@@ -81,6 +81,8 @@ def test_regions_and_prompts_are_drawn_over_the_clip(watch):
             assert np.allclose(drawn, expected)
     picture, video = (page.locator(name).bounding_box() for name in ("#regions", "#stage video"))
     assert picture == video
+    page.check("#sound")
+    assert not page.evaluate(f"{LARGE}.muted")
     page.uncheck("#draw")
     assert not page.is_visible("#regions")
     assert not page.is_visible("#bars")

@@ -43,6 +43,7 @@ def test_a_keyboard_is_enough(watch):
     page.wait_for_selector("#player[open]")
     keyboard.press("ArrowRight")
     watched.until(f"new URL(location).searchParams.get('hit') === '{cards[2].removeprefix('hit-')}'")
+    page.wait_for_selector("#bars .bar", state="attached")
     reached = set()
     for _ in range(14):
         keyboard.press("Tab")
