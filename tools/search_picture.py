@@ -153,9 +153,7 @@ def draw(options: argparse.Namespace) -> None:
         check_file("--film", options.film, (".webp", ".gif"))
         needed["PIL"] = "pillow"
     if not options.checkpoint.is_file():
-        raise ValueError(
-            f"{options.checkpoint} is no file: pass a checkpoint, such as scripts/quickstart.sh's"
-        )
+        raise ValueError(f"{options.checkpoint} is no file: pass a checkpoint, such as scripts/quickstart.sh's")
     for module, package in needed.items():
         if find_spec(module) is None:
             raise ValueError(f"the picture needs {package}: pip install {package}")
