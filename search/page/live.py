@@ -10,6 +10,7 @@ Shapes: N windows, n windows that came, E joint embedding.
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
@@ -61,12 +62,22 @@ class SharedLock:
                 self._changed.notify_all()
 
 
+@dataclass(eq=False)
+class _Asked:
+    """Texts of a caller, and what came of them."""
+
+    texts: Sequence[str]
+    vectors: np.ndarray | None = None
+    error: Exception | None = None
+
+
 class LiveIndex(Index):
     """An `Index` for threads. `load` must have returned before the first query; one caller encodes at a time."""
 
     def __init__(self, *arguments: Any, **named: Any) -> None:
         super().__init__(*arguments, **named)
         self.encoding = threading.Lock()
+        self._asking, self._waiting = threading.Lock(), list[_Asked]()
         self._updating = threading.Lock()
         self._engine_lock = SharedLock()
         self._ids = self._gallery_ids = np.empty(0, dtype=np.int64)
@@ -173,9 +184,34 @@ class LiveIndex(Index):
         with self.encoding:
             return self.encoder.encode_windows([(torch.from_numpy(video), torch.from_numpy(frame_mask))])
 
-    def vector_of(self, *arguments: Any, **named: Any) -> np.ndarray:
+    def encode_text(self, texts: Sequence[str]) -> np.ndarray:
+        """Return what `Index` does. Texts of several callers who wait for the model are encoded in one batch, which
+        takes a third of the time; that may change the last bits of a vector."""
+        asked = _Asked(texts)
+        with self._asking:
+            self._waiting.append(asked)
         with self.encoding:
-            return super().vector_of(*arguments, **named)
+            if asked.vectors is None and asked.error is None:  # nobody has done it with his own
+                with self._asking:
+                    together, self._waiting = self._waiting, []
+                self._encode(together)
+        if asked.error is not None:
+            raise asked.error
+        assert asked.vectors is not None
+        return asked.vectors
+
+    def _encode(self, together: "list[_Asked]") -> None:
+        """Encode the texts of several callers; one whose text cannot be encoded does not stop the others."""
+        try:
+            rows = self.encoder.encode_text([text for asked in together for text in asked.texts])
+            for asked in together:
+                asked.vectors, rows = rows[: len(asked.texts)], rows[len(asked.texts) :]
+        except Exception as error:
+            if len(together) == 1:
+                together[0].error = error
+            else:
+                for asked in together:
+                    self._encode([asked])
 
     def nearest(self, *arguments: Any, **named: Any) -> list[Hit]:
         self.update()
