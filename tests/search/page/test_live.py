@@ -168,11 +168,13 @@ def test_texts_of_several_users_are_encoded_together(live, monkeypatch):
 
     monkeypatch.setattr(type(live.encoder), "encode_text", noted)
     threads = [threading.Thread(target=ask, args=(text,)) for text in (*texts, " ")]
-    with live.encoding:  # all must wait, and then go together
-        for thread in threads:
-            thread.start()
-        while len(live._waiting) < len(threads):
-            threading.Event().wait(0.01)
+    busy = threading.Event()
+    live._thread.submit(busy.wait)  # all must wait, and then go together
+    for thread in threads:
+        thread.start()
+    while len(live._waiting) < len(threads):
+        threading.Event().wait(0.01)
+    busy.set()
     for thread in threads:
         thread.join()
     assert sorted(batches[0]) == sorted([*texts, " "])
@@ -211,7 +213,7 @@ def test_the_page_shows_what_was_indexed_meanwhile(own_site):
         assert browser.get("/api/index").json()["windows"] == before + 1
         answer = browser.post("/api/query", json={"text": "red", "in": ["new.mp4"]}).json()
         assert [hit["file"] for hit in answer["hits"]] == ["new.mp4"]
-        shutil.rmtree(own_site.index)
+        own_site.index.rename(own_site.index.with_name("elsewhere"))
         answer = browser.post("/api/query", json={"text": "red"})
         assert (answer.status_code, list(answer.json())) == (503, ["error"])
 
