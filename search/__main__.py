@@ -2,6 +2,7 @@
 
     python -m search index FOLDER --checkpoint runs/mine/last.safetensors
     python -m search query "a dog jumps over a fence"
+    python -m search serve
 
 Without --checkpoint, a CLIP that was not trained on videos is used. The index is a folder (--index) with one SQLite
 file. The same `index` command again reads only what has changed; stopped at any moment, it goes on.

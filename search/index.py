@@ -148,7 +148,7 @@ class Index:
         """
         parts: list[tuple[np.ndarray, float]] = []
         if text:
-            parts.append((self.encoder.encode_text([text]), 1.0))
+            parts.append((self.encode_text([text]), 1.0))
         if clip:
             parts.append((self.encoder.encode_clip(Path(clip), start, end), 1.0))
         if image:
@@ -156,11 +156,15 @@ class Index:
         if like is not None:
             parts.append((self._vector(like)[None].astype(np.float32), 1.0))
         for texts, sign in ((also, 1.0), (without, -1.0)):
-            parts += [(self.encoder.encode_text([words]), sign * weight) for words, weight in texts]
+            parts += [(self.encode_text([words]), sign * weight) for words, weight in texts]
         if not any(weight > 0 for _, weight in parts):
             raise ValueError("the query is empty: give a text, a clip, a picture or a hit to look for")
         vectors, weights = zip(*parts, strict=True)
         return combine(np.concatenate(vectors), np.array(weights))
+
+    def encode_text(self, texts: Sequence[str]) -> np.ndarray:
+        """Return one vector of length 1 for each text, fp32 [Q, E]; ValueError for a text without a word."""
+        return self.encoder.encode_text(texts)
 
     def _vector(self, window_id: int) -> np.ndarray:
         try:

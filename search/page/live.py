@@ -8,10 +8,12 @@ Shapes: N windows, n windows that came, E joint embedding.
 """
 
 import threading
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -21,6 +23,8 @@ from search.engines.exact import build_exact
 from search.index import Hit, Index
 from search.ranking import SAMPLED, sample_rows
 from search.store import PER_FILE
+
+T = TypeVar("T")
 
 TRIES = 5  # of a query whose hits are removed while it is answered
 AT_ONCE = 500  # files whose vectors are read in one step
@@ -61,17 +65,31 @@ class SharedLock:
                 self._changed.notify_all()
 
 
+@dataclass(eq=False)
+class _Asked:
+    """Texts of a caller, and what came of them."""
+
+    texts: Sequence[str]
+    vectors: np.ndarray | None = None
+    error: Exception | None = None
+
+
 class LiveIndex(Index):
-    """An `Index` for threads. `load` must have returned before the first query; one caller encodes at a time."""
+    """An `Index` for threads. `load` must have returned before the first query."""
 
     def __init__(self, *arguments: Any, **named: Any) -> None:
         super().__init__(*arguments, **named)
-        self.encoding = threading.Lock()
+        self._thread = ThreadPoolExecutor(1, "model")
+        self._asking, self._waiting = threading.Lock(), list[_Asked]()
         self._updating = threading.Lock()
         self._engine_lock = SharedLock()
         self._ids = self._gallery_ids = np.empty(0, dtype=np.int64)
         self._measured: tuple[float, int] | None = None  # the bound, and of how many windows it is
         self._measuring = threading.Lock()
+
+    def close(self) -> None:
+        self._thread.shutdown(cancel_futures=True)
+        super().close()
 
     def load(self) -> None:
         """Load the model and all vectors, and measure the bound of what fits well."""
@@ -140,7 +158,11 @@ class LiveIndex(Index):
         finally:
             self._updating.release()
         if self._measured is None or abs(len(self._ids) - self._measured[1]) > GROWN * self._measured[1]:
-            threading.Thread(target=self._measure, daemon=True).start()
+            threading.Thread(target=self._measure_again, daemon=True).start()
+
+    def _measure_again(self) -> None:
+        with suppress(OSError, RuntimeError):  # the index was closed or removed meanwhile
+            self._measure()
 
     def _measure(self) -> None:
         """Measure the bound of what fits well; nothing if that is under way."""
@@ -161,21 +183,53 @@ class LiveIndex(Index):
         return np.array(best)
 
     def _nonsense(self) -> np.ndarray:
-        with self.encoding:
-            return super()._nonsense()
+        return self.with_model(super()._nonsense)
 
     def fits_well(self, hits: Sequence[Hit]) -> bool:
         """Return what `Index.fits_well` does; True while the bound of an index that was empty is not known yet."""
         return bool(hits) and (self._measured is None or hits[0].score >= self._measured[0])
 
+    def with_model(self, function: Callable[..., T], *arguments: Any) -> T:
+        """Return what a function returns that uses the model. All run in one thread: each thread that computes takes
+        memory of its own, and on many cores further threads."""
+        return self._thread.submit(function, *arguments).result()
+
     def vector_of_frames(self, video: np.ndarray, frame_mask: np.ndarray) -> np.ndarray:
         """Return the vector of a clip that was read, fp32 [1, E]."""
-        with self.encoding:
-            return self.encoder.encode_windows([(torch.from_numpy(video), torch.from_numpy(frame_mask))])
+        clip = torch.from_numpy(video), torch.from_numpy(frame_mask)
+        return self.with_model(self.encoder.encode_windows, [clip])
 
-    def vector_of(self, *arguments: Any, **named: Any) -> np.ndarray:
-        with self.encoding:
-            return super().vector_of(*arguments, **named)
+    def encode_text(self, texts: Sequence[str]) -> np.ndarray:
+        """Return what `Index` does. Texts of several callers who wait for the model are encoded in one batch, which
+        takes a third of the time; that may change the last bits of a vector."""
+        asked = _Asked(texts)
+        with self._asking:
+            self._waiting.append(asked)
+        self.with_model(self._encode_waiting)
+        if asked.error is not None:
+            raise asked.error
+        assert asked.vectors is not None
+        return asked.vectors
+
+    def _encode_waiting(self) -> None:
+        """Encode the texts of all who wait by now; nothing if that was done for somebody else."""
+        with self._asking:
+            together, self._waiting = self._waiting, []
+        if together:
+            self._encode(together)
+
+    def _encode(self, together: "list[_Asked]") -> None:
+        """Encode the texts of several callers; one whose text cannot be encoded does not stop the others."""
+        try:
+            rows = self.encoder.encode_text([text for asked in together for text in asked.texts])
+            for asked in together:
+                asked.vectors, rows = rows[: len(asked.texts)], rows[len(asked.texts) :]
+        except Exception as error:
+            if len(together) == 1:
+                together[0].error = error
+            else:
+                for asked in together:
+                    self._encode([asked])
 
     def nearest(self, *arguments: Any, **named: Any) -> list[Hit]:
         self.update()

@@ -57,8 +57,7 @@ class Maps:
             frames = self._children.run(read_window, encoder.reader, moment.path, *window)
         except ValueError as error:
             raise Refused(404, str(error).replace(str(moment.path), moment.shown)) from None
-        with index.encoding:
-            found = draw(encoder, frames)
+        found = index.with_model(draw, encoder, frames)
         with self._lock:
             self._kept[key] = found
             if len(self._kept) > KEPT:

@@ -151,6 +151,41 @@ def test_queries_while_files_come_and_go(live, own_site):
     assert_fresh(live)
 
 
+def test_texts_of_several_users_are_encoded_together(live, monkeypatch):
+    texts = [f"film {number}" for number in range(6)]
+    alone = {text: live.encode_text([text]) for text in texts}
+    encode, batches, got, errors = type(live.encoder).encode_text, [], {}, []
+
+    def noted(encoder, asked):
+        batches.append(list(asked))
+        return encode(encoder, asked)
+
+    def ask(text):
+        try:
+            got[text] = live.encode_text([text])
+        except ValueError as error:
+            errors.append(str(error))
+
+    monkeypatch.setattr(type(live.encoder), "encode_text", noted)
+    threads = [threading.Thread(target=ask, args=(text,)) for text in (*texts, " ")]
+    busy = threading.Event()
+    live._thread.submit(busy.wait)  # all must wait, and then go together
+    for thread in threads:
+        thread.start()
+    while len(live._waiting) < len(threads):
+        threading.Event().wait(0.01)
+    busy.set()
+    for thread in threads:
+        thread.join()
+    assert sorted(batches[0]) == sorted([*texts, " "])
+    assert len(errors) == 1
+    assert "no words" in errors[0]
+    for text in texts:
+        np.testing.assert_allclose(got[text], alone[text], atol=1e-5)
+    live.encode_text(["film 1"])
+    assert batches[-1] == ["film 1"]
+
+
 def test_a_lock_for_many_readers_or_one_writer():
     lock, inside, seen = SharedLock(), [], []
 
@@ -178,7 +213,7 @@ def test_the_page_shows_what_was_indexed_meanwhile(own_site):
         assert browser.get("/api/index").json()["windows"] == before + 1
         answer = browser.post("/api/query", json={"text": "red", "in": ["new.mp4"]}).json()
         assert [hit["file"] for hit in answer["hits"]] == ["new.mp4"]
-        shutil.rmtree(own_site.index)
+        own_site.index.rename(own_site.index.with_name("elsewhere"))
         answer = browser.post("/api/query", json={"text": "red"})
         assert (answer.status_code, list(answer.json())) == (503, ["error"])
 
