@@ -79,6 +79,8 @@ function postQuery(query, signal) {
 
 // ---- Searching
 
+const duration = (seconds) => (seconds < 0.1 ? `${Math.max(1, Math.round(1000 * seconds))} ms` : `${seconds.toFixed(1)} s`);
+
 function addressOf(query, hit) {
   const address = new URLSearchParams(query);
   if (hit) address.set("hit", hit.id);
@@ -115,6 +117,7 @@ async function search(key, address, upload) {
   const asked = upload || query.text || query.like || query.also.length || query.without.length;
   document.title = [upload ? history.state.name : query.text, "Search your videos"].filter(Boolean).join(" – ");
   showSought(query, upload);
+  $("hint").hidden = Boolean(asked);
   if (!asked) {
     showHits([]);
     return say("status", "");
@@ -129,7 +132,7 @@ async function search(key, address, upload) {
     if (now !== latest) return;
     now.hits = answer.hits;
     const count = `${answer.hits.length} ${answer.hits.length === 1 ? "moment" : "moments"}`;
-    say("status", answer.hits.length ? `${count} in ${answer.seconds.toFixed(2)} s` : "No moment was found.");
+    say("status", answer.hits.length ? `${count} in ${duration(answer.seconds)}` : "No moment was found.");
     say("fit", sentence(answer.note || (answer.fits_well === false ? "nothing fits well; these are the nearest moments" : "")));
     showHits(answer.hits);
   } catch (error) {

@@ -1,6 +1,6 @@
 // A moment: how the page words it, plays it and shows it large. Whatever the server or a file's name says becomes text.
 
-const STANDS_OUT = [[4, "stands far out"], [2.5, "stands out"], [1.5, "above most"], [0.5, "near average"]];
+const IN_WORDS = [[3, "far above average"], [1, "above average"], [-1, "near average"]];
 const moments = new Set(); // that play now
 
 export const $ = (id) => document.getElementById(id);
@@ -35,7 +35,7 @@ export function clock(seconds) {
 }
 
 export const range = (hit) => `${clock(hit.start)}–${clock(hit.end)}`;
-export const inWords = (above) => STANDS_OUT.find(([least]) => above >= least)?.[1] ?? "average or below";
+export const inWords = (above) => IN_WORDS.find(([least]) => above >= least)?.[1] ?? "below average";
 export const signed = (number) => (number < 0 ? "−" : "+") + Math.abs(number).toFixed(1);
 export const folderAndName = (path) => path.match(/^(.*\/)?([^]*)$/).slice(1).map((part) => part ?? "");
 
@@ -138,7 +138,7 @@ export function openPlayer(hit, hits, { maps, moving, actions }) {
   const [folder, name] = folderAndName(hit.file);
   $("name").replaceChildren(make("bdi", { textContent: folder, className: "dim" }), make("bdi", { textContent: name }));
   const place = hits.findIndex(({ id }) => id === hit.id);
-  const outs = `${inWords(hit.above)}: ${signed(hit.above)} standard deviations from the average moment of the index`;
+  const outs = `${inWords(hit.above)}: ${signed(hit.above)} standard deviations from the mean of all windows`;
   const rank = place < 0 ? [] : [`${place + 1} of ${hits.length}`];
   say("details", [...rank, range(hit), `score ${hit.score.toFixed(3)}, ${outs}`, hit.id].filter(Boolean).join(" · "));
   [$("previous").disabled, $("next").disabled] = [place <= 0, place < 0 || place === hits.length - 1];
