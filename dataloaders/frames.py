@@ -165,7 +165,7 @@ class FrameReader:
         that is too small to crop and for a window without a frame; OSError if the cache cannot be written.
         """
         if self.cache is None or not isinstance(path, Path):
-            return self._read(path, start, end, lambda n, fps: self._positions(n, fps, generator))
+            return self._read(path, start, end, lambda n, fps: self.positions(n, fps, generator))
         return self._taken(self._stored(self.cache, path, start, end), generator)
 
     def read_windows(
@@ -196,11 +196,11 @@ class FrameReader:
         counts: list[list[Count]] = [[] for _ in missing]
 
         def choose(place: int) -> Choose:
-            drawn = partial(self._positions, generator=generator)
-            return self._choose(path, drawn if cache is None else self._counting(counts[place]))
+            drawn = partial(self.positions, generator=generator)
+            return self.chooser(path, drawn if cache is None else self._counting(counts[place]))
 
         asked = [Window(choose(place), *windows[index]) for place, index in enumerate(missing)]
-        convert = partial(self._picture, path=path)
+        convert = partial(self.picture, path=path)
         for place, read in read_windows(path, asked, convert, square_pixels=True, watch=watch):
             index = missing[place]
             if isinstance(read, VideoError):
@@ -219,9 +219,9 @@ class FrameReader:
         """Return the frames that are taken of those in the cache."""
         positions = np.arange(len(stored))
         if self._draws:  # draw again if the video ends before a drawn frame, as decoding does
-            positions = self._positions(stored.promised, stored.fps, generator)
+            positions = self.positions(stored.promised, stored.fps, generator)
             if positions[-1] >= len(stored):
-                positions = self._positions(len(stored), stored.fps, generator)
+                positions = self.positions(len(stored), stored.fps, generator)
         return stored.take(positions)
 
     def pad(self, frames: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -236,7 +236,7 @@ class FrameReader:
 
     def still(self, picture: np.ndarray, path: Path) -> tuple[torch.Tensor, torch.Tensor]:
         """Return the picture uint8 [H, W, 3] of a file as a clip in which nothing moves, in the form of a call."""
-        frame = torch.from_numpy(np.ascontiguousarray(self._picture(picture, path)))
+        frame = torch.from_numpy(np.ascontiguousarray(self.picture(picture, path)))
         return self.pad(frame.repeat(self.max_frames, 1, 1, 1))
 
     def read_views(
@@ -255,7 +255,7 @@ class FrameReader:
             frames, count = stored.take(np.arange(len(stored))), (stored.promised, stored.fps)
         clips = [frames]
         if self.views.temporal > 1:
-            rows = np.searchsorted(self._positions(*count, None), self._clips(*count))
+            rows = np.searchsorted(self.positions(*count, None), self._clips(*count))
             clips = [frames[row] for row in rows]
         if self.views.spatial > 1:
             clips = [square for clip in clips for square in squares(clip, self.image_size, self.views.spatial)]
@@ -268,11 +268,12 @@ class FrameReader:
         if self.cache is not None:
             self._stored(self.cache, path, start, end)
         else:
-            choose, convert = self._choose(path, self._last), partial(self._picture, path=path)
+            choose = self.chooser(path, self._last)
+            convert = partial(self.picture, path=path)
             read_frames(path, choose, convert, start=start, end=end, square_pixels=True, thorough=True)
 
     def _last(self, n: int, fps: float) -> np.ndarray:
-        return np.array([n - 1]) if self._draws else self._positions(n, fps, None)
+        return np.array([n - 1]) if self._draws else self.positions(n, fps, None)
 
     def cache_place(self, path: Path, start: float | None = None, end: float | None = None) -> Path:
         """Return the path of a video's entry in the cache, existing or not; VideoError if there is no such video."""
@@ -304,7 +305,7 @@ class FrameReader:
 
         def all_that_may_be_taken(n: int, fps: float) -> np.ndarray:
             counts.append((n, fps))
-            return np.arange(n) if self._draws else self._positions(n, fps, None)
+            return np.arange(n) if self._draws else self.positions(n, fps, None)
 
         return all_that_may_be_taken
 
@@ -336,11 +337,11 @@ class FrameReader:
 
     def _read(self, path: ClipPath, start: float | None, end: float | None, positions: Positions) -> torch.Tensor:
         """Decode the frames at `positions(n, fps)` of the n candidates; uint8 [K, 3, S, S]."""
-        choose, convert = self._choose(path, positions), partial(self._picture, path=path)
+        choose, convert = self.chooser(path, positions), partial(self.picture, path=path)
         read = read_frames(path, choose, convert, start=start, end=end, square_pixels=True)
         return torch.from_numpy(read.frames)
 
-    def _choose(self, path: ClipPath, positions: Positions) -> Choose:
+    def chooser(self, path: ClipPath, positions: Positions) -> Choose:
         """Return the function that picks the frames at `positions(n, fps)` of the n candidates."""
 
         def choose(n_frames: int, fps: float) -> np.ndarray:
@@ -352,7 +353,7 @@ class FrameReader:
 
         return choose
 
-    def _positions(self, n: int, fps: float, generator: np.random.Generator | None) -> np.ndarray:
+    def positions(self, n: int, fps: float, generator: np.random.Generator | None) -> np.ndarray:
         """Return the positions of the frames of one clip, or of all clips together; int64 [K], sorted."""
         if not self._draws:
             clips = self._clips(n, fps)
@@ -377,7 +378,7 @@ class FrameReader:
             return slowfast_views(n, fps, self.max_frames, self.frame_stride, n_clips)
         return PLACED[self.frame_sampling](n, self.max_frames, n_clips)
 
-    def _picture(self, frame: np.ndarray, path: ClipPath) -> np.ndarray:
+    def picture(self, frame: np.ndarray, path: ClipPath) -> np.ndarray:
         """Turn a frame uint8 [H, W, 3] into a square uint8 [3, S, S], or into a whole frame [3, h, w]."""
         antialias = self.frame_transform == "resize"
         several = self.views.spatial > 1  # squares are cut later

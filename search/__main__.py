@@ -2,6 +2,7 @@
 
     python -m search index FOLDER --checkpoint runs/mine/last.safetensors
     python -m search query "a dog jumps over a fence"
+    python -m search serve
 
 Without --checkpoint, a CLIP that was not trained on videos is used. The index is a folder (--index) with one SQLite
 file. The same `index` command again reads only what has changed; stopped at any moment, it goes on.
@@ -113,6 +114,17 @@ def make_parser() -> argparse.ArgumentParser:
     query.add_argument(
         "--print0", action="store_true", help="print the files' paths with a zero byte after each, for xargs -0"
     )
+
+    serve = command("serve", "open a page in the browser that searches the index")
+    serve.add_argument("--model", default="", metavar="NAME", help="model to begin with; empty: the first")
+    serve.add_argument("--host", default="127.0.0.1", help="address to listen at; 0.0.0.0: other machines may ask, too")
+    serve.add_argument("--port", type=int, default=8765, help="port to listen at; 0: any free one (default: 8765)")
+    serve.add_argument(
+        "--token", default="",
+        help="what a browser must know to be let in; empty: one is made if other machines can ask, else none is needed",
+    )  # fmt: skip
+    serve.add_argument("--checkpoint", default="", help="where the model's checkpoint is now")
+    _add_places(serve)
 
     status = command("status", "say what the index holds")
     status.add_argument("--json", action="store_true", help="as JSON")

@@ -1,6 +1,5 @@
 """The commands of `python -m search`. Each takes the parsed flags, prints, and returns an exit code."""
 
-import datetime
 import json
 import os
 import sys
@@ -34,7 +33,7 @@ def refresh(flags: Namespace) -> int:
 
 def query(flags: Namespace) -> int:
     """Print the moments that fit a query: a table for people, paths for pipes, or JSON."""
-    from search.index import Index, parse_hit
+    from search.index import Index, parse_hit, parse_moment
 
     with Index.open(
         flags.index, flags.model, checkpoint=flags.checkpoint, pretrained_clip_name=flags.pretrained_clip_name,
@@ -52,8 +51,8 @@ def query(flags: Namespace) -> int:
             also=[_weighted("--and", words) for words in flags.also],
             without=[_weighted("--without", words) for words in flags.without],
             patterns=flags.patterns,
-            after=_moment("--after", flags.after),
-            before=_moment("--before", flags.before),
+            after=parse_moment("--after", flags.after) if flags.after else None,
+            before=parse_moment("--before", flags.before) if flags.before else None,
             top=flags.top,
             per_file=flags.per_file,
             alike=flags.alike,
@@ -92,16 +91,6 @@ def _weighted(flag: str, words: Sequence[str]) -> tuple[str, float]:
     return text, value
 
 
-def _moment(flag: str, text: str) -> datetime.datetime | None:
-    """Return the moment of a flag's date, in this machine's time zone if it states none."""
-    try:
-        return datetime.datetime.fromisoformat(text).astimezone() if text else None
-    except (ValueError, OverflowError) as error:  # the latter: a time zone leads out of the years 1 to 9999
-        raise ValueError(
-            f"{flag} {shorten(text)} is no date: pass one such as 2026-01-31 or 2026-01-31T18:00"
-        ) from error
-
-
 def _print_table(hits: Sequence[Any]) -> None:
     from search.index import hit_name
 
@@ -129,6 +118,13 @@ def shown(path: str) -> str:
     """Return a path for people: from the working folder on where it lies inside, unprintable characters escaped."""
     here = os.getcwd()
     return shorten(os.path.relpath(path, here) if is_below(path, here) else path, 500)
+
+
+def serve(flags: Namespace) -> int:
+    """Serve the page until it is interrupted."""
+    from search.page.server import serve as serve_page
+
+    return serve_page(flags)
 
 
 def status(flags: Namespace) -> int:
@@ -196,6 +192,7 @@ def _said(engine: dict[str, Any], windows: int) -> str:
 def forget(flags: Namespace) -> int:
     """Remove files, folders or a model from the index."""
     from search.index import choose_model
+    from search.page.kept import sweep_pictures
 
     if not (flags.paths or flags.model):
         raise ValueError("nothing to forget: name files or folders, or a model with --model")
@@ -216,6 +213,7 @@ def forget(flags: Namespace) -> int:
                 raise ValueError(f"{shown(path)}: the index holds nothing there; status lists its folders")
         gone = {file.id: file for files in known for file in files}
         store.remove(gone.values())
+        sweep_pictures(store)
         for path in paths:
             store.remove_roots(path)
         print(f"forgot {len(gone)} files; what still lies in an indexed folder returns with refresh", file=sys.stderr)

@@ -79,6 +79,10 @@ class Database:
         with self._lock:
             self._connection.close()
 
+    def data_version(self) -> int:
+        """Return a number that is another one after another connection has changed the database; it takes no time."""
+        return int(self._one("PRAGMA data_version"))
+
     def _address(self, write: bool) -> str:
         address = f"file:{quote(os.fsencode(self.path.absolute()))}"
         if write:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from functools import cached_property, partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 from zipfile import BadZipFile
 
 import numpy as np
@@ -27,6 +27,7 @@ from search.ranking import above, bound_of_nonsense, combine, join_windows, limi
 from search.recall import QUERIES, nonsense_texts, probe_texts
 from search.store import PER_FILE, Model, Store, Window
 
+Own = TypeVar("Own", bound="Index")
 Weighted = tuple[str, float]  # a text of a query and its weight
 
 
@@ -56,7 +57,7 @@ class Index:
 
     @classmethod
     def open(
-        cls,
+        cls: type[Own],
         folder: str | Path,
         model: str = "",
         *,
@@ -64,7 +65,7 @@ class Index:
         pretrained_clip_name: str = "",
         pretrained_dir: str = "",
         server: str = "",
-    ) -> "Index":
+    ) -> Own:
         """Open an index for the model of this name, or with a key that begins like this; empty: its only model.
 
         `server`, qdrant://HOST/COLLECTION, searches what `export` sent there. The other arguments say where the model's
@@ -152,7 +153,7 @@ class Index:
         """
         parts: list[tuple[np.ndarray, float]] = []
         if text:
-            parts.append((self.encoder.encode_text([text]), 1.0))
+            parts.append((self.encode_text([text]), 1.0))
         if clip:
             parts.append((self.encoder.encode_clip(Path(clip), start, end), 1.0))
         if image:
@@ -160,11 +161,15 @@ class Index:
         if like is not None:
             parts.append((self._vector(like)[None].astype(np.float32), 1.0))
         for texts, sign in ((also, 1.0), (without, -1.0)):
-            parts += [(self.encoder.encode_text([words]), sign * weight) for words, weight in texts]
+            parts += [(self.encode_text([words]), sign * weight) for words, weight in texts]
         if not any(weight > 0 for _, weight in parts):
             raise ValueError("the query is empty: give a text, a clip, a picture or a hit to look for")
         vectors, weights = zip(*parts, strict=True)
         return combine(np.concatenate(vectors), np.array(weights))
+
+    def encode_text(self, texts: Sequence[str]) -> np.ndarray:
+        """Return one vector of length 1 for each text, fp32 [Q, E]; ValueError for a text without a word."""
+        return self.encoder.encode_text(texts)
 
     def _vector(self, window_id: int) -> np.ndarray:
         try:
@@ -221,12 +226,25 @@ class Index:
             )
         vector = self.vector_of(
             text, clip=clip, start=start, end=end, image=image, like=like, also=also, without=without
-        )[None]
-        allowed = None
+        )
+        return self.nearest(vector, patterns, after, before, top, per_file, alike)
+
+    def nearest(
+        self,
+        vector: np.ndarray,
+        patterns: Sequence[str] = (),
+        after: datetime.datetime | None = None,
+        before: datetime.datetime | None = None,
+        top: int = 20,
+        per_file: int = 3,
+        alike: float = 1.0,
+    ) -> list[Hit]:
+        """Return the moments nearest to the vector of a query, fp32 [E]; the rest is as in `query`."""
+        vector, allowed = vector[None], None
         if patterns or after or before:
             allowed = self.store.ids_in(self.model, patterns, after, before)
             if not len(allowed):
-                raise ValueError("no file of the index passes --in, --after and --before: allow more")
+                raise ValueError("no file of the index passes the filters (--in, --after, --before): allow more")
         most, hits = self.engine.count if allowed is None else len(allowed), []
         for count in widening(top, most):
             scores, ids = (row[0] for row in self.engine.search(vector, count, allowed))
@@ -251,12 +269,17 @@ class Index:
 
         It is kept beside the index for as long as the windows are the same.
         """
+        return self.measure_bound()
 
-        def measure() -> float:
-            return bound_of_nonsense(self.engine.search(self._nonsense(), 1)[0][:, 0])
-
+    def measure_bound(self) -> float:
+        """Return `bound` for the windows that are there now."""
         path = place(self.store.folder, "bound", self.model.key).with_suffix(".json")
-        return open_bound(path, stamp_of(self._ids_at_first), measure)
+        stamp = stamp_of(self.store.ids(self.model))
+        return open_bound(path, stamp, lambda: bound_of_nonsense(self._best_of_nonsense()))
+
+    def _best_of_nonsense(self) -> np.ndarray:
+        """Return the best scores of texts without a meaning, fp32 [Q]."""
+        return self.engine.search(self._nonsense(), 1)[0][:, 0]
 
     def _nonsense(self) -> np.ndarray:
         """Return vectors of texts without a meaning, fp32 [Q, E]."""
@@ -326,4 +349,15 @@ def parse_hit(text: str) -> int:
     return window_id
 
 
-__all__ = ["Hit", "Index", "ModelMismatch", "choose_model", "hit_name", "parse_hit"]
+def parse_moment(name: str, text: str) -> datetime.datetime:
+    """Return the moment of a date, in this machine's time zone if it states none; ValueError that begins with `name`
+    if it is none."""
+    try:
+        return datetime.datetime.fromisoformat(text).astimezone()
+    except (ValueError, OverflowError):  # the first and the last day of all have no moment in some time zones
+        raise ValueError(
+            f"{name} {shorten(text)} is no date: pass one such as 2026-01-31 or 2026-01-31T18:00"
+        ) from None
+
+
+__all__ = ["Hit", "Index", "ModelMismatch", "choose_model", "hit_name", "parse_hit", "parse_moment"]

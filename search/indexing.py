@@ -16,6 +16,7 @@ from tqdm import tqdm
 from dataloaders.video_file import VideoError, length_of
 from engine.writing import write_atomically
 from search.model import Clip, Encoder
+from search.page.kept import sweep_pictures
 from search.reading import Begun, Ended, FileReader, Message, Read, Readers, Task, count_windows
 from search.store import PER_FILE, Content, File, Model, Store, is_below
 from search.walk import Changes, Walked, check_gone, compare, walk
@@ -95,6 +96,7 @@ def apply_plan(store: Store, plan: Plan, folder: str, options: Options) -> None:
     if changes.moved or changes.gone:
         store.update([(file, found.path, found.mtime_ns) for file, found in changes.moved], [])
         store.remove(changes.gone)
+    sweep_pictures(store)
 
 
 @dataclass(eq=False)

@@ -38,6 +38,7 @@ from modules.options import Option, one_of
 from modules.seal import content_sha256
 from modules.similarity import cosine_similarity, unit
 from modules.tokenizer import Tokenizer, check_vocabulary
+from search.reading import read_picture
 from search.store import Model
 
 USUAL_WINDOW = 10.0  # seconds, for models that do not say how long their training clips were
@@ -140,13 +141,8 @@ class Encoder:
     def encode_image(self, path: Path) -> np.ndarray:
         """Return the vector of a picture as a clip in which nothing moves, fp32 [1, E]. Raises OSError if there is no
         such file or it cannot be read, and ValueError if it is no picture."""
-        import cv2
-
         _check_is_file("--image", path)
-        picture = cv2.imdecode(np.frombuffer(path.read_bytes() or b"\0", dtype=np.uint8), cv2.IMREAD_COLOR)
-        if picture is None:
-            raise ValueError(f"--image {path}: is not a picture that can be read; pass a JPEG, PNG or WebP file")
-        return self.encode_windows([self.reader.still(cv2.cvtColor(picture, cv2.COLOR_BGR2RGB), path)])
+        return self.encode_windows([self.reader.still(read_picture(path), path)])
 
     def encode_clip(self, path: Path, start: float | None = None, end: float | None = None) -> np.ndarray:
         """Return the vector of a video, or of [start, end) seconds of it, fp32 [1, E]. Raises OSError if there is no

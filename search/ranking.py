@@ -38,8 +38,12 @@ def combine(queries: Floats, weights: Floats) -> NDArray[np.float32]:
 
 def sample_gallery(vectors: Floats, most: int = SAMPLED) -> NDArray[np.float32]:
     """Return at most `most` of the vectors `[N,E]`, evenly spaced, for `above`; all of them if there are no more."""
-    rows = np.linspace(0, len(vectors) - 1, min(len(vectors), most)).round().astype(np.int64)
-    return vectors[rows].astype(np.float32)
+    return vectors[sample_rows(len(vectors), most)].astype(np.float32)
+
+
+def sample_rows(count: int, most: int = SAMPLED) -> NDArray[np.int64]:
+    """Return at most `most` of `count` rows, evenly spaced, ascending; all of them if there are no more."""
+    return np.linspace(0, count - 1, min(count, most)).round().astype(np.int64)
 
 
 def above(scores: Floats, queries: Floats, gallery: Floats) -> NDArray[np.float32]:

@@ -89,6 +89,19 @@ def cut(duration: float, window: float, stride: float) -> list[Window]:
     return [*((start, start + window) for start in starts), (duration - window, duration)]
 
 
+def read_picture(path: Path) -> np.ndarray:
+    """Return the pixels of a JPEG, PNG or WebP file, uint8 [H, W, 3] RGB. Raises OSError if there is no such file, and
+    ValueError if it is no picture."""
+    import cv2
+
+    picture = None
+    with suppress(cv2.error):  # raised for a header that promises more pixels than OpenCV takes
+        picture = cv2.imdecode(np.frombuffer(path.read_bytes() or b"\0", dtype=np.uint8), cv2.IMREAD_COLOR)
+    if picture is None:
+        raise ValueError(f"--image {path}: is not a picture that can be read; pass a JPEG, PNG or WebP file")
+    return cv2.cvtColor(picture, cv2.COLOR_BGR2RGB)
+
+
 @dataclass(frozen=True)
 class FileReader:
     """Reads one file into the windows that an index holds; a call yields the messages about it. With `shots`, windows

@@ -142,6 +142,13 @@ class Store(Database):
         files = [File(id_, os.fsdecode(path), *rest) for id_, path, *rest in rows]
         return [file for file in files if not below or is_below(file.path, below)]
 
+    def file(self, id_: int) -> File:
+        """Return the file with this id; KeyError if there is none."""
+        rows = self._all("SELECT id, path, size, mtime_ns, content_key, duration FROM files WHERE id = ?", id_)
+        if not rows:
+            raise KeyError(id_)
+        return File(rows[0][0], os.fsdecode(rows[0][1]), *rows[0][2:])
+
     def tried(self, model: Model) -> dict[int, str]:
         """Return by file id the files that this model has vectors of or failed at, and the reason ("" for none)."""
         rows = self._all("SELECT file, reason FROM vectors WHERE model = ?", model.id)
@@ -248,6 +255,16 @@ class Store(Database):
                 flat[place : place + len(part)] = part
                 place += len(part)
         return _window_ids(rows), vectors
+
+    def vectors_of(self, model: Model, files: Iterable[int]) -> tuple[np.ndarray, np.ndarray]:
+        """Return ids and vectors, as `matrix` does, of the files with these ids; files without windows are left out."""
+        rows, parts = [], [np.empty((0, model.dimension), dtype=np.float16)]
+        for file in sorted(files):
+            statement = "SELECT count, vectors FROM vectors WHERE model = ? AND file = ? AND count"
+            for count, blob in self._all(statement, model.id, file):
+                rows.append((file, count))
+                parts.append(np.frombuffer(blob, dtype="<f2").reshape(count, -1).astype(np.float16))
+        return _window_ids(rows), np.concatenate(parts)
 
     def vector(self, model: Model, window_id: int) -> np.ndarray:
         """Return the vector of one window, fp16 [E]; KeyError if there is none."""

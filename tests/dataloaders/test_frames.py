@@ -180,4 +180,4 @@ def test_a_still_picture_is_a_clip_in_which_nothing_moves(tmp_path, frame_transf
     assert video.shape == (4, 3, 32, 32)
     assert frame_mask.all()
     assert (video == video[:1]).all()
-    assert (video[0].numpy() == reader._picture(picture, tmp_path / "a.png")).all()
+    assert (video[0].numpy() == reader.picture(picture, tmp_path / "a.png")).all()

@@ -54,6 +54,30 @@ def test_vectors_come_out_as_they_went_in(store):
             store.vector(model, wrong)
 
 
+def test_parts_of_the_vectors(store):
+    model = store.add_model("k1", "stop", FACTS)
+    for name, count in (("a", 3), ("bb", 0), ("ccc", 2)):
+        put(store, model, f"/v/{name}.mp4", count)
+    ids, vectors = store.matrix(model)
+    some_ids, some = store.vectors_of(model, [3, 2, 9])
+    assert (some_ids == ids[3:]).all()
+    assert (some == vectors[3:]).all()
+    none_ids, none = store.vectors_of(model, [])
+    assert (none_ids.shape, none.shape, none.dtype) == ((0,), (0, 4), np.float16)
+    assert store.file(3) == store.files()[2]
+    with pytest.raises(KeyError):
+        store.file(9)
+
+
+def test_another_connection_notices_that_something_was_written(store, tmp_path):
+    model = store.add_model("k1", "stop", FACTS)
+    with Store(tmp_path / "index") as reader:
+        version = reader.data_version()
+        assert reader.data_version() == version
+        put(store, model, "/v/a.mp4")
+        assert reader.data_version() != version
+
+
 def test_ids_belong_to_one_content(store):
     one, two = (store.add_model(key, key, FACTS) for key in ("k1", "k2"))
     for model in (one, two):
