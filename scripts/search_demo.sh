@@ -6,9 +6,10 @@ set -euo pipefail
 repository=$(cd "$(dirname "$0")/.." && pwd)
 cd "$repository"
 source scripts/_install.sh
+given=${PYTHON:-}
 install requirements.txt
 # Searching works without the rest of the packages, so a machine without a network goes on.
-if ! PIP_RETRIES=0 install requirements-search.txt; then
+if ! PYTHON=$given PIP_RETRIES=0 install requirements-search.txt; then
     echo "Going on without faiss and the page's server, which could not be installed."
 fi
 

@@ -121,6 +121,28 @@ def test_the_demo_of_the_search(recorder):
     assert (flags.no_page, flags.index) == (True, "x")
 
 
+@pytest.mark.parametrize("has_network", [True, False])
+def test_what_the_demo_of_the_search_installs(tmp_path, has_network):
+    """Run it with a Python that only writes down its arguments, and without a network fails at the second file."""
+    for name in ("_install.sh", "search_demo.sh"):
+        (tmp_path / "scripts").mkdir(exist_ok=True)
+        (tmp_path / "scripts" / name).write_text((ROOT / "scripts" / name).read_text())
+    for name in ("requirements.txt", "requirements-search.txt"):
+        (tmp_path / name).touch()
+    python = tmp_path / ".venv/bin/python"
+    python.parent.mkdir(parents=True)
+    fails = "" if has_network else 'case "$*" in *requirements-search*) exit 1 ;; esac'
+    python.write_text(f'#!/bin/sh\necho "$*" >>"{tmp_path}/ran"\n{fails}\n')
+    python.chmod(0o755)
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHON"}
+    for _ in range(2):
+        command = ["bash", str(tmp_path / "scripts/search_demo.sh"), "--no_page"]
+        subprocess.run(command, env=environment, check=True, capture_output=True)
+    ran = [line.split("/")[-1] for line in (tmp_path / "ran").read_text().splitlines()]
+    demo, tried = "-m search demo --no_page", ["requirements-search.txt"]
+    assert ran == ["requirements.txt", *tried, demo, *([] if has_network else tried), demo]
+
+
 def test_the_flags_of_the_gpu_check(recorder):
     (command,) = commands_of(ROOT / "scripts/gpu_check.sh", recorder, "--only", "growth", "--seconds", "60")
     assert command[:2] == ["-m", "benchmarks.gpu_check"]
