@@ -122,10 +122,8 @@ def disk(tmp_path) -> Iterator[Path]:
     subprocess.run(["umount", "-l", str(folder)], check=True)
 
 
-SLOW = pytest.mark.slow
-
-
-@pytest.mark.parametrize("left", [pytest.param(0, marks=SLOW), pytest.param(100_000, marks=SLOW), 700_000])
+@pytest.mark.slow
+@pytest.mark.parametrize("left", [0, 100_000, 700_000])
 def test_a_full_disk(run, videos, disk, tmp_path, left):
     """Indexing stops with one sentence, loses nothing, and goes on when there is room."""
     for number in range(10):
