@@ -268,8 +268,7 @@ class FrameReader:
         if self.cache is not None:
             self._stored(self.cache, path, start, end)
         else:
-            choose = self.chooser(path, self._last)
-            convert = partial(self.picture, path=path)
+            choose, convert = self.chooser(path, self._last), partial(self.picture, path=path)
             read_frames(path, choose, convert, start=start, end=end, square_pixels=True, thorough=True)
 
     def _last(self, n: int, fps: float) -> np.ndarray:
