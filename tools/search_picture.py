@@ -37,6 +37,8 @@ CLIPS, JOINED = 60, 10  # test clips of the made world, and how many make a reco
 LENGTH = 4.0  # seconds of a clip
 WIDTH, HEIGHT = 1100, 780  # pixels of the browser's window
 FILM_WIDTH = 900
+SETTLED = """(videos => videos.length && videos.every(video => video.classList.contains("ready")))(
+    [...document.querySelectorAll("#results video")].filter(video => video.inView))"""
 
 
 def find_chromium() -> str | None:
@@ -115,11 +117,11 @@ def photograph(address: str, chromium: str, film: bool) -> tuple[list[bytes], li
         browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
         page = browser.new_page(viewport={"width": WIDTH, "height": HEIGHT}, color_scheme="light")
         page.goto(f"{address}/?{urlencode({'q': QUERY})}")
-        until(page, "document.querySelectorAll('#results video.ready').length > 13")
-        grid = [show(page, "#results video", time) for time in (times if film else [middle])]
+        until(page, SETTLED)
+        grid = [show(page, "#results video.ready", time) for time in (times if film else [middle])]
         page.click("#results .open")
         until(page, "document.querySelector('#stage video.ready') && document.querySelector('#bars .bar')")
-        player = [show(page, "#stage video", time) for time in (times if film else [middle])]
+        player = [show(page, "#stage video.ready", time) for time in (times if film else [middle])]
         browser.close()
     return grid, player
 
