@@ -82,7 +82,7 @@ def joined(code: str) -> list[str]:
 
 
 def command(line: str) -> Command:
-    """Parse one command, or an installation of what a file lists; raise ValueError if it runs neither Python nor bash."""
+    """Parse one command: Python, bash, or an installation of what a file lists; raise ValueError for any other."""
     words = shlex.split(line, comments=True)
     variables = {}
     while re.match(r"[A-Za-z_]+=", words[0]):

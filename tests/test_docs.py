@@ -35,6 +35,8 @@ docs = pytest.mark.parametrize("path", DOCS, ids=lambda path: path.name)
 @cache
 def flags_of(program: str) -> frozenset[str]:
     """Every flag of a Python program, the options of all methods included, or of the programs that a script runs."""
+    if program.endswith(".txt"):  # requirements
+        return frozenset()
     if program.endswith(".sh"):
         return frozenset().union(*map(flags_of, run_by(program)), own_flags(program))
     main = importlib.import_module(program.removesuffix(".py").replace("/", ".")).main
