@@ -220,10 +220,6 @@ class Index:
         """
         if top < 1 or per_file < 1:
             raise ValueError("--top and --per_file are numbers of moments: pass 1 or more")
-        if not self.engine.count:
-            raise ValueError(
-                f"{self.store.folder} has no windows of the model {self.model.name}: index a folder with videos in it"
-            )
         vector = self.vector_of(
             text, clip=clip, start=start, end=end, image=image, like=like, also=also, without=without
         )
@@ -240,6 +236,10 @@ class Index:
         alike: float = 1.0,
     ) -> list[Hit]:
         """Return the moments nearest to the vector of a query, fp32 [E]; the rest is as in `query`."""
+        if not self.engine.count:
+            raise ValueError(
+                f"{self.store.folder} has no windows of the model {self.model.name}: index a folder with videos in it"
+            )
         vector, allowed = vector[None], None
         if patterns or after or before:
             allowed = self.store.ids_in(self.model, patterns, after, before)

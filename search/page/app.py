@@ -43,7 +43,7 @@ def make_app(page: Page) -> FastAPI:
         with page:
             yield
 
-    app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None, lifespan=lifespan)
+    app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None, redirect_slashes=False, lifespan=lifespan)
     _add_errors(app)
     # Pictures wait for a decoder; queries must not wait for them, and so have threads of their own.
     waiting, uploading = CapacityLimiter(8), CapacityLimiter(UPLOADS)

@@ -129,7 +129,7 @@ def test_settings_out_of_range_are_refused(settings, message):
 
 
 def test_a_video_without_frame_rate_cannot_be_thinned_out(data, monkeypatch):
-    monkeypatch.setattr("dataloaders.decode._frame_rate", lambda capture: 0.0)
+    monkeypatch.setattr("dataloaders.decode.stated_rate", lambda capture: 0.0)
     with pytest.raises(VideoError, match=r"video0\.mp4 states no frame rate"):
         FrameReader(4, 32, feature_framerate=1.0)(data[0].path)
     assert FrameReader(4, 32)(data[0].path)[1].all()
