@@ -122,6 +122,7 @@ def test_broken_files_are_named_and_tried_again_when_asked(run, videos, tmp_path
     os.mkfifo(videos / "pipe.mp4")
     code, _, told = run("index", videos)
     assert code == 3
+    assert "6 files read, 6 windows" in told
     assert "3 of 9 files could not be read" in told
     assert "1 not regular files" in told
     with open(tmp_path / "index" / "failures.csv", newline="") as file:
