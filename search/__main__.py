@@ -14,6 +14,7 @@ wrong (`verify`); 130 after an interrupt.
 """
 
 import argparse
+import difflib
 import os
 import sys
 from collections.abc import Sequence
@@ -48,6 +49,7 @@ def make_parser() -> argparse.ArgumentParser:
 
     def command(name: str, text: str, place: str = INDEX) -> argparse.ArgumentParser:
         added = commands.add_parser(name, help=text, description=text, allow_abbrev=False)
+        added.set_defaults(parser=added)
         added.add_argument(
             "--index", type=_path, default=place, metavar="DIR", help=f"folder of the index (default: {place})"
         )
@@ -179,14 +181,33 @@ def _add_work(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--yes", action="store_true", help="accept that more than half of the known files are gone")
 
 
+def _near(name: str, parser: argparse.ArgumentParser) -> str:
+    """Return the flag of a command that a name resembles, or an empty text."""
+    known = [string for action in parser._actions for string in action.option_strings]
+    return "".join(difflib.get_close_matches(name, known, n=1, cutoff=0.8))
+
+
+def _refuse(word: str, parser: argparse.ArgumentParser) -> NoReturn:
+    """Refuse a word that a command does not know, and say what may have been meant."""
+    name = word.partition("=")[0]
+    if not name.startswith("-"):
+        parser.error(f"unknown argument {word}: put a text or a path that has spaces in quotes")
+    if near := _near(name, parser):
+        parser.error(f"unknown argument {name}, did you mean {near}")
+    parser.error(f"unknown argument {name}")
+
+
 def method_options(words: Sequence[str], parser: argparse.ArgumentParser) -> dict[str, str]:
-    """Return the settings of a method among the words that the parser does not know: --name value or --name=value."""
+    """Return the settings of a method among the words that the parser does not know: --name value or --name=value.
+
+    No method has a setting that resembles a flag of the command, so such a word is a slip.
+    """
     options: dict[str, str] = {}
     rest = list(words)
     while rest:
         name, equals, value = rest.pop(0).partition("=")
-        if not name.startswith("--") or not (equals or rest):
-            parser.error(f"unknown argument {name}")
+        if not name.startswith("--") or not (equals or rest) or _near(name, parser):
+            _refuse(name, parser)
         options[name[2:]] = value if equals else rest.pop(0)
     return options
 
@@ -197,8 +218,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         arguments, unknown = parser.parse_known_args(argv)
         if unknown and arguments.command != "index":
-            parser.error(f"unknown argument {unknown[0]}")
-        arguments.options = method_options(unknown, parser)
+            _refuse(unknown[0], arguments.parser)
+        arguments.options = method_options(unknown, arguments.parser)
         from search import commands
 
         return int(getattr(commands, arguments.command)(arguments))

@@ -51,7 +51,7 @@ class Plan:
 
 @dataclass
 class Report:
-    """What one process did. `changed` files were written to while they were read, and wait for the next time."""
+    """What one process did. `files` gave windows; `changed` ones were written to while read, and wait for next time."""
 
     files: int = 0
     windows: int = 0
@@ -189,7 +189,7 @@ class Indexer:
         starts, ends = zip(*(state.windows[number] for number in finite), strict=True) if finite else ((), ())
         vectors = np.stack([state.rows[number] for number in finite]) if finite else np.empty((0, self.model.dimension))
         self.store.put(content, self.model, starts, ends, vectors.astype(np.float16), reason)
-        self.report.files += 1
+        self.report.files += bool(finite)
         self.report.windows += len(finite)
         self.report.failed += bool(reason)
         self.report.seconds += content.duration

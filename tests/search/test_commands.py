@@ -11,8 +11,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from modules.methods import METHODS
+from modules.methods import method_options as settings_of
 from search import Index
-from search.__main__ import main
+from search.__main__ import main, make_parser, method_options
 from search.recall import nonsense_texts
 from search.store import Store
 from tests.videos import write_video
@@ -120,6 +122,7 @@ def test_broken_files_are_named_and_tried_again_when_asked(run, videos, tmp_path
     os.mkfifo(videos / "pipe.mp4")
     code, _, told = run("index", videos)
     assert code == 3
+    assert "6 files read, 6 windows" in told
     assert "3 of 9 files could not be read" in told
     assert "1 not regular files" in told
     with open(tmp_path / "index" / "failures.csv", newline="") as file:
@@ -231,7 +234,9 @@ def test_filters(run, videos, tmp_path):
         (["--image", "missing.png"], "missing.png"),
         (["red", "--model", "stop"], "has no model 'stop'"),
         (["red", "--from", "1"], "pass a clip"),
-        (["red", "--colour", "blue"], "unknown argument --colour"),
+        (["red", "--colour", "blue"], "unknown argument --colour; --help"),
+        (["a", "red", "square"], "unknown argument red: put a text or a path that has spaces in quotes"),
+        (["red", "--clipp", "a.mp4"], "unknown argument --clipp, did you mean --clip;"),
     ],
 )
 def test_mistakes_in_a_query(indexed, arguments, part, capfd):
@@ -296,6 +301,27 @@ def test_a_dry_run_writes_nothing(run, videos, tmp_path):
     assert "7 files" in told
     assert "minutes, measured on" in told
     assert not (tmp_path / "index").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "part"),
+    [
+        (["My", "Videos"], "unknown argument Videos: put a text or a path that has spaces in quotes"),
+        (["videos", "--windoww", "4"], "unknown argument --windoww, did you mean --window;"),
+        (["videos", "--checkpiont=a.safetensors"], "unknown argument --checkpiont, did you mean --checkpoint;"),
+        (["videos", "--colour"], "unknown argument --colour;"),
+    ],
+)
+def test_slips_in_the_arguments_of_index(arguments, part, tmp_path, capfd):
+    assert main(["index", *arguments, "--index", str(tmp_path / "index")]) == 2
+    assert part in capfd.readouterr().err
+
+
+def test_no_setting_of_a_method_is_taken_for_a_slip():
+    parser = make_parser().parse_args(["index", "videos"]).parser
+    for name, method in METHODS.items():
+        words = [word for option in settings_of(method) for word in (f"--{option.name}", "1")]
+        assert len(method_options(words, parser)) == len(words) // 2, name
 
 
 def test_a_bare_clip(small_data, videos, tmp_path, capfd):

@@ -139,7 +139,7 @@ async function search(key, address, upload) {
     if (error.name === "AbortError" || now !== latest) return;
     showHits([]);
     say("status", "");
-    say("error", sentence(error.message));
+    say("error", sentence(error.message, upload ? history.state.name : ""));
   }
   $("results").removeAttribute("aria-busy");
 }

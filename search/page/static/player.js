@@ -23,8 +23,10 @@ export function say(id, text) {
   if ($(id).classList.contains("note")) $(id).hidden = !text;
 }
 
-export function sentence(text) {
-  return text && text[0].toUpperCase() + text.slice(1) + (/[.!?]$/.test(text) ? "" : ".");
+/** A message as a sentence. The name of a file that it begins with stays as it is. */
+export function sentence(text, name = "") {
+  const begin = name && text.startsWith(name) ? text.slice(0, 1) : text.slice(0, 1).toUpperCase();
+  return text && begin + text.slice(1) + (/[.!?]$/.test(text) ? "" : ".");
 }
 
 export function clock(seconds) {

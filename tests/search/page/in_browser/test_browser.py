@@ -170,6 +170,16 @@ def test_the_address_keeps_the_query(watch):
     other.until(f"location.search === '{query}'")
 
 
+def test_the_name_of_a_broken_upload_stays_as_it_is(watch, tmp_path):
+    watched = watch()
+    page = watched.open()
+    (tmp_path / "text.mp4").write_text("no video")
+    page.set_input_files("#file", tmp_path / "text.mp4")
+    page.wait_for_selector("#error:not(:empty)")
+    assert page.inner_text("#error").startswith("text.mp4 is not a video")
+    watched.forgive()
+
+
 def test_a_clip_and_a_picture_can_be_looked_for(watch, films, tmp_path):
     watched = watch()
     page = watched.open()
