@@ -216,7 +216,10 @@ def forget(flags: Namespace) -> int:
         sweep_pictures(store)
         for path in paths:
             store.remove_roots(path)
-        print(f"forgot {len(gone)} files; what still lies in an indexed folder returns with refresh", file=sys.stderr)
+        print(
+            f"forgot {len(gone)} {'file' if len(gone) == 1 else 'files'}; what still lies in an indexed folder returns with refresh",
+            file=sys.stderr,
+        )
     return 0
 
 
