@@ -216,8 +216,8 @@ def forget(flags: Namespace) -> int:
         sweep_pictures(store)
         for path in paths:
             store.remove_roots(path)
-        files = "1 file" if len(gone) == 1 else f"{len(gone)} files"
-        print(f"forgot {files}; what still lies in an indexed folder returns with refresh", file=sys.stderr)
+        counted = "1 file" if len(gone) == 1 else f"{len(gone)} files"
+        print(f"forgot {counted}; what still lies in an indexed folder returns with refresh", file=sys.stderr)
     return 0
 
 
