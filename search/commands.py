@@ -6,13 +6,16 @@ import sys
 from argparse import Namespace
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from dataloaders.quoting import shorten
 from search.database import NAME
 from search.engines.base import INSTALL
 from search.engines.derived import EXACT_UP_TO, engine_facts, is_exact_enough, place, remove_derived
 from search.store import Model, Store, is_below
+
+if TYPE_CHECKING:
+    from search.index import Index
 
 FAILED = 3  # exit code: files could not be read, or something is wrong
 
@@ -31,14 +34,21 @@ def refresh(flags: Namespace) -> int:
     return refresh_all(flags)
 
 
-def query(flags: Namespace) -> int:
-    """Print the moments that fit a query: a table for people, paths for pipes, or JSON."""
-    from search.index import Index, parse_hit, parse_moment
+def open_index(flags: Namespace) -> "Index":
+    """Open the index that the flags of `query` and `recall` name; errors are those of `Index.open`."""
+    from search.index import Index
 
-    with Index.open(
+    return Index.open(
         flags.index, flags.model, checkpoint=flags.checkpoint, pretrained_clip_name=flags.pretrained_clip_name,
         pretrained_dir=flags.pretrained_dir, server=flags.server,
-    ) as opened:  # fmt: skip
+    )  # fmt: skip
+
+
+def query(flags: Namespace) -> int:
+    """Print the moments that fit a query: a table for people, paths for pipes, or JSON."""
+    from search.index import parse_hit, parse_moment
+
+    with open_index(flags) as opened:
         if (flags.start is not None or flags.end is not None) and not flags.clip:
             raise ValueError("--from and --to are seconds of --clip: pass a clip")
         hits = opened.query(

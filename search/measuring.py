@@ -14,6 +14,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from dataloaders.quoting import shorten
+from search.commands import open_index
 from search.engines.base import Approximate, Engine, Ids, Scores
 from search.engines.derived import EXACT_UP_TO, is_exact_enough
 from search.engines.exact import build_exact
@@ -52,10 +53,7 @@ class Measured:
 def run_recall(flags: Namespace) -> int:
     """Measure and print; return the exit code."""
     given = read_texts(Path(flags.queries)) if flags.queries else []
-    with Index.open(
-        flags.index, flags.model, checkpoint=flags.checkpoint, pretrained_clip_name=flags.pretrained_clip_name,
-        pretrained_dir=flags.pretrained_dir, server=flags.server,
-    ) as index:  # fmt: skip
+    with open_index(flags) as index:
         measured = measure(index, bool(flags.server), given)
     print(json.dumps(asdict(measured), indent=1) if flags.json else _table(measured))
     return 0

@@ -145,7 +145,7 @@ def test_files_exist(path):
 def test_python_names_exist(path):
     """Dotted names of inline code that begin with a package of ours, such as `modules.methods.METHODS`."""
     for code in inline_code(path.read_text()):
-        if not re.fullmatch(r"(modules|dataloaders|engine|benchmarks|preprocess)(\.\w+)+", code):
+        if not re.fullmatch(r"(modules|dataloaders|engine|search|benchmarks|tools|preprocess)(\.\w+)+", code):
             continue
         owner, _, name = code.rpartition(".")
         try:
@@ -160,7 +160,9 @@ def test_python_blocks_import_what_is_there(path):
     for language, code in code_blocks(path.read_text()):
         if language == "python" and not new_files(f"```\n{code}```\n"):
             compile(code, path.name, "exec")
-            for line in re.findall(r"^(?:from (?:modules|dataloaders|engine)\S* )?import .+$", code, re.MULTILINE):
+            for line in re.findall(
+                r"^(?:from (?:modules|dataloaders|engine|search)\S* )?import .+$", code, re.MULTILINE
+            ):
                 exec(line, {})
 
 
