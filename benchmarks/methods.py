@@ -304,17 +304,16 @@ def report(settings: Settings) -> str:
         raise ValueError(reasons[0])
     left_out = [f"left out: {name} ({reason})" for name, reason in against.items() if reason]
     ceilings = in_own_process(measure_ceilings, device, ("fp32", *AUTOCAST), settings.repeats, settings.ceiling_seconds)
-    costs = [
-        in_own_process(measure_method, text, settings, ceilings.matrix[settings.precision])
-        for text in tqdm([text for text, reason in against.items() if not reason], "methods", leave=False)
-    ]
+    costs: list[Cost] = []
     origin, where = origin_of(device)
+    for text in tqdm([text for text, reason in against.items() if not reason], "methods", leave=False):
+        costs.append(in_own_process(measure_method, text, settings, ceilings.matrix[settings.precision]))
+        if settings.output:  # after each method, so that an hour of measuring is not lost with the last one
+            measured = {"ceilings": asdict(ceilings), "methods": [asdict(cost) for cost in costs]}
+            write_json(Path(settings.output), {"settings": asdict(settings), **origin, **measured})
     sizes = f"batch {settings.batch_size}, frames {settings.frames}, words {settings.max_words}"
     how = f"{settings.precision}, compiled" if settings.compile else settings.precision
     what = f"{settings.pretrained_clip_name}, {how}, {sizes}, medians of {settings.repeats}"
-    if settings.output:
-        measured = {"ceilings": asdict(ceilings), "methods": [asdict(cost) for cost in costs]}
-        write_json(Path(settings.output), {"settings": asdict(settings), **origin, **measured})
     if settings.chart:
         draw_costs(costs, settings.batch_size, f"{what}\n{where}", Path(settings.chart))
     matrix = ", ".join(

@@ -12,14 +12,14 @@ from modules.operations import count_operations
 from modules.rows import tensors_of
 
 
-def count_forward(name: str, architecture: CLIPArchitecture, frames: int, max_words: int, **options: Any) -> int:
+def count_forward(name: str, architecture: CLIPArchitecture, frames: int, max_words: int, /, **options: Any) -> int:
     """Return the operations of the forward pass of one clip and one caption (`modules.operations.count_operations`)."""
     with torch.device("meta"):
         method = build_method(name, CLIP(architecture), **options).eval().requires_grad_(False)
     return count_operations(method, frames, max_words)
 
 
-def count_step(name: str, architecture: CLIPArchitecture, frames: int, max_words: int, **options: Any) -> int:
+def count_step(name: str, architecture: CLIPArchitecture, frames: int, max_words: int, /, **options: Any) -> int:
     """Return the operations of a training step per clip, forward and backward, without the optimiser.
 
     Counts a batch of two clips and halves the sum: a batch of one would count twice what a method shares between clips.

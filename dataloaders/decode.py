@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import count
 from pathlib import Path
 from typing import NamedTuple
 
@@ -36,6 +37,7 @@ from dataloaders.video_file import (
     VideoFacts,
     file_status,
     open_video,
+    stated_rate,
     survey,
 )
 
@@ -44,6 +46,7 @@ READING = 2  # version of this module's rules; a change of them may give other f
 
 Choose = Callable[[int, float], "Sequence[int] | np.ndarray"]
 Convert = Callable[[np.ndarray], np.ndarray]  # one frame uint8 [H, W, 3] RGB -> what to keep of it
+Watch = Callable[[float, av.VideoFrame], None]  # seconds from the file's start, and the frame that comes then
 
 
 class DecodedFrames(NamedTuple):
@@ -116,14 +119,15 @@ def read_windows(
     *,
     square_pixels: bool = False,
     thorough: bool = False,
+    watch: Watch | None = None,
 ) -> Iterator[tuple[int, DecodedFrames | VideoError]]:
     """Decode a file once for many windows. For each, yield its index and what `read_frames` would return, as soon as
     its last frame has come, or the VideoError that `read_frames` would raise.
 
     Windows may overlap, repeat and come in any order. A frame is kept until the last window that wants it is complete,
     so that memory grows with the windows that are open at a moment and not with the length of the video. A window
-    without a frame, or one that damage reaches, does not affect the others. Raises VideoError if the whole file cannot
-    be read.
+    without a frame, or one that damage reaches, does not affect the others. `watch` is shown every frame once, in
+    order, up to the last one that a window wants. Raises VideoError if the whole file cannot be read.
     """
     path = Path(path) if isinstance(path, str) else path
     file_status(path)
@@ -132,7 +136,7 @@ def read_windows(
     requests, failed = [], []
     with open_video(path) as (container, stream):
         for timed in {window.start is not None or window.end is not None for window in windows}:
-            facts[timed] = survey(path, container, stream, _frame_rate(stream), timed=timed)
+            facts[timed] = survey(path, container, stream, stated_rate(stream), timed=timed)
             if facts[timed].n_frames == 0:
                 raise _without_frames(path)
             _check_shortfall(path, facts[timed])
@@ -148,10 +152,13 @@ def read_windows(
         reading = _Reading(path, requests, convert, square_pixels)
         skipping = None
         wanted = reading.users.keys()
-        if not thorough and all(may_skip(stream, found, wanted) for found in facts.values()):
+        if not thorough and watch is None and all(may_skip(stream, found, wanted) for found in facts.values()):
             skipping = Skipping(stream, requests[0].facts.rate, frozenset(wanted))
+        pictures = _pictures(path, container, stream, skipping)
+        if watch is not None:
+            pictures = _watched(pictures, requests[0].facts, watch)
         try:
-            yield from reading.run(stream, _pictures(path, container, stream, skipping), skipping)
+            yield from reading.run(stream, pictures, skipping)
             is_sure = True
         except Unsure:
             is_sure = False
@@ -247,11 +254,6 @@ def _window(path: VideoPath, facts: VideoFacts, start: float | None, end: float 
     return first, stop
 
 
-def _frame_rate(stream: av.VideoStream) -> float:
-    """Return the frames a second that the header states or FFmpeg guesses, 0.0 for neither."""
-    return float(stream.average_rate or stream.guessed_rate or 0)
-
-
 def _pictures(
     path: VideoPath, container: InputContainer, stream: av.VideoStream, skipping: Skipping | None = None
 ) -> Iterator[av.VideoFrame | None]:
@@ -269,6 +271,16 @@ def _pictures(
                 if packet.has_sidedata("encryption_info"):
                     raise VideoError(f"{path} is encrypted: download a copy without copy protection.")
             yield from [None] if frames is None else frames
+
+
+def _watched(
+    pictures: Iterator[av.VideoFrame | None], facts: VideoFacts, watch: Watch
+) -> Iterator[av.VideoFrame | None]:
+    numbers = count()
+    for picture in pictures:
+        if picture is not None:
+            watch(facts.seconds(next(numbers)), picture)
+        yield picture
 
 
 def _rgb(frame: av.VideoFrame, width: int, height: int) -> np.ndarray:

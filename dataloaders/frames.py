@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from dataloaders.cache import FrameCache, StoredFrames
-from dataloaders.decode import Choose, VideoError, Window, read_frames, read_windows
+from dataloaders.decode import Choose, VideoError, Watch, Window, read_frames, read_windows
 from dataloaders.frame_parts import ClipPath
 from dataloaders.frame_sampling import (
     DRAWN,
@@ -165,7 +165,7 @@ class FrameReader:
         that is too small to crop and for a window without a frame; OSError if the cache cannot be written.
         """
         if self.cache is None or not isinstance(path, Path):
-            return self._read(path, start, end, lambda n, fps: self._positions(n, fps, generator))
+            return self._read(path, start, end, lambda n, fps: self.positions(n, fps, generator))
         return self._taken(self._stored(self.cache, path, start, end), generator)
 
     def read_windows(
@@ -173,19 +173,19 @@ class FrameReader:
         path: Path,
         windows: Iterable[tuple[float | None, float | None]],
         generator: np.random.Generator | None = None,
+        watch: Watch | None = None,
     ) -> Iterator[tuple[int, torch.Tensor, torch.Tensor]]:
         """Read many windows (start, end) of a video, which is decoded only once. Yield each one's index, and video and
         frame_mask as of a call, as soon as its last frame has come.
 
-        They come in the order in which they end, those in the cache first. Memory holds the frames of the windows that
-        are open at a moment, however long the video. A window that cannot be read does not stop the others: after the
-        last of them, the VideoError of the first one that failed is raised. What was not yielded was not read.
+        They come in the order in which they end, those in the cache first. Memory holds the frames of the windows open
+        at a moment, however long the video. `watch` is that of `decode.read_windows`. After the last window, the
+        VideoError of the first one that failed is raised; the others were yielded.
         """
         assert len(self.views) == 1, "read_views reads several"
         assert not self.whole, "whole frames must be cut to squares first"
-        windows = list(windows)
-        errors: dict[int, VideoError] = {}
-        cache, missing = self.cache, list(range(len(windows)))
+        windows, cache, errors = list(windows), self.cache, dict[int, VideoError]()
+        missing = list(range(len(windows)))
         if cache is not None:
             missing = [index for index in missing if not self.cache_place(path, *windows[index]).exists()]
             for index in sorted(set(range(len(windows))).difference(missing)):
@@ -196,11 +196,12 @@ class FrameReader:
         counts: list[list[Count]] = [[] for _ in missing]
 
         def choose(place: int) -> Choose:
-            drawn = partial(self._positions, generator=generator)
-            return self._choose(path, drawn if cache is None else self._counting(counts[place]))
+            drawn = partial(self.positions, generator=generator)
+            return self.chooser(path, drawn if cache is None else self._counting(counts[place]))
 
         asked = [Window(choose(place), *windows[index]) for place, index in enumerate(missing)]
-        for place, read in read_windows(path, asked, partial(self._picture, path=path), square_pixels=True):
+        convert = partial(self.picture, path=path)
+        for place, read in read_windows(path, asked, convert, square_pixels=True, watch=watch):
             index = missing[place]
             if isinstance(read, VideoError):
                 errors[index] = read
@@ -218,9 +219,9 @@ class FrameReader:
         """Return the frames that are taken of those in the cache."""
         positions = np.arange(len(stored))
         if self._draws:  # draw again if the video ends before a drawn frame, as decoding does
-            positions = self._positions(stored.promised, stored.fps, generator)
+            positions = self.positions(stored.promised, stored.fps, generator)
             if positions[-1] >= len(stored):
-                positions = self._positions(len(stored), stored.fps, generator)
+                positions = self.positions(len(stored), stored.fps, generator)
         return stored.take(positions)
 
     def pad(self, frames: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -232,6 +233,11 @@ class FrameReader:
         video = torch.zeros(self.max_frames, *frames.shape[1:], dtype=torch.uint8)
         video[:n_real] = frames
         return video, torch.arange(self.max_frames) < n_real
+
+    def still(self, picture: np.ndarray, path: Path) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the picture uint8 [H, W, 3] of a file as a clip in which nothing moves, in the form of a call."""
+        frame = torch.from_numpy(np.ascontiguousarray(self.picture(picture, path)))
+        return self.pad(frame.repeat(self.max_frames, 1, 1, 1))
 
     def read_views(
         self, path: Path, start: float | None = None, end: float | None = None
@@ -249,7 +255,7 @@ class FrameReader:
             frames, count = stored.take(np.arange(len(stored))), (stored.promised, stored.fps)
         clips = [frames]
         if self.views.temporal > 1:
-            rows = np.searchsorted(self._positions(*count, None), self._clips(*count))
+            rows = np.searchsorted(self.positions(*count, None), self._clips(*count))
             clips = [frames[row] for row in rows]
         if self.views.spatial > 1:
             clips = [square for clip in clips for square in squares(clip, self.image_size, self.views.spatial)]
@@ -262,12 +268,11 @@ class FrameReader:
         if self.cache is not None:
             self._stored(self.cache, path, start, end)
         else:
-            choose = self._choose(path, self._last)
-            convert = partial(self._picture, path=path)
+            choose, convert = self.chooser(path, self._last), partial(self.picture, path=path)
             read_frames(path, choose, convert, start=start, end=end, square_pixels=True, thorough=True)
 
     def _last(self, n: int, fps: float) -> np.ndarray:
-        return np.array([n - 1]) if self._draws else self._positions(n, fps, None)
+        return np.array([n - 1]) if self._draws else self.positions(n, fps, None)
 
     def cache_place(self, path: Path, start: float | None = None, end: float | None = None) -> Path:
         """Return the path of a video's entry in the cache, existing or not; VideoError if there is no such video."""
@@ -299,7 +304,7 @@ class FrameReader:
 
         def all_that_may_be_taken(n: int, fps: float) -> np.ndarray:
             counts.append((n, fps))
-            return np.arange(n) if self._draws else self._positions(n, fps, None)
+            return np.arange(n) if self._draws else self.positions(n, fps, None)
 
         return all_that_may_be_taken
 
@@ -331,11 +336,11 @@ class FrameReader:
 
     def _read(self, path: ClipPath, start: float | None, end: float | None, positions: Positions) -> torch.Tensor:
         """Decode the frames at `positions(n, fps)` of the n candidates; uint8 [K, 3, S, S]."""
-        choose, convert = self._choose(path, positions), partial(self._picture, path=path)
+        choose, convert = self.chooser(path, positions), partial(self.picture, path=path)
         read = read_frames(path, choose, convert, start=start, end=end, square_pixels=True)
         return torch.from_numpy(read.frames)
 
-    def _choose(self, path: ClipPath, positions: Positions) -> Choose:
+    def chooser(self, path: ClipPath, positions: Positions) -> Choose:
         """Return the function that picks the frames at `positions(n, fps)` of the n candidates."""
 
         def choose(n_frames: int, fps: float) -> np.ndarray:
@@ -347,7 +352,7 @@ class FrameReader:
 
         return choose
 
-    def _positions(self, n: int, fps: float, generator: np.random.Generator | None) -> np.ndarray:
+    def positions(self, n: int, fps: float, generator: np.random.Generator | None) -> np.ndarray:
         """Return the positions of the frames of one clip, or of all clips together; int64 [K], sorted."""
         if not self._draws:
             clips = self._clips(n, fps)
@@ -372,7 +377,7 @@ class FrameReader:
             return slowfast_views(n, fps, self.max_frames, self.frame_stride, n_clips)
         return PLACED[self.frame_sampling](n, self.max_frames, n_clips)
 
-    def _picture(self, frame: np.ndarray, path: ClipPath) -> np.ndarray:
+    def picture(self, frame: np.ndarray, path: ClipPath) -> np.ndarray:
         """Turn a frame uint8 [H, W, 3] into a square uint8 [3, S, S], or into a whole frame [3, h, w]."""
         antialias = self.frame_transform == "resize"
         several = self.views.spatial > 1  # squares are cut later

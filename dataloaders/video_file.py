@@ -157,6 +157,12 @@ class VideoFacts:
         start, end = (None if moment is None else moment - self.offset for moment in (start, end))
         return in_window(self.n_frames, self.rate, start, end)
 
+    def seconds(self, number: int) -> float:
+        """Return when a frame comes on screen; one that is not expected comes at the end of those that are."""
+        if self.times is None:
+            return self.offset + number / self.rate if self.rate else 0.0
+        return float(self.times[number]) if number < len(self.times) else self.ends
+
     def may_be(self, number: int, time: float | None) -> bool:
         """Return whether the frame decoded as `number`, at `time` on the stream's clock, is the one we expected."""
         return self.guess is None or time is None or abs(time - self.guess[number]) < 0.5 / self.rate
@@ -167,6 +173,20 @@ class VideoFacts:
         if self.times is None or None in times:
             return found
         return replace(found, times=np.sort(np.array(times, dtype=np.float64)) - self.zero)
+
+
+def stated_rate(stream: av.VideoStream) -> float:
+    """Return the frames a second that the header states or FFmpeg guesses, 0.0 for neither."""
+    return float(stream.average_rate or stream.guessed_rate or 0)
+
+
+def length_of(path: VideoPath) -> float:
+    """Return the seconds from a file's start to the end of its last frame; 0.0 if it states no frame rate, or holds no
+    frame. Decodes nothing; raises VideoError if it is not a video."""
+    file_status(path)
+    with open_video(path) as (container, stream):
+        facts = survey(path, container, stream, stated_rate(stream), timed=True)
+        return facts.length if facts.rate and facts.n_frames else 0.0
 
 
 @dataclass(frozen=True)

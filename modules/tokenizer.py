@@ -64,6 +64,11 @@ class Tokenizer:
     def __reduce__(self) -> tuple[type["Tokenizer"], tuple[int]]:
         return Tokenizer, (self.max_words,)  # a started process loads the byte pairs itself
 
+    def vocabulary(self) -> list[str]:
+        """Return the words that are one token, in the order of their ids."""
+        ends = "</w>"
+        return [piece.removesuffix(ends) for piece in self._bpe.encoder if piece.endswith(ends) and piece != ends]
+
     def words(self, text: str) -> list[int]:
         """Return all word ids of one caption, uncut, after CLIP's cleaning (`modules.backbones.Tokens`).
 

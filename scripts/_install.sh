@@ -20,6 +20,6 @@ install() {
     fi
     echo "Installing $1 into $environment (some minutes and 6 GB the first time) ..."
     [ -x "$PYTHON" ] || python3 -m venv "$environment"
-    "$PYTHON" -m pip install --quiet --disable-pip-version-check -r "$repository/$1"
+    "$PYTHON" -m pip install --quiet --disable-pip-version-check -r "$repository/$1" || return
     cat "$repository"/requirements*.txt >"$stamp"
 }

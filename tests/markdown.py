@@ -82,7 +82,7 @@ def joined(code: str) -> list[str]:
 
 
 def command(line: str) -> Command:
-    """Parse one command; raise ValueError if it runs neither Python nor bash."""
+    """Parse one command: Python, bash, or an installation of what a file lists; raise ValueError for any other."""
     words = shlex.split(line, comments=True)
     variables = {}
     while re.match(r"[A-Za-z_]+=", words[0]):
@@ -94,4 +94,6 @@ def command(line: str) -> Command:
             return Command(variables, f"{path}/__main__.py" if (ROOT / path).is_dir() else f"{path}.py", arguments)
         case ["python" | "bash", program, *arguments]:
             return Command(variables, program, arguments)
+        case ["pip", "install", "-r", requirements]:
+            return Command(variables, requirements, [])
     raise ValueError(f"runs neither Python nor bash: {line}")

@@ -17,11 +17,11 @@ from tests.markdown import DOCS, ROOT, anchors, code_blocks, command, commands, 
 # Everything that takes flags; they are found by having a `main`.
 PROGRAMS = [
     str(path.relative_to(ROOT))
-    for folder in (".", "engine", "preprocess", "benchmarks", "tools")
+    for folder in (".", "engine", "search", "preprocess", "benchmarks", "tools")
     for path in sorted([*(ROOT / folder).glob("*.py"), *(ROOT / folder).glob("*/__main__.py")])
     if re.search(r"^def main\(argv", path.read_text(), re.MULTILINE)
 ]
-OF_OTHERS = {"--max_restarts", "--check"}  # flags of torchrun and ruff that are named
+OF_OTHERS = {"--max_restarts", "--nproc_per_node", "--check"}  # flags of torchrun and ruff that are named
 TAKES_FLAGS_OF = {
     "preprocess/cache_frames.py": ("main_task_retrieval.py",),
     "preprocess/text_features.py": ("main_task_recognition.py",),
@@ -35,6 +35,8 @@ docs = pytest.mark.parametrize("path", DOCS, ids=lambda path: path.name)
 @cache
 def flags_of(program: str) -> frozenset[str]:
     """Every flag of a Python program, the options of all methods included, or of the programs that a script runs."""
+    if program.endswith(".txt"):  # requirements
+        return frozenset()
     if program.endswith(".sh"):
         return frozenset().union(*map(flags_of, run_by(program)), own_flags(program))
     main = importlib.import_module(program.removesuffix(".py").replace("/", ".")).main
@@ -143,7 +145,7 @@ def test_files_exist(path):
 def test_python_names_exist(path):
     """Dotted names of inline code that begin with a package of ours, such as `modules.methods.METHODS`."""
     for code in inline_code(path.read_text()):
-        if not re.fullmatch(r"(modules|dataloaders|engine|benchmarks|preprocess)(\.\w+)+", code):
+        if not re.fullmatch(r"(modules|dataloaders|engine|search|benchmarks|tools|preprocess)(\.\w+)+", code):
             continue
         owner, _, name = code.rpartition(".")
         try:
@@ -158,7 +160,9 @@ def test_python_blocks_import_what_is_there(path):
     for language, code in code_blocks(path.read_text()):
         if language == "python" and not new_files(f"```\n{code}```\n"):
             compile(code, path.name, "exec")
-            for line in re.findall(r"^(?:from (?:modules|dataloaders|engine)\S* )?import .+$", code, re.MULTILINE):
+            for line in re.findall(
+                r"^(?:from (?:modules|dataloaders|engine|search)\S* )?import .+$", code, re.MULTILINE
+            ):
                 exec(line, {})
 
 

@@ -10,12 +10,13 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 PROGRAMS = ("main_task_recognition", "main_task_retrieval")
-COMMANDS = {"benchmarks", "preprocess", "tools", *PROGRAMS}
+COMMANDS = {"benchmarks", "preprocess", "search", "tools", *PROGRAMS}
 FORBIDDEN = {
     "modules": {"dataloaders", "engine", *COMMANDS},
     "dataloaders": {"modules", "engine", *COMMANDS},
     "engine": COMMANDS,
     "benchmarks": {"preprocess", "tools"},
+    "search": {"benchmarks", "tools", *PROGRAMS},
 }
 # Commands, and the parts of a run that are about all of its settings.
 CONFIG_USERS = {
@@ -81,7 +82,8 @@ def test_the_training_loop_contains_no_name_of_a_task(name):
 
 
 def test_files_stay_short():
-    product = [*ROOT.glob("*.py"), *sources("modules", "dataloaders", "engine", "benchmarks", "tools", "preprocess")]
+    folders = ("modules", "dataloaders", "engine", "search", "benchmarks", "tools", "preprocess")
+    product = [*ROOT.glob("*.py"), *sources(*folders)]
     for path in product:
         name = path.relative_to(ROOT).as_posix()
         most = None if name.startswith("modules/kernels/") else LIMITS.get(name, MOST_LINES)

@@ -45,8 +45,10 @@ def test_every_row_gets_the_best_of_three_rates(script, tmp_path):
     assert names == dict.fromkeys(rates, 3), "three seeds"
     assert {settings["lr"] for settings in trained if settings["do_train"]} == {6e-4}
     assert {settings["select_on"] for settings in trained} == {"last"}
-    same = ("batch_size", "epochs", "max_frames", "max_words", "frame_sampling", "feature_framerate", "schedule")
+    same = ("batch_size", "max_frames", "max_words", "frame_sampling", "feature_framerate", "schedule")
     assert len({tuple(settings[name] for name in same) for settings in [*searched, *trained]}) == 1
+    (epochs,), (of_search,) = ({settings["epochs"] for settings in runs} for runs in (trained, searched))
+    assert of_search == (epochs if script == "table_msrvtt.sh" else epochs / 2)
     assert commands[-1][1] == "tools.table"
 
 

@@ -27,7 +27,7 @@ from engine.data import normalise_for
 from engine.distributed import Process
 from engine.evaluate import Encoder, evaluating
 from engine.precision import autocast_for
-from engine.tasks.splits import Splits
+from engine.tasks.splits import Splits, hold_out
 from modules.methods import Method
 from modules.rows import Rows, to_float
 
@@ -179,9 +179,17 @@ class Task(ABC):
         share = settings.batch_size // world_size
         return EpochSampler(len(items), share, self.process.rank, world_size, self.config.run.seed, **order)
 
-    @abstractmethod
     def hold_out(self, samples: list[Sample]) -> tuple[list[Sample], list[Sample]]:
         """Divide training samples into those to train on and, with --select_on holdout, those that select weights."""
+        run = self.config.run
+        if run.select_on != "holdout":
+            return samples, []
+        return hold_out(samples, run.holdout_videos, run.seed, self.training_twins)
+
+    @property
+    def training_twins(self) -> Mapping[str, str]:
+        """The id of each training video's twin, by the video's id; a held-out video takes its twin along."""
+        return {}
 
     # --- evaluation ---
 

@@ -47,7 +47,7 @@ from engine.tasks.shards import (
     refuse_regulariser,
     shard_sampler,
 )
-from engine.tasks.splits import draw_captions, hold_out
+from engine.tasks.splits import draw_captions
 from engine.tasks.trained_on import left_out_of_start
 from modules.losses import LOSSES, Loss, build_loss
 from modules.methods import Method
@@ -218,7 +218,7 @@ class Retrieval(Task):
     def training_items(self, samples: Sequence[Sample], frames: FrameReader) -> TrainingPairs:
         expand, seed = self.options.expand_msrvtt_sentences, self.config.run.seed
         frames, augmentation = self.options.reader(frames, "train"), self.options.augmentation()
-        twin_of = self._training_twins
+        twin_of = self.training_twins
         samples, captions = self._frame_captions(samples)
         if self.options.train_shards:
             return ShardPairs(self.shards, self.splits.tokenizer, frames, seed, augmentation=augmentation)
@@ -265,12 +265,9 @@ class Retrieval(Task):
 
     def hold_out(self, samples: list[Sample]) -> tuple[list[Sample], list[Sample]]:
         """Divide training samples as for every task; twins stay together, and a held-out video keeps one caption."""
-        run = self.config.run
-        if run.select_on != "holdout":
-            return samples, []
-        if self.options.train_shards:
+        if self.options.train_shards and self.config.run.select_on == "holdout":
             raise ValueError("--select_on holdout needs a list of all training clips, which --train_shards has not")
-        kept, held = hold_out(samples, run.holdout_videos, run.seed, self._training_twins)
+        kept, held = super().hold_out(samples)
         return kept, [replace(sample, captions=sample.captions[:1]) for sample in held]
 
     def check_lists(self) -> None:
@@ -350,7 +347,7 @@ class Retrieval(Task):
         return facts
 
     @cached_property
-    def _training_twins(self) -> dict[str, str]:
+    def training_twins(self) -> dict[str, str]:
         """The id of each listed training video's twin, by the video's id; twins share a batch."""
         if not self.options.train_twins_csv:
             return {}

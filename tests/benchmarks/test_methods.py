@@ -72,6 +72,20 @@ def test_a_method_with_options(data, capsys, one_process, monkeypatch):
     assert f" {operations / 1e9:.1f} " in row
 
 
+def test_what_was_measured_stays_if_a_later_method_fails(monkeypatch, tmp_path, one_process):
+    def measure(name, *_):
+        if name == "dgl":
+            raise ArithmeticError
+        return replace(COST, method=name)
+
+    monkeypatch.setattr(methods, "measure_ceilings", lambda *_: Ceilings(dict.fromkeys(("fp32",), 1.0), {"fp32": 1}, 1))
+    monkeypatch.setattr(methods, "measure_method", measure)
+    flags = ["--only", "vpt,stop,dgl", "--precision", "fp32", "--chart=", "--output", str(tmp_path / "costs.json")]
+    with pytest.raises(ArithmeticError):
+        main(flags)
+    assert [cost["method"] for cost in json.loads((tmp_path / "costs.json").read_text())["methods"]] == ["vpt", "stop"]
+
+
 def test_a_measurement_has_its_own_process():
     assert methods.in_own_process(os.getpid) != os.getpid()
 

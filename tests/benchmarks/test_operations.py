@@ -63,7 +63,7 @@ def test_products_added_in_place_count(monkeypatch):
 
 @pytest.mark.parametrize("name", METHODS)
 def test_a_step_of_every_method_counts_more_than_its_forward_pass(name):
-    options = fitting_options(name, max_frames=3)
+    options = fitting_options(name, max_frames=3, max_words=8)
     assert count_step(name, TINY, 3, 8, **options) > count_forward(name, TINY, 3, 8, **options)
 
 

@@ -1,6 +1,7 @@
 """The kind of files that a split has; an evaluation on another kind is noticed."""
 
 import json
+from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
 
@@ -38,9 +39,14 @@ def test_what_the_headers_say(tmp_path):
     samples = [make(tmp_path / f"{number}.mp4", 64, 48, 3) for number in range(3)]
     samples += [make(tmp_path / "high.mp4", 36, 96, 30), make(tmp_path / "old.avi", 64, 48, 3, "mpeg4")]
     found = file_kind(samples)
-    assert found == FileKind(5, "h264", Quartiles(48, 48, 48), Quartiles(3, 3, 3))
+    assert found == FileKind(5, "h264", Quartiles(48, 48, 48), Quartiles(3, 3, 3), found.seconds)
+    assert found.seconds.median == pytest.approx(1, abs=0.01)  # three frames
+    part = [replace(sample, start=0.25, end=0.5) for sample in samples]
+    assert file_kind(part).seconds.median == 0.25
     assert str(found) == "h264, short side 48, 3 fps"
     assert FileKind.from_facts(json.loads(json.dumps(found.facts))) == found
+    older = {name: fact for name, fact in found.facts.items() if name != "seconds"}
+    assert FileKind.from_facts(older).seconds == (0, 0, 0)
     ntsc = file_kind([make(tmp_path / "ntsc.mp4", 64, 48, Fraction(30000, 1001))])
     assert str(ntsc) == "h264, short side 48, 30 fps"
     assert ntsc.fps.median == pytest.approx(29.97, abs=0.01)
@@ -90,7 +96,7 @@ def test_an_evaluation_on_raw_files_after_training_on_small_ones_says_so(tmp_pat
     assert main(["--do_train", "--method", "vpt", *flags]) == 0
     checkpoint = tmp_path / "run" / "last.safetensors"
     assert read_header(checkpoint).trained_on == {
-        "files": 4, "codec": "h264", "short_side": [48.0] * 3, "fps": [3.0] * 3,
+        "files": 4, "codec": "h264", "short_side": [48.0] * 3, "fps": [3.0] * 3, "seconds": pytest.approx([5 / 3] * 3),
     }  # fmt: skip
     assert "another kind" not in (tmp_path / "run" / "log.txt").read_text()
 

@@ -129,7 +129,7 @@ def test_settings_out_of_range_are_refused(settings, message):
 
 
 def test_a_video_without_frame_rate_cannot_be_thinned_out(data, monkeypatch):
-    monkeypatch.setattr("dataloaders.decode._frame_rate", lambda capture: 0.0)
+    monkeypatch.setattr("dataloaders.decode.stated_rate", lambda capture: 0.0)
     with pytest.raises(VideoError, match=r"video0\.mp4 states no frame rate"):
         FrameReader(4, 32, feature_framerate=1.0)(data[0].path)
     assert FrameReader(4, 32)(data[0].path)[1].all()
@@ -170,3 +170,14 @@ def test_windows_with_every_sampling(data):
 def test_a_window_without_a_frame_is_refused(data, start, end):
     with pytest.raises(VideoError, match=f"{data[0].path.name} has no frame from {start:g} s until .* it lasts 4 s"):
         FrameReader(4, 32)(data[0].path, start=start, end=end)
+
+
+@pytest.mark.parametrize("frame_transform", ["resize", "crop"])
+def test_a_still_picture_is_a_clip_in_which_nothing_moves(tmp_path, frame_transform):
+    picture = np.random.default_rng(0).integers(0, 256, (40, 50, 3), dtype=np.uint8)
+    reader = FrameReader(4, 32, frame_transform=frame_transform)
+    video, frame_mask = reader.still(picture, tmp_path / "a.png")
+    assert video.shape == (4, 3, 32, 32)
+    assert frame_mask.all()
+    assert (video == video[:1]).all()
+    assert (video[0].numpy() == reader.picture(picture, tmp_path / "a.png")).all()

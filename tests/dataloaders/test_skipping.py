@@ -136,7 +136,7 @@ def test_zeros_in_a_frame_that_is_left_out_are_damage(folder, name, skipped):
     read_frames(path, lambda n, fps: [0, n - 1])
     assert skipped
     with decode.open_video(path) as (container, stream):
-        frames_a_tick = decode._frame_rate(stream) * float(stream.time_base)
+        frames_a_tick = decode.stated_rate(stream) * float(stream.time_base)
         places = [
             packet.pos
             for packet in container.demux(stream)

@@ -11,10 +11,10 @@ import pytest
 
 from dataloaders.decode import VideoError, read_frames
 from dataloaders.frame_sampling import in_window
-from dataloaders.video_file import open_video, survey
+from dataloaders.video_file import length_of, open_video, survey
 from preprocess.check_videos import check
 from tests.ffmpeg_files import X264, ffmpeg, ffmpeg_frames, moving, shown_times, write
-from tests.videos import cut
+from tests.videos import cut, grey_ramp, write_video
 
 VP8 = ("-c:v", "libvpx", "-b:v", "1M", "-auto-alt-ref", "0")
 MPEG4 = ("-c:v", "mpeg4", "-q:v", "2")
@@ -224,3 +224,13 @@ def test_a_file_that_lacks_little_of_its_end_is_read_and_named(downloads, name):
     finding = check(path, max_frames=12)
     assert (finding.status, finding.frames) == ("cut", found.n_frames)
     assert f"{path} is cut: {path.stat().st_size:,} of its " in finding.reason
+
+
+def test_the_length_of_a_file(tmp_path):
+    path = write_video(tmp_path / "a.mp4", grey_ramp(7), fps=2)
+    assert length_of(path) == pytest.approx(3.5)
+    (tmp_path / "b.mp4").write_bytes(b"no video")
+    with pytest.raises(VideoError, match="not a video"):
+        length_of(tmp_path / "b.mp4")
+    with pytest.raises(VideoError, match="does not exist"):
+        length_of(tmp_path / "c.mp4")
