@@ -51,8 +51,6 @@ class STOPReleased(DGL):
             for a batch whose frames all have the same score (see `InterFramePrompt`).
     """
 
-    needs = ("class token", "class pool", "unturned tokens", "END")
-
     def __init__(
         self,
         clip: CLIP,
@@ -103,7 +101,7 @@ class STOPReleased(DGL):
         video = hold_last_frame(video.flatten(3), frame_mask.bool()).view_as(video)
         video, mask = self.pixel(video)
         tokens = self.clip.visual.embed(video.flatten(0, 1)).unflatten(0, video.shape[:2])
-        between_frames, _ = self.inter(tokens[:, :, 1:], mask)
+        between_frames, _ = self.inter(tokens[:, :, self.clip.visual.class_tokens :], mask)
         return self._run_visual(tokens, prompts.frames.unsqueeze(1) + between_frames)
 
     @torch.no_grad()
@@ -111,7 +109,7 @@ class STOPReleased(DGL):
         """Return the region mask `[B,T,G,G]` and the rates of the inter-frame prompts `[B,T]`, of whole clips."""
         video, mask = self.pixel(video)
         tokens = self.clip.visual.embed(video.flatten(0, 1)).unflatten(0, video.shape[:2])
-        return mask, self.inter(tokens[:, :, 1:], mask)[1]
+        return mask, self.inter(tokens[:, :, self.clip.visual.class_tokens :], mask)[1]
 
     def feed_forward(self, tower: Literal["visual", "text"], layer: int, block: Block, x: Tensor) -> Tensor:
         """Run a block's MLP and the adapter beside it, which reads the tokens before their LayerNorm."""
