@@ -39,7 +39,13 @@ def registered_facts(name: str) -> StatedFacts:
     """
     model, tag = _registered(name)
     # Most models say GELU whatever their weights were trained with; the tag has the activation of its weights.
-    return facts_of_open_clip(model | {"quick_gelu": bool(model.get("quick_gelu") or tag.get("quick_gelu"))}, tag, name)
+    model = model | {"quick_gelu": bool(model.get("quick_gelu") or tag.get("quick_gelu"))}
+    try:
+        return facts_of_open_clip(model, tag, name)
+    except ValueError as error:
+        if name in str(error):
+            raise
+        raise ValueError(f"{name}: {error}") from error
 
 
 def registered_file(name: str, folder: Path | None) -> Path:
