@@ -162,9 +162,9 @@ def _backbone_cells(config: Config) -> tuple[str, str]:
     with undrawn():
         clip = CLIP(backbone.architecture, backbone)
     whole, vision = (sum(parameter.numel() for parameter in part.parameters()) / 1e6 for part in (clip, clip.visual))
-    how = backbone.preprocessing
+    how, side = backbone.preprocessing, f"{clip.visual.image_size}/{clip.visual.patch_size}"
     resize = "squash" if how.resize_mode == "squash" else "crop"
-    return f"{whole:.1f} M ({vision:.1f})", f"; {clip.visual.image_size} pixels, {resize}, {how.interpolation}"
+    return f"{whole:.1f} M ({vision:.1f})", f"; {side} pixels, {resize}, {how.interpolation}"
 
 
 def _protocol(config: Config, row: pd.Series) -> str:

@@ -121,6 +121,6 @@ def test_backbones_with_their_protocol(results, small_data, capsys):
     assert cells["zero-shot"][2:5] == [f"{gflop:.1f}", "30.0", "15.0"]
     assert cells["zero-shot"][1] == "0.8 M (0.0)"
     frames = "7 videos; 3 frames, uniform; 8 words"
-    assert cells["zero-shot"][5] == f"CLIP on video; {frames}; 32 pixels, crop, bicubic"
+    assert cells["zero-shot"][5] == f"CLIP on video; {frames}; 32/8 pixels, crop, bicubic"
     assert cells["LoRA"][1:3] == ["", ""], "its backbone is not here"
     assert cells["LoRA"][5] == f"lora, last epoch; {frames}"
