@@ -51,13 +51,12 @@ class Settings(Checked):
     def on(self, backbone: str) -> methods.Settings:
         """Return the settings of `benchmarks.methods` for one backbone."""
         architecture = architecture_of(backbone)
-        words = min(self.max_words, architecture.context_length)
         return methods.Settings(
             only=self.only,
             pretrained_clip_name=backbone,
             batch_size=self.batch_size,
             frames=self.frames,
-            max_words=architecture.context_length if architecture.text.end == "last" else words,
+            max_words=architecture.row_length(min(self.max_words, architecture.context_length)),
             precision=self.precision,  # type: ignore[arg-type]  # checked there
             memory_search=False,
             repeats=self.repeats,

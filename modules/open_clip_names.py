@@ -80,14 +80,18 @@ def local_file(name: str, folder: Path | None) -> Path | None:
     import huggingface_hub
 
     _, tag = _registered(name)
-    places = [folder / candidate for candidate in _candidates(name, tag)] if folder is not None else []
+    if folder is not None:
+        for candidate in _candidates(name, tag):
+            if (folder / candidate).exists():
+                return folder / candidate
     repository, file = _hub_place(tag)
     for wanted in dict.fromkeys((file, *OPEN_CLIP_FILES)) if repository else ():
         cached = huggingface_hub.try_to_load_from_cache(repository, wanted)
-        places += [Path(cached)] if isinstance(cached, str) else []
-    if url := tag.get("url"):
-        places.append(OPEN_CLIP_CACHE.expanduser() / str(url).rpartition("/")[2])
-    return next((place for place in places if place.exists()), None)
+        if isinstance(cached, str):
+            return Path(cached)
+    url = tag.get("url")
+    downloaded = OPEN_CLIP_CACHE.expanduser() / str(url).rpartition("/")[2]
+    return downloaded if url and downloaded.exists() else None
 
 
 def _parts(name: str) -> tuple[str, str]:

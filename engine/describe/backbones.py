@@ -105,8 +105,6 @@ def short_reason(message: str) -> str:
         return "another tokenizer"
     if ratio := re.search(r"mlp_ratio ([\d.]+)", parts):
         return f"MLPs of {ratio[1]} times the width"
-    if "not a multiple of its patch size" in message:
-        return "an image size that is no multiple of the patch size"
     return parts.split(", ")[0] or message
 
 

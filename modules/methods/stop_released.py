@@ -47,8 +47,9 @@ class STOPReleased(DGL):
     """The released model.
 
     Raises:
-        ValueError: if `n_regions` is not below the number of patches, and where DGL raises it. `encode_video` raises it
-            for a batch whose frames all have the same score (see `InterFramePrompt`).
+        ValueError: if `n_regions` is not below the number of patches, if regions do not divide this CLIP's pictures,
+            and where DGL raises it. `encode_video` raises it for a batch whose frames all have the same score (see
+            `InterFramePrompt`).
     """
 
     def __init__(
@@ -80,6 +81,11 @@ class STOPReleased(DGL):
             clip, shared_latent_space=shared_latent_space, max_frames=max_frames, text_postfix=text_postfix
         )
         visual, text = clip.visual, clip.text
+        if visual.image_size % visual.grid:
+            raise ValueError(
+                f"stop_released divides pictures into {visual.grid} x {visual.grid} regions, and those of this CLIP "
+                f"have {visual.image_size} pixels a side: take one whose image size is a multiple of its patch size"
+            )
         between("n_regions", n_regions, 1, visual.grid**2 - 1, why="one less than the patches of a frame")
         self.pixel = PixelPrompter(
             visual.grid,

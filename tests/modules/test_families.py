@@ -1,6 +1,7 @@
 """Every method on a tiny backbone of every family: it runs and learns, or refuses in one sentence."""
 
 import copy
+from dataclasses import replace
 from functools import partial
 
 import pytest
@@ -15,7 +16,7 @@ from modules.methods import METHODS, build_method
 from modules.rows import tensors_of
 from modules.text_prompts import encode_with_both_ends
 from tests.backbones import FAMILIES, family_clip
-from tests.tiny import fitting_options, tiny_batch
+from tests.tiny import TINY, fitting_options, tiny_batch, tiny_clip
 
 PAIRS = [(name, family) for name in METHODS for family in FAMILIES]
 # What a family does not define for a method; docs/backbones.md says why.
@@ -142,3 +143,9 @@ def test_without_a_causal_mask_all_prompts_of_texts_are_seen(text_postfix, famil
         ours = encode_with_both_ends(text, prefix, postfix, text_postfix, token_ids)
         other = encode_with_both_ends(text, prefix, -postfix, text_postfix, token_ids)
     assert torch.equal(ours, other) == (text_postfix == "dead" and not both)
+
+
+def test_regions_of_the_release_divide_the_picture():
+    clip = tiny_clip(architecture=replace(TINY, image_size=35))
+    with pytest.raises(ValueError, match="4 x 4 regions, and those of this CLIP have 35 pixels a side"):
+        build_method("stop_released", clip, **fitting_options("stop_released"))

@@ -9,6 +9,7 @@ import pandas as pd
 import pytest
 
 from engine.describe import describe
+from tests.markdown import ROOT
 from tools.table import CITED, CITED_METRICS, main, read_cited
 
 
@@ -124,3 +125,9 @@ def test_backbones_with_their_protocol(results, small_data, capsys):
     assert cells["zero-shot"][5] == f"CLIP on video; {frames}; 32/8 pixels, crop, bicubic"
     assert cells["LoRA"][1:3] == ["", ""], "its backbone is not here"
     assert cells["LoRA"][5] == f"lora, last epoch; {frames}"
+
+
+def test_the_zero_shot_table_of_the_docs_is_that_of_its_file(monkeypatch, capsys):
+    monkeypatch.chdir(ROOT)
+    assert main(["results/zero_shot_moving_shapes.csv", "--backbones"]) == 0
+    assert capsys.readouterr().out.strip() in (ROOT / "docs/backbones.md").read_text()
