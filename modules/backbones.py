@@ -87,6 +87,7 @@ NEEDS = {
     "class pool": "a vision tower that is read by its class token",
     "unturned tokens": "attention without rotary positions",
     "END": "a causal text tower that is read at END",
+    "equal depth": "towers of equal depth",
 }
 
 
@@ -140,6 +141,7 @@ class CLIPArchitecture:
             "class pool": self.vision.pool == "class token",
             "unturned tokens": not self.vision.rotary,
             "END": self.text.causal and self.text.end == "largest id",
+            "equal depth": self.vision_layers == self.text_layers,
         }
         assert met.keys() == NEEDS.keys()
         return [need for need in needs if not met[need]]

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 
 from modules.clip import ARCHITECTURES, CLIP
 from modules.methods import build_method
-from modules.methods.dgl import global_local_attention
+from modules.methods.dgl import DGL, global_local_attention
 from modules.released.shared_latent import LinearLatentSpace, round_to_half
 from tests.backbones import FAMILIES, family_clip
 from tests.tiny import TINY, tiny_batch, tiny_clip
@@ -189,8 +189,11 @@ def test_bad_input_is_refused():
         dgl(text_postfix="alive")
     with pytest.raises(ValueError, match="--max_frames 0 is out of range"):
         dgl(max_frames=0)
+    unequal = replace(TINY, text_layers=1)
+    with pytest.raises(ValueError, match="method dgl needs towers of equal depth"):
+        build_method("dgl", tiny_clip(architecture=unequal))
     with pytest.raises(ValueError, match="2 visual and 1 text"):
-        build_method("dgl", tiny_clip(architecture=replace(TINY, text_layers=1)))
+        DGL(tiny_clip(architecture=unequal))
 
 
 def test_new_kernels_are_rounded_to_half():
