@@ -111,6 +111,24 @@ def test_it_learns_what_it_trains_and_comes_back_from_its_checkpoint(name, famil
     assert torch.equal(ours, theirs)
 
 
+@pytest.mark.parametrize(("name", "family"), [pair for pair in RUNNING if pair[1] != "clip"])
+def test_in_bf16_it_embeds_nearly_the_same_and_trains(name, family):
+    method, batch = built(name, family), tiny_batch(architecture=FAMILIES[family])
+    with torch.no_grad():
+        full = tensors_of(method.eval().encode_video(*batch[:2]))[0]
+        with torch.autocast("cpu", torch.bfloat16):
+            half = tensors_of(method.encode_video(*batch[:2]))[0].float()
+    alike = torch.nn.functional.cosine_similarity(half, full, dim=-1) > 0.98
+    assert (alike | (full == 0).all(dim=-1)).all()
+    for block in (*method.clip.visual.blocks, *method.clip.text.blocks):
+        block.recompute = True
+    with torch.autocast("cpu", torch.bfloat16):
+        loss_of(method.train(), batch).backward()
+    for part, parameter in method.trainable_parameters():
+        assert parameter.grad.dtype == torch.float32, part
+        assert parameter.grad.isfinite().all(), part
+
+
 # Methods that begin as CLIP, with the options they need for it.
 FROM_CLIP = {
     "clip4clip": {}, "bias": {}, "lora": {}, "adapter_attn": {}, "adapter_ffn": {}, "visual_text_adapter": {},
