@@ -47,7 +47,8 @@ class RotaryPositions(nn.Module):
 
 def _turns(grid: int, of_head: int) -> Tensor:
     """Return exp(i angle) of every patch and pair of channels, real and imaginary parts: [2, P, 1, d / 2]."""
-    speeds = BASE ** -torch.linspace(0, 1, of_head // 4 + 1)[:-1]  # one for each pair of a half
+    pairs = of_head // 4  # of channels, in each half of a head
+    speeds = BASE ** -(torch.arange(pairs, dtype=torch.float32) / pairs)
     places = torch.arange(1, grid + 1, dtype=torch.float32)
     rows, columns = torch.meshgrid(places, places, indexing="ij")
     angles = torch.stack([columns, rows], dim=-1).flatten(0, 1).unsqueeze(-1) * speeds  # [P, 2, d / 4]
