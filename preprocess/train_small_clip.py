@@ -221,10 +221,8 @@ def start_loss(model: CLIP) -> tuple[Loss, nn.Parameter]:
         return build_loss("symmetric_info_nce", model), model.logit_scale
     with torch.no_grad():
         model.logit_scale.fill_(math.log(10.0))  # SigLIP's start; the bias is there already
-    loss = SigmoidLoss(model)
-    for own in (model.logit_scale, model.logit_bias):
-        assert own is not None
-        own.requires_grad_(False)  # the loss trains its copies
+    model.logit_scale.requires_grad_(False)
+    loss = SigmoidLoss(model)  # trains a copy of the scale and of the bias
     return loss, loss.logit_scale
 
 
