@@ -182,7 +182,7 @@ def train(
 ) -> Tensor:
     """Train `model` in place; returns bool [vocabulary], the tokens that occurred in a caption."""
     stills = draw_stills(np.random.default_rng([seed, 0]), ARCHITECTURE.image_size)
-    loss_of, scale = start_loss(model)
+    loss_of, scale = start_loss(model, batch_size)
     optimizer = torch.optim.AdamW(
         parameter_groups(nn.ModuleList([model, loss_of])), lr=learning_rate, betas=BETAS, fused=True
     )
@@ -215,14 +215,20 @@ def train(
     return seen
 
 
-def start_loss(model: CLIP) -> tuple[Loss, nn.Parameter]:
-    """Return the loss of the model's similarity and the logarithm of its scale, as published before any training."""
+def start_loss(model: CLIP, batch_size: int) -> tuple[Loss, nn.Parameter]:
+    """Return the loss of the model's similarity and the logarithm of its scale, both fresh.
+
+    SigLIP's bias starts at -10, about minus the logarithm of the wrong captions of an image in its batches of 32,768.
+    Here there are fewer: from -10, no pair can be more likely right than wrong until the bias has moved, which takes
+    longer than all our steps. So we start at minus the logarithm of ours.
+    """
     if model.backbone.similarity == "softmax":
         return build_loss("symmetric_info_nce", model), model.logit_scale
-    with torch.no_grad():
-        model.logit_scale.fill_(math.log(10.0))  # SigLIP's start; the bias is there already
     model.logit_scale.requires_grad_(False)
-    loss = SigmoidLoss(model)  # trains a copy of the scale and of the bias
+    loss = SigmoidLoss(model)  # trains a scale and a bias of its own
+    with torch.no_grad():
+        loss.logit_scale.fill_(math.log(10.0))  # as published
+        loss.logit_bias.fill_(-math.log(batch_size - 1))
     return loss, loss.logit_scale
 
 
