@@ -44,55 +44,18 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from dataloaders.transforms import normalise
 from engine.flags import check_file, finite_float
 from engine.messages import print_error
-from modules.backbones import STATISTICS, Backbone, Preprocessing, TextParts, Tokens, VisionParts
-from modules.clip import CLIP, CLIPArchitecture
+from modules.backbones import Backbone
+from modules.clip import CLIP
 from modules.clip_weights import to_openai_keys
 from modules.losses import Loss, SigmoidLoss, build_loss
 from modules.seal import seal
 from modules.similarity import cosine_similarity
 from modules.stated_backbone import BACKBONE
-from modules.tokenizer import END_TOKEN, Tokenizer
+from modules.tokenizer import Tokenizer
+from preprocess.moving_shapes.backbones import ARCHITECTURE, FAMILIES
 from preprocess.moving_shapes.stills import Still, draw_stills, plain_still
 from preprocess.moving_shapes.stories import COLOURS, SHAPES, Story, caption, draw_story, draw_thing
 
-ARCHITECTURE = CLIPArchitecture(
-    embed_dim=128,
-    image_size=112,
-    patch_size=16,  # the default of --patch_size
-    vision_width=128,
-    vision_layers=3,
-    vision_heads=2,
-    context_length=32,
-    vocab_size=END_TOKEN + 1,
-    text_width=64,
-    text_layers=3,
-    text_heads=1,
-)
-FAMILIES = {
-    "clip": Backbone(ARCHITECTURE),
-    "pe": Backbone(
-        replace(
-            ARCHITECTURE,
-            activation="gelu",
-            vision=VisionParts(rotary=True, pool="attention", pool_heads=2, projection="linear"),
-        ),
-        Preprocessing(*STATISTICS["half"], "squash", "bilinear"),
-    ),
-    "siglip": Backbone(
-        replace(
-            ARCHITECTURE,  # whose joint embedding is as wide as the vision tower, which has no projection here
-            activation="gelu_tanh",
-            vision=VisionParts(
-                class_token=False, patch_bias=True, pre_norm=False, pool="attention", pool_heads=2, projection="none",
-                norm_eps=1e-6,
-            ),
-            text=TextParts(causal=False, end="last", projection_bias=True, norm_eps=1e-6),
-        ),
-        Preprocessing(*STATISTICS["half"], "squash", "bicubic"),
-        Tokens(end="last"),
-        "sigmoid",
-    ),
-}  # fmt: skip
 WEIGHT_DECAY = 0.05
 BETAS = (0.9, 0.98)
 MAX_LOGIT_SCALE = math.log(100.0)

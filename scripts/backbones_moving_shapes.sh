@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Evaluates the small backbones of three families on the embedded world without training, trains STOP on each, and prints
-# a table. All rows have the data, steps, batch and frames of ablation_moving_shapes.sh. Rows in the results file are kept.
+# Trains STOP on small backbones of three families on the embedded world, evaluates each untrained, and prints a table.
+# All rows have the data, steps, batch and frames of ablation_moving_shapes.sh. A row in the results file is not run again.
 #   bash scripts/backbones_moving_shapes.sh
 #   seeds="0 1 2" only="SigLIP" bash scripts/backbones_moving_shapes.sh
 #   frame_cache=data/moving_shapes/frames bash scripts/backbones_moving_shapes.sh  # decodes each clip once a family
