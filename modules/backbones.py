@@ -147,6 +147,11 @@ class CLIPArchitecture:
         return [need for need in needs if not met[need]]
 
     @property
+    def is_plain(self) -> bool:
+        """Whether both towers are made as CLIP's, so that the weights show their sizes."""
+        return self.vision == VisionParts() and self.text == TextParts()
+
+    @property
     def class_tokens(self) -> int:
         """Tokens before the patches: 1, or 0 without a class token."""
         return int(self.vision.class_token)

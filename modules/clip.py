@@ -215,10 +215,11 @@ class CLIP(nn.Module):
     """Both towers, with fresh weights, and the learned temperature: cosines are multiplied by `exp(logit_scale)`.
 
     `backbone` has the facts that belong to the weights; the default is OpenAI's CLIP. A backbone whose similarity
-    is "sigmoid" has a learned `logit_bias` too (`modules.losses.SigmoidLoss`); for others it is None.
+    is "sigmoid" has a `logit_bias` too, and for others it is None. It is no parameter: no score of a method has it, and
+    only `modules.losses.SigmoidLoss` trains it, as its own.
     """
 
-    logit_bias: nn.Parameter | None
+    logit_bias: Tensor | None
 
     def __init__(self, architecture: CLIPArchitecture, backbone: Backbone | None = None) -> None:
         super().__init__()
@@ -229,4 +230,4 @@ class CLIP(nn.Module):
         self.text = TextTransformer(architecture)
         self.logit_scale = nn.Parameter(torch.tensor(math.log(1 / 0.07)))
         sigmoid = self.backbone.similarity == "sigmoid"
-        self.register_parameter("logit_bias", nn.Parameter(torch.tensor(-10.0)) if sigmoid else None)
+        self.register_buffer("logit_bias", torch.tensor(-10.0) if sigmoid else None)

@@ -163,6 +163,8 @@ def architecture_of(path_or_name: str | Path, pretrained_dir: str | Path | None 
     path = find_weights(path_or_name, pretrained_dir)
     state = read_state_dict(path)
     facts = _facts_of(str(path_or_name), path, state, StatedFacts())
+    if facts.architecture is not None and not facts.architecture.is_plain:
+        return facts.architecture
     return infer_architecture(
         _in_openai_keys(state), facts.activation or "quick_gelu", facts.vision_heads, facts.text_heads
     )
@@ -175,8 +177,8 @@ def _in_openai_keys(state: State) -> State:
 
 
 def _build(state: State, facts: StatedFacts) -> CLIP:
-    if has_timm_keys(state):
-        return _build_with_timm(state, facts)
+    if has_timm_keys(state) or (facts.architecture is not None and not facts.architecture.is_plain):
+        return _build_as_stated(state, facts)
     in_hugging_face_keys, state = has_hugging_face_keys(state), _in_openai_keys(state)
     architecture = infer_architecture(state, facts.activation or "quick_gelu", facts.vision_heads, facts.text_heads)
     with undrawn():
@@ -195,8 +197,8 @@ def _build(state: State, facts: StatedFacts) -> CLIP:
     return clip.eval()
 
 
-def _build_with_timm(state: State, facts: StatedFacts) -> CLIP:
-    """Build a model whose vision tower is one of timm's; its sizes are stated, as the weights do not show them all."""
+def _build_as_stated(state: State, facts: StatedFacts) -> CLIP:
+    """Build a model with other towers than CLIP's; its sizes are stated, because the weights do not show them all."""
     architecture = facts.architecture
     if architecture is None:
         raise ValueError(
@@ -205,7 +207,7 @@ def _build_with_timm(state: State, facts: StatedFacts) -> CLIP:
         )
     with undrawn():
         clip = CLIP(architecture, facts.backbone(architecture))
-    state, own = from_timm_keys(state), clip.state_dict()
+    state, own = from_openai_keys(from_timm_keys(state)), clip.state_dict()
     _complain([key for key in own if key not in state], [key for key in state if key not in own], "our names")
     wrong = [
         f"{key} {list(tensor.shape)} instead of {list(own[key].shape)}"
