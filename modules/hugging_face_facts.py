@@ -86,10 +86,9 @@ def _of_clip(path: Path, config: Mapping[str, Any]) -> StatedFacts:
 
 def _of_siglip(path: Path, config: Mapping[str, Any]) -> StatedFacts:
     """Read a `SiglipConfig`, whose defaults are those of ViT-B/16 at 224 pixels."""
-    vision: dict[str, Any] = {**SIGLIP_SIZES, "image_size": 224, "patch_size": 16}
-    vision |= _tower_of_hugging_face(config, "vision")
-    text: dict[str, Any] = {**SIGLIP_SIZES, "vocab_size": 32000, "max_position_embeddings": 64}
-    text |= _tower_of_hugging_face(config, "text")
+    stated = [_tower_of_hugging_face(config, name) for name in ("vision", "text")]
+    vision: dict[str, Any] = {**SIGLIP_SIZES, "image_size": 224, "patch_size": 16, **stated[0]}
+    text: dict[str, Any] = {**SIGLIP_SIZES, "vocab_size": 32000, "max_position_embeddings": 64, **stated[1]}
     for tower, sizes in ((vision, (*SIGLIP_SIZES, "image_size", "patch_size")), (text, (*SIGLIP_SIZES, *POSITIONS))):
         if odd := [f"{name} {tower[name]}" for name in sizes if type(tower[name]) is not int or tower[name] < 1]:
             raise ValueError(f"{path} states {', '.join(odd)}; these are whole numbers, and images are square.")
@@ -110,10 +109,10 @@ def _of_siglip(path: Path, config: Mapping[str, Any]) -> StatedFacts:
         raise ValueError(f"{path} describes a SigLIP that is not supported: it has {', '.join(unsupported)}.")
     activations: list[str] = []
     for tower in (vision, text):
-        stated = tower.get("hidden_act", "gelu_pytorch_tanh")
-        activations.append(ACTIVATION_NAMES.get(stated, stated))
+        name = tower.get("hidden_act", "gelu_pytorch_tanh")
+        activations.append(ACTIVATION_NAMES.get(name, name))
         if activations[-1] not in ACTIVATIONS:
-            raise ValueError(f"{path} states the activation {stated}; supported are {', '.join(ACTIVATIONS)}.")
+            raise ValueError(f"{path} states the activation {name}; supported are {', '.join(ACTIVATIONS)}.")
     hidden = [0 if t["intermediate_size"] == 4 * t["hidden_size"] else t["intermediate_size"] for t in (vision, text)]
     eps = [tower.get("layer_norm_eps", 1e-6) for tower in (vision, text)]
     architecture = CLIPArchitecture(

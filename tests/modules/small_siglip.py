@@ -22,7 +22,8 @@ def vit_tiny_patch8_siglip_32(pretrained: bool = False, **arguments: Any) -> Vis
     """timm's tower of SigLIP, of TOWER's size."""
     return VisionTransformer(
         img_size=32, patch_size=8, embed_dim=TOWER.width, depth=TOWER.layers, num_heads=TOWER.heads, class_token=False,
-        norm_layer=partial(nn.LayerNorm, eps=1e-6), **arguments,
+        norm_layer=partial(nn.LayerNorm, eps=1e-6), num_classes=arguments["num_classes"],
+        global_pool=arguments["global_pool"],
     )  # fmt: skip
 
 
