@@ -57,7 +57,7 @@ from engine.train import Training
 from modules.clip import CLIP
 from modules.methods import METHODS, Method, build_method
 from modules.options import Checked, Choices, Range, between
-from modules.tokenizer import Tokenizer
+from modules.tokenizer import tokenizer_of
 
 MSRVTT_PAIRS = 180_000  # per epoch
 EVALUATION_CLIPS = 1_000
@@ -270,7 +270,7 @@ def report(settings: Settings, options: dict[str, Any]) -> str:
     architecture = check_clip(settings.pretrained_clip_name, settings.max_words)
     torch.manual_seed(0)
     method = build_method(settings.method, CLIP(architecture), **options).to(device)
-    tokenizer = Tokenizer(settings.max_words)
+    tokenizer = tokenizer_of(method.clip.backbone, settings.max_words)
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         samples = make_samples(folder / "videos", settings.clips, settings.captions)

@@ -164,7 +164,7 @@ class TextTransformer(nn.Module):
         super().__init__()
         parts = architecture.text
         self.context_length = architecture.context_length
-        self.causal, self.reads_last = parts.causal, parts.end == "last"
+        self.causal, self.reads_last, self.end_id = parts.causal, parts.end == "last", parts.end_id
         self.width = width = architecture.text_width
         self.token_embedding = nn.Embedding(architecture.vocab_size, width)
         nn.init.normal_(self.token_embedding.weight, std=0.02)
@@ -185,10 +185,12 @@ class TextTransformer(nn.Module):
         return self.token_embedding(token_ids) + self.positional_embedding[:length]
 
     def end_positions(self, token_ids: Tensor) -> Tensor:
-        """Return the place of the token that stands for each text, [N, L] -> int64 [N]: of END, which has the largest
-        id of CLIP's vocabulary, or of the last token."""
+        """Return the place of the token that stands for each text, [N, L] -> int64 [N]: of the first END, which has the
+        largest id of CLIP's vocabulary, or of the last token."""
         if self.reads_last:
             return torch.full_like(token_ids[:, 0], token_ids.shape[1] - 1, dtype=torch.int64)
+        if self.end_id is not None:
+            return (token_ids == self.end_id).int().argmax(dim=-1)
         return token_ids.argmax(dim=-1)
 
     def pool(self, end: Tensor) -> Tensor:

@@ -62,8 +62,8 @@ def facts_of_metadata(metadata: Mapping[str, str]) -> StatedFacts | None:
         pixels.interpolation,
         architecture.image_size,
         architecture,
-        backbone.tokens,
-        backbone.similarity,
+        tokens=backbone.tokens,
+        similarity=backbone.similarity,
     )
 
 
