@@ -177,8 +177,10 @@ def _in_openai_keys(state: State) -> State:
 
 
 def _build(state: State, facts: StatedFacts) -> CLIP:
-    if has_timm_keys(state) or (facts.architecture is not None and not facts.architecture.is_plain):
-        return _build_as_stated(state, facts)
+    if has_timm_keys(state):
+        return _build_as_stated(from_timm_keys(state), facts)
+    if facts.architecture is not None and not facts.architecture.is_plain:
+        return _build_as_stated(from_openai_keys(state), facts)
     in_hugging_face_keys, state = has_hugging_face_keys(state), _in_openai_keys(state)
     architecture = infer_architecture(state, facts.activation or "quick_gelu", facts.vision_heads, facts.text_heads)
     with undrawn():
@@ -198,7 +200,7 @@ def _build(state: State, facts: StatedFacts) -> CLIP:
 
 
 def _build_as_stated(state: State, facts: StatedFacts) -> CLIP:
-    """Build a model with other towers than CLIP's; its sizes are stated, because the weights do not show them all."""
+    """Build a model from weights in our names that do not show all of its sizes, so that they must be stated."""
     architecture = facts.architecture
     if architecture is None:
         raise ValueError(
@@ -207,7 +209,7 @@ def _build_as_stated(state: State, facts: StatedFacts) -> CLIP:
         )
     with undrawn():
         clip = CLIP(architecture, facts.backbone(architecture))
-    state, own = from_openai_keys(from_timm_keys(state)), clip.state_dict()
+    own = clip.state_dict()
     _complain([key for key in own if key not in state], [key for key in state if key not in own], "our names")
     wrong = [
         f"{key} {list(tensor.shape)} instead of {list(own[key].shape)}"
