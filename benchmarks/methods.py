@@ -242,11 +242,11 @@ def in_own_process(function: Callable[..., Any], *arguments: Any) -> Any:
         return pool.apply(function, arguments)
 
 
-def format_costs(costs: Sequence[Cost]) -> str:
-    """Return the table; all methods must have the same phases."""
+def format_costs(costs: Sequence[Cost], leave_out: Sequence[str] = (), first: str = "method") -> str:
+    """Return the table, without some of its columns; all methods must have the same phases."""
     phases = costs[0].phases
     last = ("step, ms", "clips/s", "ceiling", "floor ratio", "eval clips/s", "GB", "largest batch")
-    lines: list[tuple[str, ...]] = [("method", "trained", "GFLOP per clip", *phases, *last)]
+    lines: list[tuple[str, ...]] = [(first, "trained", "GFLOP per clip", *phases, *last)]
     for cost in costs:
         low, high = cost.floor_ratio_range
         lines.append(
@@ -264,6 +264,8 @@ def format_costs(costs: Sequence[Cost]) -> str:
                 "-" if cost.largest_batch is None else str(cost.largest_batch),
             )
         )
+    kept = [place for place, title in enumerate(lines[0]) if title not in leave_out]
+    lines = [tuple(line[place] for place in kept) for line in lines]
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     return "\n".join("  ".join(cell.rjust(width) for cell, width in zip(line, widths, strict=True)) for line in lines)
 

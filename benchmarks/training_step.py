@@ -62,11 +62,10 @@ def make_floor(architecture: CLIPArchitecture, video: Tensor, precision: str) ->
     def floor() -> None:
         with autocast():
             tokens = visual.embed(normalise(images)).detach().requires_grad_()
-            *blocks, last = visual.blocks
             hidden = tokens
-            for block in blocks:
-                hidden = block(hidden)
-            embeddings = visual.pool(last.first_token(hidden))  # type: ignore[operator]
+            for block in visual.blocks:
+                hidden = visual.step(block, hidden)
+            embeddings = visual.pool(hidden)
         embeddings.float().sum().backward()
 
     return floor

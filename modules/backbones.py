@@ -138,17 +138,15 @@ class CLIPArchitecture:
             not self.vision.pool_heads or self.vision_width % self.vision.pool_heads
         ):
             raise ValueError(f"CLIP's width {self.vision_width} does not divide into {self.vision.pool_heads} heads.")
-        if self.image_size % self.patch_size:
-            raise ValueError(
-                f"CLIP's image size {self.image_size} is not a multiple of its patch size {self.patch_size}."
-            )
+        if self.image_size < self.patch_size:
+            raise ValueError(f"CLIP's image size {self.image_size} is less than its patch size {self.patch_size}.")
         for width, heads in ((self.vision_width, self.vision_heads), (self.text_width, self.text_heads)):
             if width % heads:
                 raise ValueError(f"CLIP's width {width} does not divide into {heads} attention heads.")
 
     @property
     def grid(self) -> int:
-        """Patches along one side of the image; P = grid²."""
+        """Whole patches along one side of the image; P = grid²."""
         return self.image_size // self.patch_size
 
     def lacks(self, needs: Iterable[str]) -> list[str]:
@@ -162,6 +160,15 @@ class CLIPArchitecture:
         }
         assert met.keys() == NEEDS.keys()
         return [need for need in needs if not met[need]]
+
+    def row_length(self, max_words: int) -> int:
+        """Return how many tokens a caption's row has: `max_words`, or all that are read if the last stands for it."""
+        return self.context_length if self.text.end == "last" else max_words
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether both towers are made as CLIP's, so that the weights show their sizes."""
+        return self.vision == VisionParts() and self.text == TextParts()
 
     @property
     def class_tokens(self) -> int:
@@ -282,6 +289,7 @@ class Backbone:
             f"heads; text {a.context_length} of {a.vocab_size} tokens ({self.tokens}), {a.text_layers} x "
             f"{a.text_width} wide, {a.text_heads} heads; joint {a.embed_dim}; {a.activation}; pixels "
             f"{resize}, {p.interpolation}, mean {_rounded(p.mean)}, deviation {_rounded(p.std)}; {self.similarity}"
+            f"{_unlike_clip(a)}"
         )
 
 
@@ -327,6 +335,38 @@ class StatedFacts:
         """Return the backbone of these facts, CLIP's own where nothing is stated."""
         tokens, similarity = self.tokens or Tokens(), self.similarity or "softmax"
         return Backbone(architecture, self.preprocessing(), tokens, similarity)
+
+
+def _unlike_clip(architecture: CLIPArchitecture) -> str:
+    """Return what the towers have that CLIP's have not, to follow a backbone's line; empty for CLIP's parts."""
+    vision, text = architecture.vision, architecture.text
+    parts = [
+        "" if vision.class_token else "no class token",
+        "rotary positions" if vision.rotary else "",
+        f"attention pool of {vision.pool_heads} heads" if vision.pool == "attention" else "",
+        "patches with bias" if vision.patch_bias else "",
+        "" if vision.pre_norm else "no norm before the blocks",
+        {"none": "no projection", "linear": "projection with bias"}.get(vision.projection, ""),
+    ]
+    of_text = [
+        "" if text.causal else "no causal mask",
+        "" if text.end == TextParts().end else "read at " + ("the last token" if text.end == "last" else text.end),
+        "projection with bias" if text.projection_bias else "",
+    ]
+    both: tuple[tuple[str, VisionParts | TextParts, list[str]], ...] = (
+        ("vision", vision, parts),
+        ("text", text, of_text),
+    )
+    told = []
+    for name, tower, own in both:
+        own += [
+            "" if tower.activation in ("", architecture.activation) else tower.activation,
+            f"MLPs {tower.hidden} wide" if tower.hidden else "",
+            "" if tower.norm_eps == TextParts().norm_eps else f"eps {tower.norm_eps:g}",
+        ]
+        if any(own):
+            told.append(f"{name} with {', '.join(filter(None, own))}")
+    return f"; unlike CLIP: {'; '.join(told)}" if told else ""
 
 
 def _flat(facts: Mapping[str, Any], start: str = "") -> dict[str, Any]:

@@ -88,7 +88,9 @@ class VisionTransformer(nn.Module):
                 f"This CLIP takes images of {size} pixels, not {height}x{width}: resize and crop them first."
             )
         # One product of whole patches is ten times as fast as this convolution on a GPU, and 1.3 times on a CPU.
-        squares = pixels.to(compute_dtype(pixels)).unflatten(3, (self.grid, -1)).unflatten(2, (self.grid, -1))
+        side = self.grid * self.patch_size  # what is left of a picture beside the last patch is never read
+        pixels = pixels[..., :side, :side].to(compute_dtype(pixels))
+        squares = pixels.unflatten(3, (self.grid, -1)).unflatten(2, (self.grid, -1))
         tokens = F.linear(
             squares.permute(0, 2, 4, 1, 3, 5).flatten(3).flatten(1, 2),
             self._patch_weight(self.conv1.weight),
@@ -217,10 +219,11 @@ class CLIP(nn.Module):
     """Both towers, with fresh weights, and the learned temperature: cosines are multiplied by `exp(logit_scale)`.
 
     `backbone` has the facts that belong to the weights; the default is OpenAI's CLIP. A backbone whose similarity
-    is "sigmoid" has a learned `logit_bias` too (`modules.losses.SigmoidLoss`); for others it is None.
+    is "sigmoid" has a `logit_bias` too, and for others it is None. It is no parameter: no score of a method has it, and
+    only `modules.losses.SigmoidLoss` trains it, as its own.
     """
 
-    logit_bias: nn.Parameter | None
+    logit_bias: Tensor | None
 
     def __init__(self, architecture: CLIPArchitecture, backbone: Backbone | None = None) -> None:
         super().__init__()
@@ -231,4 +234,4 @@ class CLIP(nn.Module):
         self.text = TextTransformer(architecture)
         self.logit_scale = nn.Parameter(torch.tensor(math.log(1 / 0.07)))
         sigmoid = self.backbone.similarity == "sigmoid"
-        self.register_parameter("logit_bias", nn.Parameter(torch.tensor(-10.0)) if sigmoid else None)
+        self.register_buffer("logit_bias", torch.tensor(-10.0) if sigmoid else None)

@@ -163,7 +163,7 @@ def architecture_of(path_or_name: str | Path, pretrained_dir: str | Path | None 
     path = find_weights(path_or_name, pretrained_dir)
     state = read_state_dict(path)
     facts = _facts_of(str(path_or_name), path, state, StatedFacts())
-    if facts.architecture is not None and (has_timm_keys(state) or has_siglip_keys(state)):
+    if facts.architecture is not None and not _shows_its_sizes(state, facts):
         return facts.architecture
     return _inferred(_in_openai_keys(state), facts)
 
@@ -174,6 +174,12 @@ def _inferred(state: State, facts: StatedFacts) -> CLIPArchitecture:
     return replace(sizes, text=facts.text or sizes.text)
 
 
+def _shows_its_sizes(state: State, facts: StatedFacts) -> bool:
+    """Return whether the shapes of the weights show the sizes of the towers, which are then made as CLIP's."""
+    stated = facts.architecture is not None and not facts.architecture.is_plain
+    return not (has_timm_keys(state) or has_siglip_keys(state) or stated)
+
+
 def _in_openai_keys(state: State) -> State:
     if has_hugging_face_keys(state):
         return from_hugging_face_keys(state)
@@ -181,10 +187,8 @@ def _in_openai_keys(state: State) -> State:
 
 
 def _build(state: State, facts: StatedFacts) -> CLIP:
-    if has_timm_keys(state):
-        return _build_as_stated(from_timm_keys(state), facts)
-    if has_siglip_keys(state):
-        return _build_as_stated(from_siglip_keys(state), facts)
+    if not _shows_its_sizes(state, facts):
+        return _build_as_stated(state, facts)
     in_hugging_face_keys, state = has_hugging_face_keys(state), _in_openai_keys(state)
     architecture = _inferred(state, facts)
     with undrawn():
@@ -204,7 +208,7 @@ def _build(state: State, facts: StatedFacts) -> CLIP:
 
 
 def _build_as_stated(state: State, facts: StatedFacts) -> CLIP:
-    """Build a model from weights in our names that do not show all of its sizes, so that they must be stated."""
+    """Build a model with other towers than CLIP's; its sizes are stated, because the weights do not show them all."""
     architecture = facts.architecture
     if architecture is None:
         raise ValueError(
@@ -214,6 +218,10 @@ def _build_as_stated(state: State, facts: StatedFacts) -> CLIP:
     with undrawn():
         clip = CLIP(architecture, facts.backbone(architecture))
     own = clip.state_dict()
+    if has_siglip_keys(state):
+        state = from_siglip_keys(state)
+    else:
+        state = from_timm_keys(state) if has_timm_keys(state) else from_openai_keys(_in_openai_keys(state))
     complain([key for key in own if key not in state], [key for key in state if key not in own], "our names")
     wrong = [
         f"{key} {list(tensor.shape)} instead of {list(own[key].shape)}"

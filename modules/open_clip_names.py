@@ -16,12 +16,20 @@ from modules.weight_files import OPEN_CLIP_FILES
 
 PREFIX = "open_clip:"
 ENDINGS = (".safetensors", ".pt", ".pth", ".bin")
+OPEN_CLIP_CACHE = Path("~/.cache/clip")  # where open_clip puts what it downloads from a URL
 
 log = logging.getLogger("stop")
 
 
 def is_open_clip_name(path_or_name: str | Path) -> bool:
     return str(path_or_name).startswith(PREFIX)
+
+
+def registered_names() -> list[tuple[str, str]]:
+    """Return name and tag of all published weights in open_clip's registry, in its order."""
+    import open_clip  # takes seconds
+
+    return list(open_clip.list_pretrained())
 
 
 def registered_facts(name: str) -> StatedFacts:
@@ -31,7 +39,13 @@ def registered_facts(name: str) -> StatedFacts:
     """
     model, tag = _registered(name)
     # Most models say GELU whatever their weights were trained with; the tag has the activation of its weights.
-    return facts_of_open_clip(model | {"quick_gelu": bool(model.get("quick_gelu") or tag.get("quick_gelu"))}, tag, name)
+    model = model | {"quick_gelu": bool(model.get("quick_gelu") or tag.get("quick_gelu"))}
+    try:
+        return facts_of_open_clip(model, tag, name)
+    except ValueError as error:
+        if name in str(error):
+            raise
+        raise ValueError(f"{name}: {error}") from error
 
 
 def registered_file(name: str, folder: Path | None) -> Path:
@@ -42,22 +56,42 @@ def registered_file(name: str, folder: Path | None) -> Path:
         FileNotFoundError: if it is not here and cannot be downloaded; names the file to fetch and its place.
     """
     registered_facts(name)  # refuses what cannot be run, before gigabytes are downloaded
+    if (found := local_file(name, folder)) is not None:
+        return found
     _, tag = _registered(name)
-    candidates = _candidates(name, tag)
-    if folder is not None:
-        for candidate in candidates:
-            if (folder / candidate).exists():
-                return folder / candidate
     repository, file = _hub_place(tag)
     try:
         return _downloaded(tag, repository, file)
     except Exception as error:  # the network and two libraries can fail in many ways
         what = f"{file} of the Hugging Face repository {repository}" if repository else tag.get("url", "its file")
-        place = f"{folder or 'the folder of --pretrained_dir'}/{candidates[0]}"
+        place = f"{folder or 'the folder of --pretrained_dir'}/{_candidates(name, tag)[0]}"
         raise FileNotFoundError(
             f"{name} is not here and cannot be downloaded ({' '.join(str(error).split())[:200]}): fetch {what} and put "
             f"it at {place}."
         ) from error
+
+
+def local_file(name: str, folder: Path | None) -> Path | None:
+    """Return the weights of `open_clip:NAME/TAG` if they are on this machine, else None; downloads nothing.
+
+    They may be in `folder`, in the cache of the Hub, or in that of open_clip. Raises ValueError for a name or tag that
+    is not registered.
+    """
+    import huggingface_hub
+
+    _, tag = _registered(name)
+    if folder is not None:
+        for candidate in _candidates(name, tag):
+            if (folder / candidate).exists():
+                return folder / candidate
+    repository, file = _hub_place(tag)
+    for wanted in dict.fromkeys((file, *OPEN_CLIP_FILES)) if repository else ():
+        cached = huggingface_hub.try_to_load_from_cache(repository, wanted)
+        if isinstance(cached, str):
+            return Path(cached)
+    url = tag.get("url")
+    downloaded = OPEN_CLIP_CACHE.expanduser() / str(url).rpartition("/")[2]
+    return downloaded if url and downloaded.exists() else None
 
 
 def _parts(name: str) -> tuple[str, str]:
@@ -114,10 +148,6 @@ def _downloaded(tag: Mapping[str, Any], repository: str, file: str) -> Path:
     from open_clip.pretrained import download_pretrained
 
     if repository:
-        for place in dict.fromkeys((file, *OPEN_CLIP_FILES)):
-            cached = huggingface_hub.try_to_load_from_cache(repository, place)
-            if isinstance(cached, str):
-                return Path(cached)
         # Without this, open_clip's download tries a network that is not there for most of a minute.
         with suppress(huggingface_hub.errors.EntryNotFoundError):  # it may have the other file
             huggingface_hub.get_hf_file_metadata(huggingface_hub.hf_hub_url(repository, file), timeout=10)

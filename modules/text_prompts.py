@@ -25,8 +25,8 @@ def encode_with_prefix(text: TextTransformer, prompts: Tensor | None, token_ids:
     if prompts is None:
         return text(token_ids)
     seen = seen_after_start(token_ids, prompts.shape[1])
-    if not text.causal:  # nor does such a tower know START
-        seen = torch.ones_like(seen)
+    if not text.causal:
+        seen = torch.ones_like(seen)  # such a tower has no START either
     return encode_with_context(text, prompts, seen, token_ids)
 
 
@@ -60,13 +60,18 @@ def encode_with_both_ends(
 ) -> Tensor:
     """Run the text tower with prompts on both sides of the words in every block: int64 `[N,L]` -> `[N,E]`.
 
+    [D] Without a causal mask the sides are the same: every token sees all prompts, whatever their placement.
+
     Args:
         prefix: `[blocks,S,D]`, after START.
         postfix: `[blocks,S,D]`; between the last word and END, or after the padding, where no word sees it.
         feed_forward: as in `encode_with_context`.
     """
     context, seen = prefix, seen_after_start(token_ids, prefix.shape[1])
-    if placement == "before_end":
+    if not text.causal:
+        context = torch.cat([context, postfix], dim=1)
+        seen = torch.ones_like(seen[..., :1]).expand(-1, -1, -1, context.shape[1])
+    elif placement == "before_end":
         context = torch.cat([context, postfix], dim=1)
         seen_late = seen_from_end(token_ids, text.end_positions(token_ids), postfix.shape[1])
         seen = torch.cat([seen.expand(len(seen_late), -1, -1, -1), seen_late], dim=-1)

@@ -19,6 +19,7 @@ from modules.backbones import (
     Tokens,
 )
 from modules.hugging_face_facts import facts_of_hugging_face, triple
+from modules.stated_backbone import facts_of_metadata
 from modules.timm_names import with_towers_of_timm
 from modules.weight_files import OPEN_CLIP_CONFIG, OPEN_CLIP_FILES, is_open_clip_folder, metadata_of, read_json
 from modules.weight_names import State, has_hugging_face_keys
@@ -72,6 +73,8 @@ def stated_facts(path: Path, state: State) -> StatedFacts:
             f"the configuration in {folder} has a field of a kind it should not have ({error})."
         ) from error
     metadata = metadata_of(path)
+    if (facts := facts_of_metadata(metadata)) is not None:
+        return facts
     vision_heads, text_heads = (metadata.get(name, "") for name in ("vision_heads", "text_heads"))
     return StatedFacts(
         metadata.get("activation"),

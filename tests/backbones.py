@@ -3,7 +3,8 @@
 from dataclasses import replace
 
 from modules.backbones import TextParts, VisionParts
-from tests.tiny import TINY
+from modules.clip import CLIP
+from tests.tiny import TINY, tiny_clip
 
 FAMILIES = {
     "clip": TINY,
@@ -26,3 +27,8 @@ FAMILIES = {
         text=TextParts(causal=False, end="last", projection_bias=True, activation="gelu_tanh", norm_eps=1e-6),
     ),
 }
+
+
+def family_clip(family: str, seed: int = 0) -> CLIP:
+    """Return a tiny backbone of a family."""
+    return tiny_clip(seed, FAMILIES[family], "sigmoid" if family == "siglip" else "softmax")

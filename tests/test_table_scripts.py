@@ -1,6 +1,8 @@
 """The scripts of the comparison search a learning rate for each row and train it with the best one."""
 
+import os
 import subprocess
+import sys
 from collections import Counter
 from pathlib import Path
 
@@ -92,3 +94,41 @@ def test_only_known_protocols(tmp_path):
     )  # fmt: skip
     assert done.returncode == 2
     assert "protocol=mine: it is common or own" in done.stderr
+
+
+def test_the_zero_shot_table_has_a_row_of_each_backbone(tmp_path):
+    python, record = write_recorder(tmp_path)
+    answer = 'case "$*" in *"tools.weights"*) printf "%s\\n" "ViT-B/32|32" "open_clip:PE-Core-B-16/meta|30" ;; esac\n'
+    python.write_text(python.read_text() + answer)
+    results = str(tmp_path / "table.csv")
+    asked = {"backbones": "ViT-B/32 open_clip:PE-Core-B-16/meta", "DATA_PATH": "/data/my videos", "results": results}
+    script = SCRIPTS / "zero_shot_table.sh"
+    find, *runs, table = commands_of(script, (python, record), "--batch_size_val", "8", JOBS="1", **asked)
+    assert find[:2] == ["-m", "tools.weights"]
+    assert find[-3:] == ["--names", "ViT-B/32", "open_clip:PE-Core-B-16/meta"]
+    assert table == ["-m", "tools.table", results, "--backbones"]
+    rows = {row["row_name"]: row for row in map(settings_of, runs)}
+    assert {name: row["max_words"] for name, row in rows.items()} == {"ViT-B/32": 32, "open_clip:PE-Core-B-16/meta": 30}
+    for name, row in rows.items():
+        assert (row["do_train"], row["do_eval"], row["method"], row["seed"]) == (False, True, "clip4clip", 0)
+        assert row["pretrained_clip_name"] == name
+        assert row["features_path"] == "/data/my videos/videos"
+        assert row["batch_size_val"] == 8
+    assert len({row["output_dir"] for row in rows.values()}) == 2
+
+    record.write_text("")
+    _, run, _ = commands_of(script, (python, record), datatype="didemo", only="^ViT-B/32$", **asked)
+    assert settings_of(run)["data_path"] == "/data/my videos"
+
+
+def test_the_zero_shot_table_of_a_machine_without_weights(tmp_path):
+    done = subprocess.run(
+        ["bash", str(SCRIPTS / "zero_shot_table.sh")], capture_output=True, text=True, check=False, cwd=tmp_path,
+        env=os.environ | {"PYTHON": sys.executable, "NGPU": "1", "runs": str(tmp_path / "runs"), "HOME": str(tmp_path),
+                          "results": str(tmp_path / "table.csv"), "backbones": "ViT-B/32",
+                          "pretrained_dir": str(tmp_path / "none")},
+    )  # fmt: skip
+    assert done.returncode == 2
+    assert "left out: ViT-B/32: " in done.stderr
+    assert "error: there are no weights of a backbone in " in done.stderr
+    assert not (tmp_path / "table.csv").exists()

@@ -4,6 +4,7 @@ from typing import Any
 
 import torch
 
+from modules.backbones import Backbone
 from modules.clip import CLIP, CLIPArchitecture
 from modules.methods import METHODS, method_options
 
@@ -26,10 +27,10 @@ TINY = CLIPArchitecture(
 FITTING = {"max_frames": 4, "cross_num_hidden_layers": 2, "prefix": 2, "postfix": 2}
 
 
-def tiny_clip(seed: int = 0, architecture: CLIPArchitecture = TINY) -> CLIP:
+def tiny_clip(seed: int = 0, architecture: CLIPArchitecture = TINY, similarity: str = "softmax") -> CLIP:
     """Return a CLIP with random weights. Biases and norms are random too, not at their initial values."""
     torch.manual_seed(seed)
-    clip = CLIP(architecture)
+    clip = CLIP(architecture, Backbone(architecture, similarity=similarity))
     with torch.no_grad():
         for name, parameter in clip.named_parameters():
             if parameter.dim() == 1 and name != "logit_scale":

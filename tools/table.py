@@ -7,6 +7,10 @@ A row is the mean over the seeds of one name, with the deviation (n - 1). GFLOP 
 caption, forward, from the settings in the row's command. "Step" is the time of a training step over the floor, the work
 of every method on a frozen CLIP, from a file of benchmarks.methods; it has methods with their defaults, on its own CLIP
 and frames. "Cited" columns are what a paper prints, and where; cited and measured numbers never share a column.
+
+    python -m tools.table results/zero_shot_msrvtt.csv --backbones
+
+prints a row of each backbone instead, with its parameters and the protocol of its row.
 """
 
 import argparse
@@ -27,7 +31,10 @@ from engine.describe import describe
 from engine.flags import PICTURES, check_file
 from engine.messages import print_error
 from engine.tasks.registry import TASKS
+from modules.clip import CLIP
+from modules.clip_weights import backbone_of
 from modules.methods import METHODS, method_options
+from modules.undrawn import undrawn
 from tools.report import METRICS, markdown, number, read_rows
 
 CITED = Path(__file__).parent / "cited_msrvtt.csv"
@@ -128,6 +135,48 @@ def compare(
     return header, body, points
 
 
+def compare_backbones(rows: pd.DataFrame) -> tuple[list[str], list[list[str]]]:
+    """Return header and cells of a table with a row for each row of the results, the best R@1 first.
+
+    Parameters and pixels are left empty where the backbone is not on this machine.
+    """
+    metrics = [name for name in METRICS if name in rows and "(" not in name]
+    first = next(name for name in ("t2v R@1", "top1", *metrics) if name in metrics)
+    body = []
+    for _, row in rows.sort_values(first, ascending=False, kind="stable").iterrows():
+        config = config_of(row)
+        parameters, pixels = _backbone_cells(config)
+        gflop = gflop_of(config)
+        cells = ["" if gflop is None else f"{gflop:.1f}", *(number(row[metric]) for metric in metrics)]
+        body.append([row["name"], parameters, *cells, _protocol(config, row) + pixels])
+    return ["", "parameters (vision)", "GFLOP", *(METRICS[name] for name in metrics), "protocol"], body
+
+
+def _backbone_cells(config: Config) -> tuple[str, str]:
+    """Return the parameters of a run's backbone, and how it gets its pixels; empty if it is not on this machine."""
+    model = config.model
+    try:
+        backbone = backbone_of(model.pretrained_clip_name, model.pretrained_dir, model.asked_of_clip())
+    except FileNotFoundError:
+        return "", ""
+    with undrawn():
+        clip = CLIP(backbone.architecture, backbone)
+    whole, vision = (sum(parameter.numel() for parameter in part.parameters()) / 1e6 for part in (clip, clip.visual))
+    how, side = backbone.preprocessing, f"{clip.visual.image_size}/{clip.visual.patch_size}"
+    resize = "squash" if how.resize_mode == "squash" else "crop"
+    return f"{whole:.1f} M ({vision:.1f})", f"; {side} pixels, {resize}, {how.interpolation}"
+
+
+def _protocol(config: Config, row: pd.Series) -> str:
+    data, method = config.data, config.model.method
+    how = f"{method}, {row['selection']}"
+    if method == "clip4clip" and row["selection"] == "zero-shot":
+        how = "CLIP on video"
+    rate = f" at {data.feature_framerate:g} a second" if data.feature_framerate else ""
+    frames = f"{data.max_frames} frames{rate}, {data.frame_sampling}"
+    return f"{how}; {row['videos']} videos; {frames}; {data.max_words} words"
+
+
 def draw(points: Sequence[Mapping[str, Any]], output: Path) -> None:
     """Draw R@1 or top-1 over trained parameters, GFLOP and step time; raise ValueError without matplotlib."""
     try:
@@ -166,6 +215,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--no_cited", action="store_true", help="no published rows, for other data")
     parser.add_argument("--benchmark", type=Path, help="a file of benchmarks.methods, for the time of a step")
     parser.add_argument("--chart", type=Path, help="draw R@1 over parameters, GFLOP and step time into this picture")
+    parser.add_argument("--backbones", action="store_true", help="a row of each backbone, with its protocol")
     arguments = parser.parse_args(argv)
     try:
         if arguments.chart:
@@ -175,6 +225,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         rows = read_rows(arguments.results)
         if rows.empty:
             raise ValueError(f"{arguments.results}: has no row yet")
+        if arguments.backbones:
+            print(markdown(*compare_backbones(rows)))
+            return 0
         header, body, points = compare(rows, cited, steps)
         if arguments.no_cited:
             header, body = header[:-9], [cells[:-9] for cells in body]

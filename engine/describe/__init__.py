@@ -42,6 +42,7 @@ def describe(
     for part in method.dead_parameters():
         count = sum(n for name, n in trainable.items() if f"{name}.".startswith(f"{part.name}."))
         dead[part.name] = {"parameters": round(part.share * count), "reason": part.reason}
+    length = backbone.architecture.row_length(max_words)
     method.requires_grad_(False)  # the counter's hooks fail on leaves that require gradients
     return {
         "method": method_name,
@@ -55,7 +56,7 @@ def describe(
         "trainable_by_part": _by_component(trainable),
         **({"loss_parameters": of_loss} if of_loss else {}),
         **({"dead_parameters": dead} if dead else {}),
-        "gflops_per_clip": round(count_operations(method, max_frames, max_words) / 1e9, 3),
+        "gflops_per_clip": round(count_operations(method, max_frames, length) / 1e9, 3),
     }
 
 

@@ -1,11 +1,15 @@
-"""Prints a table of all methods: trained parameters, operations, and parameters that cannot learn; needs no weights.
+"""Prints tables of all methods and of all backbones; needs no weights.
 
     python -m engine.describe --table
     python -m engine.describe --table --pretrained_clip_name ViT-B/16 --max_frames 8
+    python -m engine.describe --backbones
+    python -m engine.describe --families
 
-A method that does not fit the CLIP is listed with the reason. main_task_retrieval.py --describe takes options, too.
+The table of methods has trained parameters, operations, and parameters that cannot learn. A method that does not fit
+the CLIP is listed with the reason. main_task_retrieval.py --describe takes options, too.
 """
 
+import json
 import logging
 import sys
 from collections.abc import Sequence
@@ -13,11 +17,11 @@ from dataclasses import dataclass
 from typing import Annotated
 
 from engine.cli import parse_flags
-from engine.describe import describe
+from engine.describe import backbones, describe
 from engine.errors import one_sentence, print_report
 from modules.clip_weights import architecture_of
 from modules.methods import METHODS, options_for
-from modules.options import Checked, Range, between
+from modules.options import Checked, OnlyWith, Range, between
 
 HEADER = ("method", "trained", "share of all", "GFLOP per clip", "times CLIP's", "cannot learn")
 
@@ -26,7 +30,12 @@ HEADER = ("method", "trained", "share of all", "GFLOP per clip", "times CLIP's",
 class Settings(Checked):
     """The flags."""
 
-    table: Annotated[bool, "print the table"] = False
+    table: Annotated[bool, "print the table of all methods on a CLIP"] = False
+    backbones: Annotated[
+        bool, "print all backbones that can be named: sizes, pixels, licences, and which methods run on them"
+    ] = False
+    json: Annotated[bool, "print the backbones as JSON", OnlyWith("backbones")] = False
+    families: Annotated[bool, "print which methods run on which family of backbones, as Markdown"] = False
     pretrained_clip_name: Annotated[str, "a CLIP by name (ViT-B/32 ...) or by its weights; only its sizes count"] = (
         "ViT-B/32"
     )
@@ -36,9 +45,10 @@ class Settings(Checked):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not self.table:
+        if self.table + self.backbones + self.families != 1:
             raise ValueError(
-                "pass --table for a table of all methods; main_task_retrieval.py --describe --method NAME describes one"
+                "pass one of --table for a table of all methods, --backbones for one of all backbones, and --families "
+                "for which runs on which; main_task_retrieval.py --describe --method NAME describes one method"
             )
 
 
@@ -81,10 +91,20 @@ def table(settings: Settings) -> str:
     return "\n".join([*lines, *(["", *left_out] if left_out else [])])
 
 
+def report(settings: Settings) -> str:
+    """Return what was asked for."""
+    if settings.families:
+        return backbones.families()
+    if not settings.backbones:
+        return table(settings)
+    found = backbones.listing()
+    return json.dumps(backbones.as_json(found), indent=2) if settings.json else backbones.table(found)
+
+
 def main(argv: Sequence[str] | None = None) -> int:
-    """Print the table; return 0, or 2 after one sentence about a mistake."""
+    """Print it; return 0, or 2 after one sentence about a mistake."""
     logging.getLogger("stop").setLevel(logging.WARNING)  # methods log the values that they derive
-    return print_report(lambda: table(Settings(**parse_flags({"table": Settings}, "", argv))))
+    return print_report(lambda: report(Settings(**parse_flags({"table": Settings}, "", argv))))
 
 
 if __name__ == "__main__":

@@ -3,8 +3,11 @@ from one shared space, and four global prompts attend to the whole clip.
 
 The prompts do not depend on the input. CLIP stays frozen.
 
-Shapes: B clips, T frames, P patches, D width, G = 4 global prompts, F = 4 prompts of a frame, R = B(G + T(1+P)) tokens
-of all clips, N captions, L words, E joint embedding.
+[D] The release reads a clip by its first global prompt, as CLIP reads an image by its class token. A tower whose pool
+reads all tokens reads the global prompts and the tokens of all frames.
+
+Shapes: B clips, T frames, P patches, D width, G = 4 global prompts, F = 4 prompts of a frame, R = B(G + T(C+P)) tokens
+of all clips, C = 1 class token of a frame or none, N captions, L words, E joint embedding.
 """
 
 from collections.abc import Sequence
@@ -47,8 +50,6 @@ class DGL(Method):
         ValueError: if the towers differ in depth. `encode_video` raises it for clips of other than `max_frames` frames
             if the shared latent space is `transformer`, which has prompts for each frame.
     """
-
-    needs = ("class token", "class pool", "unturned tokens", "END")
 
     def __init__(
         self,
@@ -96,22 +97,25 @@ class DGL(Method):
         return self._run_visual(tokens, prompts.frames.unsqueeze(1))
 
     def _run_visual(self, tokens: Tensor, prompts: Tensor) -> Tensor:
-        """Run the prompted tower: tokens `[B,T,1+P,D]`, frame prompts `[blocks,B or 1,T or 1,F,D]` -> `[B,E]`."""
-        frames = tokens.shape[1]
+        """Run the prompted tower: tokens `[B,T,C+P,D]`, frame prompts `[blocks,B or 1,T or 1,F,D]` -> `[B,E]`."""
+        visual, frames = self.clip.visual, tokens.shape[1]
         if prompts.shape[2] != 1:
             check_frames(frames, prompts.shape[2])
         # The global prompts of all clips, then all frames: both kinds of queries are then slices that need no copy.
         globals_ = self.global_prompts.expand(len(tokens), -1, -1).to(tokens.dtype)
         x = torch.cat([globals_.flatten(0, 1), tokens.flatten(0, 2)])
-        last = len(self.clip.visual.blocks) - 1
-        for layer, block in enumerate(self.clip.visual.blocks):
+        for layer, block in enumerate(visual.blocks):
             assert isinstance(block, Block)
-            attend = partial(global_local_attention, block, size=tokens.shape[:3], first_only=layer == last)
+            first_only = visual.reads_first_token and block is visual.blocks[-1]
+            attend = partial(global_local_attention, block, size=tokens.shape[:3], first_only=first_only)
             mixed = block.run(attend, x, prompts[layer])
-            if layer == last:
+            if first_only:
                 x = x[: len(tokens) * GLOBAL_PROMPTS : GLOBAL_PROMPTS]
             x = self.feed_forward("visual", layer, block, x + mixed)
-        return self.clip.visual.pool(x.unsqueeze(1))
+        if visual.reads_first_token:
+            return visual.pool(x.unsqueeze(1))
+        of_globals, of_frames = x.split([len(tokens) * GLOBAL_PROMPTS, tokens[..., 0].numel()])
+        return visual.pool(torch.cat([part.unflatten(0, (len(tokens), -1)) for part in (of_globals, of_frames)], dim=1))
 
     def _encode_text(self, token_ids: Tensor, prompts: LatentPrompts) -> Tensor:
         feed_forward = partial(self.feed_forward, "text")
@@ -133,7 +137,7 @@ class DGL(Method):
         """
         if isinstance(self.latent, TransformerLatentSpace):
             return [DeadParameters("latent.block.attn.in_proj_bias", KEY_BIAS, 1 / 3)]
-        if self.text_postfix == "before_end":
+        if self.text_postfix == "before_end" or not self.clip.text.causal:
             return []
         return [
             DeadParameters(
@@ -160,9 +164,9 @@ def global_local_attention(
     queries. The two kinds of queries are two attentions over the same keys.
 
     Args:
-        x: `[R,D]`, the global prompts clip by clip, then class token and patches, frame by frame.
+        x: `[R,D]`, the global prompts clip by clip, then class token, if there is one, and patches, frame by frame.
         prompts: `[B or 1,T or 1,F,D]`.
-        size: B, T, 1 + P.
+        size: B, T, C + P.
         first_only: compute only the first global prompt of each clip; after the last block nothing else is read.
 
     Returns:
@@ -172,6 +176,7 @@ def global_local_attention(
     normed = block.ln_1(x)
     rows = attention.project_parts(normed, first=1 if first_only else 0)  # no queries where few rows need them
     *queries, keys, values = rows.split(attention.width, dim=1)
+    keys, *queries = (_turned(block, part, size) for part in (keys, *queries))
     of_prompts = attention.keys_values(block.ln_1(prompts))
     keys, values = (_by_frame(*pair, size) for pair in zip((keys, values), of_prompts, strict=True))
     # The keys of all frames side by side hold the global prompts T times; only the first counts.
@@ -191,8 +196,18 @@ def global_local_attention(
     return attention.project_out(torch.cat(gathered))
 
 
+def _turned(block: Block, rows: Tensor, size: Sequence[int]) -> Tensor:
+    """Turn queries or keys `[R,D]` of patches by their places, in a tower with rotary positions."""
+    if block.attn.rotary is None:
+        return rows
+    batch, frames, length = size
+    of_globals, of_tokens = rows.split([batch * GLOBAL_PROMPTS, batch * frames * length])
+    turned = block.attn.rotary(of_tokens.unflatten(0, (batch * frames, length)))
+    return torch.cat([of_globals, turned.flatten(0, 1)])
+
+
 def _by_frame(rows: Tensor, of_prompts: Tensor, size: Sequence[int]) -> Tensor:
-    """Arrange keys (or values) `[R,D]` and those of the prompts by frame: `[B,T,G+1+P+F,D]`."""
+    """Arrange keys (or values) `[R,D]` and those of the prompts by frame: `[B,T,G+C+P+F,D]`."""
     batch, frames, length = size
     of_globals, of_tokens = rows.split([batch * GLOBAL_PROMPTS, batch * frames * length])
     of_globals = of_globals.unflatten(0, (batch, 1, GLOBAL_PROMPTS)).expand(-1, frames, -1, -1)

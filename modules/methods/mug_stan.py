@@ -35,7 +35,7 @@ class MugSTAN(STAN):
     `options` are those of STAN. Raises ValueError as STAN does.
     """
 
-    needs = ("class token", "class pool", "unturned tokens", "END")
+    needs = ("class token", "END")
 
     is_dot_product = False
 

@@ -41,7 +41,7 @@ class MVAdapter(Method):
             `max_words` tokens.
     """
 
-    needs = ("class token", "class pool", "unturned tokens", "END")
+    needs = ("class token", "END")
 
     def __init__(
         self,
@@ -89,12 +89,12 @@ class MVAdapter(Method):
         x = visual.embed(video.flatten(0, 1))
         for layer, block in enumerate(visual.blocks):
             assert isinstance(block, Block)
-            is_last = block is visual.blocks[-1]
+            class_only = visual.reads_first_token and block is visual.blocks[-1]
             x = block.attend(x)
             y = block.run(_mlp, block, x)
             of_clips = y.unflatten(0, real.shape)
-            added = self.visual_adapters[layer](of_clips, real, self._shared(layer, visual.blocks), is_last)
-            if is_last:
+            added = self.visual_adapters[layer](of_clips, real, self._shared(layer, visual.blocks), class_only)
+            if class_only:
                 x, y = x[:, :1], y[:, :1]
             x = x + y + added.flatten(0, 1)
         return visual.pool(x).unflatten(0, real.shape)

@@ -32,7 +32,7 @@ class STAN(Method):
             have no rows in the time table.
     """
 
-    needs: ClassVar[tuple[str, ...]] = ("class token", "class pool", "unturned tokens")
+    needs: ClassVar[tuple[str, ...]] = ("class token",)  # the branch has one of the clip, which begins as their mean
 
     def __init__(
         self,
@@ -127,8 +127,10 @@ class STAN(Method):
             if n >= self.tapped_from:
                 taps.append(x.unflatten(0, size))
         c = self.branch(taps, visual.class_embedding, visual.positional_embedding, frame_mask.bool())
-        o = taps[-1][:, :, 0] + c.unsqueeze(1)
-        return visual.pool(o.flatten(0, 1).unsqueeze(1)).unflatten(0, size)
+        o = (taps[-1][:, :, 0] + c.unsqueeze(1)).unsqueeze(2)
+        if not visual.reads_first_token:  # [D] the pool then reads CLIP's patches beside o
+            o = torch.cat([o, taps[-1][:, :, 1:]], dim=2)
+        return visual.pool(o.flatten(0, 1)).unflatten(0, size)
 
     def encode_video(self, video: Tensor, frame_mask: Tensor) -> Tensor:
         return mean_of_frames(self.encode_frames(video, frame_mask), frame_mask)

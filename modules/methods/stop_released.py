@@ -47,11 +47,10 @@ class STOPReleased(DGL):
     """The released model.
 
     Raises:
-        ValueError: if `n_regions` is not below the number of patches, and where DGL raises it. `encode_video` raises it
-            for a batch whose frames all have the same score (see `InterFramePrompt`).
+        ValueError: if `n_regions` is not below the number of patches, if regions do not divide this CLIP's pictures,
+            and where DGL raises it. `encode_video` raises it for a batch whose frames all have the same score (see
+            `InterFramePrompt`).
     """
-
-    needs = ("class token", "class pool", "unturned tokens", "END")
 
     def __init__(
         self,
@@ -82,6 +81,11 @@ class STOPReleased(DGL):
             clip, shared_latent_space=shared_latent_space, max_frames=max_frames, text_postfix=text_postfix
         )
         visual, text = clip.visual, clip.text
+        if visual.image_size % visual.grid:
+            raise ValueError(
+                f"stop_released divides pictures into {visual.grid} x {visual.grid} regions, and those of this CLIP "
+                f"have {visual.image_size} pixels a side: take one whose image size is a multiple of its patch size"
+            )
         between("n_regions", n_regions, 1, visual.grid**2 - 1, why="one less than the patches of a frame")
         self.pixel = PixelPrompter(
             visual.grid,
@@ -103,7 +107,7 @@ class STOPReleased(DGL):
         video = hold_last_frame(video.flatten(3), frame_mask.bool()).view_as(video)
         video, mask = self.pixel(video)
         tokens = self.clip.visual.embed(video.flatten(0, 1)).unflatten(0, video.shape[:2])
-        between_frames, _ = self.inter(tokens[:, :, 1:], mask)
+        between_frames, _ = self.inter(tokens[:, :, self.clip.visual.class_tokens :], mask)
         return self._run_visual(tokens, prompts.frames.unsqueeze(1) + between_frames)
 
     @torch.no_grad()
@@ -111,7 +115,7 @@ class STOPReleased(DGL):
         """Return the region mask `[B,T,G,G]` and the rates of the inter-frame prompts `[B,T]`, of whole clips."""
         video, mask = self.pixel(video)
         tokens = self.clip.visual.embed(video.flatten(0, 1)).unflatten(0, video.shape[:2])
-        return mask, self.inter(tokens[:, :, 1:], mask)[1]
+        return mask, self.inter(tokens[:, :, self.clip.visual.class_tokens :], mask)[1]
 
     def feed_forward(self, tower: Literal["visual", "text"], layer: int, block: Block, x: Tensor) -> Tensor:
         """Run a block's MLP and the adapter beside it, which reads the tokens before their LayerNorm."""

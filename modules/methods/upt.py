@@ -28,8 +28,6 @@ class UPT(Method):
         ValueError: if the towers differ in depth. `encode_video` raises it for clips of other than `max_frames` frames.
     """
 
-    needs = ("class token", "class pool", "unturned tokens", "END")
-
     def __init__(
         self,
         clip: CLIP,

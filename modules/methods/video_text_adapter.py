@@ -27,10 +27,9 @@ class VideoTextAdapter(Method):
     """The video is the mean of its frames' normalised embeddings, as in CLIP4Clip. The adapters start at zero.
 
     The visual adapters change patches, not class tokens, as in the release. After the last block only class tokens are
-    read, so its adapter has no effect. We keep it for the count, and do not compute it.
+    read, so its adapter has no effect. We keep it for the count, and do not compute it. A tower whose pool reads all
+    tokens has no such adapter.
     """
-
-    needs = ("class token", "class pool")
 
     def __init__(
         self,
@@ -59,24 +58,25 @@ class VideoTextAdapter(Method):
         return encode_text(self.clip.text, token_ids, self._adapt_words)
 
     def _adapt_frames(self, frame_mask: Tensor, layer: int, block: Block, x: Tensor, attended: Tensor) -> Tensor:
-        adapter = self.visual_adapters[layer]
-        if adapter is self.visual_adapters[-1]:
+        adapter, first = self.visual_adapters[layer], self.clip.visual.class_tokens
+        if f"visual_adapters.{layer}" == self._without_effect:
             # A zero gradient, since DistributedDataParallel does not allow none.
             return attended + 0 * sum(parameter.sum() for parameter in adapter.parameters())
-        added = adapter(attended[:, 1:].unflatten(0, frame_mask.shape), frame_mask).flatten(0, 1)
-        return torch.cat([attended[:, :1], attended[:, 1:] + added], dim=1)
+        added = adapter(attended[:, first:].unflatten(0, frame_mask.shape), frame_mask).flatten(0, 1)
+        return torch.cat([attended[:, :first], attended[:, first:] + added], dim=1)
 
     def _adapt_words(self, layer: int, block: Block, x: Tensor, attended: Tensor) -> Tensor:
         return attended + self.text_adapters[layer](attended)
 
     def decays(self, name: str, parameter: nn.Parameter) -> bool:
         """Return what other methods do, but False for the adapter without effect."""
-        return super().decays(name, parameter) and not name.startswith(f"{self._without_effect}.")
+        of_no_use = self._without_effect
+        return super().decays(name, parameter) and not (of_no_use and name.startswith(f"{of_no_use}."))
 
     @property
-    def _without_effect(self) -> str:
-        return f"visual_adapters.{len(self.visual_adapters) - 1}"
+    def _without_effect(self) -> str | None:
+        return f"visual_adapters.{len(self.visual_adapters) - 1}" if self.clip.visual.reads_first_token else None
 
     def dead_parameters(self) -> list[DeadParameters]:
         reason = "it changes the patches of the last block, and only class tokens are read after it"
-        return [DeadParameters(self._without_effect, reason)]
+        return [DeadParameters(self._without_effect, reason)] if self._without_effect else []

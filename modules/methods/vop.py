@@ -84,7 +84,7 @@ class PromptedTexts(Method):
 class VoP(PromptedTexts):
     """The base method: prompts that are the same for every frame, clip and caption (0.1 M parameters)."""
 
-    needs = ("class token", "class pool", "unturned tokens", "END")
+    needs = ("END",)
 
     def __init__(
         self,

@@ -62,7 +62,7 @@ class Level(nn.Module):
         f = torch.cat([repeated, h], dim=2).flatten(0, 1)  # f_t = [c; h[t]], [B T, 1 + L, D]
         normal = block.ln_1(f)
         if class_only:  # patch tokens then need keys and values alone
-            query, seen = block.attn.query(normal[:, :1]), block.attn.keys_values(normal)
+            query, seen = block.attn.query(normal[:, :1]), block.attn.own_keys_values(normal)
             a = block.attn.project_out(block.attn.attend(query, seen))
         else:
             a = block.attn(normal)

@@ -74,7 +74,9 @@ def test_the_table_has_every_method(small_data, capsys):
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        ([], "pass --table"),
+        ([], "pass one of --table"),
+        (["--table", "--backbones"], "pass one of --table"),
+        (["--table", "--json"], "--json"),
         (["--table", "--max_words", "17"], "--max_words 17 is out of range"),
         (["--table", "--max_frames", "0"], "--max_frames"),
     ],

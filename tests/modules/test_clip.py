@@ -350,7 +350,7 @@ def test_too_long_a_text_is_refused() -> None:
     ("change", "message"),
     [
         ({"activation": "relu"}, "must be one of quick_gelu, gelu, gelu_tanh, not 'relu'"),
-        ({"patch_size": 7}, "32 is not a multiple of its patch size 7"),
+        ({"patch_size": 33}, "image size 32 is less than its patch size 33"),
         ({"text_heads": 5}, "width 48 does not divide into 5 attention heads"),
     ],
 )

@@ -1,16 +1,14 @@
 """Towers of Perception Encoder and SigLIP: equal to timm's and open_clip's on random weights."""
 
-import json
 from functools import partial
 
 import pytest
 import torch
-from safetensors.torch import save_file
 from torch import nn
 
 from modules.backbones import CLIPArchitecture, TextParts, VisionParts
 from modules.clip import CLIP
-from modules.clip_weights import backbone_of, load_clip
+from modules.clip_weights import backbone_of
 from modules.timm_names import from_timm_keys, tower_of_timm
 
 open_clip = pytest.importorskip("open_clip")
@@ -60,12 +58,15 @@ def siglip() -> tuple[nn.Module, VisionParts, int]:
     return filled(tower), parts, 48
 
 
+@pytest.mark.parametrize("side", [28, 33])  # five pixels beside the last patch are not read
 @pytest.mark.parametrize("family", [perception_encoder, siglip])
-def test_vision_towers_equal_those_of_timm(family):
+def test_vision_towers_equal_those_of_timm(family, side, monkeypatch):
+    monkeypatch.setitem(OF_TIMM, "img_size", side)
     theirs, parts, embed_dim = family()
-    clip = CLIP(CLIPArchitecture(**SIZES | {"embed_dim": embed_dim}, **TEXT, activation="gelu", vision=parts))
+    sizes = SIZES | {"embed_dim": embed_dim, "image_size": side}
+    clip = CLIP(CLIPArchitecture(**sizes, **TEXT, activation="gelu", vision=parts))
     ours = loaded(clip, "visual", theirs, "visual.trunk.")
-    pixels = torch.randn(3, 3, 28, 28)
+    pixels = torch.randn(3, 3, side, side)
     with torch.no_grad():
         torch.testing.assert_close(ours(pixels), theirs(pixels), rtol=1e-5, atol=1e-5)
 
@@ -93,16 +94,14 @@ def registered() -> list[str]:
 
 def test_which_models_are_known():
     assert len(registered()) > 25
-    with pytest.raises(ValueError, match="384 is not a multiple of its patch size 14"):
-        backbone_of("open_clip:ViT-SO400M-14-SigLIP-384/webli")
     with pytest.raises(ValueError, match="a text tower of Hugging Face"):
         backbone_of("open_clip:nllb-clip-base-siglip/v1")
     with pytest.raises(ValueError, match="vit_pe_core_gigantic_patch14_448"):
         backbone_of("open_clip:PE-Core-bigG-14-448/meta")
 
 
-RUNNING = [name for name in registered() if name[:4] != "nllb" and name != "ViT-SO400M-14-SigLIP-384"]
-QUICK = ("PE-Core-T-16-384", "ViT-B-32-SigLIP2-256", "ViT-SO400M-14-SigLIP")
+RUNNING = [name for name in registered() if name[:4] != "nllb"]
+QUICK = ("PE-Core-T-16-384", "ViT-B-32-SigLIP2-256", "ViT-SO400M-14-SigLIP-384")
 
 
 @pytest.mark.parametrize(
@@ -122,26 +121,3 @@ def test_facts_of_the_registry(name):
         theirs = open_clip.model._build_vision_tower(architecture.embed_dim, vision)
     counts = [sum(parameter.numel() for parameter in tower.parameters()) for tower in (ours, theirs)]
     assert counts[0] == counts[1]
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(("name", "tag"), [("PE-Core-B-16", "meta"), ("ViT-B-32-SigLIP2-256", "webli")])
-def test_real_sizes_equal_open_clip(name, tag, tmp_path):
-    config = open_clip.get_model_config(name)
-    arguments = {key: value for key, value in config.items() if key != "custom_text"}
-    theirs = open_clip.model.CustomTextCLIP(**arguments).eval()
-    pixels = open_clip.pretrained.get_pretrained_cfg(name, tag)
-    kept = {key: list(value) if isinstance(value, tuple) else value for key, value in pixels.items()}
-    (tmp_path / "open_clip_config.json").write_text(json.dumps({"model_cfg": config, "preprocess_cfg": kept}))
-    save_file({key: value.contiguous() for key, value in theirs.state_dict().items()},
-              tmp_path / "open_clip_model.safetensors")  # fmt: skip
-    ours = load_clip(tmp_path)
-    assert ours.backbone == backbone_of(f"open_clip:{name}/{tag}")
-    side, length = ours.architecture.image_size, ours.architecture.context_length
-    images, token_ids = torch.randn(2, 3, side, side), torch.randint(1, 1000, (3, length))
-    token_ids[:, 9:] = 0
-    token_ids[:, 9] = ours.architecture.vocab_size - 1
-    with torch.no_grad():
-        torch.testing.assert_close(ours.visual(images), theirs.encode_image(images), rtol=1e-4, atol=1e-5)
-        torch.testing.assert_close(ours.text(token_ids), theirs.encode_text(token_ids), rtol=1e-4, atol=1e-5)
-    assert (ours.logit_bias is None) == (theirs.logit_bias is None)

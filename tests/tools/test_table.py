@@ -9,6 +9,7 @@ import pandas as pd
 import pytest
 
 from engine.describe import describe
+from tests.markdown import ROOT
 from tools.table import CITED, CITED_METRICS, main, read_cited
 
 
@@ -107,3 +108,26 @@ def test_a_row_of_another_program_is_refused(results, capsys):
 def test_another_csv_than_published_rows_is_refused(results, capsys):
     assert main([str(results), "--cited", str(results)]) == 2
     assert "is no csv of published rows" in capsys.readouterr().err
+
+
+def test_backbones_with_their_protocol(results, small_data, capsys):
+    rows = pd.read_csv(results).iloc[[0, 1]].assign(videos="7")
+    rows.loc[1, "command"] = rows.loc[1, "command"].replace(str(small_data.clip), "/gone.safetensors")
+    rows.to_csv(results, index=False)
+    assert main([str(results), "--backbones"]) == 0
+    header, cells = table_of(capsys.readouterr().out)
+    assert header == ["", "parameters (vision)", "GFLOP", "T2V R@1", "V2T R@1", "protocol"]
+    assert list(cells) == ["LoRA", "zero-shot"], "the best first"
+    gflop = describe("clip4clip", str(small_data.clip), "", {}, 3, 8)["gflops_per_clip"]
+    assert cells["zero-shot"][2:5] == [f"{gflop:.1f}", "30.0", "15.0"]
+    assert cells["zero-shot"][1] == "0.8 M (0.0)"
+    frames = "7 videos; 3 frames, uniform; 8 words"
+    assert cells["zero-shot"][5] == f"CLIP on video; {frames}; 32/8 pixels, crop, bicubic"
+    assert cells["LoRA"][1:3] == ["", ""], "its backbone is not here"
+    assert cells["LoRA"][5] == f"lora, last epoch; {frames}"
+
+
+def test_the_zero_shot_table_of_the_docs_is_that_of_its_file(monkeypatch, capsys):
+    monkeypatch.chdir(ROOT)
+    assert main(["results/zero_shot_moving_shapes.csv", "--backbones"]) == 0
+    assert capsys.readouterr().out.strip() in (ROOT / "docs/backbones.md").read_text()
