@@ -19,7 +19,7 @@ from modules.backbones import OWN_FILES, Backbone, Tokens
 from modules.quoting import shorten
 from modules.tokenizer import Tokenizer, clean
 
-# The vocabulary is in one of these; the first that is there counts.
+# The vocabulary is in one of these. Which one transformers reads depends on the settings, so all that are there count.
 VOCABULARIES = ("tokenizer.json", "sentencepiece.bpe.model", "spiece.model", "tokenizer.model")
 SETTINGS = ("tokenizer_config.json", "special_tokens_map.json")  # newer repositories have only the first
 AT_ONCE = 1000  # captions
@@ -42,8 +42,8 @@ def find_files(tokens: Tokens) -> Path:
     known = f"the Hugging Face repository {repository}" if repository else "the repository of these weights"
     places = " or ".join(tokens.places) or "the cache of the Hugging Face Hub"
     raise FileNotFoundError(
-        f"The tokenizer of this backbone needs files of {known}, and {why}: fetch {VOCABULARIES[0]}, {SETTINGS[0]} "
-        f"and, if there is one, {SETTINGS[1]}, and put them into {places}."
+        f"The tokenizer of this backbone needs files of {known}, and {why}: fetch {SETTINGS[0]} and, of "
+        f"{', '.join((*VOCABULARIES, SETTINGS[1]))}, all that are there, and put them into {places}."
     )
 
 
@@ -70,8 +70,7 @@ def _of_the_hub(repository: str) -> Path:
 def files_sha256(folder: Path) -> str:
     """Return a hex digest of the files in a folder that decide which ids a caption gets."""
     digest = hashlib.sha256()
-    vocabulary = next(name for name in VOCABULARIES if (folder / name).is_file())
-    for name in (vocabulary, *SETTINGS):
+    for name in (*VOCABULARIES, *SETTINGS):
         if (folder / name).is_file():
             digest.update(f"{name} {hashlib.sha256((folder / name).read_bytes()).hexdigest()} ".encode())
     return digest.hexdigest()
@@ -88,6 +87,12 @@ def _read(folder: Path, sha256: str) -> Any:
         ) from error
     try:
         return AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
+    except ImportError as error:
+        told = shorten(" ".join(str(error).split()), 200)
+        raise ValueError(
+            f"the tokenizer in {folder} needs a package that is missing ({told}): install it; for SentencePiece models "
+            "pip install sentencepiece protobuf"
+        ) from error
     except Exception as error:  # a file with other content can fail in any way
         told = shorten(" ".join(str(error).split()), 300)
         raise ValueError(

@@ -120,6 +120,63 @@ def test_padding_on_the_left(tmp_path: Path) -> None:
     assert torch.equal(tokenizer_of(backbone, 16)(CAPTIONS), theirs(CAPTIONS))
 
 
+@pytest.mark.parametrize(
+    ("kind", "settings"),
+    [
+        ("T5Tokenizer", {"extra_ids": 0}),
+        ("GemmaTokenizer", {"add_bos_token": False, "add_eos_token": True}),
+        ("XLMRobertaTokenizer", {}),
+    ],
+)
+def test_classes_of_published_tokenizers(tmp_path: Path, kind: str, settings: dict[str, object]) -> None:
+    """transformers builds some kinds anew from the vocabulary."""
+    of_xlm = kind == "XLMRobertaTokenizer"
+    size = (write_xlm_tokenizer if of_xlm else write_siglip_tokenizer)(tmp_path)
+    path = tmp_path / "tokenizer_config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "tokenizer_class": kind, **settings}))
+    text = TextParts(end="id 2") if of_xlm else TextParts(causal=False, end="last")
+    tokens = Tokens(OWN_FILES, "lower", text.end, places=(str(tmp_path),))
+    backbone = Backbone(replace(TINY, context_length=40, vocab_size=size, text=text), tokens=tokens)
+    theirs = open_clip.tokenizer.HFTokenizer(str(tmp_path), context_length=40, clean="lower")
+    assert type(theirs.tokenizer).__name__ == kind
+    assert torch.equal(tokenizer_of(backbone, 40)(CAPTIONS), theirs(CAPTIONS))
+
+
+def test_a_sentencepiece_model(tmp_path: Path) -> None:
+    """The first SigLIP's tokenizer in transformers has no part in Rust; it removes punctuation itself."""
+    sentencepiece = pytest.importorskip("sentencepiece", reason="makes a SentencePiece model")
+    pytest.importorskip("google.protobuf", reason="transformers reads SentencePiece models with it")
+    (tmp_path / "words.txt").write_text("\n".join(" ".join(text.split()).lower() for text in CAPTIONS[::2]))
+    sentencepiece.SentencePieceTrainer.train(
+        input=str(tmp_path / "words.txt"), model_prefix=str(tmp_path / "spiece"), vocab_size=150, pad_id=-1, bos_id=-1,
+        eos_id=1, unk_id=2, control_symbols=["<pad>"], hard_vocab_limit=False, minloglevel=2,
+    )  # fmt: skip
+    words = {"eos_token": "</s>", "pad_token": "</s>", "unk_token": "<unk>"}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "SiglipTokenizer", **words}))
+    text = TextParts(causal=False, end="last")
+    tokens = Tokens(OWN_FILES, "lower", "last", places=(str(tmp_path),))
+    backbone = Backbone(replace(TINY, context_length=40, vocab_size=200, text=text), tokens=tokens)
+    theirs = open_clip.tokenizer.HFTokenizer(str(tmp_path), context_length=40, clean="lower")
+    assert not theirs.tokenizer.is_fast
+    ours = tokenizer_of(backbone, 40)
+    assert torch.equal(ours(CAPTIONS), theirs(CAPTIONS))
+    assert (ours.before, ours.after, ours.pad) == ((), (1,), 1)
+    assert torch.equal(pickle.loads(pickle.dumps(ours))(CAPTIONS), ours(CAPTIONS))
+    assert ours.words("A dog, running!") == ours.words("a dog running")
+
+
+def test_a_package_that_is_missing_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_siglip_tokenizer(tmp_path)
+
+    def needs(*_: object, **__: object) -> None:
+        raise ImportError("SiglipTokenizer requires the SentencePiece library")
+
+    monkeypatch.setattr("transformers.AutoTokenizer.from_pretrained", needs)
+    tokens = Tokens(OWN_FILES, "lower", "last", places=(str(tmp_path),))
+    with pytest.raises(ValueError, match=r"requires the SentencePiece library\): install it; .* pip install sentencep"):
+        tokenizer_of(Backbone(TINY, tokens=tokens), 12)
+
+
 def test_many_captions_at_once_give_the_same_words(siglip: tuple[Path, Backbone]) -> None:
     tokenizer = tokenizer_of(siglip[1], 12)
     assert list(tokenizer.words_of_all(CAPTIONS * 6)) == [tokenizer.words(text) for text in CAPTIONS] * 6
@@ -235,7 +292,7 @@ class TestFiles:
         monkeypatch.setattr("huggingface_hub.get_hf_file_metadata", unreachable)
         with pytest.raises(FileNotFoundError, match=r"the Hugging Face repository somebody/xlm, .*Name or ser") as told:
             tokenizer_of(named, 20)
-        files, _, places = str(told.value).partition("fetch ")[2].partition(", and put them into ")
+        files, _, places = str(told.value).partition("fetch ")[2].partition(", all that are there, and put them into ")
         place = Path(places.removesuffix(".").split(" or ")[1])
         assert place == Path(named.tokens.places[1])
         place.mkdir(parents=True)
@@ -246,7 +303,7 @@ class TestFiles:
 
     def test_a_folder_that_names_no_repository(self, xlm: tuple[Path, Backbone], tmp_path: Path) -> None:
         tokens = Tokens(OWN_FILES, "whitespace", "id 2", places=(str(tmp_path),))
-        message = rf"not beside the weights: fetch tokenizer\.json, tokenizer_config\.json .* into {tmp_path}"
+        message = rf"not beside the weights: fetch tokenizer_config\.json .* of tokenizer\.json, .* into {tmp_path}"
         with pytest.raises(FileNotFoundError, match=message):
             tokenizer_of(replace(xlm[1], tokens=tokens), 20)
 

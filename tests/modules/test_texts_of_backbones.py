@@ -11,7 +11,7 @@ pytest.importorskip("timm", reason="makes SigLIP's vision tower")
 pytest.importorskip("transformers", reason="reads the files of tokenizers")
 
 from modules.backbones import Preprocessing, Tokens  # noqa: E402
-from modules.clip_weights import load_clip  # noqa: E402
+from modules.clip_weights import architecture_of, load_clip  # noqa: E402
 from modules.methods import METHODS, build_method  # noqa: E402
 from modules.open_clip_names import registered_facts  # noqa: E402
 from modules.tokenizer import find_tokenizer, tokenizer_of  # noqa: E402
@@ -46,6 +46,8 @@ def test_facts_of_the_two_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     siglip, metaclip = (load_clip(tmp_path / name, tmp_path / "pretrained").backbone for name in ("siglip", "metaclip"))
     assert siglip.tokens == Tokens(REPOSITORY, "canonicalize", "last")
     assert siglip.tokens.places == (str(tmp_path / "siglip"), str(tmp_path / "pretrained" / "small-siglip"))
+    assert architecture_of(tmp_path / "siglip") == siglip.architecture
+    assert architecture_of(tmp_path / "metaclip") == metaclip.architecture
     assert siglip.preprocessing == Preprocessing((0.5,) * 3, (0.5,) * 3, "squash")
     assert metaclip.tokens == Tokens("somebody/xlm", "whitespace", "id 2")
     assert metaclip.architecture.text.end == "id 2"
