@@ -55,9 +55,11 @@ from engine.precision import auto_precision
 from engine.tasks.retrieval import Retrieval, RetrievalSettings, RetrievalSplit
 from engine.train import Training
 from modules.clip import CLIP
+from modules.clip_weights import backbone_of
 from modules.methods import METHODS, Method, build_method
+from modules.open_clip_names import is_open_clip_name
 from modules.options import Checked, Choices, Range, between
-from modules.tokenizer import Tokenizer
+from modules.tokenizer import find_tokenizer, tokenizer_of
 
 MSRVTT_PAIRS = 180_000  # per epoch
 EVALUATION_CLIPS = 1_000
@@ -269,8 +271,11 @@ def report(settings: Settings, options: dict[str, Any]) -> str:
     settings, process = settings.on(device), Process(0, 1, device)
     architecture = check_clip(settings.pretrained_clip_name, settings.max_words)
     torch.manual_seed(0)
-    method = build_method(settings.method, CLIP(architecture), **options).to(device)
-    tokenizer = Tokenizer(settings.max_words)
+    name = settings.pretrained_clip_name
+    clip = CLIP(architecture, backbone_of(name) if is_open_clip_name(name) else None)
+    find_tokenizer(clip)
+    method = build_method(settings.method, clip, **options).to(device)
+    tokenizer = tokenizer_of(method.clip.backbone, settings.max_words)
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         samples = make_samples(folder / "videos", settings.clips, settings.captions)

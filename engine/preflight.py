@@ -114,7 +114,10 @@ class ZeroShotProbe:
         self.frame_mask = torch.ones(shape[:2], dtype=torch.bool, device=device)
         vocabulary = text.token_embedding.num_embeddings
         token_ids = torch.randint(vocabulary - 2, (4, max_words), generator=generator)
-        token_ids[:, 0], token_ids[:, -1] = vocabulary - 2, vocabulary - 1  # START and END
+        if text.end_id is not None:  # END stands last alone
+            token_ids[token_ids == text.end_id] = vocabulary - 2
+        token_ids[:, 0] = vocabulary - 2  # START
+        token_ids[:, -1] = vocabulary - 1 if text.end_id is None else text.end_id
         self.token_ids = token_ids.to(device)
         with torch.no_grad():
             frames = visual(self.video.flatten(0, 1)).unflatten(0, shape[:2])

@@ -35,7 +35,7 @@ from engine.train import Training, train
 from engine.weights import load_weights, put_trained
 from modules.clip_weights import backbone_sha256, load_clip
 from modules.methods import build_method
-from modules.tokenizer import check_vocabulary
+from modules.tokenizer import find_tokenizer
 
 EXIT_INTERRUPTED = 75  # EX_TEMPFAIL of sysexits.h: a signal stopped the run, and --resume auto continues it
 
@@ -71,7 +71,7 @@ class Run:
         for folder in ("", model.pretrained_dir):
             refuse_other_kind(Path(folder, model.pretrained_clip_name), "--pretrained_clip_name")
         clip = load_clip(model.pretrained_clip_name, model.pretrained_dir, asked=model.asked_of_clip())
-        check_vocabulary(clip.backbone)
+        find_tokenizer(clip)
         self.backbone, self.backbone_sha256 = clip.backbone, backbone_sha256(clip)
         preflight.check_context(config.data.max_words, clip)
         name = self.clip_name = model.pretrained_clip_name

@@ -7,8 +7,9 @@ error. A `Backbone` holds all of it; `modules.clip_weights.load_clip` builds it,
 
 import json
 import math
+import re
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from functools import partial
 from hashlib import sha256
 from typing import Any
@@ -42,7 +43,11 @@ INTERPOLATIONS = ("bicubic", "bilinear")
 
 
 POOLS = ("class token", "attention")
-ENDS = ("largest id", "last")
+ENDS = ("largest id", "last", "id N")
+CLIPS_BYTE_PAIRS = "CLIP's byte pairs"
+OWN_FILES = "files beside the weights"  # the encoding of a folder that names no repository of a tokenizer
+# Steps before encoding, by open_clip's names; each begins with ftfy and HTML entities.
+CLEANINGS = ("lower", "canonicalize", "whitespace")
 
 
 @dataclass(frozen=True)
@@ -70,7 +75,8 @@ class VisionParts:
 class TextParts:
     """What a text tower is made of; the defaults are CLIP's.
 
-    `end` says which token stands for a text: the one with the "largest id", END in CLIP's vocabulary, or the "last".
+    `end` says which token stands for a text: the one with the "largest id", END in CLIP's vocabulary; the first with
+    "id N", END in others; or the "last" of a row, which is padding in a short text.
     """
 
     causal: bool = True
@@ -80,6 +86,12 @@ class TextParts:
     norm_eps: float = 1e-5
     hidden: int = 0
 
+    @property
+    def end_id(self) -> int | None:
+        """The id of END where `end` states one."""
+        number = self.end.removeprefix("id ")
+        return int(number) if number != self.end and number.isdecimal() else None
+
 
 # What a method may need of the towers, for messages.
 NEEDS = {
@@ -87,6 +99,7 @@ NEEDS = {
     "class pool": "a vision tower that is read by its class token",
     "unturned tokens": "attention without rotary positions",
     "END": "a causal text tower that is read at END",
+    "CLIP's words": "the vocabulary of CLIP's own tokenizer",
     "equal depth": "towers of equal depth",
 }
 
@@ -114,9 +127,12 @@ class CLIPArchitecture:
         for activation in (self.activation, self.vision.activation, self.text.activation):
             if activation not in {*ACTIVATIONS, ""} or not self.activation:
                 raise ValueError(f"CLIP's activation must be one of {', '.join(ACTIVATIONS)}, not '{activation}'.")
-        for value, choices in ((self.vision.pool, POOLS), (self.text.end, ENDS)):
+        end = self.text.end if self.text.end_id is None else "id N"
+        for value, choices in ((self.vision.pool, POOLS), (end, ENDS)):
             if value not in choices:
                 raise ValueError(f"a tower reads one of {', '.join(choices)}, not '{value}'.")
+        if self.text.end_id is not None and self.text.end_id >= self.vocab_size:
+            raise ValueError(f"END, {self.text.end}, is not in a vocabulary of {self.vocab_size} tokens.")
         if self.vision.pool == "class token" and not self.vision.class_token:
             raise ValueError("a tower without a class token cannot be read by it; pool by attention.")
         if self.vision.pool == "attention" and (
@@ -140,7 +156,8 @@ class CLIPArchitecture:
             "class token": self.vision.class_token,
             "class pool": self.vision.pool == "class token",
             "unturned tokens": not self.vision.rotary,
-            "END": self.text.causal and self.text.end == "largest id",
+            "END": self.text.causal and self.text.end != "last",
+            "CLIP's words": self.text.end == "largest id",
             "equal depth": self.vision_layers == self.text_layers,
         }
         assert met.keys() == NEEDS.keys()
@@ -149,6 +166,11 @@ class CLIPArchitecture:
     def row_length(self, max_words: int) -> int:
         """Return how many tokens a caption's row has: `max_words`, or all that are read if the last stands for it."""
         return self.context_length if self.text.end == "last" else max_words
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether both towers are made as CLIP's, so that the weights show their sizes."""
+        return self.vision == VisionParts() and self.text == TextParts()
 
     @property
     def class_tokens(self) -> int:
@@ -196,12 +218,27 @@ class Preprocessing:
 class Tokens:
     """How captions become token ids; the architecture has the size of the vocabulary and the longest text.
 
-    `encoding` names the vocabulary, `cleaning` the steps before encoding, and `end` the token that represents the text.
+    `encoding` names the vocabulary: CLIP's, a repository of the Hugging Face Hub, or `OWN_FILES`.
+    `cleaning` is one of `CLEANINGS`, and `end` is that of the text tower. `sha256` is of the tokenizer's files, once
+    they are found (`modules.tokenizer.find_tokenizer`). `places` are folders to look in, which say nothing of the
+    tokens themselves.
     """
 
-    encoding: str = "CLIP's byte pairs"
-    cleaning: str = "lower"  # ftfy, HTML entities, white space, lower case
+    encoding: str = CLIPS_BYTE_PAIRS
+    cleaning: str = "lower"
     end: str = "largest id"
+    sha256: str = ""
+    places: tuple[str, ...] = field(default=(), compare=False)
+
+    def __post_init__(self) -> None:
+        if self.cleaning not in CLEANINGS:
+            raise ValueError(f"the cleaning of texts must be one of {', '.join(CLEANINGS)}, not '{self.cleaning}'.")
+
+    def __str__(self) -> str:
+        if self.encoding == CLIPS_BYTE_PAIRS and self.cleaning == "lower":
+            return self.encoding
+        files = f", sha256 {self.sha256[:12]}" if self.sha256 else ""
+        return f"{self.encoding}, {self.cleaning}{files}"
 
 
 @dataclass(frozen=True)
@@ -209,7 +246,7 @@ class Backbone:
     """All facts of a CLIP beside its weights.
 
     `similarity` is what the weights were trained with: "softmax", cosines times the learned exp(logit_scale), or
-    "sigmoid", which adds a learned bias (SigLIP). So far every loader gives the first.
+    "sigmoid", which adds a learned bias (SigLIP).
     """
 
     architecture: CLIPArchitecture
@@ -224,6 +261,9 @@ class Backbone:
         for tower, own in (("vision", VisionParts()), ("text", TextParts())):
             if facts["architecture"][tower] == asdict(own):
                 del facts["architecture"][tower]
+        del facts["tokens"]["places"]
+        if not self.tokens.sha256:
+            del facts["tokens"]["sha256"]
         return facts
 
     def sha256(self) -> str:
@@ -248,7 +288,7 @@ class Backbone:
         resize = {"shortest": "short side and middle square", "squash": "squashed"}[p.resize_mode]
         return (
             f"vision {a.image_size}/{a.patch_size} pixels, {a.vision_layers} x {a.vision_width} wide, {a.vision_heads} "
-            f"heads; text {a.context_length} of {a.vocab_size} tokens ({self.tokens.encoding}), {a.text_layers} x "
+            f"heads; text {a.context_length} of {a.vocab_size} tokens ({self.tokens}), {a.text_layers} x "
             f"{a.text_width} wide, {a.text_heads} heads; joint {a.embed_dim}; {a.activation}; pixels "
             f"{resize}, {p.interpolation}, mean {_rounded(p.mean)}, deviation {_rounded(p.std)}; {self.similarity}"
             f"{_unlike_clip(a)}"
@@ -259,7 +299,7 @@ class Backbone:
 class StatedFacts:
     """Facts that a file, a registry or a user states about a CLIP; None where nothing is stated.
 
-    `architecture` is set if the source states all of it, `image_size` if it states that alone.
+    `architecture` is set if the source states all of it, `image_size` or `text` if it states that alone.
     """
 
     activation: str | None = None
@@ -271,6 +311,7 @@ class StatedFacts:
     interpolation: str | None = None
     image_size: int | None = None
     architecture: CLIPArchitecture | None = None
+    text: TextParts | None = None
     tokens: Tokens | None = None
     similarity: str | None = None
 
@@ -341,6 +382,8 @@ def _flat(facts: Mapping[str, Any], start: str = "") -> dict[str, Any]:
 
 
 def _short(value: Any) -> str:
+    if isinstance(value, str) and re.fullmatch("[0-9a-f]{64}", value):  # a hash
+        return value[:12]
     return _rounded(value) if isinstance(value, list | tuple) else str(value)
 
 

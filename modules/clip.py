@@ -166,7 +166,7 @@ class TextTransformer(nn.Module):
         super().__init__()
         parts = architecture.text
         self.context_length = architecture.context_length
-        self.causal, self.reads_last = parts.causal, parts.end == "last"
+        self.causal, self.reads_last, self.end_id = parts.causal, parts.end == "last", parts.end_id
         self.width = width = architecture.text_width
         self.token_embedding = nn.Embedding(architecture.vocab_size, width)
         nn.init.normal_(self.token_embedding.weight, std=0.02)
@@ -187,10 +187,12 @@ class TextTransformer(nn.Module):
         return self.token_embedding(token_ids) + self.positional_embedding[:length]
 
     def end_positions(self, token_ids: Tensor) -> Tensor:
-        """Return the place of the token that stands for each text, [N, L] -> int64 [N]: of END, which has the largest
-        id of CLIP's vocabulary, or of the last token."""
+        """Return the place of the token that stands for each text, [N, L] -> int64 [N]: of the first END, which has the
+        largest id of CLIP's vocabulary, or of the last token."""
         if self.reads_last:
             return torch.full_like(token_ids[:, 0], token_ids.shape[1] - 1, dtype=torch.int64)
+        if self.end_id is not None:
+            return (token_ids == self.end_id).int().argmax(dim=-1)
         return token_ids.argmax(dim=-1)
 
     def pool(self, end: Tensor) -> Tensor:
@@ -217,10 +219,11 @@ class CLIP(nn.Module):
     """Both towers, with fresh weights, and the learned temperature: cosines are multiplied by `exp(logit_scale)`.
 
     `backbone` has the facts that belong to the weights; the default is OpenAI's CLIP. A backbone whose similarity
-    is "sigmoid" has a learned `logit_bias` too (`modules.losses.SigmoidLoss`); for others it is None.
+    is "sigmoid" has a `logit_bias` too, and for others it is None. It is no parameter: no score of a method has it, and
+    only `modules.losses.SigmoidLoss` trains it, as its own.
     """
 
-    logit_bias: nn.Parameter | None
+    logit_bias: Tensor | None
 
     def __init__(self, architecture: CLIPArchitecture, backbone: Backbone | None = None) -> None:
         super().__init__()
@@ -231,4 +234,4 @@ class CLIP(nn.Module):
         self.text = TextTransformer(architecture)
         self.logit_scale = nn.Parameter(torch.tensor(math.log(1 / 0.07)))
         sigmoid = self.backbone.similarity == "sigmoid"
-        self.register_parameter("logit_bias", nn.Parameter(torch.tensor(-10.0)) if sigmoid else None)
+        self.register_buffer("logit_bias", torch.tensor(-10.0) if sigmoid else None)

@@ -1,17 +1,13 @@
 """Loading trained CLIP weights from a file, a folder or a name, as a `modules.clip.CLIP` with its `Backbone`.
 
 There are five kinds of source, recognised by their content: OpenAI's published archives (TorchScript; only the tensors
-are used), torch state dicts, .safetensors, and the folders of Hugging Face's `CLIPModel` and of open_clip. All keys are
+are used), torch state dicts, .safetensors, and the folders of Hugging Face's models and of open_clip. All keys are
 first renamed to OpenAI's, from which sizes are inferred and every name is checked, and then to those of
 `modules/clip.py`. Half precision becomes float32. The source or the user must state what weights do not show, above all
 the activation. The loader never guesses it, because a wrong guess would run as another network.
-
-Shapes: P patches, L text positions, D width of a tower, E joint embedding, V vocabulary.
 """
 
 import hashlib
-import math
-import re
 from collections.abc import Mapping
 from dataclasses import asdict, fields, replace
 from pathlib import Path
@@ -22,7 +18,6 @@ from torch import Tensor
 
 from modules.backbones import (
     ARCHITECTURES,
-    HEAD_WIDTH,
     WIDEST_WITH_KNOWN_HEADS,
     Backbone,
     CLIPArchitecture,
@@ -34,10 +29,11 @@ from modules.open_clip_names import is_open_clip_name, registered_facts, registe
 from modules.openai_archive import calls_gelu, is_archive
 from modules.quoting import some
 from modules.seal import hash_tensors
+from modules.siglip_names import from_siglip_keys, has_siglip_keys
 from modules.timm_names import from_timm_keys, has_timm_keys
 from modules.undrawn import undrawn
 from modules.weight_facts import stated_facts
-from modules.weight_files import metadata_of, read_state_dict
+from modules.weight_files import metadata_of, places_of_tokenizer, read_state_dict
 from modules.weight_names import (
     State,
     from_hugging_face_keys,
@@ -46,6 +42,7 @@ from modules.weight_names import (
     to_openai_key,
     to_openai_keys,
 )
+from modules.weight_sizes import complain, infer_architecture
 
 __all__ = [
     "RELEASES", "architecture_of", "backbone_of", "backbone_sha256", "find_weights", "from_hugging_face_keys",
@@ -124,9 +121,12 @@ def load_clip(
     _refuse_trained_models(path, state)
     try:
         facts = OF_OPENAI if published else _facts_of(str(path_or_name), path, state, asked)
-        return _build(state, facts.joined_with(asked))
+        clip = _build(state, facts.joined_with(asked))
     except ValueError as error:
         raise ValueError(f"{path} cannot be loaded as CLIP weights: {error}") from error
+    places = places_of_tokenizer(clip.backbone.tokens, path, pretrained_dir)
+    clip.backbone = replace(clip.backbone, tokens=replace(clip.backbone.tokens, places=places))
+    return clip
 
 
 def _facts_of(name: str, path: Path, state: State, asked: StatedFacts) -> StatedFacts:
@@ -163,9 +163,21 @@ def architecture_of(path_or_name: str | Path, pretrained_dir: str | Path | None 
     path = find_weights(path_or_name, pretrained_dir)
     state = read_state_dict(path)
     facts = _facts_of(str(path_or_name), path, state, StatedFacts())
-    return infer_architecture(
-        _in_openai_keys(state), facts.activation or "quick_gelu", facts.vision_heads, facts.text_heads
-    )
+    if facts.architecture is not None and not _shows_its_sizes(state, facts):
+        return facts.architecture
+    return _inferred(_in_openai_keys(state), facts)
+
+
+def _inferred(state: State, facts: StatedFacts) -> CLIPArchitecture:
+    """Return the sizes in weights with OpenAI's names, and the parts that only their source can state."""
+    sizes = infer_architecture(state, facts.activation or "quick_gelu", facts.vision_heads, facts.text_heads)
+    return replace(sizes, text=facts.text or sizes.text)
+
+
+def _shows_its_sizes(state: State, facts: StatedFacts) -> bool:
+    """Return whether the shapes of the weights show the sizes of the towers, which are then made as CLIP's."""
+    stated = facts.architecture is not None and not facts.architecture.is_plain
+    return not (has_timm_keys(state) or has_siglip_keys(state) or stated)
 
 
 def _in_openai_keys(state: State) -> State:
@@ -175,10 +187,10 @@ def _in_openai_keys(state: State) -> State:
 
 
 def _build(state: State, facts: StatedFacts) -> CLIP:
-    if has_timm_keys(state):
-        return _build_with_timm(state, facts)
+    if not _shows_its_sizes(state, facts):
+        return _build_as_stated(state, facts)
     in_hugging_face_keys, state = has_hugging_face_keys(state), _in_openai_keys(state)
-    architecture = infer_architecture(state, facts.activation or "quick_gelu", facts.vision_heads, facts.text_heads)
+    architecture = _inferred(state, facts)
     with undrawn():
         clip = CLIP(architecture, facts.backbone(architecture))
     shapes = {key: tensor.shape for key, tensor in to_openai_keys(clip.state_dict()).items()}
@@ -195,18 +207,22 @@ def _build(state: State, facts: StatedFacts) -> CLIP:
     return clip.eval()
 
 
-def _build_with_timm(state: State, facts: StatedFacts) -> CLIP:
-    """Build a model whose vision tower is one of timm's; its sizes are stated, as the weights do not show them all."""
+def _build_as_stated(state: State, facts: StatedFacts) -> CLIP:
+    """Build a model with other towers than CLIP's; its sizes are stated, because the weights do not show them all."""
     architecture = facts.architecture
     if architecture is None:
         raise ValueError(
             "its vision tower is one of timm (SigLIP, PE, ...), whose heads and pooling the weights do not show: pass "
-            "open_clip:NAME/TAG, or the folder with its open_clip_config.json."
+            "open_clip:NAME/TAG, or the folder with its open_clip_config.json or config.json."
         )
     with undrawn():
         clip = CLIP(architecture, facts.backbone(architecture))
-    state, own = from_timm_keys(state), clip.state_dict()
-    _complain([key for key in own if key not in state], [key for key in state if key not in own], "our names")
+    own = clip.state_dict()
+    if has_siglip_keys(state):
+        state = from_siglip_keys(state)
+    else:
+        state = from_timm_keys(state) if has_timm_keys(state) else from_openai_keys(_in_openai_keys(state))
+    complain([key for key in own if key not in state], [key for key in state if key not in own], "our names")
     wrong = [
         f"{key} {list(tensor.shape)} instead of {list(own[key].shape)}"
         for key, tensor in state.items()
@@ -217,16 +233,6 @@ def _build_with_timm(state: State, facts: StatedFacts) -> CLIP:
     floats = {key: tensor.detach().to("cpu", torch.float32).contiguous() for key, tensor in state.items()}
     clip.load_state_dict(floats, assign=True)
     return clip.eval()
-
-
-def _complain(missing: list[str], surplus: list[str], names: str) -> None:
-    complaints = []
-    if missing:
-        complaints.append(f"missing keys ({len(missing)}): {some(missing)}")
-    if surplus:
-        complaints.append(f"surplus keys ({len(surplus)}): {some(surplus)}")
-    if complaints:
-        raise ValueError(f"in {names}, {'; '.join(complaints)}.")
 
 
 def _check_facts(architecture: CLIPArchitecture, facts: StatedFacts, in_hugging_face_keys: bool) -> None:
@@ -319,73 +325,6 @@ def _check_sha256(path: Path) -> bool:
             f"{published[:12]}...): download it again, or rename it if it is meant to differ."
         )
     return True
-
-
-def infer_architecture(
-    state: Mapping[str, Tensor],
-    activation: str = "quick_gelu",
-    vision_heads: int | None = None,
-    text_heads: int | None = None,
-) -> CLIPArchitecture:
-    """Infer all sizes from weights with OpenAI's names; the number of heads is not in them and defaults to width / 64.
-
-    Raises ValueError if keys are missing or surplus (the first 10 of each are listed), if it is not a CLIP or has a
-    ResNet, and if the tensors that give the sizes have a wrong number of dimensions.
-    """
-    vision_layers = _count_blocks(state, "visual.transformer.resblocks.")
-    text_layers = _count_blocks(state, "transformer.resblocks.")
-    _check_names(state, vision_layers, text_layers)
-    sizing = {
-        "visual.conv1.weight": "[D, 3, patch, patch]",
-        "visual.positional_embedding": "[1 + P, D]",
-        "token_embedding.weight": "[V, D]",
-        "positional_embedding": "[L, D]",
-        "text_projection": "[D, E]",
-    }
-    for key, layout in sizing.items():
-        if state[key].dim() != len(layout.split(",")):
-            raise ValueError(f"its {key} has shape {list(state[key].shape)} instead of {layout}.")
-    vision_width, _, patch_size, _ = state["visual.conv1.weight"].shape
-    patches = len(state["visual.positional_embedding"]) - 1
-    grid = math.isqrt(max(patches, 0))
-    if grid < 1 or grid**2 != patches:
-        raise ValueError(f"its visual.positional_embedding is for {patches} patches, which make no square.")
-    vocab_size, text_width = state["token_embedding.weight"].shape
-    return CLIPArchitecture(
-        embed_dim=state["text_projection"].shape[1],
-        image_size=grid * patch_size,
-        patch_size=patch_size,
-        vision_width=vision_width,
-        vision_layers=vision_layers,
-        vision_heads=vision_heads or max(1, vision_width // HEAD_WIDTH),
-        context_length=len(state["positional_embedding"]),
-        vocab_size=vocab_size,
-        text_width=text_width,
-        text_layers=text_layers,
-        text_heads=text_heads or max(1, text_width // HEAD_WIDTH),
-        activation=activation,
-    )
-
-
-def _count_blocks(state: Mapping[str, Tensor], start: str) -> int:
-    """Return one more than the highest block number, so that a gap below it counts as missing."""
-    numbers = [re.match(r"\d+", key[len(start) :]) for key in state if key.startswith(start)]
-    return 1 + max((int(number[0]) for number in numbers if number), default=-1)
-
-
-def _check_names(state: Mapping[str, Tensor], vision_layers: int, text_layers: int) -> None:
-    if any(key.startswith("visual.layer1.") for key in state):
-        raise ValueError("its vision tower is a ResNet, and only CLIPs with a vision transformer are supported.")
-    if any(key.startswith("text.transformer.") for key in state):
-        raise ValueError("its text tower is one of open_clip's custom ones, and only CLIP's own is supported.")
-    with undrawn():
-        smallest = CLIP(CLIPArchitecture(1, 1, 1, 1, vision_layers, 1, 1, 1, 1, text_layers, 1))
-    expected = to_openai_keys(smallest.state_dict())
-    missing = [key for key in expected if key not in state]
-    surplus = [key for key in state if key not in expected]
-    if not expected.keys() & state.keys():
-        raise ValueError(f"none of its keys is one of CLIP's (it has {some(surplus, 3) or 'none'}).")
-    _complain(missing, surplus, "OpenAI's names")
 
 
 def backbone_sha256(clip: CLIP) -> str:

@@ -96,7 +96,8 @@ class SigmoidLoss(Loss):
         L = -1/N Σ_i Σ_j log sigmoid(z_ij (t x_i·y_j + b)),   t = exp(t')
 
     `logit_scale` is t' and `logit_bias` is b. Both are learned and start at log 10 and -10 (section 3.2), or at the
-    backbone's values if it was trained with this loss. The sum has no softmax, so every positive counts in full.
+    backbone's values if it was trained with this loss. The sum has no softmax, so every positive counts in full. The
+    cosines are the `logits` over `exp(clip.logit_scale)`, whatever a method sets this to.
     """
 
     owns_scale = True
@@ -112,13 +113,16 @@ class SigmoidLoss(Loss):
 
     def forward(self, logits: Tensor, video_index: Tensor | None = None) -> Tensor:
         logits = _square("sigmoid", logits, video_index)
-        cosines = logits / self._clip[0].logit_scale.exp()
         if video_index is None:
             positive = torch.eye(len(logits), dtype=torch.bool, device=logits.device)
         else:
             positive = video_index[:, None] == video_index
-        scaled = self.logit_scale.exp() * cosines + self.logit_bias
+        scaled = self.rescaled(logits)
         return -F.logsigmoid(torch.where(positive, scaled, -scaled)).sum() / len(logits)  # eq. 1
+
+    def rescaled(self, logits: Tensor) -> Tensor:
+        """Return t cos + b for `[N,N]` logits of `exp(clip.logit_scale)` cos, whose sigmoids are probabilities."""
+        return self.logit_scale.exp() * (logits / self._clip[0].logit_scale.exp()) + self.logit_bias
 
 
 LOSSES: dict[str, type[Loss]] = {
@@ -128,7 +132,12 @@ LOSSES: dict[str, type[Loss]] = {
 }
 
 
+AUTO = "auto"
+LOSS_OF = {"softmax": "symmetric_info_nce", "sigmoid": "sigmoid"}  # by the similarity a backbone was trained with
+
+
 def build_loss(name: str, clip: CLIP) -> Loss:
-    """Build the loss `name` of `LOSSES` for training with `clip`; ValueError if there is no such loss."""
-    one_of("loss", name, LOSSES)
-    return LOSSES[name](clip)
+    """Build the loss `name` of `LOSSES` for training with `clip`, or for `AUTO` the one that its backbone was trained
+    with; ValueError if there is no such loss."""
+    one_of("loss", name, (*LOSSES, AUTO))
+    return LOSSES[LOSS_OF[clip.backbone.similarity] if name == AUTO else name](clip)

@@ -61,6 +61,7 @@ def text_sha256(clip: CLIP) -> str:
     """
     facts = clip.backbone.facts()
     of_texts = {name: facts["architecture"][name] for name in ("activation", "text_heads")} | facts["tokens"]
+    of_texts |= {"text": parts} if (parts := facts["architecture"].get("text")) else {}  # CLIP's are not stated
     digest = hashlib.sha256(json.dumps(of_texts, sort_keys=True).encode())
     hash_tensors(digest, clip.text.state_dict())
     return digest.hexdigest()

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from modules.backbones import TextParts, Tokens, VisionParts
+from modules.backbones import TextParts, VisionParts
 from modules.weight_names import State
 
 WITH_TIMM = "visual.trunk."
@@ -112,7 +112,6 @@ class WithTimm(NamedTuple):
     text: Mapping[str, Any]
     vision_parts: VisionParts
     text_parts: TextParts
-    tokens: Tokens
     similarity: str
 
 
@@ -147,7 +146,6 @@ def with_towers_of_timm(
         rest if siglip else text,
         vision_parts,
         text_parts,
-        Tokens(str(text.get("hf_tokenizer_name")), "canonicalize", "last") if siglip else Tokens(),
         "sigmoid" if model.get("init_logit_bias") is not None else "softmax",
     )  # fmt: skip
 

@@ -16,6 +16,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 
+from modules.backbones import CLIPS_BYTE_PAIRS, OWN_FILES, Tokens
 from modules.openai_archive import is_archive, read_archive
 from modules.quoting import shorten, some
 from modules.seal import check_archive, check_sealed_file
@@ -164,6 +165,16 @@ def _files_of_folder(folder: Path) -> list[Path]:
         f"{folder} holds no weights: looked for {' and '.join(HUGGING_FACE_FILES)}, whole or in shards, and for "
         f"{' and '.join(OPEN_CLIP_FILES)} with {OPEN_CLIP_CONFIG}."
     )
+
+
+def places_of_tokenizer(tokens: Tokens, path: Path, pretrained_dir: str | Path | None) -> tuple[str, ...]:
+    """Return the folders where the files of a tokenizer may be: that of the weights, and one of pretrained_dir."""
+    if tokens.encoding == CLIPS_BYTE_PAIRS:
+        return ()
+    places = [path] if path.is_dir() else [path.parent] if path.name in (*OPEN_CLIP_FILES, *HUGGING_FACE_FILES) else []
+    if pretrained_dir is not None and tokens.encoding != OWN_FILES:
+        places.append(Path(pretrained_dir) / tokens.encoding.rpartition("/")[2])
+    return tuple(dict.fromkeys(str(place.absolute()) for place in places))
 
 
 def read_json(path: Path) -> dict[str, Any]:

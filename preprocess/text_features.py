@@ -54,7 +54,7 @@ from modules.clip import CLIP
 from modules.clip_weights import load_clip
 from modules.seal import read_sealed, seal
 from modules.text_features import TextFeatures, read_text_features, text_sha256, write_text_features
-from modules.tokenizer import Tokenizer, check_vocabulary
+from modules.tokenizer import find_tokenizer, tokenizer_of
 from preprocess.shards import exit_code
 
 log = logging.getLogger("stop")
@@ -114,25 +114,26 @@ def read_names(config: Config, labels: Path | None, classes: Classes | None) -> 
     return found, classes.keys
 
 
-def check_lengths(lists: PromptLists, keys: Sequence[str], tokenizer: Tokenizer, longest: int, allowed: int) -> Tensor:
+def check_lengths(lists: PromptLists, keys: Sequence[str], clip: CLIP, allowed: int) -> Tensor:
     """Return the token ids of the different texts, int64 `[N,L]`; more than `allowed` that the CLIP cuts are refused.
 
-    `longest` is the CLIP's number of positions, START and END included; L is that of the longest text.
+    L is that of the longest text, or the CLIP's number of positions if its texts are always as long.
     """
-    faults, most = Faults(), 0
+    longest = clip.text.context_length
+    tokenizer, faults, most = tokenizer_of(clip.backbone, longest), Faults(), 0
     for key, own in zip(keys, lists.texts, strict=True):
         for text in dict.fromkeys(own):
-            words = len(tokenizer.words(text)) + 2
+            words = len(tokenizer.words(text)) + tokenizer.ends
             most = max(most, words)
             if words > longest:
                 faults.add(f"class {quoted(key)}: {quoted(text)} has {words} tokens and this CLIP reads {longest}")
     faults.check("the list of texts", allowed, "cut")
-    token_ids = tokenizer(different(lists))
+    token_ids = tokenizer_of(clip.backbone, min(max(most, 3), longest))(different(lists))
     log.info(
         "%d classes of %d texts, %d different ones; the longest has %d tokens", len(lists), len(lists.texts[0]),
         len(token_ids), most,
     )  # fmt: skip
-    return token_ids[:, : min(most, longest)].contiguous()
+    return token_ids
 
 
 def different(lists: PromptLists) -> list[str]:
@@ -238,10 +239,9 @@ def make(config: Config, own: argparse.Namespace, output: Path) -> int:
     lists = prompt_lists(labels.classes, clauses, templates, own.mode)
 
     clip = load_clip(model.pretrained_clip_name, model.pretrained_dir, asked=model.asked_of_clip())
-    check_vocabulary(clip.backbone)
+    find_tokenizer(clip)
     check_finite(clip, model.pretrained_clip_name)
-    longest = clip.text.context_length
-    token_ids = check_lengths(lists, keys, Tokenizer(longest), longest, allowed)
+    token_ids = check_lengths(lists, keys, clip, allowed)
     about = {
         "templates": list(templates), "mode": own.mode, "texts_of": list(labels.classes),
         "sources": about_files([labels_file, clauses_file]), "clip_name": model.pretrained_clip_name,

@@ -1,21 +1,27 @@
-"""Train the small CLIP of the made world, on still images only.
+"""Train the small CLIP of the made world, on still images only, or a small backbone of another family.
 
     python preprocess/train_small_clip.py --output pretrained/moving_shapes_clip.safetensors --seed 0
     python preprocess/train_small_clip.py --output pretrained/moving_shapes_clip_p14.safetensors --patch_size 14
+    python preprocess/train_small_clip.py --family pe      # pretrained/moving_shapes_pe.safetensors
+    python preprocess/train_small_clip.py --family siglip  # pretrained/moving_shapes_siglip.safetensors
 
-The second has an even grid of patches, 8 x 8 instead of 7 x 7, which some methods need.
+The second has an even grid of patches, 8 x 8 instead of 7 x 7, which some methods need. The others see the same stills
+and captions and have the same sizes, but the towers, pixels and similarity of Perception Encoder and of SigLIP 2
+(`FAMILIES`). SigLIP's is trained with its own loss. Both have CLIP's byte pairs as their tokenizer.
 
 Training is contrastive like CLIP's (Radford et al., ICML 2021, sections 2.3 to 2.5), on stills of moving shapes that
 are drawn when they are needed. Some stills have a sign, such as an arrow, that stands for a motion, and a caption with
 the words for it. So the text tower tells the motion words apart, but neither tower has ever seen a thing move. Contents
 that are held out for the test videos are held out here too and measure what was learned.
 
-The weights are written in half precision under OpenAI's key names, with a log beside them (same path, ending in .log).
+The weights are written in half precision under OpenAI's key names, with all facts of the backbone in the header and a
+log beside them (same path, ending in .log).
 
 Shapes: N stills of a batch, S image side in pixels, L tokens, E joint embedding.
 """
 
 import argparse
+import json
 import math
 import platform
 import shlex
@@ -38,30 +44,21 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from dataloaders.transforms import normalise
 from engine.flags import check_file, finite_float
 from engine.messages import print_error
-from modules.clip import CLIP, CLIPArchitecture, VisionTransformer
+from modules.backbones import Backbone
+from modules.clip import CLIP
 from modules.clip_weights import to_openai_keys
-from modules.losses import symmetric_info_nce
+from modules.losses import Loss, SigmoidLoss, build_loss
 from modules.seal import seal
 from modules.similarity import cosine_similarity
-from modules.tokenizer import END_TOKEN, Tokenizer
+from modules.stated_backbone import BACKBONE
+from modules.tokenizer import Tokenizer
 from preprocess.moving_shapes.stills import Still, draw_stills, plain_still
 from preprocess.moving_shapes.stories import COLOURS, SHAPES, Story, caption, draw_story, draw_thing
+from preprocess.small_backbones import ARCHITECTURE, FAMILIES
 
-ARCHITECTURE = CLIPArchitecture(
-    embed_dim=128,
-    image_size=112,
-    patch_size=16,  # the default of --patch_size
-    vision_width=128,
-    vision_layers=3,
-    vision_heads=2,
-    context_length=32,
-    vocab_size=END_TOKEN + 1,
-    text_width=64,
-    text_layers=3,
-    text_heads=1,
-)
 WEIGHT_DECAY = 0.05
 BETAS = (0.9, 0.98)
+LOSS_LR = 10  # times --lr for SigLIP's scale and bias, which have far to go in few steps
 MAX_LOGIT_SCALE = math.log(100.0)
 HELD_OUT_STILLS = 256
 OUTLINES_KNOWN = 0.6  # share of correct shapes at which another colour is added
@@ -79,19 +76,21 @@ class Log:
         self.lines.append(line)
 
 
-def to_batch(stills: Sequence[Still], tokenize: Tokenizer) -> tuple[Tensor, Tensor]:
-    """Return pixels float [N,3,S,S], normalised as CLIP's, and token ids int64 [N,L], L as short as possible."""
+def to_batch(stills: Sequence[Still], tokenize: Tokenizer, backbone: Backbone) -> tuple[Tensor, Tensor]:
+    """Return pixels float [N,3,S,S], normalised for the backbone, and token ids int64 [N,L], L as short as possible."""
     token_ids = tokenize([still.caption for still in stills])
-    # No token that counts sees what follows the longest caption's END.
-    return to_pixels(stills), token_ids[:, : int((token_ids > 0).sum(dim=1).max())]
+    if backbone.architecture.text.causal:  # no token that counts sees what follows the longest caption's END
+        token_ids = token_ids[:, : int((token_ids > 0).sum(dim=1).max())]
+    return to_pixels(stills, backbone), token_ids
 
 
-def to_pixels(stills: Sequence[Still]) -> Tensor:
-    """Return the pixels of stills, float [N,3,S,S], normalised as CLIP's."""
-    return normalise(torch.from_numpy(np.stack([still.image for still in stills])).permute(0, 3, 1, 2).contiguous())
+def to_pixels(stills: Sequence[Still], backbone: Backbone) -> Tensor:
+    """Return the pixels of stills, float [N,3,S,S], normalised for the backbone."""
+    pixels = torch.from_numpy(np.stack([still.image for still in stills])).permute(0, 3, 1, 2).contiguous()
+    return normalise(pixels, backbone.preprocessing.mean, backbone.preprocessing.std)
 
 
-def learn_outlines(tower: VisionTransformer, steps: int, batch_size: int, lr: float, seed: int, log: Log) -> None:
+def learn_outlines(clip: CLIP, steps: int, batch_size: int, lr: float, seed: int, log: Log) -> None:
     """Teach the vision tower the outlines of things from labels, in place, before it sees any caption.
 
     Colour is much easier to see than outline: contrastive batches of all colours hardly teach the tower shapes, whereas
@@ -99,7 +98,7 @@ def learn_outlines(tower: VisionTransformer, steps: int, batch_size: int, lr: fl
     tower tells the shapes apart in the colours so far.
     """
     rng, colours, shapes = np.random.default_rng([seed, 4]), list(COLOURS), list(SHAPES)
-    model = nn.Sequential(tower, nn.Linear(ARCHITECTURE.embed_dim, len(shapes)))
+    model = nn.Sequential(clip.visual, nn.Linear(ARCHITECTURE.embed_dim, len(shapes)))
     optimizer = torch.optim.AdamW(parameter_groups(model), lr=lr, betas=BETAS, fused=True)
     schedule = torch.optim.lr_scheduler.LambdaLR(
         optimizer, lambda step: min((step + 1) / 100, 1.0, 4 * (steps - step) / steps)
@@ -113,7 +112,7 @@ def learn_outlines(tower: VisionTransformer, steps: int, batch_size: int, lr: fl
             story = Story((thing,), (str(rng.choice(PLAIN_MOTIONS)),))
             if not story.held_out:
                 stories.append(story)
-        pixels = to_pixels([plain_still(story, rng, ARCHITECTURE.image_size) for story in stories])
+        pixels = to_pixels([plain_still(story, rng, ARCHITECTURE.image_size) for story in stories], clip.backbone)
         labels = torch.tensor([shapes.index(story.things[0].shape) for story in stories])
         with torch.autocast("cpu", torch.bfloat16), sdpa_kernel(SDPBackend.MATH):
             logits = model(pixels).float()
@@ -147,7 +146,11 @@ def train(
 ) -> Tensor:
     """Train `model` in place; returns bool [vocabulary], the tokens that occurred in a caption."""
     stills = draw_stills(np.random.default_rng([seed, 0]), ARCHITECTURE.image_size)
-    optimizer = torch.optim.AdamW(parameter_groups(model), lr=learning_rate, betas=BETAS, fused=True)
+    loss_of, scale = start_loss(model, batch_size)
+    groups = parameter_groups(model)
+    if list(loss_of.parameters()):
+        groups.append({"params": loss_of.parameters(), "lr": LOSS_LR * learning_rate, "weight_decay": 0.0})
+    optimizer = torch.optim.AdamW(groups, lr=learning_rate, betas=BETAS, fused=True)
     warm_up = min(100, max(1, steps // 10))
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: learning_rate_share(step, steps, warm_up))
     seen = torch.zeros(ARCHITECTURE.vocab_size, dtype=torch.bool)
@@ -155,24 +158,48 @@ def train(
     model.train()
     progress = tqdm(range(1, steps + 1), desc="training", unit="step", mininterval=5)
     for step in progress:
-        pixels, token_ids = to_batch(list(islice(stills, batch_size)), tokenize)
+        pixels, token_ids = to_batch(list(islice(stills, batch_size)), tokenize, model.backbone)
         seen[token_ids.unique()] = True
         # In half precision torch's plain attention is faster than its fused one at this size on a CPU.
         with torch.autocast("cpu", torch.bfloat16), sdpa_kernel(SDPBackend.MATH):
             images, texts = model.visual(pixels), model.text(token_ids)
-        loss = symmetric_info_nce(cosine_similarity(texts, images, model.logit_scale))
+        loss = loss_of(cosine_similarity(texts, images, model.logit_scale))
         optimizer.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         schedule.step()
         with torch.no_grad():
-            model.logit_scale.clamp_(max=MAX_LOGIT_SCALE)
+            scale.clamp_(max=MAX_LOGIT_SCALE)
         losses.append(loss.item())
         if step % max(steps // 20, 1) == 0:
             recent = float(np.mean(losses[-100:]))
-            log(f"step {step}/{steps}: loss {recent:.3f}, temperature {1 / model.logit_scale.exp().item():.4f}")
+            log(f"step {step}/{steps}: loss {recent:.3f}, temperature {1 / scale.exp().item():.4f}{bias_of(loss_of)}")
+    if isinstance(loss_of, SigmoidLoss):
+        model.load_state_dict(loss_of.state_dict(), strict=False)
     return seen
+
+
+def start_loss(model: CLIP, batch_size: int) -> tuple[Loss, nn.Parameter]:
+    """Return the loss of the model's similarity and the logarithm of its scale, both fresh.
+
+    SigLIP's bias starts at -10, about minus the logarithm of the wrong captions of an image in its batches of 32,768.
+    Here there are fewer: from -10 and a scale of 10, no pair is more likely right than wrong until they have moved. So
+    we start at minus the logarithm of ours.
+    """
+    if model.backbone.similarity == "softmax":
+        return build_loss("symmetric_info_nce", model), model.logit_scale
+    model.logit_scale.requires_grad_(False)
+    loss = SigmoidLoss(model)  # trains a scale and a bias of its own
+    with torch.no_grad():
+        loss.logit_scale.fill_(math.log(10.0))  # as published
+        loss.logit_bias.fill_(-math.log(batch_size - 1))
+    return loss, loss.logit_scale
+
+
+def bias_of(loss: Loss) -> str:
+    """Return the bias of SigLIP's loss for the log; nothing for another loss."""
+    return f", bias {loss.logit_bias.item():.2f}" if isinstance(loss, SigmoidLoss) else ""
 
 
 @torch.no_grad()
@@ -213,7 +240,7 @@ def _zero_shot(model: CLIP, tokenize: Tokenizer, rng: np.random.Generator, name:
     texts = [
         still.caption.replace(word, choice) for still, word in zip(stills, words, strict=True) for choice in choices
     ]
-    images, candidates = embed(model, to_pixels(stills), tokenize(texts))
+    images, candidates = embed(model, to_pixels(stills, model.backbone), tokenize(texts))
     cosines = torch.einsum("ne,nce->nc", images, candidates.unflatten(0, (len(stills), len(choices))))
     right = torch.tensor([choices.index(word) for word in words])
     return (cosines.argmax(dim=1) == right).float().mean().item()
@@ -224,7 +251,7 @@ def evaluate(model: CLIP, tokenize: Tokenizer, seed: int, log: Log) -> None:
     for signed in (False, True):
         stream = draw_stills(np.random.default_rng([seed, 1]), ARCHITECTURE.image_size, held_out=True)
         stills = _distinct(stream, signed, HELD_OUT_STILLS)
-        images, texts = embed(model, *to_batch(stills, tokenize))
+        images, texts = embed(model, *to_batch(stills, tokenize, model.backbone))
         cosines = images @ texts.T
         right = cosines.argmax(dim=1) == torch.arange(len(stills))
         name = "with signs" if signed else "without signs"
@@ -265,12 +292,14 @@ def save(model: CLIP, seen: Tensor, path: Path, seed: int) -> None:
         model.text.token_embedding.weight[~seen] = 0.0
     state = {key: tensor.half().contiguous() for key, tensor in to_openai_keys(model.state_dict()).items()}
     partial = path.with_name(path.name + ".partial")
-    save_file(state, partial, metadata=seal(state, {"activation": ARCHITECTURE.activation, "seed": str(seed)}))
+    metadata = {BACKBONE: json.dumps(model.backbone.facts()), "seed": str(seed)}
+    save_file(state, partial, metadata=seal(state, metadata))
     partial.replace(path)
 
 
 def run(options: argparse.Namespace) -> None:
     """Train and evaluate a CLIP, then write the weights and the log."""
+    options.output = options.output or Path(f"pretrained/moving_shapes_{options.family}.safetensors")
     if options.output.suffix != ".safetensors":
         raise ValueError(f"--output {options.output} must end in .safetensors.")
     for name, low in (("steps", 1), ("outline_steps", 1), ("batch_size", 2), ("seed", 0)):
@@ -293,14 +322,16 @@ def run(options: argparse.Namespace) -> None:
     log(f"seed {options.seed}, {options.steps} steps of {options.batch_size} stills, lr {options.lr:g}")
     log(f"torch {torch.__version__}, Python {platform.python_version()}, {torch.get_num_threads()} thread(s)")
     torch.manual_seed(options.seed)
-    model = CLIP(replace(ARCHITECTURE, patch_size=options.patch_size))
+    backbone = FAMILIES[options.family]
+    architecture = replace(backbone.architecture, patch_size=options.patch_size)
+    model = CLIP(architecture, replace(backbone, architecture=architecture))
     parameters = sum(parameter.numel() for parameter in model.parameters())
     words = model.text.token_embedding.weight.numel()
     log(f"{model.architecture}")
     log(f"{parameters:,} parameters, {words:,} of them token embeddings")
     tokenize = Tokenizer(ARCHITECTURE.context_length)
     start = time.monotonic()
-    learn_outlines(model.visual, options.outline_steps, options.batch_size, options.lr, options.seed, log)
+    learn_outlines(model, options.outline_steps, options.batch_size, options.lr, options.seed, log)
     seen = train(model, tokenize, options.steps, options.batch_size, options.lr, options.seed, log)
     log(f"trained in {time.monotonic() - start:.0f} s; {int(seen.sum())} tokens seen, the other rows set to 0")
     save(model, seen, options.output, options.seed)
@@ -312,7 +343,16 @@ def run(options: argparse.Namespace) -> None:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
     parser = argparse.ArgumentParser(description="Train the small CLIP of the made world on still images.")
-    parser.add_argument("--output", type=Path, default=Path("pretrained/moving_shapes_clip.safetensors"))
+    parser.add_argument(
+        "--family",
+        choices=FAMILIES,
+        default="clip",
+        help="clip: CLIP's towers; pe: Perception Encoder's, with rotary positions and an attention pool; siglip: "
+        "SigLIP 2's, without a class token, trained with the sigmoid loss (default: clip)",
+    )
+    parser.add_argument(
+        "--output", type=Path, help="weights to write (default: pretrained/moving_shapes_FAMILY.safetensors)"
+    )
     parser.add_argument(
         "--patch_size",
         type=int,

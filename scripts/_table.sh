@@ -37,6 +37,7 @@ source "$(dirname "${BASH_SOURCE[0]}")/_rows.sh"
 go_beyond_the_paper() {
     comparison+=(
         "STOP, LoRA|--method stop --lora_dim 8|stop"
+        "STOP, LoRA at a tenth of the rate|--method stop --lora_dim 8 --lora_coef_lr 0.1|stop"
         "STOP, merged|--method stop --merge $1|stop"
         "STOP, LoRA and merged|--method stop --lora_dim 8 --merge $1|stop"
     )

@@ -37,7 +37,7 @@ from modules.methods import METHODS, Method, build_method, method_options
 from modules.options import Option, one_of
 from modules.seal import content_sha256
 from modules.similarity import cosine_similarity, unit
-from modules.tokenizer import Tokenizer, check_vocabulary
+from modules.tokenizer import Tokenizer, find_tokenizer, tokenizer_of
 from search.reading import read_picture
 from search.store import Model
 
@@ -198,6 +198,7 @@ def load_encoder(source: Source, device: torch.device | None = None, probe: bool
     if stride > window:
         raise ValueError(f"--stride {stride:g} is longer than --window {window:g}, which leaves gaps: pass less")
     check_context(loaded.data.max_words, method.clip)
+    tokenizer = tokenizer_of(method.clip.backbone, loaded.data.max_words)
     if probe:
         check_method(method, loaded.data.max_frames, loaded.data.max_words)
     precision = auto_precision(device) if loaded.precision == "auto" else loaded.precision
@@ -213,7 +214,7 @@ def load_encoder(source: Source, device: torch.device | None = None, probe: bool
         content["cut"] = "shots"
     noted = {"decoder": decoder_version(), "precision": precision}
     return Encoder(
-        method, loaded.reader, Tokenizer(loaded.data.max_words), autocast_for(precision, device), window, stride,
+        method, loaded.reader, tokenizer, autocast_for(precision, device), window, stride,
         not source.checkpoint, content, replace(loaded.source, window=window, stride=stride), noted,
         not (source.window or loaded.trained_window),
         source.shots,
@@ -262,7 +263,7 @@ def _from_checkpoint(source: Source) -> _Loaded:
         )
     model, data = config.model, config.data
     clip = load_clip(model.pretrained_clip_name, model.pretrained_dir, asked=model.asked_of_clip())
-    check_vocabulary(clip.backbone)
+    find_tokenizer(clip)
     method = build_method(model.method, clip, **model.options)
     task.make_loss(config, method)  # freezes the tensors that the checkpoint therefore lacks
     loaded = load_weights(path, method, backbone_sha256(clip), training=False)
@@ -287,7 +288,7 @@ def _bare(source: Source) -> _Loaded:
     name = source.pretrained_clip_name or model.pretrained_clip_name
     folder = source.pretrained_dir or model.pretrained_dir
     clip = load_clip(name, folder)
-    check_vocabulary(clip.backbone)
+    find_tokenizer(clip)
     check_finite(clip, name)
     data = replace(data, max_words=min(data.max_words, clip.text.context_length))
     sha256, method = backbone_sha256(clip), build_method(model.method, clip)

@@ -437,6 +437,24 @@ def test_the_rows_of_recognition(recorder, tmp_path):
     assert len({row["output_dir"] for row in rows.values()}) == len(rows)
 
 
+def test_the_rows_of_the_backbones(recorder, tmp_path):
+    """Check that rows differ in backbone, method and loss alone, and that the weights are there."""
+    script, results = ROOT / "scripts/backbones_moving_shapes.sh", str(tmp_path / "results.csv")
+    ran = commands_of(script, recorder, results=results, only="^[^C]*$", JOBS="1")
+    rows = {row["row_name"]: row for row in (settings_of(command) for command in ran if "main_task" in command[0])}
+    assert list(rows) == [
+        "zero-shot, Perception Encoder", "STOP, Perception Encoder", "zero-shot, SigLIP", "STOP, SigLIP",
+        "STOP, SigLIP, its own loss",
+    ]  # fmt: skip
+    for name, row in rows.items():
+        family = "siglip" if "SigLIP" in name else "pe"
+        assert row["pretrained_clip_name"] == f"pretrained/moving_shapes_{family}.safetensors"
+        assert (ROOT / row["pretrained_clip_name"]).is_file()
+        assert row["do_train"] == (row["method"] == "stop") == name.startswith("STOP")
+        assert row["loss"] == ("auto" if name.endswith("own loss") else "symmetric_info_nce")
+        assert (row["epochs"], row["batch_size"], row["seed"], row["max_words"]) == (2, 32, 0, 32)
+
+
 def test_the_rows_of_stdd(recorder, tmp_path):
     """Check that a row differs from the others in what its name says, and that averages are those of its training."""
     results, runs = str(tmp_path / "results.csv"), str(tmp_path / "runs")

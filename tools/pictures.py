@@ -17,7 +17,7 @@ from dataloaders.samples import Sample
 from engine.data import normalise_for
 from modules.methods import Method
 from modules.methods.stop import STOP, PromptMaps
-from modules.tokenizer import Tokenizer
+from modules.tokenizer import tokenizer_of
 
 GAP = 26  # pixels between two frames, where the count is written
 LABEL = 150  # pixels for the row names on the left
@@ -145,7 +145,7 @@ def draw_retrieval(restored: Restored, videos: Sequence[str], best: int = 3) -> 
     features = torch.cat(
         [method.encode_video(normalise_for(method.clip, video[None]), frame_mask[None]) for video, frame_mask in clips]
     )
-    tokenizer = Tokenizer(restored.max_words)
+    tokenizer = tokenizer_of(method.clip.backbone, restored.max_words)
     pictures = []
     for sample in restored.chosen(videos, 4):
         scores = method.similarity(method.encode_text(tokenizer(sample.captions[0])), features)[0]

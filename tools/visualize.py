@@ -27,7 +27,7 @@ from engine.preflight import check_finite
 from engine.tasks.registry import TASKS
 from modules.clip_weights import backbone_sha256, load_clip
 from modules.methods import build_method
-from modules.tokenizer import check_vocabulary
+from modules.tokenizer import find_tokenizer
 from tools.pictures import Restored, draw_maps, draw_retrieval, save
 
 
@@ -47,7 +47,7 @@ def restore(checkpoint: Path, clip_activation: str = "") -> Restored:
     asked = {"clip_activation": clip_activation} if clip_activation else {}
     config = Config.from_flat(header.settings | asked, task.settings)
     clip = load_clip(config.model.pretrained_clip_name, config.model.pretrained_dir, asked=config.model.asked_of_clip())
-    check_vocabulary(clip.backbone)
+    find_tokenizer(clip)
     sha256 = backbone_sha256(clip)
     method = build_method(config.model.method, clip, **config.model.options)
     task.make_loss(config, method)  # freezes the tensors that the checkpoint therefore lacks

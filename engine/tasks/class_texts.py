@@ -69,7 +69,7 @@ def check_texts(names: Sequence[str], texts: Sequence[Sequence[str]], tokenizer:
             f"the classes are only called {some(names, 3)}, which tells a model nothing: pass --labels_csv or "
             "--class_names with a file of their names, or --classifier linear"
         )
-    cut = count_cut((text for own in texts for text in own), tokenizer.words, max_words)
+    cut = count_cut((text for own in texts for text in own), tokenizer, max_words)
     log.info(
         "%d texts of %d classes, such as %r; %d lose words at --max_words %d (the longest has %d)", cut.captions,
         len(names), texts[0][0], cut.cut, max_words, cut.longest,

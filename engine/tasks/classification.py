@@ -35,7 +35,11 @@ HEAD_DEVIATION = 0.01  # of a new head's weights, as in the heads of mmaction2
 
 
 class ClassificationLoss(nn.Module):
-    """Cross-entropy, and the linear head if there is one: then `head` is `[K,E]` with a bias `[K]`."""
+    """Cross-entropy, and the linear head if there is one: then `head` is `[K,E]` with a bias `[K]`.
+
+    It is the loss on a backbone that was trained with sigmoids too, because one of K classes is right. Scores then have
+    that backbone's `logit_scale`; its `logit_bias`, the same for all classes, cancels.
+    """
 
     classes: Tensor
 

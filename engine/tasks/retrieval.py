@@ -49,7 +49,7 @@ from engine.tasks.shards import (
 )
 from engine.tasks.splits import draw_captions
 from engine.tasks.trained_on import left_out_of_start
-from modules.losses import LOSSES, Loss, build_loss
+from modules.losses import AUTO, LOSSES, Loss, build_loss
 from modules.methods import Method
 from modules.options import Choices, OnlyWith, Range
 from modules.rows import Rows, take
@@ -99,8 +99,9 @@ class RetrievalSettings(CropSettings, ShardSettings):
         str,
         "symmetric_info_nce: CLIP's loss, the mean of rows and columns; summed_info_nce: their sum, as STAN's released "
         "code, which matters to --max_grad_norm; sigmoid: SigLIP's loss, over single pairs, with a learned scale and "
-        "bias",
-        Choices(LOSSES),
+        "bias, which start at the backbone's if it was trained with this loss; auto: what the backbone was trained "
+        "with, sigmoid for SigLIP. The default is the loss of all published results of these methods, on any backbone",
+        Choices((*LOSSES, AUTO)),
     ] = "symmetric_info_nce"
     gather_gradient: Annotated[
         Literal["sum", "own"],

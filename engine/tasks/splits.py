@@ -16,7 +16,7 @@ from engine.distributed import Process
 from engine.logger import log
 from modules.backbones import Backbone
 from modules.caption_lengths import count_cut
-from modules.tokenizer import Tokenizer
+from modules.tokenizer import tokenizer_of
 
 
 class Splits:
@@ -34,7 +34,7 @@ class Splits:
         reader: Callable[[FrameReader, str], FrameReader] = lambda frames, split: frames,
     ) -> None:
         self.config, self.process, self.backbone, self.reader = config, process, backbone, reader
-        self.tokenizer = Tokenizer(config.data.max_words)
+        self.tokenizer = tokenizer_of(backbone, config.data.max_words)
         self.num_workers = reader_processes(config.data.num_thread_reader)
         self.frame_cache = frame_cache(config.data, config.run)
         self.left_out: dict[str, list[str]] = {}
@@ -122,7 +122,7 @@ class Splits:
         """Log how many captions of a split, if it has any, are longer than --max_words."""
         captions = [caption for sample in samples for caption in sample.captions]
         if captions:
-            log.info("%s split: %s", split, count_cut(captions, self.tokenizer.words, self.config.data.max_words))
+            log.info("%s split: %s", split, count_cut(captions, self.tokenizer, self.config.data.max_words))
 
     def frame_reader(self, training: bool) -> FrameReader:
         return frame_reader(self.config.data, self.backbone, training, self.frame_cache)

@@ -138,23 +138,28 @@ class Method(nn.Module):
         """Return whether weight decay applies: to matrices and kernels, not to biases, norms and scalars."""
         return parameter.dim() > 1
 
+    def rate_factor(self, name: str) -> float:
+        """Return the factor on the learning rate of a trained parameter, beside that for pre-trained ones."""
+        return 1.0
+
     def parameter_groups(self, lr: float, coef_lr: float, weight_decay: float) -> list[dict[str, Any]]:
         """Return the trainable parameters as optimiser groups, each with `name`, `params`, `lr`, `weight_decay`.
 
-        New parameters learn at `lr`, pre-trained ones at `lr * coef_lr` (as in CLIP4Clip).
+        New parameters learn at `lr`, pre-trained ones at `lr * coef_lr` (as in CLIP4Clip), both times `rate_factor`.
         """
-        groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
+        groups: dict[tuple[bool, bool, float], list[nn.Parameter]] = {}
         for name, parameter in self.trainable_parameters():
-            kind = self.is_pretrained(parameter), self.decays(name, parameter)
+            kind = self.is_pretrained(parameter), self.decays(name, parameter), self.rate_factor(name)
             groups.setdefault(kind, []).append(parameter)
         return [
             {
-                "name": f"{'clip' if pretrained else 'new'}{'' if decayed else ', no decay'}",
+                "name": f"{'clip' if pretrained else 'new'}{'' if decayed else ', no decay'}"
+                f"{'' if factor == 1 else f', lr x {factor:g}'}",
                 "params": parameters,
-                "lr": lr * coef_lr if pretrained else lr,
+                "lr": (lr * coef_lr if pretrained else lr) * factor,
                 "weight_decay": weight_decay if decayed else 0.0,
             }
-            for (pretrained, decayed), parameters in sorted(groups.items())
+            for (pretrained, decayed, factor), parameters in sorted(groups.items())
         ]
 
     def is_pretrained(self, parameter: nn.Parameter) -> bool:

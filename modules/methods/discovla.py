@@ -158,7 +158,8 @@ class DiscoVLA(LoRAMethod):
         """Return L(sA) + alpha L(sF) + beta (K(sA, sF) + K(sAᵀ, sFᵀ)) / 2 of rows of `forward`.
 
         A are the cosines of captions and videos, F those of `frame_similarity`, s = exp(logit_scale), L is `loss` and K
-        the distillation. Rows of one vector each, such as those of evaluation, have L(sA) alone.
+        the distillation. Rows of one vector each, such as those of evaluation, have L(sA) alone. A loss with a scale of
+        its own has that in both L, and s, in K, stays CLIP's.
         """
         if isinstance(text, Tensor):
             return super().batch_loss(loss, text, video, video_index)

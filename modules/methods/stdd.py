@@ -30,6 +30,7 @@ from modules.stdd.masks import (
     to_window_order,
     training_shifts,
 )
+from modules.stdd.mixing import parse_scales
 from modules.stdd.variants import build_variant
 from modules.weight_names import NOT_WEIGHTS, to_openai_key
 
@@ -244,12 +245,3 @@ class STDD(Method):
     def after_step(self) -> None:
         if self.clamp_logit_scale:
             super().after_step()
-
-
-def parse_scales(text: str) -> tuple[int, ...]:
-    """Read the scales, such as "1,2". Raises ValueError if they are no list of different whole numbers from 1."""
-    parts = [part.strip() for part in text.split(",")]
-    scales = tuple(int(part) for part in parts if part.isascii() and part.isdigit() and len(part) < 4)
-    if len(scales) != len(parts) or len(set(scales)) != len(scales) or 0 in scales:
-        raise ValueError(f"--scales {text!r} is no list of different whole numbers from 1, such as 1,2")
-    return scales

@@ -23,7 +23,7 @@ from modules.backbones import NEEDS
 from modules.clip import CLIP, Block
 from modules.lora import add_lora
 from modules.methods.base import Method
-from modules.options import Range, between
+from modules.options import OnlyWith, Range, between
 from modules.similarity import masked_mean
 from modules.stop.inter_frame import (
     InterFramePrompter,
@@ -57,7 +57,7 @@ class STOP(Method):
             multiple of 8, or if `merge` is no plan for this CLIP.
     """
 
-    newer = ("lora_dim", "merge")
+    newer = ("lora_dim", "merge", "lora_coef_lr")
 
     def __init__(
         self,
@@ -97,6 +97,7 @@ class STOP(Method):
             "beyond the paper: patches of a frame that merge into alike ones before each visual block, one number for "
             "all blocks or one for each, such as 8-0-4-0, each at most half of the tokens that are left",
         ] = "0",
+        lora_coef_lr: Annotated[float, "factor on --lr for LoRA's matrices", Range(0), OnlyWith("lora_dim")] = 1.0,
     ) -> None:
         super().__init__(clip)
         visual = clip.visual
@@ -148,6 +149,7 @@ class STOP(Method):
             if use_inter
         )
         self.text_prompts = text_prompts(clip.text, text_prompt_length)
+        self.lora_coef_lr = lora_coef_lr
         if lora_dim:
             self.visual_lora = add_lora(clip.visual.blocks, lora_dim)
             self.text_lora = add_lora(clip.text.blocks, lora_dim)
@@ -245,3 +247,6 @@ class STOP(Method):
         """Matrices and kernels decay; biases and the learned prompt tokens do not."""
         learned_prompt = name.rsplit(".", 1)[-1] in ("slots", "prompt", "text_prompts")
         return parameter.dim() > 1 and not learned_prompt
+
+    def rate_factor(self, name: str) -> float:
+        return self.lora_coef_lr if name.startswith(("visual_lora.", "text_lora.")) else super().rate_factor(name)

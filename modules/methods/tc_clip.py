@@ -52,7 +52,7 @@ class TCCLIP(Method):
             the width of its text tower.
     """
 
-    needs = ("class token", "class pool", "unturned tokens", "END")
+    needs = ("class token", "class pool", "unturned tokens", "END", "CLIP's words")
 
     is_dot_product = False
 

@@ -85,6 +85,10 @@ class UniPT(Method):
             "exclamation marks have that number too and so do not count",
         ] = "length",
     ) -> None:
+        if text_mask == "nonzero" and clip.text.end_id is not None:
+            raise ValueError(
+                "--text_mask nonzero is for rows that are padded with zeros, as CLIP's tokenizer alone does: leave out"
+            )
         super().__init__(clip)
         clip.requires_grad_(False)
         visual, text, embed = clip.visual, clip.text, clip.architecture.embed_dim

@@ -54,3 +54,12 @@ def _moved(values: Tensor, otherwise: Tensor, step: int, frame_mask: Tensor) -> 
     """Return the values of frame t + `step`, and `otherwise` where there is no such frame."""
     exists = from_frame(torch.ones_like(frame_mask), step, frame_mask)
     return torch.where(exists[:, :, None, None], from_frame(values, step, frame_mask), otherwise)
+
+
+def parse_scales(text: str) -> tuple[int, ...]:
+    """Read the scales, such as "1,2". Raises ValueError if they are no list of different whole numbers from 1."""
+    parts = [part.strip() for part in text.split(",")]
+    scales = tuple(int(part) for part in parts if part.isascii() and part.isdigit() and len(part) < 4)
+    if len(scales) != len(parts) or len(set(scales)) != len(scales) or 0 in scales:
+        raise ValueError(f"--scales {text!r} is no list of different whole numbers from 1, such as 1,2")
+    return scales

@@ -26,7 +26,8 @@ def global_pairs() -> tuple[torch.Tensor, torch.Tensor]:
 def step_gradient(
     rank: int, world_size: int, gather_gradient: str, positives: bool, loss: str = "symmetric_info_nce"
 ) -> torch.Tensor:
-    """Return the gradient on this process after one training step of a small method on four clips in all."""
+    """Return the gradient on this process after one training step of a small method on four clips in all; the loss's
+    own parameters come last."""
     torch.manual_seed(0)
     method = build_method("vpt", tiny_clip(), text_prompt_length=2)
     autocast = autocast_for("fp32", torch.device("cpu"))
@@ -38,7 +39,8 @@ def step_gradient(
     tokens[:, -1] = 49407
     inputs = (videos, frame_mask, tokens, *([VIDEO_INDEX] if positives else []))
     step(*(tensor.chunk(world_size)[rank] for tensor in inputs)).backward()
-    return torch.cat([parameter.grad.flatten() for _, parameter in method.trainable_parameters()])
+    inner = step.module if isinstance(step, DistributedDataParallel) else step
+    return torch.cat([parameter.grad.flatten() for _, parameter in inner.trainable_parameters()])
 
 
 def worker(folder: Path) -> None:
@@ -63,6 +65,10 @@ def worker(folder: Path) -> None:
         assert torch.equal(gather(VIDEO_INDEX.chunk(world_size)[rank]), VIDEO_INDEX)
         cases = [(gradient, positives) for gradient in ("sum", "own") for positives in (False, True)]
         steps = {case: step_gradient(rank, world_size, *case) for case in cases}
+        steps |= {
+            ("sigmoid", positives): step_gradient(rank, world_size, "sum", positives, "sigmoid")
+            for positives in (False, True)
+        }
         steps["as STAN's release"] = step_gradient(rank, world_size, "own", False, "summed_info_nce")
         torch.save(
             {"loss": loss.detach(), "text": text.grad, "video": video.grad, "features": features, "steps": steps},
@@ -89,6 +95,10 @@ def test_two_processes_equal_one(tmp_path):
             torch.testing.assert_close(result["steps"]["sum", positives], expected, atol=1e-6, rtol=1e-4)
             # CLIP4Clip's gather loses the other process's half, and nothing else.
             assert torch.equal(2 * result["steps"]["own", positives], result["steps"]["sum", positives])
+        for positives in (False, True):
+            expected = step_gradient(0, 1, "sum", positives, "sigmoid")
+            assert expected[-2:].abs().min() > 0  # of scale and bias
+            torch.testing.assert_close(result["steps"]["sigmoid", positives], expected, atol=1e-6, rtol=1e-4)
         # 1/W of the gradient of twice the loss.
         assert torch.equal(result["steps"]["as STAN's release"], result["steps"]["sum", False])
 

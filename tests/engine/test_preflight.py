@@ -18,6 +18,7 @@ from engine.gradients import idle
 from engine.preflight import ZeroShotProbe
 from engine.tasks.splits import hold_out
 from main_task_retrieval import main
+from modules.backbones import TextParts
 from modules.clip_weights import backbone_sha256, load_clip, to_openai_keys
 from modules.losses import symmetric_info_nce
 from modules.methods import build_method
@@ -204,6 +205,13 @@ def test_the_probe_compares_scores_and_not_parameters():
     with torch.no_grad():
         clip.text.text_projection[0] += 0.1
     assert not probe.same(method)
+
+
+@pytest.mark.parametrize("end", ["largest id", "id 2", "last"])
+def test_the_texts_of_the_probe_are_read_at_their_last_token(end):
+    clip = tiny_clip(architecture=replace(TINY, vocab_size=60, text=TextParts(end=end)))
+    probe = ZeroShotProbe(clip, 2, 16)  # of 60 tokens many are drawn
+    assert clip.text.end_positions(probe.token_ids).tolist() == [15] * 4
 
 
 # Checks that need the lists of videos.

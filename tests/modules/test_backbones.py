@@ -19,7 +19,8 @@ from modules import backbones
 from modules.backbones import ARCHITECTURES, STATISTICS, Backbone, Preprocessing, StatedFacts
 from modules.clip import CLIP
 from modules.clip_weights import backbone_sha256, load_clip, to_openai_keys
-from modules.tokenizer import Tokenizer, check_vocabulary
+from modules.tokenizer import Tokenizer, find_tokenizer, tokenizer_of
+from tests.captions import CAPTIONS
 from tests.modules.hub_folder import CONFIG, as_our_pixels, changed, picture, relative, write_hub_folder
 
 HALF = {"mean": [0.5, 0.5, 0.5], "std": [0.5, 0.5, 0.5]}
@@ -32,18 +33,6 @@ CASES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "squash": (changed(quick_gelu=True, vision_cfg=WIDE_HEADS), {"resize_mode": "squash"}),
     "squash, bilinear, 0.5": (CONFIG, {**HALF, "resize_mode": "squash", "interpolation": "bilinear"}),
 }
-SIDES = ("up", "left")
-CAPTIONS = [
-    "a man rides a horse",
-    "  Two   Dogs &amp; a CAT \n play ",
-    "don't stop -- it's 3:45pm, 100% sure!!",
-    "naïve café, 日本語, Привет, 🙂 emoji",
-    "",
-    "word " * 100,
-    "supercalifragilisticexpialidocious antidisestablishmentarianism",
-    "l&#39;homme &lt;b&gt; &quot;x&quot;",
-    *(f"clip number {number} shows {number % 7} red cubes moving {side}" for number in range(96) for side in SIDES),
-]  # fmt: skip
 
 
 @pytest.fixture(scope="module", params=CASES)
@@ -84,10 +73,11 @@ def test_pixels_are_open_clips(pair: tuple[Path, Any, Any, CLIP], width: int, he
 
 def test_token_ids_are_open_clips(tmp_path: Path) -> None:
     write_hub_folder(tmp_path, CONFIG)
-    check_vocabulary(load_clip(tmp_path).backbone)
+    clip = load_clip(tmp_path)
+    find_tokenizer(clip)
     theirs = open_clip.get_tokenizer(f"local-dir:{tmp_path}")
-    assert len(CAPTIONS) == 200
-    assert torch.equal(Tokenizer(77)(CAPTIONS), theirs(CAPTIONS))
+    assert torch.equal(tokenizer_of(clip.backbone, 77)(CAPTIONS), theirs(CAPTIONS))
+    assert torch.equal(tokenizer_of(clip.backbone, 12)(CAPTIONS), theirs(CAPTIONS, context_length=12))
 
 
 def test_each_fact_of_the_cases_changes_the_result(tmp_path: Path) -> None:
@@ -183,10 +173,6 @@ class TestTheObject:
             backbones.INTERPOLATIONS,
         )
         assert STATISTICS["clip"] == (transforms.CLIP_MEAN, transforms.CLIP_STD)
-
-    def test_a_vocabulary_that_the_tokenizer_does_not_have(self) -> None:
-        with pytest.raises(ValueError, match="vocabulary of 100 tokens"):
-            check_vocabulary(Backbone(dataclasses.replace(ARCHITECTURES["ViT-B/32"], vocab_size=100)))
 
 
 @pytest.mark.slow

@@ -312,7 +312,7 @@ class TestActivation:
 
     def test_an_unknown_one_is_refused(self, clip: CLIP, tmp_path: Path) -> None:
         torch.save(half_openai(clip), tmp_path / "clip.pt")
-        with pytest.raises(ValueError, match="must be one of quick_gelu, gelu, not 'swish'"):
+        with pytest.raises(ValueError, match="must be one of quick_gelu, gelu, gelu_tanh, not 'swish'"):
             load_clip(tmp_path / "clip.pt", activation="swish")
 
     @pytest.mark.parametrize(

@@ -9,12 +9,14 @@ import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
 from open_clip.loss import SigLipLoss
+from open_clip.model import CLIP as OpenCLIP
 
 from modules.backbones import Backbone
 from modules.clip import CLIP
-from modules.losses import LOSSES, SigmoidLoss, build_loss, symmetric_info_nce
+from modules.losses import LOSSES, SigmoidLoss, SymmetricInfoNCE, build_loss, symmetric_info_nce
+from modules.methods import METHODS, build_method
 from modules.similarity import cosine_similarity
-from tests.tiny import TINY, tiny_clip
+from tests.tiny import TINY, fitting_options, tiny_batch, tiny_clip
 
 SAME_VIDEOS = torch.tensor([4, 0, 4, 7, 0, 4])
 
@@ -163,8 +165,51 @@ def test_sigmoid_starts_as_published_or_as_its_backbone():
     loss = build_loss("sigmoid", clip)
     assert (loss.logit_scale.item(), loss.logit_bias.item()) == pytest.approx((4.7, -16.5))
     assert loss.logit_scale is not clip.logit_scale
+    assert "logit_bias" not in dict(clip.named_parameters())  # only the loss trains one
     assert "logit_bias" in clip.state_dict()
     assert "logit_bias" not in tiny_clip().state_dict()
+
+
+def test_auto_is_the_loss_of_the_backbone():
+    for similarity, kind in (("softmax", SymmetricInfoNCE), ("sigmoid", SigmoidLoss)):
+        assert type(build_loss("auto", CLIP(TINY, Backbone(TINY, similarity=similarity)))) is kind
+
+
+def test_logits_of_a_sigmoid_backbone_are_open_clips():
+    """At the start the loss has the backbone's scale and bias, so that its logits are those of zero-shot SigLIP."""
+    torch.manual_seed(0)
+    vision = {"image_size": 32, "patch_size": 8, "width": 32, "layers": 1, "head_width": 16}
+    text = {"context_length": 8, "vocab_size": 99, "width": 16, "heads": 2, "layers": 1}
+    theirs = OpenCLIP(16, vision, text, init_logit_scale=4.7, init_logit_bias=-16.5).eval()
+    clip = CLIP(TINY, Backbone(TINY, similarity="sigmoid"))
+    clip.load_state_dict({"logit_scale": theirs.logit_scale, "logit_bias": theirs.logit_bias}, strict=False)
+    images, token_ids = torch.randn(3, 3, 32, 32), torch.randint(99, (3, 8))
+    with torch.no_grad():
+        rows = theirs.encode_text(token_ids), theirs.encode_image(images)
+        ours = build_loss("auto", clip).rescaled(cosine_similarity(*rows, clip.logit_scale))
+        torch.testing.assert_close(ours, theirs.get_logits(images, token_ids)[1], rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_every_method_learns_with_it(name):
+    """With the terms that a method adds to its loss: all that learns by CLIP's loss does, but for its temperature."""
+    clip = CLIP(TINY, Backbone(TINY, similarity="sigmoid"))
+    method, (video, frame_mask, token_ids) = build_method(name, clip, **fitting_options(name)), tiny_batch()
+    if method.reads_frame_captions:
+        token_ids = token_ids.unsqueeze(1).repeat(1, 1 + video.shape[1], 1)
+    trained, reached = dict(method.trainable_parameters()), []
+    assert "clip.logit_bias" not in trained
+    for kind in ("symmetric_info_nce", "sigmoid"):
+        torch.manual_seed(0)
+        loss = build_loss(kind, clip)
+        value = method.batch_loss(loss, *method.train()(video, frame_mask, token_ids))
+        assert value.isfinite()
+        gradients = torch.autograd.grad(value, list(trained.values()), allow_unused=True)
+        reached.append({own for own, gradient in zip(trained, gradients, strict=True) if gradient is not None})
+        if loss.owns_scale:
+            value = method.batch_loss(loss, *method(video, frame_mask, token_ids))
+            assert all(g.abs() > 0 for g in torch.autograd.grad(value, list(loss.parameters())))
+    assert reached[0] == reached[1]
 
 
 def test_sigmoid_does_not_use_the_scale_of_clip():
@@ -244,5 +289,5 @@ def test_only_a_loss_with_a_scale_says_so(loss):
 
 
 def test_an_unknown_loss_is_one_sentence():
-    with pytest.raises(ValueError, match=rf"^--loss 'hinge' is not one of: {', '.join(LOSSES)}$"):
+    with pytest.raises(ValueError, match=rf"^--loss 'hinge' is not one of: {', '.join(LOSSES)}, auto$"):
         build_loss("hinge", tiny_clip())

@@ -49,15 +49,22 @@ def test_every_model_of_the_registry_runs_correctly_or_is_refused() -> None:
             continue
         supported += 1
         config, pixels = open_clip.get_model_config(model), open_clip.get_pretrained_cfg(model, tag)
-        assert not {"timm_model_name", "hf_model_name"} & (config["vision_cfg"].keys() | config["text_cfg"].keys())
-        vision = open_clip.CLIPVisionCfg(**config["vision_cfg"])
+        assert not {"hf_model_name"} & config["text_cfg"].keys()
+        vision, text = open_clip.CLIPVisionCfg(**config["vision_cfg"]), open_clip.CLIPTextCfg(**config["text_cfg"])
         assert facts.architecture is not None
-        assert facts.architecture.vision_heads == vision.width // vision.head_width
+        if not vision.timm_model_name:
+            assert facts.architecture.vision_heads == vision.width // vision.head_width
+            assert facts.architecture.activation == ("quick_gelu" if pixels.get("quick_gelu") else "gelu")
         assert facts.architecture.image_size == vision.image_size
-        assert facts.architecture.activation == ("quick_gelu" if pixels.get("quick_gelu") else "gelu")
         assert (facts.mean, facts.resize_mode) == (tuple(pixels["mean"]), pixels["resize_mode"])
-    assert supported > 60
-    assert all("is not supported: it has" in message for message in refused)
+        assert facts.tokens is not None
+        own = {"argmax": "largest id", "last": "last", "eos": f"id {text.eos_id}"}[text.pool_type]
+        assert (facts.tokens.end, facts.architecture.text.end) == (own, own)
+        assert facts.tokens.encoding == (text.hf_tokenizer_name or "CLIP's byte pairs")
+        default = "whitespace" if text.hf_tokenizer_name else "lower"
+        assert facts.tokens.cleaning == (text.tokenizer_kwargs or {}).get("clean", default)
+    assert supported > 90
+    assert all("is not supported: it has" in message or "is not a multiple" in message for message in refused)
 
 
 @pytest.mark.parametrize(
@@ -67,10 +74,10 @@ def test_every_model_of_the_registry_runs_correctly_or_is_refused() -> None:
         ("/openai", r"is not of the form open_clip:NAME/TAG"),
         ("ViT-B-23/openai", r"knows no model ViT-B-23; did you mean ViT-B-32"),
         ("ViT-B-32/laion", r"knows no tag laion of ViT-B-32; its tags are: openai, laion400m_e31, "),
-        ("ViT-B-16-SigLIP/webli", r"not supported: it has .*a vision tower of timm"),
-        ("PE-Core-B-16/meta", r"not supported: it has .*a vision tower of timm"),
+        ("EVA02-B-16/merged2b_s8b_b131k", r"not supported: it has .*a vision tower of timm"),
+        ("PE-Core-bigG-14-448/meta", r"not supported: it has .*a vision tower of timm"),
         ("RN50/openai", r"not supported: it has a ResNet"),
-        ("ViT-H-14-worldwide/metaclip2_worldwide", r"not supported: it has another tokenizer than CLIP's"),
+        ("ViT-L-14-CLIPA/datacomp1b", r"not supported: it has .*another tokenizer's setting strip_sep_token"),
         ("ViT-g-14/laion2b_s12b_b42k", r"not supported: it has mlp_ratio 4\.3637"),
         ("coca_ViT-B-32/laion2b_s13b_b90k", r"not supported: it has .*CoCa's text decoder"),
     ],

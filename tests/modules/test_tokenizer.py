@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from modules.tokenizer import END_TOKEN, START_TOKEN, Tokenizer, _byte_pairs
+from modules.tokenizer import END_TOKEN, START_TOKEN, Tokenizer, _open_clips
 
 CAPTIONS = [
     "a man is driving a car",
@@ -76,7 +76,7 @@ def test_travels_to_data_workers() -> None:
 
 def test_a_missing_open_clip_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("modules.tokenizer.find_spec", lambda name: None)
-    _byte_pairs.cache_clear()
+    _open_clips.cache_clear()
     with pytest.raises(ModuleNotFoundError, match=r"open_clip.*pip install open_clip_torch"):
         Tokenizer()
 

@@ -114,7 +114,7 @@ class TestHuggingFace:
     @pytest.mark.parametrize(
         ("change", "message"),
         [
-            ({"model_type": "siglip"}, "states the model type siglip; only clip is supported"),
+            ({"model_type": "blip"}, "states the model type blip; supported are clip, metaclip_2, and siglip"),
             ({"text_config": {"hidden_act": "gelu", "vocab_size": 200, "eos_token_id": 7}}, "states the END token 7"),
             ({"vision_config": {"hidden_act": "gelu", "image_size": 36}}, "states images of 36 pixels, .* for 32"),
             ({"vision_config": {"hidden_act": "gelu", "num_attention_heads": 0}}, "states 0 heads"),
@@ -136,7 +136,9 @@ class TestHuggingFace:
         ({"custom_text": True}, "a custom text tower (custom_text True)"),
         ({"vision_cfg": {"timm_model_name": "vit_x"}}, "a vision tower of timm (timm_model_name vit_x)"),
         ({"text_cfg": {"hf_model_name": "xlm"}}, "a text tower of Hugging Face (hf_model_name xlm)"),
-        ({"text_cfg": {"hf_tokenizer_name": "t5"}}, "another tokenizer than CLIP's (hf_tokenizer_name t5)"),
+        ({"text_cfg": {"hf_tokenizer_name": "t5", "tokenizer_mode": "clips"}}, "a tokenizer of a special kind (token"),
+        ({"text_cfg": {"tokenizer_kwargs": {"strip_sep_token": True}}}, "another tokenizer's setting strip_sep_token"),
+        ({"text_cfg": {"tokenizer_kwargs": {"clean": "upper"}}}, "another tokenizer's setting clean upper"),
         ({"text_cfg": {"pool_type": "last"}}, "pool_type last"),
         ({"text_cfg": {"no_causal_mask": True}}, "text attention without a causal mask"),
         ({"text_cfg": {"norm_kwargs": {"eps": 1e-6}}}, "norm_kwargs"),

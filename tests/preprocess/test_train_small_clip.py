@@ -1,7 +1,8 @@
 """The script that trains the small CLIP, and the weights from it that the repository holds."""
 
+import math
 from dataclasses import replace
-from itertools import islice
+from itertools import cycle, islice
 from pathlib import Path
 
 import numpy as np
@@ -16,20 +17,28 @@ from preprocess.moving_shapes.stills import draw_stills
 from preprocess.moving_shapes.stories import caption, draw_story
 from preprocess.train_small_clip import (
     ARCHITECTURE,
+    FAMILIES,
+    Log,
     embed,
     learning_rate_share,
     main,
     to_batch,
+    train,
 )
 
 PRETRAINED = Path(__file__).parents[2] / "pretrained"
-WEIGHTS = {16: PRETRAINED / "moving_shapes_clip.safetensors", 14: PRETRAINED / "moving_shapes_clip_p14.safetensors"}
+WEIGHTS = {  # by file: family and patch size
+    "moving_shapes_clip": ("clip", 16),
+    "moving_shapes_clip_p14": ("clip", 14),
+    "moving_shapes_pe": ("pe", 16),
+    "moving_shapes_siglip": ("siglip", 16),
+}
 
 
 @pytest.fixture(scope="module", params=WEIGHTS)
 def kept(request: pytest.FixtureRequest) -> CLIP:
-    """Return the weights with patches of 16 and of 14 pixels."""
-    return load_clip(WEIGHTS[request.param])
+    """Return each of the weights that the repository holds."""
+    return load_clip(PRETRAINED / f"{request.param}.safetensors")
 
 
 @pytest.fixture(scope="module")
@@ -37,29 +46,59 @@ def tokenize() -> Tokenizer:
     return Tokenizer(ARCHITECTURE.context_length)
 
 
+def few_steps(output: Path, *more: str) -> int:
+    return main(["--output", str(output), "--steps", "2", "--outline_steps", "2", "--batch_size", "8", *more])
+
+
 @pytest.mark.slow
-def test_the_script_writes_weights_that_load_and_a_log(tmp_path: Path, tokenize: Tokenizer) -> None:
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_script_writes_weights_that_load_and_a_log(tmp_path: Path, tokenize: Tokenizer, family: str) -> None:
     output = tmp_path / "new" / "clip.safetensors"
-    assert (
-        main(["--output", str(output), "--steps", "2", "--outline_steps", "2", "--batch_size", "8", "--seed", "5"]) == 0
-    )
+    assert few_steps(output, "--seed", "5", "--family", family) == 0
     model = load_clip(output)
-    assert model.architecture == ARCHITECTURE
+    assert model.backbone == FAMILIES[family]
     rows = model.text.token_embedding.weight.abs().sum(dim=1) > 0
     assert 10 < rows.sum() < 200
     assert not rows[tokenize(["elephant"])[0, 1]]
     log = output.with_suffix(".log").read_text(encoding="utf-8")
     for part in ("--steps 2", "seed 5", "torch ", "parameters", "without signs: image", "with signs: image", "cosine"):
         assert part in log
+    assert ("bias" in log) == (family == "siglip")
     assert sorted(path.name for path in output.parent.iterdir()) == ["clip.log", "clip.safetensors"]
+
+
+def quick_training(monkeypatch: pytest.MonkeyPatch, family: str, steps: int) -> tuple[CLIP, list[str]]:
+    """Return a backbone after a few steps on the same four stills, and the log's lines."""
+    torch.manual_seed(0)
+    rng = np.random.default_rng(0)
+    monkeypatch.setattr("preprocess.train_small_clip.draw_stills", lambda *_: cycle(islice(draw_stills(rng), 4)))
+    model, log = CLIP(FAMILIES[family].architecture, FAMILIES[family]), Log()
+    train(model, Tokenizer(ARCHITECTURE.context_length), steps, 4, 1e-3, 0, log)
+    return model, log.lines
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_training_of_two_steps_changes_both_towers_and_the_similarity(
+    monkeypatch: pytest.MonkeyPatch, family: str
+) -> None:
+    model, lines = quick_training(monkeypatch, family, 2)
+    torch.manual_seed(0)
+    fresh = CLIP(FAMILIES[family].architecture, FAMILIES[family])
+    for name, tensor in model.state_dict().items():
+        assert not torch.equal(tensor, fresh.state_dict()[name]), name
+    assert len(lines) == 2
+    start = 10.0 if family == "siglip" else 1 / 0.07
+    assert model.logit_scale.exp().item() == pytest.approx(start, rel=0.05)
+    if model.logit_bias is not None:
+        assert model.logit_bias.item() == pytest.approx(-math.log(3), abs=0.05)  # of the wrong captions in a batch of 4
+        assert f"bias {model.logit_bias.item():.2f}" in lines[-1]
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("patch_size", "grid"), [(14, 8), (16, 7)])
 def test_the_size_of_patches_makes_an_even_or_an_odd_grid(tmp_path: Path, patch_size: int, grid: int) -> None:
     output = tmp_path / "clip.safetensors"
-    few = ["--steps", "1", "--outline_steps", "1", "--batch_size", "4"]
-    assert main(["--output", str(output), *few, "--patch_size", str(patch_size)]) == 0
+    assert few_steps(output, "--patch_size", str(patch_size)) == 0
     model = load_clip(output)
     assert model.visual.grid == grid
     assert model.architecture == replace(ARCHITECTURE, patch_size=patch_size)
@@ -91,10 +130,11 @@ def test_learning_rate_rises_to_one_and_falls_to_nothing() -> None:
     assert shares[-1] == pytest.approx(0.0)
 
 
-@pytest.mark.parametrize("patch_size", WEIGHTS)
-def test_kept_weights_are_small_and_of_the_stated_sizes(patch_size: int) -> None:
-    path = WEIGHTS[patch_size]
-    assert load_clip(path).architecture == replace(ARCHITECTURE, patch_size=patch_size)
+@pytest.mark.parametrize("name", WEIGHTS)
+def test_kept_weights_are_small_and_of_the_stated_backbone(name: str) -> None:
+    path, (family, patch_size) = PRETRAINED / f"{name}.safetensors", WEIGHTS[name]
+    architecture = replace(FAMILIES[family].architecture, patch_size=patch_size)
+    assert load_clip(path).backbone == replace(FAMILIES[family], architecture=architecture)
     assert path.stat().st_size <= 9_000_000
     assert "command: python preprocess/train_small_clip.py" in path.with_suffix(".log").read_text(encoding="utf-8")
 
@@ -115,6 +155,6 @@ def test_kept_weights_find_the_caption_of_a_still(kept: CLIP, tokenize: Tokenize
     """Far above chance, 1 in 64, although stills come in pairs that differ only in a shape or a direction."""
     stream = draw_stills(np.random.default_rng(12), held_out=True)
     stills = list(islice((still for still in stream if still.signed == signed), 64))
-    images, texts = embed(kept, *to_batch(stills, tokenize))
+    images, texts = embed(kept, *to_batch(stills, tokenize, kept.backbone))
     right = (images @ texts.T).argmax(dim=1) == torch.arange(len(stills))
     assert right.float().mean() > least

@@ -15,7 +15,7 @@ from modules.clip import ARCHITECTURES, CLIP
 from modules.clip_weights import read_state_dict
 from modules.frame_rows import FrameRows
 from modules.methods import build_method
-from modules.methods.stdd import STDD, parse_scales
+from modules.methods.stdd import STDD
 from modules.released_weights import load_released_state_dict
 from modules.stdd.masks import training_shifts
 from tests.tiny import TINY, tiny_batch, tiny_clip
@@ -257,16 +257,6 @@ def test_their_files_are_read(tmp_path):
 
 
 # Bad input
-
-
-@pytest.mark.parametrize("scales", ["", "1,", "0", "1,1", "1.5", "-1", "a", "1 2", "²"])
-def test_scales_that_are_none(scales):
-    with pytest.raises(ValueError, match="is no list of different whole numbers from 1, such as 1,2"):
-        parse_scales(scales)
-
-
-def test_scales_in_any_order():
-    assert parse_scales("2, 1,12") == (2, 1, 12)
 
 
 def test_an_odd_grid_is_refused_where_windows_are_needed():

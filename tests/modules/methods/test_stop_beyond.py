@@ -95,6 +95,18 @@ class TestLoRA:
         assert (after[0] - before).abs().max() > 1e-3
         torch.testing.assert_close(*after, atol=1e-6, rtol=0)
 
+    def test_its_matrices_learn_at_their_own_rate(self):
+        method = make_stop(lora_dim=3, lora_coef_lr=0.1)
+        names = {id(parameter): name for name, parameter in method.named_parameters()}
+        rates = {
+            names[id(parameter)]: group["lr"]
+            for group in method.parameter_groups(2e-3, 1e-3, 0.2)
+            for parameter in group["params"]
+        }
+        assert rates.keys() == set(names.values()) - {name for name in names.values() if name.startswith("clip.")}
+        for name, rate in rates.items():
+            assert rate == pytest.approx(2e-4 if "_lora." in name else 2e-3), name
+
     @LAYOUTS
     def test_every_trained_tensor_gets_a_gradient(self, attention):
         method = make_stop(TINY, attention=attention, lora_dim=2).train()

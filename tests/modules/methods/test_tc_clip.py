@@ -10,6 +10,7 @@ from torch.nn.functional import cross_entropy
 from modules.clip import CLIP, CLIPArchitecture
 from modules.methods import build_method
 from modules.released_weights import load_released_state_dict
+from modules.stop.tokens import at_least_fp32
 from modules.tc_clip.context import attend, merge_to
 from modules.tc_clip.prompts import OF_TEMPLATE, prompt_states
 from modules.token_merging import match
@@ -67,7 +68,7 @@ def original(request, reference):
     return Original(reference, request.param)
 
 
-def test_outputs_loss_and_gradients_are_the_originals(original):
+def test_outputs_and_loss_are_the_originals(original):
     method, setting, outputs = original.method, original.setting, original.outputs
     frames, context = method.encode_frames(original.video, original.frame_mask)
     assert largest_relative_difference(frames, outputs["frame_output"]) < 1e-5
@@ -77,7 +78,23 @@ def test_outputs_loss_and_gradients_are_the_originals(original):
     assert largest_relative_difference(logits, outputs["logits"]) < 1e-5
     loss = cross_entropy(logits, torch.arange(len(logits)) % logits.shape[1])
     assert loss.item() == pytest.approx(setting["loss"], rel=1e-5)
-    loss.backward()
+
+
+@pytest.fixture
+def in_double(original, monkeypatch):
+    """The same in fp64, in which "float" then keeps it: at B/16, gradients in fp32 carry up to 2e-4 of rounding."""
+    monkeypatch.setattr(torch.Tensor, "float", at_least_fp32)
+    original.method.double()
+    yield original
+    original.method.to(torch.float32).zero_grad()
+
+
+def test_gradients_are_the_originals(in_double):
+    method, setting = in_double.method, in_double.setting
+    text, video = method(in_double.video.double(), in_double.frame_mask, in_double.token_ids)
+    logits = method.similarity(text, video).T
+    assert logits.dtype == torch.float64
+    cross_entropy(logits, torch.arange(len(logits)) % logits.shape[1]).backward()
     gradients = {}
     for name, own in method.trainable_parameters():
         key = method.released_name(name)
@@ -89,7 +106,7 @@ def test_outputs_loss_and_gradients_are_the_originals(original):
     largest = max(norm for norm, _, _ in expected.values())
     for name, (norm, _, first) in expected.items():
         if norm > 2e-6 * largest:
-            assert gradients[name].norm().item() == pytest.approx(norm, rel=1e-4), name
+            assert gradients[name].norm().item() == pytest.approx(norm, rel=2e-5), name
             assert gradients[name].flatten()[:4].tolist() == pytest.approx(first, rel=1e-3, abs=1e-4 * norm), name
 
 

@@ -1,10 +1,11 @@
 """Channel mixing and values of other frames, against loops; the zeros at the ends of clips."""
 
+import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from modules.stdd.mixing import mix_channels
+from modules.stdd.mixing import mix_channels, parse_scales
 from modules.stdd.neighbours import from_frame
 from tests.modules.stdd.loops import mixed
 
@@ -81,3 +82,13 @@ def test_the_worked_example_of_the_width_of_vit_b():
     assert found[1].tolist() == [1.0] * 24 + [3.0] * 12 + [4.0] * 12
     assert found[6].tolist() == [5.0] * 12 + [6.0] * 12 + [8.0] * 24
     assert found[7].tolist() == [6.0] * 12 + [7.0] * 12 + [0.0] * 24
+
+
+@pytest.mark.parametrize("scales", ["", "1,", "0", "1,1", "1.5", "-1", "a", "1 2", "²"])
+def test_scales_that_are_none(scales):
+    with pytest.raises(ValueError, match="is no list of different whole numbers from 1, such as 1,2"):
+        parse_scales(scales)
+
+
+def test_scales_in_any_order():
+    assert parse_scales("2, 1,12") == (2, 1, 12)
