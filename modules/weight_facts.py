@@ -6,6 +6,7 @@ https://github.com/mlfoundations/open_clip/blob/main/src/open_clip/model.py
 """
 
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from modules.backbones import (
     StatedFacts,
     TextParts,
     Tokens,
+    VisionParts,
 )
 from modules.hugging_face_facts import facts_of_hugging_face, triple
 from modules.stated_backbone import facts_of_metadata
@@ -26,13 +28,11 @@ from modules.weight_names import State, has_hugging_face_keys
 
 # Fields of open_clip's towers with the values that `modules.clip` supports; other fields must be empty or false.
 VISION_FIELDS: dict[str, tuple[Any, ...]] = {
-    "mlp_ratio": (4.0,),
     "pos_embed_type": ("learnable",),
     "pool_type": ("tok",),
     "block_type": ("default",),
 }
 TEXT_FIELDS: dict[str, tuple[Any, ...]] = {
-    "mlp_ratio": (4.0,),
     "pool_type": ("argmax", "eos"),
     "proj_type": ("linear",),
     "block_type": ("default",),
@@ -105,6 +105,9 @@ def facts_of_open_clip(model: Mapping[str, Any], pixels: Mapping[str, Any], sour
     if of_timm is not None:
         model, vision, text = of_timm.model, of_timm.vision, of_timm.text
     text = {name: value for name, value in text.items() if name not in OF_TOKENS}
+    ratios = [tower.get("mlp_ratio", 4.0) for tower in (vision, text)]
+    if all(isinstance(ratio, int | float) and ratio > 0 for ratio in ratios):
+        vision, text = ({name: tower[name] for name in tower if name != "mlp_ratio"} for tower in (vision, text))
     unsupported = [*_unsupported(model, {}), *_unsupported(vision, VISION_FIELDS), *_unsupported(text, TEXT_FIELDS)]
     if isinstance(vision.get("layers"), list | tuple):
         unsupported.insert(0, "a ResNet as vision tower")
@@ -137,14 +140,21 @@ def facts_of_open_clip(model: Mapping[str, Any], pixels: Mapping[str, Any], sour
         raise ValueError(f"{source} states {', '.join(odd)}; these are whole numbers, and images are square.")
     if pixels.get("size", image_size) not in (None, image_size, [image_size] * 2):
         raise ValueError(f"{source} states pictures of {pixels['size']} for a tower that takes {image_size} pixels.")
+    of_vision, of_text = (
+        0 if ratio == 4 else int(sizes[f"{tower}_width"] * ratio)
+        for tower, ratio in zip(("vision", "text"), ratios, strict=True)
+    )
     resize_mode, interpolation = pixels.get("resize_mode") or "shortest", pixels.get("interpolation") or "bicubic"
     mean, std = STATISTICS["clip"]
     activation = "quick_gelu" if model.get("quick_gelu") else "gelu"
     end = f"id {text.get('eos_id', 2)}" if text.get("pool_type") == "eos" else "largest id"
     parts: dict[str, Any] = (
-        {"text": TextParts(end=end)}
+        {"vision": VisionParts(hidden=of_vision), "text": TextParts(end=end, hidden=of_text)}
         if of_timm is None
-        else {"vision": of_timm.vision_parts, "text": of_timm.text_parts}
+        else {
+            "vision": of_timm.vision_parts,
+            "text": replace(of_timm.text_parts, hidden=of_timm.text_parts.hidden or of_text),
+        }
     )
     architecture = CLIPArchitecture(**sizes, activation=activation, **parts)
     return StatedFacts(

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
-from modules.backbones import HEAD_WIDTH, CLIPArchitecture
+from modules.backbones import HEAD_WIDTH, CLIPArchitecture, TextParts, VisionParts
 from modules.clip import CLIP
 from modules.quoting import some
 from modules.undrawn import undrawn
@@ -59,7 +59,15 @@ def infer_architecture(
         text_layers=text_layers,
         text_heads=text_heads or max(1, text_width // HEAD_WIDTH),
         activation=activation,
+        vision=VisionParts(hidden=_hidden(state, "visual.", vision_width)),
+        text=TextParts(hidden=_hidden(state, "", text_width)),
     )
+
+
+def _hidden(state: Mapping[str, Tensor], start: str, width: int) -> int:
+    """Return the width inside a tower's MLPs; 0 for four times that of the tower."""
+    weight = state.get(f"{start}transformer.resblocks.0.mlp.c_fc.weight")
+    return 0 if weight is None or len(weight) == 4 * width else len(weight)
 
 
 def _count_blocks(state: Mapping[str, Tensor], start: str) -> int:

@@ -33,6 +33,7 @@ LICENCES = {
 FAMILIES = {
     "CLIP": "ViT-B/32",
     "Perception Encoder": "open_clip:PE-Core-B-16/meta",
+    "MetaCLIP 2": "open_clip:ViT-H-14-worldwide/metaclip2_worldwide",
     "SigLIP, SigLIP 2": "open_clip:ViT-B-32-SigLIP2-256/webli",
 }
 OF_SIZES = ("equal depth",)  # needs that some sizes of a family meet and others do not
@@ -104,8 +105,6 @@ def short_reason(message: str) -> str:
         return f"a vision tower of timm ({tower[1]})"
     if "another tokenizer" in parts:
         return "another tokenizer"
-    if ratio := re.search(r"mlp_ratio ([\d.]+)", parts):
-        return f"MLPs of {ratio[1]} times the width"
     return parts.split(", ")[0] or message
 
 

@@ -30,6 +30,7 @@ from tests.markdown import ROOT
 KNOWN = {
     "ViT-B/32": (151.3, 87.8, 224, 32, 768, True, "class token", "quick_gelu", "quick_gelu", "clip", "shortest", 77),
     "ViT-H-14": (986.1, 632.1, 224, 14, 1280, True, "class token", "gelu", "gelu", "clip", "shortest", 77),
+    "ViT-bigG-14": (2539.6, 1844.9, 224, 14, 1664, True, "class token", "gelu", "gelu", "clip", "shortest", 77),
     "PE-Core-B-16": (447.7, 93.7, 224, 16, 768, True, "attention", "gelu", "gelu", "half", "squash", 32),
     "PE-Core-L-14-336": (671.1, 317.2, 336, 14, 1024, True, "attention", "gelu", "gelu", "half", "squash", 32),
     "ViT-B-16-SigLIP": (203.2, 92.9, 224, 16, 768, False, "attention", "gelu", "gelu", "half", "squash", 64),

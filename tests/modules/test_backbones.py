@@ -31,6 +31,7 @@ CASES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "head_width 80": (changed(vision_cfg=WIDE_HEADS), {}),
     "0.5 statistics": (CONFIG, HALF),
     "squash": (changed(quick_gelu=True, vision_cfg=WIDE_HEADS), {"resize_mode": "squash"}),
+    "wide MLPs": (changed(vision_cfg={"mlp_ratio": 4.9231}, text_cfg={"mlp_ratio": 2.0}), {}),
     "squash, bilinear, 0.5": (CONFIG, {**HALF, "resize_mode": "squash", "interpolation": "bilinear"}),
 }
 
