@@ -100,6 +100,7 @@ NEEDS = {
     "unturned tokens": "attention without rotary positions",
     "END": "a causal text tower that is read at END",
     "CLIP's words": "the vocabulary of CLIP's own tokenizer",
+    "equal depth": "towers of equal depth",
 }
 
 
@@ -157,6 +158,7 @@ class CLIPArchitecture:
             "unturned tokens": not self.vision.rotary,
             "END": self.text.causal and self.text.end != "last",
             "CLIP's words": self.text.end == "largest id",
+            "equal depth": self.vision_layers == self.text_layers,
         }
         assert met.keys() == NEEDS.keys()
         return [need for need in needs if not met[need]]

@@ -52,12 +52,13 @@ from modules.seal import seal
 from modules.similarity import cosine_similarity
 from modules.stated_backbone import BACKBONE
 from modules.tokenizer import Tokenizer
-from preprocess.moving_shapes.backbones import ARCHITECTURE, FAMILIES
 from preprocess.moving_shapes.stills import Still, draw_stills, plain_still
 from preprocess.moving_shapes.stories import COLOURS, SHAPES, Story, caption, draw_story, draw_thing
+from preprocess.small_backbones import ARCHITECTURE, FAMILIES
 
 WEIGHT_DECAY = 0.05
 BETAS = (0.9, 0.98)
+LOSS_LR = 10  # times --lr for SigLIP's scale and bias, which have far to go in few steps
 MAX_LOGIT_SCALE = math.log(100.0)
 HELD_OUT_STILLS = 256
 OUTLINES_KNOWN = 0.6  # share of correct shapes at which another colour is added
@@ -146,9 +147,10 @@ def train(
     """Train `model` in place; returns bool [vocabulary], the tokens that occurred in a caption."""
     stills = draw_stills(np.random.default_rng([seed, 0]), ARCHITECTURE.image_size)
     loss_of, scale = start_loss(model, batch_size)
-    optimizer = torch.optim.AdamW(
-        parameter_groups(nn.ModuleList([model, loss_of])), lr=learning_rate, betas=BETAS, fused=True
-    )
+    groups = parameter_groups(model)
+    if list(loss_of.parameters()):
+        groups.append({"params": loss_of.parameters(), "lr": LOSS_LR * learning_rate, "weight_decay": 0.0})
+    optimizer = torch.optim.AdamW(groups, lr=learning_rate, betas=BETAS, fused=True)
     warm_up = min(100, max(1, steps // 10))
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: learning_rate_share(step, steps, warm_up))
     seen = torch.zeros(ARCHITECTURE.vocab_size, dtype=torch.bool)
@@ -182,8 +184,8 @@ def start_loss(model: CLIP, batch_size: int) -> tuple[Loss, nn.Parameter]:
     """Return the loss of the model's similarity and the logarithm of its scale, both fresh.
 
     SigLIP's bias starts at -10, about minus the logarithm of the wrong captions of an image in its batches of 32,768.
-    Here there are fewer: from -10, no pair can be more likely right than wrong until the bias has moved, which takes
-    longer than all our steps. So we start at minus the logarithm of ours.
+    Here there are fewer: from -10 and a scale of 10, no pair is more likely right than wrong until they have moved. So
+    we start at minus the logarithm of ours.
     """
     if model.backbone.similarity == "softmax":
         return build_loss("symmetric_info_nce", model), model.logit_scale

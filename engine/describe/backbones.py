@@ -35,6 +35,7 @@ FAMILIES = {
     "Perception Encoder": "open_clip:PE-Core-B-16/meta",
     "SigLIP, SigLIP 2": "open_clip:ViT-B-32-SigLIP2-256/webli",
 }
+OF_SIZES = ("equal depth",)  # needs that some sizes of a family meet and others do not
 HEADER = (
     "name", "params (vision)", "px/patch/width", "class", "pool", "activation", "pixels", "words", "methods"
 )  # fmt: skip
@@ -46,8 +47,8 @@ differ); mean and deviation as in --clip_statistics, and how pictures are resize
 or squash; longest text in tokens; how many methods run on it.
 Below a name are its other names, and the tags of open_clip:NAME/TAG with the licence of the weights where it is known;
 of others see their repository.
-Sizes can exclude more methods with their default options, such as towers of unequal depth (dgl, stop_released, upt), an
-odd grid (stdd), few blocks or a short context; the message says what to change.
+Sizes can exclude more methods with their default options, such as an odd grid (stdd), few blocks or a short context;
+the message says what to change.
 """
 
 
@@ -220,10 +221,11 @@ def summary(found: Listing) -> str:
 
 
 def families() -> str:
-    """Return which methods run on which family, as a Markdown table."""
+    """Return which methods run on which family, as a Markdown table. What depends on sizes alone is left out."""
     lacking = {family: backbone_of(name).architecture.lacks for family, name in FAMILIES.items()}
     lines = [f"| method | {' | '.join(FAMILIES)} |", "|---" * (1 + len(FAMILIES)) + "|"]
     for name, method in METHODS.items():
-        cells = [f"no: {', '.join(lacks)}" if (lacks := of(method.needs)) else "yes" for of in lacking.values()]
+        needs = [need for need in method.needs if need not in OF_SIZES]
+        cells = [f"no: {', '.join(lacks)}" if (lacks := of(needs)) else "yes" for of in lacking.values()]
         lines.append(f"| `{name}` | {' | '.join(cells)} |")
     return "\n".join(lines)

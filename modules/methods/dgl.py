@@ -51,6 +51,8 @@ class DGL(Method):
             if the shared latent space is `transformer`, which has prompts for each frame.
     """
 
+    needs = ("equal depth",)
+
     def __init__(
         self,
         clip: CLIP,

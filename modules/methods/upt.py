@@ -28,6 +28,8 @@ class UPT(Method):
         ValueError: if the towers differ in depth. `encode_video` raises it for clips of other than `max_frames` frames.
     """
 
+    needs = ("equal depth",)
+
     def __init__(
         self,
         clip: CLIP,

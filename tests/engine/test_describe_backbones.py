@@ -9,7 +9,17 @@ import timm
 
 from engine.describe import describe
 from engine.describe.__main__ import main
-from engine.describe.backbones import FAMILIES, LICENCES, facts_of, licence_of, listing, short_reason, summary, table
+from engine.describe.backbones import (
+    FAMILIES,
+    LICENCES,
+    OF_SIZES,
+    facts_of,
+    licence_of,
+    listing,
+    short_reason,
+    summary,
+    table,
+)
 from modules.backbones import ARCHITECTURES
 from modules.clip_weights import backbone_of
 from modules.methods import METHODS
@@ -76,6 +86,8 @@ def test_facts_of_known_backbones(found):
     assert rows["ViT-B-32-SigLIP2-256"]["similarity"] == "sigmoid"
     assert rows["ViT-B/32"]["methods"] == list(METHODS)
     assert "stop" in rows["ViT-B-16-SigLIP"]["methods"]
+    assert "dgl" in rows["PE-Core-L-14-336"]["methods"]
+    assert "dgl" not in rows["PE-Core-B-16"]["methods"]  # 12 blocks for images and 24 for texts
     assert "stan" not in rows["ViT-B-16-SigLIP"]["methods"]
 
 
@@ -136,7 +148,7 @@ def test_json(monkeypatch, capsys, found):
 
 def test_the_families_are_all_there_are(found):
     """Every backbone lacks what the backbone of one family lacks."""
-    needs = sorted({need for method in METHODS.values() for need in method.needs})
+    needs = sorted({need for method in METHODS.values() for need in method.needs if need not in OF_SIZES})
     of_families = {tuple(backbone_of(name).architecture.lacks(needs)) for name in FAMILIES.values()}
     assert {tuple(row.backbone.architecture.lacks(needs)) for row in found.supported} == of_families
 

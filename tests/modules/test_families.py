@@ -14,6 +14,7 @@ from modules.clip_weights import backbone_sha256
 from modules.losses import symmetric_info_nce
 from modules.methods import METHODS, build_method
 from modules.rows import tensors_of
+from modules.similarity import masked_mean
 from modules.text_prompts import encode_with_both_ends
 from tests.backbones import FAMILIES, family_clip
 from tests.tiny import TINY, fitting_options, tiny_batch, tiny_clip
@@ -108,6 +109,54 @@ def test_it_learns_what_it_trains_and_comes_back_from_its_checkpoint(name, famil
     load_checkpoint(path, again, sha256)
     ours, theirs = (partial(one.eval().similarity)(*one(*batch)) for one in (method, again))
     assert torch.equal(ours, theirs)
+
+
+@pytest.mark.parametrize(("name", "family"), [pair for pair in RUNNING if pair[1] != "clip"])
+def test_in_bf16_it_embeds_nearly_the_same_and_trains(name, family):
+    method, batch = built(name, family), tiny_batch(architecture=FAMILIES[family])
+    with torch.no_grad():
+        full = tensors_of(method.eval().encode_video(*batch[:2]))[0]
+        with torch.autocast("cpu", torch.bfloat16):
+            half = tensors_of(method.encode_video(*batch[:2]))[0].float()
+    alike = torch.nn.functional.cosine_similarity(half, full, dim=-1) > 0.98
+    assert (alike | (full == 0).all(dim=-1)).all()
+    for block in (*method.clip.visual.blocks, *method.clip.text.blocks):
+        block.recompute = True
+    with torch.autocast("cpu", torch.bfloat16):
+        loss_of(method.train(), batch).backward()
+    for part, parameter in method.trainable_parameters():
+        assert parameter.grad.dtype == torch.float32, part
+        assert parameter.grad.isfinite().all(), part
+
+
+# Methods that begin as CLIP, with the options they need for it.
+FROM_CLIP = {
+    "clip4clip": {}, "bias": {}, "lora": {}, "adapter_attn": {}, "adapter_ffn": {}, "visual_text_adapter": {},
+    "video_text_adapter": {}, "mv_adapter": {},
+    "stop": {"use_intra": False, "use_inter": False, "text_prompt_length": 0},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "family"), [pair for pair in RUNNING if pair[0] in FROM_CLIP])
+def test_what_begins_as_clip_gives_what_the_backbone_gives(name, family):
+    method = built(name, family, **FROM_CLIP[name]).eval()
+    video, frame_mask, token_ids = tiny_batch(architecture=FAMILIES[family])
+    clip = family_clip(family).eval()
+    with torch.no_grad():
+        text, clips = method(video, frame_mask, token_ids)
+        frames = clip.visual(video.flatten(0, 1)).unflatten(0, video.shape[:2])
+        torch.testing.assert_close(clips, masked_mean(frames, frame_mask), atol=1e-5, rtol=1e-4)
+        torch.testing.assert_close(text, clip.text(token_ids), atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("family", ["clip", "pe"])
+def test_stan_without_its_branch_gives_what_the_backbone_gives(family):
+    method = built("stan", family).eval()
+    method.branch.forward = lambda taps, *_: torch.zeros_like(taps[0][:, 0, 0])
+    video, _, _ = tiny_batch(architecture=FAMILIES[family])
+    with torch.no_grad():
+        frames = family_clip(family).eval().visual(video.flatten(0, 1)).unflatten(0, video.shape[:2])
+        torch.testing.assert_close(method.encode_frames(video), frames, atol=1e-5, rtol=1e-4)
 
 
 @pytest.mark.parametrize("family", FAMILIES)

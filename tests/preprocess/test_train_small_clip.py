@@ -1,5 +1,6 @@
 """The script that trains the small CLIP, and the weights from it that the repository holds."""
 
+import math
 from dataclasses import replace
 from itertools import cycle, islice
 from pathlib import Path
@@ -87,9 +88,9 @@ def test_a_training_of_two_steps_changes_both_towers_and_the_similarity(
         assert not torch.equal(tensor, fresh.state_dict()[name]), name
     assert len(lines) == 2
     start = 10.0 if family == "siglip" else 1 / 0.07
-    assert model.logit_scale.exp().item() == pytest.approx(start, rel=0.01)
+    assert model.logit_scale.exp().item() == pytest.approx(start, rel=0.05)
     if model.logit_bias is not None:
-        assert model.logit_bias.item() == pytest.approx(-10, abs=0.01)
+        assert model.logit_bias.item() == pytest.approx(-math.log(3), abs=0.05)  # of the wrong captions in a batch of 4
         assert f"bias {model.logit_bias.item():.2f}" in lines[-1]
 
 

@@ -8,16 +8,17 @@ import torch.nn.functional as F
 
 from modules.clip import ARCHITECTURES, CLIP
 from modules.methods import build_method
-from modules.methods.dgl import global_local_attention
+from modules.methods.dgl import DGL, global_local_attention
 from modules.released.shared_latent import LinearLatentSpace, round_to_half
+from tests.backbones import FAMILIES, family_clip
 from tests.tiny import TINY, tiny_batch, tiny_clip
 
 SPACES = ["linear", "transformer"]
 
 
-def dgl(**options):
+def dgl(clip=None, **options):
     torch.manual_seed(1)
-    method = build_method("dgl", tiny_clip(), **{"max_frames": 4, **options})
+    method = build_method("dgl", clip or tiny_clip(), **{"max_frames": 4, **options})
     with torch.no_grad():  # the transformer's prompts are of unit size, the linear ones near zero
         if isinstance(method.latent, LinearLatentSpace):
             method.latent.prompts.mul_(20)
@@ -25,36 +26,52 @@ def dgl(**options):
     return method
 
 
-def attention_with_mask(block, x, allowed):
-    parts = block.attn.project(block.ln_1(x))
+def attention_with_mask(block, x, allowed, turned=lambda part: part):
+    q, k, v = block.attn.project(block.ln_1(x))
+    parts = turned(q), turned(k), v
     q, k, v = (part.unflatten(-1, (block.attn.heads, -1)).transpose(1, 2) for part in parts)
     scores = (q @ k.transpose(-1, -2)) * q.shape[-1] ** -0.5
     mixed = scores.masked_fill(~allowed, -torch.inf).softmax(dim=-1) @ v
     return block.feed_forward(x + block.attn.out_proj(mixed.transpose(1, 2).flatten(2)))
 
 
+@pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("space", SPACES)
-def test_video_equals_one_masked_sequence(space):
+def test_video_equals_one_masked_sequence(space, family):
     """Globals, then every frame's class token, prompts and patches: a token of a frame sees the globals and its frame,
-    and a global sees all. The prompts are tokens, inserted again before every block."""
-    method = dgl(shared_latent_space=space)
+    and a global sees all. The prompts are tokens, inserted again before every block. Rotary positions turn patches, and
+    an attention pool reads all but the prompts."""
+    method = dgl(family_clip(family), shared_latent_space=space)
+    none, rotary = method.clip.visual.class_tokens, method.clip.visual.blocks[0].attn.rotary
     video, _, _ = tiny_batch(frames=4)
     batch, frames = video.shape[:2]
     visual, prompts = method.clip.visual, method.latent().frames
     with torch.no_grad():
         ours = method.encode_video(video, torch.ones(batch, frames))
         embedded = visual.embed(video.flatten(0, 1)).unflatten(0, (batch, frames))
-        length = 1 + 4 + visual.grid**2
+        length = none + 4 + visual.grid**2
+
+        def turned(part):
+            patches = part[:, 4:].unflatten(1, (frames, length))[:, :, none + 4 :].flatten(1, 2)
+            patches = rotary(torch.cat([part[:, :1], patches], dim=1))[:, 1:].unflatten(1, (frames, -1))
+            rest = part[:, 4:].unflatten(1, (frames, length))[:, :, : none + 4]
+            return torch.cat([part[:, :4], torch.cat([rest, patches], dim=2).flatten(1, 2)], dim=1)
+
         frame_of = torch.cat([torch.full((4,), -1), torch.arange(frames).repeat_interleave(length)])
         seen = (frame_of[:, None] == frame_of) | (frame_of[:, None] == -1) | (frame_of == -1)
         globals_, locals_ = method.global_prompts.expand(batch, -1, -1), embedded
         for layer, block in enumerate(visual.blocks):
             frame_prompts = prompts[layer].expand(frames, -1, -1).expand(batch, -1, -1, -1)
-            local = torch.cat([locals_[:, :, :1], frame_prompts, locals_[:, :, 1:]], dim=2)
-            x = attention_with_mask(block, torch.cat([globals_, local.flatten(1, 2)], dim=1), seen)
+            local = torch.cat([locals_[:, :, :none], frame_prompts, locals_[:, :, none:]], dim=2)
+            x = torch.cat([globals_, local.flatten(1, 2)], dim=1)
+            x = attention_with_mask(block, x, seen, turned) if rotary else attention_with_mask(block, x, seen)
             globals_, local = x[:, :4], x[:, 4:].unflatten(1, (frames, length))
-            locals_ = torch.cat([local[:, :, :1], local[:, :, 5:]], dim=2)
-        expected = visual.ln_post(globals_[:, 0]) @ visual.proj
+            locals_ = torch.cat([local[:, :, :none], local[:, :, none + 4 :]], dim=2)
+        expected = (
+            visual.ln_post(globals_[:, 0]) @ visual.proj
+            if family == "clip"
+            else visual.pool(torch.cat([globals_, locals_.flatten(1, 2)], dim=1))
+        )
     torch.testing.assert_close(ours, expected, atol=1e-5, rtol=1e-5)
 
 
@@ -172,8 +189,11 @@ def test_bad_input_is_refused():
         dgl(text_postfix="alive")
     with pytest.raises(ValueError, match="--max_frames 0 is out of range"):
         dgl(max_frames=0)
+    unequal = replace(TINY, text_layers=1)
+    with pytest.raises(ValueError, match="method dgl needs towers of equal depth"):
+        build_method("dgl", tiny_clip(architecture=unequal))
     with pytest.raises(ValueError, match="2 visual and 1 text"):
-        build_method("dgl", tiny_clip(architecture=replace(TINY, text_layers=1)))
+        DGL(tiny_clip(architecture=unequal))
 
 
 def test_new_kernels_are_rounded_to_half():
