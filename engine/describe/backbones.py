@@ -32,6 +32,7 @@ LICENCES = {
 # One backbone of each family: what its methods are is the same for all of its sizes.
 FAMILIES = {
     "CLIP": "ViT-B/32",
+    "MetaCLIP 2": "open_clip:ViT-H-14-worldwide/metaclip2_worldwide",
     "Perception Encoder": "open_clip:PE-Core-B-16/meta",
     "SigLIP, SigLIP 2": "open_clip:ViT-B-32-SigLIP2-256/webli",
 }

@@ -297,7 +297,7 @@ class TestFiles:
 
         monkeypatch.setattr("huggingface_hub.try_to_load_from_cache", lambda *_: None)
         monkeypatch.setattr("huggingface_hub.get_hf_file_metadata", unreachable)
-        with pytest.raises(FileNotFoundError, match=r"the Hugging Face repository somebody/xlm, .*Name or ser") as told:
+        with pytest.raises(FileNotFoundError, match=r"the Hugging Face repository somebody/xlm, .*Name or s") as told:
             tokenizer_of(named, 20)
         files, _, places = str(told.value).partition("fetch ")[2].partition(", all that are there, and put them into ")
         place = Path(places.removesuffix(".").split(" or ")[1])
