@@ -27,6 +27,21 @@ AT_ONCE = 1000  # captions
 log = logging.getLogger("stop")
 
 
+def checked_files(tokens: Tokens) -> tuple[Path, str]:
+    """Return the folder with a tokenizer's files and their `files_sha256`.
+
+    Raises FileNotFoundError if they are neither here nor to be downloaded, and ValueError for others than `tokens` has.
+    """
+    folder = find_files(tokens)
+    sha256 = files_sha256(folder)
+    if tokens.sha256 not in ("", sha256):
+        raise ValueError(
+            f"the tokenizer in {folder} (sha256 {sha256[:12]}) is not the one that these weights have (sha256 "
+            f"{tokens.sha256[:12]}): put back its files"
+        )
+    return folder, sha256
+
+
 def find_files(tokens: Tokens) -> Path:
     """Return the folder with a tokenizer's files; FileNotFoundError if they are neither here nor to be downloaded."""
     for place in map(Path, tokens.places):
@@ -107,16 +122,14 @@ class HubTokenizer(Tokenizer):
 
     Raises:
         FileNotFoundError: the files are not here and cannot be downloaded.
-        ValueError: `max_words` is out of range, or the files are of a tokenizer that does not fit the text tower.
+        ValueError: `max_words` is out of range, the files are others than those noted, or of a tokenizer that does not
+            fit the text tower.
     """
 
     def __init__(self, backbone: Backbone, max_words: int, length: int) -> None:
         architecture, tokens = backbone.architecture, backbone.tokens
         super().__init__(max_words, architecture.context_length, length, tokens.cleaning)
-        folder = find_files(tokens)
-        sha256 = files_sha256(folder)
-        if tokens.sha256 not in ("", sha256):
-            raise ValueError(f"the tokenizer in {folder} changed since the weights were loaded: start again")
+        folder, sha256 = checked_files(tokens)
         read = _read(folder, sha256)
         self._vocabulary = architecture.vocab_size
         # The part in Rust alone is enough, and other processes get it without importing transformers.

@@ -32,7 +32,8 @@ def find_tokenizer(clip: CLIP) -> None:
 
     Raises:
         FileNotFoundError: the files are not here and cannot be downloaded; says which to fetch and where to put them.
-        ValueError: a CLIP whose vocabulary is not that of CLIP's own tokenizer states no other.
+        ValueError: a CLIP whose vocabulary is not that of CLIP's own tokenizer states no other, or the files are not
+            those that the weights state.
     """
     backbone = clip.backbone
     if backbone.tokens.encoding == CLIPS_BYTE_PAIRS:
@@ -42,9 +43,9 @@ def find_tokenizer(clip: CLIP) -> None:
                 f"{END_TOKEN + 1}: it needs another tokenizer, which its source does not name."
             )
         return
-    from modules.hub_tokenizer import files_sha256, find_files
+    from modules.hub_tokenizer import checked_files
 
-    sha256 = files_sha256(find_files(backbone.tokens))
+    _, sha256 = checked_files(backbone.tokens)
     clip.backbone = replace(backbone, tokens=replace(backbone.tokens, sha256=sha256))
 
 

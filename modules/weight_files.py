@@ -171,7 +171,9 @@ def places_of_tokenizer(tokens: Tokens, path: Path, pretrained_dir: str | Path |
     """Return the folders where the files of a tokenizer may be: that of the weights, and one of pretrained_dir."""
     if tokens.encoding == CLIPS_BYTE_PAIRS:
         return ()
-    places = [path] if path.is_dir() else [path.parent] if path.name in (*OPEN_CLIP_FILES, *HUGGING_FACE_FILES) else []
+    # Of a single file, the folder may have a tokenizer of other weights, unless files have the names of a repository.
+    beside = path.name in (*OPEN_CLIP_FILES, *HUGGING_FACE_FILES) or tokens.encoding == OWN_FILES
+    places = [path] if path.is_dir() else [path.parent] if beside else []
     if pretrained_dir is not None and tokens.encoding != OWN_FILES:
         places.append(Path(pretrained_dir) / tokens.encoding.rpartition("/")[2])
     return tuple(dict.fromkeys(str(place.absolute()) for place in places))

@@ -32,8 +32,8 @@ LICENCES = {
 # One backbone of each family: what its methods are is the same for all of its sizes.
 FAMILIES = {
     "CLIP": "ViT-B/32",
-    "Perception Encoder": "open_clip:PE-Core-B-16/meta",
     "MetaCLIP 2": "open_clip:ViT-H-14-worldwide/metaclip2_worldwide",
+    "Perception Encoder": "open_clip:PE-Core-B-16/meta",
     "SigLIP, SigLIP 2": "open_clip:ViT-B-32-SigLIP2-256/webli",
 }
 OF_SIZES = ("equal depth",)  # needs that some sizes of a family meet and others do not

@@ -90,6 +90,14 @@ def test_siglip(tmp_path: Path, activation: str) -> None:
     assert backbone.tokens == Tokens(OWN_FILES, "lower", "last")
 
 
+@torch.no_grad()
+def test_siglip_whose_pictures_are_no_whole_number_of_patches(tmp_path: Path) -> None:
+    """SO400M has 384 pixels in patches of 14; the rest at the right and at the bottom is not read."""
+    theirs, ours, pixels = write_siglip(tmp_path, image_size=37), load_clip(tmp_path), torch.randn(2, 3, 37, 37)
+    expected = theirs.vision_model(pixel_values=pixels).pooler_output
+    assert relative(ours.visual(pixels), expected) < 1e-5
+
+
 def test_metaclip_2(tmp_path: Path) -> None:
     theirs = write_metaclip_2(tmp_path)
     check_features(tmp_path, theirs, 20)
