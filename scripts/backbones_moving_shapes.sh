@@ -4,7 +4,7 @@
 #   bash scripts/backbones_moving_shapes.sh
 #   seeds="0 1 2" only="SigLIP" bash scripts/backbones_moving_shapes.sh
 #   frame_cache=data/moving_shapes/frames bash scripts/backbones_moving_shapes.sh  # decodes each clip once a family
-# preprocess/train_small_clip.py trained the backbones, on stills alone: --family clip, pe and siglip.
+# Backbones that are not there are trained first, on stills alone, for about half an hour each.
 set -euo pipefail
 source "$(dirname "$0")/_launch.sh"
 source "$(dirname "$0")/_rows.sh"
@@ -54,6 +54,12 @@ run_row() {
         --frame_cache "$frame_cache" --output_dir "$folder" "$@"
 }
 
+for family in pe siglip; do
+    if [ ! -f "$backbones/moving_shapes_$family.safetensors" ]; then
+        "$PYTHON" preprocess/train_small_clip.py --family "$family" \
+            --output "$backbones/moving_shapes_$family.safetensors"
+    fi
+done
 run_rows "$seeds" "$only" "$JOBS" "$runs"
 "$PYTHON" -m tools.report "$results" --mean
 [ ! -s "$failed" ] || exit 1

@@ -30,8 +30,6 @@ PRETRAINED = Path(__file__).parents[2] / "pretrained"
 WEIGHTS = {  # by file: family and patch size
     "moving_shapes_clip": ("clip", 16),
     "moving_shapes_clip_p14": ("clip", 14),
-    "moving_shapes_pe": ("pe", 16),
-    "moving_shapes_siglip": ("siglip", 16),
 }
 
 
