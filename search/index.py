@@ -236,7 +236,7 @@ class Index:
         alike: float = 1.0,
     ) -> list[Hit]:
         """Return the moments nearest to the vector of a query, fp32 [E]; the rest is as in `query`."""
-        if not self.engine.count:
+        if not self.count:
             raise ValueError(
                 f"{self.store.folder} has no windows of the model {self.model.name}: index a folder with videos in it"
             )
@@ -245,13 +245,23 @@ class Index:
             allowed = self.store.ids_in(self.model, patterns, after, before)
             if not len(allowed):
                 raise ValueError("no file of the index passes the filters (--in, --after, --before): allow more")
-        most, hits = self.engine.count if allowed is None else len(allowed), []
+        most, hits = self.count if allowed is None else len(allowed), []
         for count in widening(top, most):
-            scores, ids = (row[0] for row in self.engine.search(vector, count, allowed))
+            scores, ids = (row[0] for row in self._search(vector, count, allowed))
             hits = self._hits(scores[ids >= 0], ids[ids >= 0], vector, per_file, alike)
             if len(hits) >= top:
                 break
         return hits[:top]
+
+    @property
+    def count(self) -> int:
+        """Return how many windows there are."""
+        return self.engine.count
+
+    def _search(
+        self, vectors: np.ndarray, count: int, allowed: np.ndarray | None = None
+    ) -> tuple[np.ndarray, np.ndarray]:
+        return self.engine.search(vectors, count, allowed)
 
     def _hits(self, scores: np.ndarray, ids: np.ndarray, vector: np.ndarray, per_file: int, alike: float) -> list[Hit]:
         """Return the hits among windows, best first: joined, and at most `per_file` of a file."""
@@ -279,7 +289,7 @@ class Index:
 
     def _best_of_nonsense(self) -> np.ndarray:
         """Return the best scores of texts without a meaning, fp32 [Q]."""
-        return self.engine.search(self._nonsense(), 1)[0][:, 0]
+        return self._search(self._nonsense(), 1)[0][:, 0]
 
     def _nonsense(self) -> np.ndarray:
         """Return vectors of texts without a meaning, fp32 [Q, E]."""

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 Floats = NDArray[np.floating]
 
-SAMPLED = 20_000  # windows that mean and deviation are taken over: the deviation is then known to half a per cent
+SAMPLED = 5_000  # windows that mean and deviation are taken over: the deviation is then known to one per cent
 NONSENSE = 0.95  # share of texts without a meaning of which the bound says that nothing fits
 
 
