@@ -124,7 +124,7 @@ class LiveIndex(Index):
             threading.Thread(target=self._measure_again, daemon=True).start()
 
     def _measure_again(self) -> None:
-        with suppress(OSError, RuntimeError, CancelledError):  # the index was closed or removed meanwhile
+        with suppress(OSError, RuntimeError, CancelledError, KeyError):  # closed, or a window was removed meanwhile
             self._measure()
 
     def _measure(self) -> None:
@@ -139,15 +139,18 @@ class LiveIndex(Index):
     def _best_of_nonsense(self) -> np.ndarray:
         """Return what `Index` does, some at a time, so that queries need not wait for all of them."""
         nonsense = self._nonsense()
-        parts = [self._search(nonsense[first : first + MOST], 1)[0] for first in range(0, len(nonsense), MOST)]
-        return np.concatenate(parts)[:, 0]
+        parts = [self._search(nonsense[first : first + MOST], 1) for first in range(0, len(nonsense), MOST)]
+        scores, ids = (np.concatenate(found)[:, 0] for found in zip(*parts, strict=True))
+        return self._stands_out(scores, ids)
 
     def _nonsense(self) -> np.ndarray:
-        return self.with_model(super()._nonsense)
+        return self._kept_nonsense if "_kept_nonsense" in vars(self) else self.with_model(super()._nonsense)
 
     def fits_well(self, hits: Sequence[Hit]) -> bool:
         """Return what `Index.fits_well` does; True while the bound of an index that was empty is not known yet."""
-        return bool(hits) and (self._measured is None or hits[0].score >= self._measured[0])
+        with suppress(KeyError):  # the hit was removed meanwhile
+            return bool(hits) and (self._measured is None or self.standing(hits[0]) >= self._measured[0])
+        return True
 
     def with_model(self, function: Callable[..., T], *arguments: Any) -> T:
         """Return what a function returns that uses the model. All run in one thread: each thread that computes takes
