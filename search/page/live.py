@@ -8,6 +8,7 @@ Shapes: N windows, n windows that came, E joint embedding.
 """
 
 import threading
+import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import CancelledError, ThreadPoolExecutor
 from contextlib import suppress
@@ -27,6 +28,8 @@ from search.store import AT_ONCE, PER_FILE, window_ids
 T = TypeVar("T")
 
 TRIES = 5  # of a query whose hits are removed while it is answered
+MANY = 10_000  # files that are not listed before each query while another process writes: 50,000 take 0.1 s
+PAUSE = 10  # times as long as the last update took, until the next one
 MOST = 10  # texts without a meaning that are searched for in one step
 GROWN = 0.1  # share of the windows that may come or go before the bound of what fits is measured again
 
@@ -39,7 +42,7 @@ class LiveIndex(Index):
         self._encoding, self._searching = ThreadPoolExecutor(1, "model"), ThreadPoolExecutor(1, "engine")
         self._texts = Together(self._encoding, self._encode)
         self._searches = Together(self._searching, self._search_all)
-        self._updating = threading.Lock()
+        self._updating, self._next_update = threading.Lock(), 0.0
         self._files: dict[int, int] = {}  # how many windows each has in the engine
         self._gallery_ids = np.empty(0, dtype=np.int64)
         self._measured: tuple[float, int] | None = None  # the bound, and of how many windows it is
@@ -103,8 +106,11 @@ class LiveIndex(Index):
         """
         if self._identify() != self._identity:  # who writes to the other one, our connection does not notice
             raise OSError(f"{self.store.path}: was removed or replaced by another index; start the server again")
+        if not again and time.monotonic() < self._next_update:
+            return
         if not self._updating.acquire(blocking=again):
             return
+        begun = time.monotonic()
         try:
             version = self.store.data_version()
             if version == self._version and not again:
@@ -118,6 +124,8 @@ class LiveIndex(Index):
                 self._gallery_ids, self.gallery = self._gallery_ids[kept], self.gallery[kept]
             self._add(self.engine, {file: count for file, count in there.items() if file not in self._files})
             self._version = version
+            if len(self._files) > MANY:
+                self._next_update = time.monotonic() + PAUSE * (time.monotonic() - begun)
         finally:
             self._updating.release()
         if self._measured is None or abs(self.count - self._measured[1]) > GROWN * self._measured[1]:

@@ -90,6 +90,22 @@ def test_it_looks_only_if_somebody_has_written(live, own_site, monkeypatch):
         live.query("red")
 
 
+def test_many_files_are_not_listed_all_the_time(live, own_site, monkeypatch):
+    monkeypatch.setattr("search.page.live.MANY", 2)
+    monkeypatch.setattr("search.page.live.PAUSE", 1e6)
+    with Store(own_site.index, write=True) as writer:
+        put(writer, writer.models()[0], 1)
+        before = live.count
+        live.query("red")
+        assert live.count == before + 3
+        put(writer, writer.models()[0], 2)
+        live.query("red")
+        assert live.count == before + 3
+    monkeypatch.setattr(live, "_next_update", 0.0)
+    live.query("red")
+    assert live.count == before + 6
+
+
 def test_a_hit_that_is_removed_while_it_is_looked_up(live, own_site):
     windows, removed = live.windows, []
 
