@@ -31,6 +31,7 @@ CREATE TABLE vectors(
 );
 CREATE INDEX vectors_of_a_file ON vectors(file);
 """
+COUNTS = "CREATE INDEX IF NOT EXISTS counts_of_a_model ON vectors(model, file, count)"  # listed without their vectors
 REMOTE = {"nfs", "nfs4", "cifs", "smb3", "smbfs", "9p", "afs", "ncpfs", "fuse.sshfs"}
 MOUNTS = Path("/proc/self/mounts")
 
@@ -115,6 +116,8 @@ class Database:
                 f"{self.path}: has schema_version {schema}, written by a newer version of this project, and this "
                 f"version reads {SCHEMA}: update it, or make another index"
             )
+        if write:
+            self._connection.execute(COUNTS)
         for setting in ("foreign_keys=ON", "secure_delete=ON", "synchronous=FULL"):
             self._connection.execute(f"PRAGMA {setting}").fetchall()
 

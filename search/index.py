@@ -23,7 +23,16 @@ from search.engines.base import Engine
 from search.engines.derived import open_bound, open_engine, place, stamp_of
 from search.exporting import is_server, open_server
 from search.model import Encoder, ModelMismatch, load_encoder, source_of
-from search.ranking import above, bound_of_nonsense, combine, join_windows, limit_per_file, sample_gallery, widening
+from search.ranking import (
+    above,
+    bound_of_nonsense,
+    combine,
+    join_windows,
+    limit_per_file,
+    sample_gallery,
+    stands_out,
+    widening,
+)
 from search.recall import QUERIES, nonsense_texts, probe_texts
 from search.store import PER_FILE, Model, Store, Window
 
@@ -236,7 +245,7 @@ class Index:
         alike: float = 1.0,
     ) -> list[Hit]:
         """Return the moments nearest to the vector of a query, fp32 [E]; the rest is as in `query`."""
-        if not self.engine.count:
+        if not self.count:
             raise ValueError(
                 f"{self.store.folder} has no windows of the model {self.model.name}: index a folder with videos in it"
             )
@@ -245,13 +254,23 @@ class Index:
             allowed = self.store.ids_in(self.model, patterns, after, before)
             if not len(allowed):
                 raise ValueError("no file of the index passes the filters (--in, --after, --before): allow more")
-        most, hits = self.engine.count if allowed is None else len(allowed), []
+        most, hits = self.count if allowed is None else len(allowed), []
         for count in widening(top, most):
-            scores, ids = (row[0] for row in self.engine.search(vector, count, allowed))
+            scores, ids = (row[0] for row in self._search(vector, count, allowed))
             hits = self._hits(scores[ids >= 0], ids[ids >= 0], vector, per_file, alike)
             if len(hits) >= top:
                 break
         return hits[:top]
+
+    @property
+    def count(self) -> int:
+        """Return how many windows there are."""
+        return self.engine.count
+
+    def _search(
+        self, vectors: np.ndarray, count: int, allowed: np.ndarray | None = None
+    ) -> tuple[np.ndarray, np.ndarray]:
+        return self.engine.search(vectors, count, allowed)
 
     def _hits(self, scores: np.ndarray, ids: np.ndarray, vector: np.ndarray, per_file: int, alike: float) -> list[Hit]:
         """Return the hits among windows, best first: joined, and at most `per_file` of a file."""
@@ -260,12 +279,12 @@ class Index:
         vectors = np.stack([self.store.vector(self.model, id_) for id_ in ids]) if alike < 1 and len(ids) else None
         first = np.flatnonzero(join_windows(files, starts, ends, vectors, alike) == np.arange(len(ids)))
         first = first[limit_per_file(files[first], per_file)]
-        stands_out = above(scores[None], vector, self.gallery)[0]
-        return [Hit(*windows[i], float(scores[i]), float(stands_out[i]), int(ids[i])) for i in first.tolist()]
+        high = above(scores[None], vector, self.gallery)[0]
+        return [Hit(*windows[i], float(scores[i]), float(high[i]), int(ids[i])) for i in first.tolist()]
 
     @cached_property
     def bound(self) -> float:
-        """The score that the best hit of a text has at least if something fits (`ranking.bound_of_nonsense`).
+        """What the best hit of a text stands out by at least if something fits (`ranking.bound_of_nonsense`).
 
         It is kept beside the index for as long as the windows are the same.
         """
@@ -278,12 +297,22 @@ class Index:
         return open_bound(path, stamp, lambda: bound_of_nonsense(self._best_of_nonsense()))
 
     def _best_of_nonsense(self) -> np.ndarray:
-        """Return the best scores of texts without a meaning, fp32 [Q]."""
-        return self.engine.search(self._nonsense(), 1)[0][:, 0]
+        """Return by how much the best hits of texts without a meaning stand out, float64 [Q]."""
+        scores, ids = (found[:, 0] for found in self._search(self._nonsense(), 1))
+        return self._stands_out(scores, ids)
+
+    def _stands_out(self, scores: np.ndarray, ids: np.ndarray) -> np.ndarray:
+        """Return by how much windows with these scores stand out, float64 [n]; KeyError if one is not there."""
+        vectors = {id_: self.store.vector(self.model, id_) for id_ in set(ids.tolist())}
+        return stands_out(scores, np.stack([vectors[id_] for id_ in ids.tolist()]), self._nonsense())
+
+    @cached_property
+    def _kept_nonsense(self) -> np.ndarray:
+        return self.vectors_of_texts("nonsense", nonsense_texts)
 
     def _nonsense(self) -> np.ndarray:
         """Return vectors of texts without a meaning, fp32 [Q, E]."""
-        return self.vectors_of_texts("nonsense", nonsense_texts)
+        return self._kept_nonsense
 
     def vectors_of_texts(self, kind: str, texts: Callable[[], list[str]]) -> np.ndarray:
         """Return vectors of some texts that are always the same, fp32 [Q, E]; they are kept beside the index under the
@@ -304,7 +333,11 @@ class Index:
 
     def fits_well(self, hits: Sequence[Hit]) -> bool:
         """Return whether the hits of a single text have one that fits; other queries have other scores."""
-        return bool(hits) and hits[0].score >= self.bound
+        return bool(hits) and self.standing(hits[0]) >= self.bound
+
+    def standing(self, hit: Hit) -> float:
+        """Return by how much a hit of a single text stands out (`ranking.stands_out`)."""
+        return float(self._stands_out(np.array([hit.score]), np.array([hit.window_id]))[0])
 
 
 def _save(path: Path, vectors: np.ndarray) -> None:

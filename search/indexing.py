@@ -101,13 +101,28 @@ def apply_plan(store: Store, plan: Plan, folder: str, options: Options) -> None:
 
 @dataclass(eq=False)
 class _Open:
-    """A file that is being read: what came of it so far, and how many of its windows wait to be encoded."""
+    """A file that is being read: what came of it so far, and the window that came last."""
 
     task: Task
     begun: Begun | None = None
     windows: list[tuple[float, float]] = field(default_factory=list)
     rows: dict[int, np.ndarray] = field(default_factory=dict)
+    last: Read | None = None
     ended: Ended | None = None
+
+    def take(self, read: Read) -> bool:
+        """Note a window; return False if it shows the same as the last one, which then becomes longer.
+
+        A gap between the times of two frames, or a picture that stands still, would else be thousands of windows.
+        """
+        last, self.last = self.last, read
+        touch = last is not None and last.start <= read.start <= last.end
+        if last is not None and touch and all(map(np.array_equal, last[2:], read[2:])):
+            start, end = self.windows[-1]
+            self.windows[-1] = start, max(end, read.end)
+            return False
+        self.windows.append((read.start, read.end))
+        return True
 
 
 class Indexer:
@@ -138,8 +153,8 @@ class Indexer:
         if isinstance(message, Begun):
             state.begun = message
         elif isinstance(message, Read):
-            self._waiting.append((state, len(state.windows), message))
-            state.windows.append((message.start, message.end))
+            if state.take(message):
+                self._waiting.append((state, len(state.windows) - 1, message))
             if len(self._waiting) >= self.options.batch_size:
                 self._encode()
         else:
@@ -262,7 +277,11 @@ class _Survey:
 def write_failures(store: Store) -> Path | None:
     """Write a csv with the files that could not be read, or not all of, and why; none if there are none."""
     path = store.folder / FAILURES
-    rows = [(file, model.name, reason) for model in store.models() for file, reason in store.failures(model)]
+    rows = [
+        (file, model.name, reason.removeprefix(f"{file}: ").removeprefix(f"{file} "))
+        for model in store.models()
+        for file, reason in store.failures(model)
+    ]
     if not rows:
         path.unlink(missing_ok=True)
         return None

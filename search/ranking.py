@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 Floats = NDArray[np.floating]
 
-SAMPLED = 20_000  # windows that mean and deviation are taken over: the deviation is then known to half a per cent
+SAMPLED = 5_000  # windows that mean and deviation are taken over: the deviation is then known to one per cent
 NONSENSE = 0.95  # share of texts without a meaning of which the bound says that nothing fits
 
 
@@ -60,15 +60,24 @@ def above(scores: Floats, queries: Floats, gallery: Floats) -> NDArray[np.float3
     return np.where(varies, (scores - mean) / np.where(varies, deviation, 1), 0).astype(np.float32)
 
 
+def stands_out(scores: Floats, windows: Floats, nonsense: Floats) -> NDArray[np.float64]:
+    """Return by how many deviations each of n scores `[n]` lies above those that texts without a meaning `[Q,E]`
+    (`search.recall.nonsense_texts`) get with the same window, of `windows` `[n,E]`; float64 `[n]`.
+
+    Some windows are near to every text, whatever it says. So a score alone does not tell whether a hit fits, and
+    `above`, which compares it with other windows, does not either. Figures are in docs/search.md.
+    """
+    of_nonsense = np.asarray(nonsense, np.float32) @ np.asarray(windows, np.float32).T
+    deviation = of_nonsense.std(axis=0, dtype=np.float64)
+    return (scores - of_nonsense.mean(axis=0, dtype=np.float64)) / np.maximum(deviation, 1e-6)
+
+
 def bound_of_nonsense(best: Floats) -> float:
-    """Return the score below which the best hit of a text says that nothing fits well.
+    """Return the least that the best hit of a text must stand out by (`stands_out`) if something fits well.
 
-    `best` `[Q]` are the best scores that texts without a meaning (`search.recall.nonsense_texts`) get in the same index
-    with the same model; the bound is their 95th percentile. So it moves with the model, whose cosines may lie anywhere,
-    and with the number of windows. It holds for texts alone: clips, pictures and sums score otherwise.
-
-    `above` does not tell whether something fits: a text that means nothing to a model has not only lower scores, but
-    also scores that differ less. Figures are in docs/search.md. Raises ValueError without scores.
+    `best` `[Q]` is by how much the best hits of texts without a meaning do, in the same index with the same model; the
+    bound is their 95th percentile. It holds for texts alone: clips, pictures and sums score otherwise. Raises
+    ValueError without any.
     """
     if not len(best):
         raise ValueError("a bound needs the scores of some texts")

@@ -25,6 +25,7 @@ from search.database import Database
 
 FACTS = {"dimension", "content", "source", "noted"}  # what every model's facts have
 PER_FILE = 1 << 20  # ids of the windows of one file
+AT_ONCE = 500  # files that one statement names
 
 
 class Window(NamedTuple):
@@ -149,6 +150,11 @@ class Store(Database):
             raise KeyError(id_)
         return File(rows[0][0], os.fsdecode(rows[0][1]), *rows[0][2:])
 
+    def durations(self, ids: Iterable[int]) -> dict[int, float]:
+        """Return the seconds of the files with these ids; those that are not there are left out."""
+        some = ", ".join(str(int(id_)) for id_ in ids)
+        return dict(self._all(f"SELECT id, duration FROM files WHERE id IN ({some})"))
+
     def tried(self, model: Model) -> dict[int, str]:
         """Return by file id the files that this model has vectors of or failed at, and the reason ("" for none)."""
         rows = self._all("SELECT file, reason FROM vectors WHERE model = ?", model.id)
@@ -235,8 +241,11 @@ class Store(Database):
 
     def ids(self, model: Model) -> np.ndarray:
         """Return the ids of all windows, int64 [N], ascending, without reading their vectors."""
-        rows = self._all("SELECT file, count FROM vectors WHERE model = ? AND count ORDER BY file", model.id)
-        return _window_ids(rows)
+        return window_ids(self.counts(model).items())
+
+    def counts(self, model: Model) -> dict[int, int]:
+        """Return how many windows each file of a model has, by the file's id, ascending; files without are left out."""
+        return dict(self._all("SELECT file, count FROM vectors WHERE model = ? AND count ORDER BY file", model.id))
 
     def matrix(self, model: Model) -> tuple[np.ndarray, np.ndarray]:
         """Return the ids of all windows, int64 [N], ascending, and their vectors, fp16 [N, E], of one moment."""
@@ -254,7 +263,7 @@ class Store(Database):
                 part = self._numbers(blob, "<f2", next(sizes))
                 flat[place : place + len(part)] = part
                 place += len(part)
-        return _window_ids(rows), vectors
+        return window_ids(rows), vectors
 
     def vectors_of(self, model: Model, files: Iterable[int]) -> tuple[np.ndarray, np.ndarray]:
         """Return ids and vectors, as `matrix` does, of the files with these ids; files without windows are left out."""
@@ -264,7 +273,7 @@ class Store(Database):
             for count, blob in self._all(statement, model.id, file):
                 rows.append((file, count))
                 parts.append(np.frombuffer(blob, dtype="<f2").reshape(count, -1).astype(np.float16))
-        return _window_ids(rows), np.concatenate(parts)
+        return window_ids(rows), np.concatenate(parts)
 
     def vector(self, model: Model, window_id: int) -> np.ndarray:
         """Return the vector of one window, fp16 [E]; KeyError if there is none."""
@@ -288,12 +297,14 @@ class Store(Database):
         """Return the windows with these ids, in their order; KeyError if there is none of an id."""
         wanted = [divmod(int(id_), PER_FILE) for id_ in ids]
         found: dict[int, tuple[str, np.ndarray, np.ndarray]] = {}
-        statement = (
-            "SELECT path, count, starts, ends FROM files JOIN vectors ON vectors.file = files.id "
-            "WHERE model = ? AND file = ?"
-        )
-        for file in {file for file, _ in wanted}:
-            for path, count, *times in self._all(statement, model.id, file):
+        files = sorted({file for file, _ in wanted})
+        for first in range(0, len(files), AT_ONCE):  # statements are few, because each lets other threads go first
+            some = ", ".join(map(str, files[first : first + AT_ONCE]))
+            statement = (
+                "SELECT file, path, count, starts, ends FROM files JOIN vectors ON vectors.file = files.id "
+                f"WHERE model = ? AND file IN ({some})"
+            )
+            for file, path, count, *times in self._all(statement, model.id):
                 starts, ends = (self._numbers(blob, "<f8", count) for blob in times)
                 found[file] = os.fsdecode(path), starts, ends
         windows = []
@@ -323,7 +334,7 @@ class Store(Database):
             "WHERE model = ? AND count ORDER BY file",
             model.id,
         )
-        return _window_ids(
+        return window_ids(
             (file, count)
             for file, count, path, mtime_ns in rows
             if (low is None or mtime_ns >= low)
@@ -374,10 +385,11 @@ def is_below(path: str, folder: str) -> bool:
     return path == folder or path.startswith(folder.rstrip(os.sep) + os.sep)
 
 
-def _window_ids(rows: Iterable[tuple[int, int]]) -> np.ndarray:
+def window_ids(rows: Iterable[tuple[int, int]]) -> np.ndarray:
     """Return the ids of the windows of (file, count)s, int64."""
-    parts = [file * PER_FILE + np.arange(count, dtype=np.int64) for file, count in rows]
-    return np.concatenate(parts) if parts else np.empty(0, dtype=np.int64)
+    files, counts = np.array(list(rows), dtype=np.int64).reshape(-1, 2).T
+    firsts = np.cumsum(counts) - counts
+    return np.repeat(files * PER_FILE - firsts, counts) + np.arange(counts.sum(), dtype=np.int64)
 
 
 def _matches(path: str, patterns: Sequence[str], roots: Sequence[str]) -> bool:

@@ -5,12 +5,14 @@ import sys
 from argparse import Namespace
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import torch.distributed as dist
 
+from dataloaders.listed_videos import VIDEO_EXTENSIONS
 from dataloaders.quoting import shorten
 from engine.data import reader_processes
 from engine.distributed import Process, process_group
@@ -65,20 +67,14 @@ def options_of(flags: Namespace, follow: bool) -> Options:
 def index_folder(flags: Namespace) -> int:
     """Run `index`; return the exit code."""
     folder, options = os.path.abspath(flags.folder), options_of(flags, flags.follow)
-    source = Source(
-        flags.checkpoint,
-        flags.pretrained_clip_name,
-        flags.pretrained_dir,
-        flags.window,
-        flags.stride,
-        flags.options,
-        flags.cut == "shots",
-    )
     with together() as (process, gather):
         process.on_main(lambda: _check_places(folder, flags.index))
+        source = _source(flags)
         encoder = load_encoder(source, process.device, probe=False)
         if not _is_known(flags.index, encoder):
             check_method(encoder.method, encoder.reader.max_frames, encoder.tokenizer.max_words)
+        if process.is_main:
+            _say_notes(encoder)
         if flags.dry_run:
             if process.is_main:
                 _say_forecast(flags, folder, encoder, options)
@@ -89,17 +85,49 @@ def index_folder(flags: Namespace) -> int:
                 return enter_model(store, encoder, flags.model).id
 
         model = gather(process.on_main(enter))[0]
-        if process.is_main and encoder.untrained:
-            say(
-                "this CLIP was not trained on videos: it takes the mean of the pictures of a window, and does not know "
-                "their order; left to right is the same to it as right to left (--checkpoint: a model that does know)"
-            )
-        elif process.is_main and encoder.guessed:
-            say(
-                f"the checkpoint does not say how long its training clips were: windows are {encoder.window:g} s long "
-                "(--window: their length)"
-            )
         return _update(flags, model, encoder, [(folder, options)], process, gather)
+
+
+def _source(flags: Namespace) -> Source:
+    """Return the model that `index` takes: the one that the flags name, else the one that the index has.
+
+    Raises ValueError if the index has several and the flags do not say which.
+    """
+    given = Source(
+        flags.checkpoint,
+        flags.pretrained_clip_name,
+        flags.pretrained_dir,
+        flags.window,
+        flags.stride,
+        flags.options,
+        flags.cut == "shots",
+    )
+    if given.checkpoint or given.pretrained_clip_name:
+        return given
+    with suppress(FileNotFoundError), Store(Path(flags.index)) as store:
+        models = store.models()
+        if models and (not flags.model or flags.model in {model.name for model in models}):
+            known = source_of(choose_model(store, flags.model), "", "", given.pretrained_dir)
+            lengths = (given.window, given.stride) if given.window else (known.window, given.stride or known.stride)
+            options = {**known.options, **given.options}
+            return replace(
+                known, window=lengths[0], stride=lengths[1], options=options, shots=given.shots or known.shots
+            )
+    return given
+
+
+def _say_notes(encoder: Encoder) -> None:
+    """Say what a user may not expect of a model."""
+    if encoder.untrained:
+        say(
+            "this CLIP was not trained on videos: it takes the mean of the pictures of a window, and does not know "
+            "their order; left to right is the same to it as right to left (--checkpoint: a model that does know)"
+        )
+    if encoder.guessed:
+        say(
+            f"each file is searched in pieces of {encoder.window:g} s, because the model does not say how long the "
+            "clips of its training were; if what you look for takes less time or more, pass its seconds as --window"
+        )
 
 
 def refresh_all(flags: Namespace) -> int:
@@ -217,13 +245,23 @@ def _update(
     return code
 
 
+def _files(count: int) -> str:
+    return "1 file" if count == 1 else f"{count} files"
+
+
 def say(text: str) -> None:
     """Print a line for people; stdout is for results."""
     print(text, file=sys.stderr)
 
 
-def _say_plan(folder: str, plan: Plan, model: Model, encoder: Encoder) -> None:
+def _say_walked(folder: str, plan: Plan) -> None:
     say(f"{shown(folder)}: {plan.walked}")
+    if not plan.walked.files:
+        say(f"  nothing to index: files count by their endings, such as {', '.join(VIDEO_EXTENSIONS[:6])}")
+
+
+def _say_plan(folder: str, plan: Plan, model: Model, encoder: Encoder) -> None:
+    _say_walked(folder, plan)
     for unread, reason in plan.walked.unreadable.items():
         say(f"  {shown(unread)}: cannot be read ({reason})")
     cut = ", moved onto cuts" if encoder.shots else ""
@@ -238,11 +276,16 @@ def _say_report(report: Report, plan: Plan, failed: list[tuple[str, str]]) -> No
     if report.changed:
         say(f"{report.changed} files changed while they were read: the next call reads them")
     if failed:
-        say(f"{len(failed)} of {len(plan.walked.files)} files could not be read, or not all of:")
-        for _, reason in failed[:5]:
+        tried = {task.found.path for task in plan.tasks}
+        new = [reason for path, reason in failed if path in tried]
+        if new:
+            say(f"{len(new)} of {len(plan.walked.files)} files could not be read, or not all of:")
+        for reason in new[:5]:
             say(f"  {shorten(reason, 300)}")
-        if len(failed) > 5:
-            say(f"  and {len(failed) - 5} more")
+        if len(new) > 5:
+            say(f"  and {len(new) - 5} more")
+        if known := len(failed) - len(new):
+            say(f"{_files(known)} could not be read before, or not all of (--retry tries again)")
 
 
 def _say_forecast(flags: Namespace, folder: str, encoder: Encoder, options: Options) -> None:
@@ -254,7 +297,7 @@ def _say_forecast(flags: Namespace, folder: str, encoder: Encoder, options: Opti
     plan = make_plan(folder, known, tried, flags.index, options)
     expected = forecast(encoder, plan.tasks, options)
     size = sum(task.found.size for task in plan.tasks)
-    say(f"{shown(folder)}: {plan.walked}")
+    _say_walked(folder, plan)
     say(
         f"to read: {len(plan.tasks)} files, {size / 1e6:,.1f} MB, {expected.seconds / 3600:.2f} h, {expected.windows} "
         f"windows of {encoder.window:g} s every {encoder.stride:g} s"

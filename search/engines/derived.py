@@ -160,11 +160,11 @@ def open_bound(path: Path, stamp: str, measure: Callable[[], float]) -> float:
     Meant for `ranking.bound_of_nonsense`, which takes 200 searches. A file that cannot be written costs a warning.
     """
     known = _read_facts(path)
-    if known.get("stamp") == stamp and isinstance(known.get("bound"), float):
-        return known["bound"]
+    if known.get("stamp") == stamp and isinstance(known.get("stands_out"), float):  # "bound" was a score once
+        return known["stands_out"]
     bound = measure()
     try:
-        write_atomically(path, lambda path: path.write_text(json.dumps({"stamp": stamp, "bound": bound}) + "\n"))
+        write_atomically(path, lambda path: path.write_text(json.dumps({"stamp": stamp, "stands_out": bound}) + "\n"))
     except OSError as error:
         log.warning("The bound of what fits well was not kept, and is measured again next time: %s", error)
     return bound

@@ -6,13 +6,17 @@ block. Both give the same ids, and scores that differ by rounding.
 """
 
 from importlib.util import find_spec
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 
 from search.engines.base import NOTHING, Engine, Ids, Scores, Vectors
 
-BLOCK = 8192  # vectors that torch multiplies at a time: in single precision they fit into a processor's cache
+if TYPE_CHECKING:
+    from torch import Tensor
+
+BLOCK = 512  # vectors that torch multiplies at a time: in single precision they fit into a processor's cache
+PART = 65_536  # vectors that lie together
 
 
 class FaissExact(Engine):
@@ -49,48 +53,99 @@ class FaissExact(Engine):
 
 
 class TorchExact(Engine):
-    """Products in single precision by torch, on the CPU. Shapes: search/engines/base.py."""
+    """Products in single precision by torch, on the CPU. Shapes: search/engines/base.py; R = PART rows of a part.
+
+    It takes one vector of memory for each that it holds, however they came, and several queries of one call cost little
+    more than one.
+    """
 
     name: ClassVar = "exact"
 
     def __init__(self, size: int) -> None:
         super().__init__(size)
-        self.close()
+        self._parts: list[_Part] = []
 
     @property
     def count(self) -> int:
-        return len(self.ids)
+        return sum(part.count for part in self._parts)
 
     def close(self) -> None:
-        self.ids: Ids = np.empty(0, np.int64)
-        self.vectors: Vectors = np.empty((0, self.size), np.float16)
+        self._parts = []
 
     def _add(self, ids: Ids, vectors: Vectors) -> None:
-        self.remove(ids)
-        if self.count:
-            ids, vectors = np.concatenate([self.ids, ids]), np.concatenate([self.vectors, vectors])
-        self.ids, self.vectors = ids, np.require(vectors, requirements="W")  # torch warns of arrays it must not change
+        self._remove(ids)
+        while len(ids):
+            if not self._parts or self._parts[-1].count == PART:
+                self._parts.append(_Part(self.size))
+            taken = self._parts[-1].take(ids, vectors)
+            ids, vectors = ids[taken:], vectors[taken:]
 
     def _remove(self, ids: Ids) -> None:
-        gone = np.isin(self.ids, ids)
-        if gone.any():
-            self.ids, self.vectors = self.ids[~gone], self.vectors[~gone]
+        ids = np.sort(ids)
+        for part in self._parts:
+            part.remove(ids)
+        self._parts = [part for part in self._parts if part.count]
 
     def _search(self, queries: Scores, k: int, allowed: Ids | None) -> tuple[Scores, Ids]:
         import torch
 
-        rows = None if allowed is None else np.flatnonzero(np.isin(self.ids, allowed))
-        wanted = torch.from_numpy(queries)
-        scores, places = torch.full((len(queries), k), -torch.inf), torch.full((len(queries), k), NOTHING)
-        for first in range(0, self.count if rows is None else len(rows), BLOCK):
-            chosen = slice(first, first + BLOCK) if rows is None else rows[first : first + BLOCK]
-            found = wanted @ torch.from_numpy(self.vectors[chosen]).float().T
-            best, here = found.topk(min(k, found.shape[1]))
+        wanted = torch.from_numpy(queries).T.contiguous()
+        block = torch.empty((BLOCK, self.size))
+        scores, ids = torch.full((len(queries), k), -torch.inf), torch.full((len(queries), k), NOTHING)
+        for part in self._parts:
+            rows = None if allowed is None else np.flatnonzero(_is_in(part.ids, allowed))
+            count = part.count if rows is None else len(rows)
+            found = torch.empty((count, len(queries)))
+            for first in range(0, count, BLOCK):
+                here = slice(first, min(first + BLOCK, count))
+                chosen = part.vectors[here] if rows is None else part.vectors[rows[here]]
+                torch.mm(block[: len(chosen)].copy_(chosen), wanted, out=found[here])
+            best, places = found.T.topk(min(k, count))
+            own = torch.from_numpy(part.ids if rows is None else part.ids[rows])
             scores, order = torch.cat([scores, best], dim=1).topk(k)
-            places = torch.cat([places, here + first], dim=1).gather(1, order)
-        at = places.numpy()
-        ids = self.ids if rows is None else self.ids[rows]
-        return scores.numpy(), np.where(at == NOTHING, NOTHING, ids[at]) if len(ids) else at
+            ids = torch.cat([ids, own[places]], dim=1).gather(1, order)
+        return scores.numpy(), ids.numpy()
+
+
+class _Part:
+    """At most PART vectors with their ids. Memory for all of them is asked for at once, and taken as they come."""
+
+    def __init__(self, size: int) -> None:
+        import torch
+
+        self.count = 0
+        self._ids, self._vectors = np.empty(PART, np.int64), torch.empty((PART, size), dtype=torch.float16)
+
+    @property
+    def ids(self) -> Ids:
+        return self._ids[: self.count]
+
+    @property
+    def vectors(self) -> "Tensor":
+        return self._vectors[: self.count]
+
+    def take(self, ids: Ids, vectors: Vectors) -> int:
+        """Add the first of some vectors, as many as there is room for; return their number."""
+        taken = min(PART - self.count, len(ids))
+        here = slice(self.count, self.count + taken)
+        self._ids[here], self._vectors.numpy()[here] = ids[:taken], vectors[:taken]
+        self.count += taken
+        return taken
+
+    def remove(self, ids: Ids) -> None:
+        """Remove the vectors of some ids, sorted."""
+        gone = _is_in(self.ids, ids)
+        if gone.any():
+            kept = np.flatnonzero(~gone)
+            self._ids[: len(kept)], self._vectors[: len(kept)] = self._ids[kept], self._vectors[kept]
+            self.count = len(kept)
+
+
+def _is_in(ids: Ids, wanted: Ids) -> "np.ndarray":
+    """Return which ids are among the `wanted` ones, sorted, bool `[n]`."""
+    if not len(wanted):
+        return np.zeros(len(ids), bool)
+    return wanted[np.searchsorted(wanted, ids).clip(max=len(wanted) - 1)] == ids
 
 
 def build_exact(size: int) -> Engine:

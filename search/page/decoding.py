@@ -31,6 +31,8 @@ PREVIEW = 640  # most pixels of a preview's longer side
 FASTEST = 30  # frames a second of a preview
 LONGEST = 60.0  # seconds of a preview
 CLOCK = 90_000  # ticks a second of a preview's times
+FAR = 60.0  # seconds of a file that are decoded rather than sought
+EARLY = 1e-3  # seconds by which a frame may come before a window that it belongs to: times are rounded
 LATE = 0.5  # seconds that seeking may miss a moment by
 
 
@@ -57,7 +59,13 @@ def read_still(reader: FrameReader, path: Path) -> tuple[np.ndarray, np.ndarray]
 
 
 def read_window(reader: FrameReader, path: Path, start: float | None, end: float | None) -> Frames:
-    """Return the frames of a window, which begins and ends as it was asked for when it was indexed."""
+    """Return the frames of a window, which begins and ends as it was asked for when it was indexed.
+
+    They are those that the model saw. More than FAR seconds into a file they are found by seeking, since decoding all
+    that comes before would take minutes, and may then be the next ones.
+    """
+    if start is not None and end is not None and start > FAR:
+        return _sought_window(reader, path, start, end)
     chosen, shape = np.empty(0, dtype=np.int64), (1, 1)
     choose_among = reader.chooser(path, partial(reader.positions, generator=None))
 
@@ -81,6 +89,23 @@ def read_window(reader: FrameReader, path: Path, start: float | None, end: float
     else:
         times = facts.offset + numbers / (facts.rate or 1)
     return Frames(video.numpy(), frame_mask.numpy(), times.tolist(), seen_part(reader, *shape))
+
+
+def _sought_window(reader: FrameReader, path: Path, start: float, end: float) -> Frames:
+    times, pictures, shape = list[float](), list[np.ndarray](), (1, 1)
+    for time, picture in frames_from(path, start):
+        if time >= end and pictures:
+            break
+        if time >= start - EARLY:
+            shape = picture.shape[:2]
+            times.append(time)
+            pictures.append(reader.picture(np.ascontiguousarray(picture[..., ::-1]), path))
+    if not pictures:
+        raise ValueError(f"{path} has no frame at {start:g} s that can be decoded")
+    choose = reader.chooser(path, partial(reader.positions, generator=None))
+    chosen = np.asarray(choose(len(pictures), len(pictures) / (end - start))).clip(max=len(pictures) - 1)
+    video, frame_mask = reader.pad(torch.from_numpy(np.stack([pictures[place] for place in chosen])))
+    return Frames(video.numpy(), frame_mask.numpy(), [times[place] for place in chosen], seen_part(reader, *shape))
 
 
 def seen_part(reader: FrameReader, height: int, width: int) -> tuple[float, float, float, float]:

@@ -5,7 +5,7 @@ A file is given away only if it lies in a folder that was indexed, and is what i
 
 import os
 import stat
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -16,7 +16,7 @@ from search.page.decoding import write_preview, write_thumb
 from search.page.kept import CLIPS, MOST_CLIPS, THUMBS, Kept, thumb_name
 from search.page.live import LiveIndex
 from search.page.questions import readable
-from search.store import PER_FILE, File, Store, Window, is_below
+from search.store import PER_FILE, File, Root, Window, is_below
 from search.walk import content_key
 
 MIME = {
@@ -80,23 +80,23 @@ def find(index: LiveIndex, text: str) -> Moment:
         file = index.store.file(window_id // PER_FILE)
     except KeyError:
         raise Refused(404, f"the index has no moment {hit_name(window_id)}: ask again") from None
-    shown = shown_path(index.store, file.path)
-    return Moment(window_id, file, window, *_checked(index.store, file, shown), shown)
+    roots = index.store.roots()
+    shown = shown_path(roots, file.path)
+    return Moment(window_id, file, window, *_checked(roots, file, shown), shown)
 
 
-def shown_path(store: Store, path: str) -> str:
+def shown_path(roots: Sequence[Root], path: str) -> str:
     """Return a file's path from the indexed folder on, with the folder's name if there are several."""
-    roots = [root.path for root in store.roots()]
-    for root in roots:
+    for root, _ in roots:
         if is_below(path, root):
             shown = os.path.relpath(path, root)
             return readable(os.path.join(os.path.basename(root), shown) if len(roots) > 1 else shown)
     return readable(os.path.basename(path))
 
 
-def _checked(store: Store, file: File, shown: str) -> tuple[Path, os.stat_result]:
+def _checked(roots: Sequence[Root], file: File, shown: str) -> tuple[Path, os.stat_result]:
     """Return where a file's bytes are, and its status; Refused unless they may be given away and are as indexed."""
-    root = next((root for root in store.roots() if is_below(file.path, root.path)), None)
+    root = next((root for root in roots if is_below(file.path, root.path)), None)
     real = os.path.realpath(file.path)
     if root is None or not (root.follow or is_below(real, os.path.realpath(root.path))):
         raise Refused(404, f"{shown}: leads out of the folder that was indexed")

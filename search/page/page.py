@@ -128,13 +128,9 @@ class Page:
         return self._answer(index, hits, None, STILL if kind == "image" else "", begun)
 
     def _answer(self, index: LiveIndex, hits: list[Hit], fits: bool | None, note: str, begun: float) -> dict[str, Any]:
-        shown = [shown_path(index.store, hit.file) for hit in hits]
-        durations = []
-        for hit in hits:
-            try:
-                durations.append(index.store.file(hit.window_id // PER_FILE).duration)
-            except KeyError:  # just removed
-                durations.append(hit.end)
+        roots, known = index.store.roots(), index.store.durations({hit.window_id // PER_FILE for hit in hits})
+        shown = [shown_path(roots, hit.file) for hit in hits]
+        durations = [known.get(hit.window_id // PER_FILE, hit.end) for hit in hits]  # one may be removed just now
         found = answer(hits, shown, durations, [hit_name(hit.window_id) for hit in hits])
         return {"hits": found, "fits_well": fits, "note": note, "seconds": round(time.perf_counter() - begun, 4)}
 

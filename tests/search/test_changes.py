@@ -250,7 +250,10 @@ def test_a_checkpoint_that_does_not_state_the_length_of_its_clips(trained, encod
     assert not encoder.guessed
     rewrite(trained.checkpoint, tmp_path / "old.safetensors", lambda header, _: header.trained_on.pop("seconds"))
     flags = ["--index", str(tmp_path / "index"), "--checkpoint", str(tmp_path / "old.safetensors"), "--jobs", "1"]
-    assert main(["index", str(videos), *flags]) == 0
-    assert "does not say how long its training clips were: windows are 10 s long" in capfd.readouterr().err
+    for more in (["--dry_run"], []):
+        assert main(["index", str(videos), *flags, *more]) == 0
+        assert "in pieces of 10 s, because the model does not say how long" in capfd.readouterr().err
+    assert main(["index", str(videos), *flags, "--window", "10"]) == 0
+    assert "in pieces of" not in capfd.readouterr().err
     assert main(["index", str(videos), *flags, "--model", "second", "--window", "3"]) == 0
     assert "does not say" not in capfd.readouterr().err

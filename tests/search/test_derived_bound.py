@@ -14,7 +14,7 @@ def test_the_bound_is_kept_for_a_stamp(tmp_path):
     assert open_bound(path, "b", measure) == 0.75
 
 
-@pytest.mark.parametrize("text", ['{"stamp": "a", "bound": "0.5"}', '{"stamp": "a"}', "[1]"])
+@pytest.mark.parametrize("text", ['{"stamp": "a", "stands_out": "0.5"}', '{"stamp": "a", "bound": 0.5}', "[1]"])
 def test_another_content_is_measured_again(tmp_path, text):
     path = tmp_path / "bound.json"
     path.write_text(text)

@@ -221,3 +221,22 @@ def test_which_exact_engine(monkeypatch):
     assert type(build_exact(SIZE)) is (FaissExact if find_spec("faiss") else TorchExact)
     monkeypatch.setattr("search.engines.exact.find_spec", lambda name: None)
     assert type(build_exact(SIZE)) is TorchExact
+
+
+def test_parts_of_torch(monkeypatch):
+    """Vectors lie in parts; removing empties and closes gaps in them, and adding fills the last one."""
+    monkeypatch.setattr("search.engines.exact.PART", 8)
+    monkeypatch.setattr("search.engines.exact.BLOCK", 3)
+    engine, ids, vectors = TorchExact(SIZE), made_ids(40), made_vectors(40)
+    engine.add(ids[:30], vectors[:30])
+    assert [part.count for part in engine._parts] == [8, 8, 8, 6]
+    engine.remove(np.concatenate([ids[:8], ids[9:11], ids[28:30]]))
+    assert [part.count for part in engine._parts] == [6, 8, 4]
+    engine.add(ids[30:], vectors[30:])
+    assert [part.count for part in engine._parts] == [6, 8, 8, 6]
+    kept = [8, *range(11, 28), *range(30, 40)]
+    stored = {int(ids[place]): vectors[place] for place in kept}
+    assert engine.count == len(stored)
+    for k in (1, 5, 10, 40):
+        check_search(engine, stored, k)
+        check_search(engine, stored, k, set(ids[::2].tolist()))

@@ -12,6 +12,7 @@ from search.ranking import (
     join_windows,
     limit_per_file,
     sample_gallery,
+    stands_out,
     widening,
 )
 
@@ -76,6 +77,16 @@ def test_a_sample_of_the_gallery():
     assert sample_gallery(vectors, 4)[:, 0].tolist() == [0, 6, 12, 18]
     assert sample_gallery(vectors[:0]).shape == (0, 2)
     assert sample_gallery(vectors).dtype == np.float32
+
+
+def test_how_far_a_score_stands_out_from_nonsense():
+    """The second window is near to everything: the same score says less of it."""
+    nonsense = np.array([[0.0, 0.8], [0.2, 0.9], [0.1, 1.0]])
+    windows = np.eye(2)
+    deviation = np.array([0.0, 0.2, 0.1]).std()
+    found = stands_out(np.array([0.9, 0.9]), windows, nonsense)
+    assert found == pytest.approx([0.8 / deviation, 0.0], abs=1e-4)
+    assert np.isfinite(stands_out(np.array([0.9]), windows[:1], np.zeros((3, 2)))).all()
 
 
 def test_the_bound_of_nonsense():

@@ -2,7 +2,7 @@
 // Whatever the server or a file's name says becomes text, never HTML.
 
 import {
-  $, Moment, ask, closePlayer, folderAndName, inWords, make, openPlayer, range, say, sentence, shownHit, signed, urlOf,
+  $, Moment, ask, closePlayer, inWords, make, openPlayer, range, say, sentence, shownHit, signed, urlOf,
 } from "./player.js";
 
 const LARGEST = 64 * 2 ** 20; // bytes that the server takes
@@ -205,15 +205,26 @@ async function shapeGrid(hit) {
 
 function showHits(hits) {
   for (const video of $("results").querySelectorAll("video")) video.moment.release();
-  $("results").replaceChildren(...hits.map(card));
+  const names = shortNames(hits.map(({ file }) => file));
+  $("results").replaceChildren(...hits.map((hit, place) => card(hit, place, names.get(hit.file))));
   $("keys").hidden = $("motion").hidden = !hits.length;
   for (const video of $("results").querySelectorAll("video")) inView.observe(video);
 }
 
-function card(hit, place) {
+/** Return, by path, as many of its last parts as tell it from the other paths. */
+function shortNames(paths) {
+  const end = (path, parts) => path.split("/").slice(-parts).join("/");
+  const different = [...new Set(paths)];
+  return new Map(different.map((path) => {
+    let parts = 1;
+    while (different.some((other) => other !== path && end(other, parts) === end(path, parts))) parts += 1;
+    return [path, end(path, parts)];
+  }));
+}
+
+function card(hit, place, name) {
   const video = make("video", { muted: true, playsInline: true, preload: "none", tabIndex: -1 });
   const picture = make("img", { src: urlOf("thumb", hit), loading: "lazy", alt: "" });
-  const [, name] = folderAndName(hit.file);
   const tab = place ? -1 : 0; // one stop for the tabulator key; arrows move it
   const open = make("button", { type: "button", className: "open", tabIndex: tab },
     make("span", { className: "frame" }, picture, video,

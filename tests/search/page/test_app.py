@@ -50,12 +50,15 @@ def test_facts(browser, site: Site):
 
 
 def test_a_query_finds_what_the_command_finds(browser, site: Site):
-    answer = ask(browser, text="a red half", top=4, per_file=2).json()
+    answer = ask(browser, text="a red half", per_file=2).json()
     with Index.open(site.index) as index:
-        hits = index.query("a red half", top=4, per_file=2)
+        hits = index.query("a red half", per_file=2)
         fits = index.fits_well(hits)
-    assert len(hits) == 4
-    for shown, hit in zip(answer["hits"], hits, strict=True):
+    scores = [hit["score"] for hit in answer["hits"]]
+    assert scores == sorted(scores, reverse=True)
+    by_id = {hit_name(hit.window_id): hit for hit in hits}
+    for shown in answer["hits"]:  # the two engines round differently, and two files here have all but equal scores
+        hit = by_id.pop(shown["id"])
         assert set(shown) == {"id", "file", "start", "end", "score", "above", "duration"}
         assert os.path.join(os.fsencode(site.videos), shown["file"].encode()) == os.fsencode(hit.file) or (
             "\ufffd" in shown["file"]
@@ -64,6 +67,7 @@ def test_a_query_finds_what_the_command_finds(browser, site: Site):
         assert shown["score"] == pytest.approx(hit.score, abs=1e-4)
         assert shown["above"] == pytest.approx(hit.above, abs=0.02)
         assert shown["duration"] >= hit.end
+    assert not by_id
     assert answer["fits_well"] is fits
     assert answer["seconds"] > 0
 

@@ -13,7 +13,7 @@ skip_without_page()
 
 from search.__main__ import main
 from search.index import Index
-from search.page.live import LiveIndex, SharedLock
+from search.page.live import LiveIndex
 from search.store import PER_FILE, Content, Store
 from tests.search.page.conftest import browsing, picture
 from tests.videos import write_video
@@ -39,8 +39,9 @@ def assert_fresh(live: LiveIndex) -> None:
     assert got.keys() == expected.keys()
     for id_, values in expected.items():
         assert got[id_] == pytest.approx(values, abs=2e-3)
-    assert live.engine.count == len(live.store.ids(live.model)) == len(live._ids)
-    assert sorted(live._gallery_ids.tolist()) == live._ids.tolist()
+    ids = live.store.ids(live.model)
+    assert live.engine.count == len(ids) == live.count
+    assert sorted(live._gallery_ids.tolist()) == ids.tolist()
 
 
 def rows(count: int, seed: int = 0) -> np.ndarray:
@@ -81,12 +82,28 @@ def test_files_that_come_change_and_go(live, own_site):
 
 def test_it_looks_only_if_somebody_has_written(live, own_site, monkeypatch):
     live.query("red")
-    monkeypatch.setattr(Store, "ids", lambda *_: pytest.fail("listed"))
+    monkeypatch.setattr(Store, "counts", lambda *_: pytest.fail("listed"))
     live.query("red")
     with Store(own_site.index, write=True) as writer:
         put(writer, writer.models()[0], 1)
     with pytest.raises(pytest.fail.Exception, match="listed"):
         live.query("red")
+
+
+def test_many_files_are_not_listed_all_the_time(live, own_site, monkeypatch):
+    monkeypatch.setattr("search.page.live.MANY", 2)
+    monkeypatch.setattr("search.page.live.PAUSE", 1e6)
+    with Store(own_site.index, write=True) as writer:
+        put(writer, writer.models()[0], 1)
+        before = live.count
+        live.query("red")
+        assert live.count == before + 3
+        put(writer, writer.models()[0], 2)
+        live.query("red")
+        assert live.count == before + 3
+    monkeypatch.setattr(live, "_next_update", 0.0)
+    live.query("red")
+    assert live.count == before + 6
 
 
 def test_a_hit_that_is_removed_while_it_is_looked_up(live, own_site):
@@ -169,10 +186,10 @@ def test_texts_of_several_users_are_encoded_together(live, monkeypatch):
     monkeypatch.setattr(type(live.encoder), "encode_text", noted)
     threads = [threading.Thread(target=ask, args=(text,)) for text in (*texts, " ")]
     busy = threading.Event()
-    live._thread.submit(busy.wait)  # all must wait, and then go together
+    live._encoding.submit(busy.wait)  # all must wait, and then go together
     for thread in threads:
         thread.start()
-    while len(live._waiting) < len(threads):
+    while len(live._texts._waiting) < len(threads):
         threading.Event().wait(0.01)
     busy.set()
     for thread in threads:
@@ -184,25 +201,6 @@ def test_texts_of_several_users_are_encoded_together(live, monkeypatch):
         np.testing.assert_allclose(got[text], alone[text], atol=1e-5)
     live.encode_text(["film 1"])
     assert batches[-1] == ["film 1"]
-
-
-def test_a_lock_for_many_readers_or_one_writer():
-    lock, inside, seen = SharedLock(), [], []
-
-    def run(kind: str):
-        for _ in range(200):
-            with getattr(lock, kind)():
-                inside.append(kind)
-                seen.append(list(inside))
-                inside.remove(kind)
-
-    threads = [threading.Thread(target=run, args=(kind,)) for kind in ("reading", "reading", "writing", "writing")]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert len(seen) == 800
-    assert not any("writing" in kinds and len(kinds) > 1 for kinds in seen)
 
 
 def test_the_page_shows_what_was_indexed_meanwhile(own_site):

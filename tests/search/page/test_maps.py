@@ -71,6 +71,23 @@ def test_a_window_within_a_file(site, browser):
     assert browser.page.index().windows([2 * 1024 * 1024 + 3])[0][1:] == (3.0, 5.0)
 
 
+def test_a_window_far_into_a_file_is_sought(site, browser, monkeypatch):
+    """It need not wait for all that comes before; in a file that can be sought, it has the same frames."""
+    reader = replace(browser.page.index().encoder.reader, feature_framerate=0.0)
+    path = site.videos / "long.mp4"
+    expected = read_window(reader, path, 3.0, 5.0)
+    monkeypatch.setattr("search.page.decoding.FAR", 2.0)
+    monkeypatch.setattr("search.page.decoding.read_frames", lambda *_, **__: pytest.fail("decoded from the beginning"))
+    frames = read_window(reader, path, 3.0, 5.0)
+    assert frames.times == pytest.approx(expected.times)
+    assert np.array_equal(frames.frame_mask, expected.frame_mask)
+    assert frames.seen == expected.seen
+    difference = np.abs(frames.video.astype(int) - expected.video.astype(int))
+    assert difference.mean() < 3  # colours are converted in another way
+    with pytest.raises(ValueError, match="no frame at 9000 s"):
+        read_window(reader, path, 9000.0, 9002.0)
+
+
 def test_maps_read_a_window_as_it_was_indexed(stop_browser, own_site, monkeypatch):
     asked = []
     children = stop_browser.page._maps._children

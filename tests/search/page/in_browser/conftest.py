@@ -74,10 +74,11 @@ def address(browser, films, small_data) -> Iterator[str]:
 
 @pytest.fixture(scope="session")
 def browser() -> Iterator[Any]:
-    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+    missing = "playwright is not installed: pip install playwright"
+    playwright = pytest.importorskip("playwright.sync_api", reason=missing)
     chromium = find_chromium()
     if chromium is None:
-        pytest.skip("this machine has no chromium")
+        pytest.skip("this machine has no chromium: apt-get install chromium (playwright needs none of its own)")
     with playwright.sync_playwright() as started:
         opened = started.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
         yield opened
