@@ -54,8 +54,6 @@ class Method(nn.Module):
     def __init__(self, clip: CLIP) -> None:
         super().__init__()
         self.clip = clip
-        if clip.logit_bias is not None:  # no method's scores have it; the sigmoid loss learns one of its own
-            clip.logit_bias.requires_grad_(False)
         self._pretrained = tuple(clip.parameters())  # a tuple: not registered, and deepcopy maps it to the copy's own
 
     def encode_video(self, video: Tensor, frame_mask: Tensor) -> Any:
