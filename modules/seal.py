@@ -100,8 +100,9 @@ def damaged_entry(path: Path) -> str | None:
     an archive that may unpack to far more than its size raises BadZipFile."""
     with zipfile.ZipFile(path) as archive:
         for entry in archive.infolist():
-            if entry.compress_type != zipfile.ZIP_STORED and "/code/" not in entry.filename:
-                raise zipfile.BadZipFile(f"its {entry.filename} is compressed, which torch never does")
+            packed = entry.compress_type != zipfile.ZIP_STORED  # torch deflates the code of TorchScript alone
+            if packed and not (entry.compress_type == zipfile.ZIP_DEFLATED and "/code/" in entry.filename):
+                raise zipfile.BadZipFile(f"its {entry.filename} is compressed as torch never does")
         # torch reads nothing from an entry that is marked as a folder, and does not say so.
         folders = (entry.filename for entry in archive.infolist() if entry.external_attr & FOLDER)
         return next(folders, None) or archive.testzip()

@@ -118,5 +118,21 @@ def test_what_may_unpack_to_far_more_is_refused(tmp_path):
         for name in source.namelist():
             archive.writestr(name, source.read(name))
     check_archive(whole)
-    with pytest.raises(DamagedFileError, match="is compressed, which torch never does"):
+    with pytest.raises(DamagedFileError, match="is compressed as torch never does"):
         check_archive(packed)
+
+
+@pytest.mark.parametrize("method", [zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
+def test_code_that_is_compressed_in_another_way_is_refused(tmp_path, method):
+    """A wrong bit in an archive's table can say so; unpacking then fails with errors of bz2 and lzma."""
+    path = tmp_path / "model.pt"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("model/data.pkl", b"")
+        archive.writestr("model/code/a.py", b"pass" * 100, compress_type=zipfile.ZIP_DEFLATED)
+    check_archive(path)
+    content = bytearray(path.read_bytes())
+    entry = content.rindex(b"PK\x01\x02")  # of the code, in the table
+    content[entry + 10 : entry + 12] = struct.pack("<H", method)
+    path.write_bytes(content)
+    with pytest.raises(DamagedFileError, match="is compressed as torch never does"):
+        check_archive(path)
