@@ -21,6 +21,7 @@ import torch
 from search.engines.base import Engine
 from search.engines.exact import TorchExact
 from search.index import Hit, Index
+from search.page.mapped import map_weights, return_free_memory
 from search.page.together import Together
 from search.ranking import SAMPLED, sample_rows
 from search.store import AT_ONCE, PER_FILE, window_ids
@@ -57,9 +58,11 @@ class LiveIndex(Index):
         """Load the model and all vectors, and measure the bound of what fits well."""
         self._identity = self._identify()
         self._version = self.store.data_version()
-        _ = self.encoder, self.engine
+        map_weights(self.encoder.method)
+        _ = self.engine
         if self._files:
             self._measure()
+        return_free_memory()
 
     def _identify(self) -> tuple[int, int] | None:
         """Return what tells the index's file from another one with its name; None if it is gone."""
