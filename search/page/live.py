@@ -21,7 +21,8 @@ import torch
 from search.engines.base import Engine
 from search.engines.exact import TorchExact
 from search.index import Hit, Index
-from search.page.mapped import map_weights, return_free_memory
+from search.page.allocator import return_free_memory
+from search.page.mapped import map_weights
 from search.page.together import Together
 from search.ranking import SAMPLED, sample_rows
 from search.store import AT_ONCE, PER_FILE, window_ids

@@ -1,6 +1,5 @@
 """Weights that take memory only where they are read."""
 
-import ctypes
 import tempfile
 from contextlib import suppress
 
@@ -31,9 +30,3 @@ def map_weights(module: nn.Module) -> None:
         maps = [np.memmap(file, np.uint8, "c", place, (size,)) for place, size in mapped]
         for parameter, content in zip(own, maps, strict=True):
             parameter.data = torch.from_numpy(content).view(parameter.dtype).view(parameter.shape)
-
-
-def return_free_memory() -> None:
-    """Give back to the system what the allocator of the C library keeps for later; does nothing where it cannot."""
-    with suppress(OSError, AttributeError, TypeError):
-        ctypes.CDLL(None).malloc_trim(0)

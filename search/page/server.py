@@ -14,6 +14,7 @@ from pathlib import Path
 
 from dataloaders.quoting import shorten
 from search.engines.base import INSTALL
+from search.page.allocator import keep_memory_together
 from search.store import Store
 
 SHORTEST = 16  # characters of a token
@@ -24,6 +25,7 @@ def serve(flags: Namespace) -> int:
     for package in ("fastapi", "uvicorn"):
         if find_spec(package) is None:
             raise ValueError(f"the page needs {package}: install it ({INSTALL})")
+    keep_memory_together()
     Store(Path(flags.index)).close()  # says what is wrong before anything takes long
     opened = bind(flags.host, flags.port)
     with opened:

@@ -5,7 +5,7 @@ import tempfile
 import torch
 from torch import nn
 
-from search.page.mapped import map_weights, return_free_memory
+from search.page.mapped import map_weights
 from tests.tiny import tiny_batch, tiny_clip
 
 
@@ -77,7 +77,3 @@ def test_without_room_they_stay_in_memory(monkeypatch):
     map_weights(module)
     assert torch.equal(module.turned, Mixed().turned)
     assert not is_mapped(module.turned)
-
-
-def test_memory_can_be_returned_anywhere():
-    return_free_memory()
