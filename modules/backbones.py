@@ -28,6 +28,8 @@ HEAD_WIDTH = 64  # of every CLIP that OpenAI published
 # wider, have wider heads.
 WIDEST_WITH_KNOWN_HEADS = 1024
 
+LARGEST, DEEPEST = 10**6, 1000  # a size and a number of blocks that no CLIP reaches, and that a mistake exceeds
+
 Triple = tuple[float, float, float]
 
 # Mean and standard deviation of the pixels (RGB, on the scale 0..1) that published weights were trained with.
@@ -127,6 +129,13 @@ class CLIPArchitecture:
         for activation in (self.activation, self.vision.activation, self.text.activation):
             if activation not in {*ACTIVATIONS, ""} or not self.activation:
                 raise ValueError(f"CLIP's activation must be one of {', '.join(ACTIVATIONS)}, not '{activation}'.")
+        for item in fields(self):
+            value, deep = getattr(self, item.name), item.name.endswith("_layers")
+            if item.type is int and (type(value) is not int or not 1 - deep <= value <= (DEEPEST if deep else LARGEST)):
+                raise ValueError(f"its {item.name} is {value}, which no CLIP can have.")
+        for parts in (self.vision, self.text):
+            if type(parts.norm_eps) is not float or not 0 < parts.norm_eps < 1 or not 0 <= parts.hidden <= LARGEST:
+                raise ValueError(f"a tower's norm_eps {parts.norm_eps} or hidden {parts.hidden} is of no CLIP.")
         end = self.text.end if self.text.end_id is None else "id N"
         for value, choices in ((self.vision.pool, POOLS), (end, ENDS)):
             if value not in choices:

@@ -290,8 +290,9 @@ def find_weights(path_or_name: str | Path, pretrained_dir: str | Path | None = N
     if name not in RELEASES:
         if folder is not None and (folder / name).exists():
             return folder / name
+        beside = f" nor at {folder / name}" if folder and not Path(name).is_absolute() else ""
         raise FileNotFoundError(
-            f"There are no CLIP weights at {name}{f' nor at {folder / name}' if folder else ''}; "
+            f"There are no CLIP weights at {name}{beside}; "
             f"give a file, a folder of Hugging Face or open_clip, one of {', '.join(RELEASES)}, or open_clip:NAME/TAG."
         )
     release = RELEASES[name]

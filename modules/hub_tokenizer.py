@@ -23,6 +23,7 @@ from modules.tokenizer import Tokenizer, clean
 VOCABULARIES = ("tokenizer.json", "sentencepiece.bpe.model", "spiece.model", "tokenizer.model")
 SETTINGS = ("tokenizer_config.json", "special_tokens_map.json")  # newer repositories have only the first
 AT_ONCE = 1000  # captions
+PROBE = "a photo of a dog"  # shows what a tokenizer puts around the words
 
 log = logging.getLogger("stop")
 
@@ -101,7 +102,9 @@ def _read(folder: Path, sha256: str) -> Any:
             f"the tokenizer in {folder} needs transformers ({shorten(str(error), 160)}): pip install transformers"
         ) from error
     try:
-        return AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
+        tokenizer = AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
+        tokenizer(PROBE)  # some settings of a wrong kind are noticed only here
+        return tokenizer
     except ImportError as error:
         told = shorten(" ".join(str(error).split()), 200)
         raise ValueError(
@@ -137,8 +140,7 @@ class HubTokenizer(Tokenizer):
         if read.is_fast:
             self._tokenizer.no_truncation()
             self._tokenizer.no_padding()
-        probe = "a photo of a dog"
-        whole, words = list(read(probe)["input_ids"]), self._encode([probe])[0]
+        whole, words = list(read(PROBE)["input_ids"]), self._encode([PROBE])[0]
         start = next((at for at in range(len(whole)) if whole[at : at + len(words)] == words), None)
         if start is None or not words or read.pad_token_id is None or read.truncation_side != "right":
             raise ValueError(

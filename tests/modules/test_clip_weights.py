@@ -262,6 +262,8 @@ class TestNames:
     def test_neither_path_nor_name(self, tmp_path: Path) -> None:
         with pytest.raises(FileNotFoundError, match=r"no CLIP weights at ViT-B-64 nor at .*one of ViT-B/32, ViT-B/16"):
             load_clip("ViT-B-64", tmp_path)
+        with pytest.raises(FileNotFoundError, match=r"no CLIP weights at /absent/clip; give"):
+            load_clip("/absent/clip", tmp_path)
 
 
 class TestHash:

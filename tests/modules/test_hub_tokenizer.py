@@ -330,6 +330,14 @@ class TestFiles:
         with pytest.raises(ValueError, match=r"transformers cannot read the tokenizer in .*new \(.*fetch its files"):
             tokenizer_of(replace(xlm[1], tokens=tokens), 20)
 
+    def test_a_setting_of_a_wrong_kind(self, xlm: tuple[Path, Backbone], tmp_path: Path) -> None:
+        shutil.copytree(xlm[0], tmp_path / "new")
+        settings = tmp_path / "new" / "tokenizer_config.json"
+        settings.write_text(json.dumps({**json.loads(settings.read_text()), "model_max_length": [1]}))
+        tokens = replace(xlm[1].tokens, places=(str(tmp_path / "new"),))
+        with pytest.raises(ValueError, match=r"transformers cannot read the tokenizer in .*new \(.*fetch its files"):
+            tokenizer_of(replace(xlm[1], tokens=tokens), 20)
+
     @pytest.mark.parametrize(
         ("change", "message"),
         [

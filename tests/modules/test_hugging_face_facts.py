@@ -133,6 +133,12 @@ def test_pixels_of_siglip(tmp_path: Path, resample: int) -> None:
         ({"vision_config": {**VISION, "image_size": [32, 48]}}, r"states image_size \[32, 48\]; these are whole"),
         ({"text_config": {**TOWER, "vocab_size": "many"}}, "states vocab_size many"),
         ({"text_config": {**TOWER, "num_hidden_layers": 3}}, r"missing keys \("),
+        ({"text_config": {**TOWER, "layer_norm_eps": float("nan")}}, "norm_eps nan"),
+        ({"text_config": {**TOWER, "layer_norm_eps": -1.0}}, r"norm_eps -1\.0"),
+        ({"text_config": {**TOWER, "layer_norm_eps": "small"}}, "norm_eps small"),
+        ({"text_config": {**TOWER, "hidden_size": 10**12, "projection_size": 32}}, "text_width is 1000000000000"),
+        ({"text_config": {**TOWER, "num_hidden_layers": 10**9}}, "text_layers is 1000000000, which no CLIP can have"),
+        ({"vision_config": {**VISION, "intermediate_size": 10**40}}, "or hidden 1000"),
         ({"vision_config": ["hidden_act"]}, "a field of a kind it should not have"),
     ],
 )
