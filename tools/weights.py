@@ -21,7 +21,7 @@ from modules.clip_weights import RELEASES, backbone_of, find_weights
 from modules.open_clip_names import ENDINGS, PREFIX, local_file, registered_names
 from modules.weight_files import HUGGING_FACE_FILES, OPEN_CLIP_CONFIG, OPEN_CLIP_FILES, read_json
 
-KINDS = {"clip", "siglip", "siglip2"}  # of Hugging Face's configurations that may be a backbone
+KINDS = {"clip", "siglip", "siglip2", "metaclip_2"}  # of Hugging Face's configurations that may be a backbone
 Found = Iterator[tuple[str, Path]]  # names to pass, and their files or folders
 
 

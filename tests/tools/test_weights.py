@@ -66,6 +66,15 @@ def test_a_folder(machine, capsys):
     assert "pass --clip_activation" in left_out[0]
 
 
+@pytest.mark.parametrize("kind", ["clip", "metaclip_2", "siglip", "siglip2"])
+def test_a_folder_of_transformers_is_tried(machine, capsys, kind):
+    folder = machine / "of transformers"
+    folder.mkdir()
+    (folder / "config.json").write_text(json.dumps({"model_type": kind}))
+    _, _, left_out = listed(capsys, "--pretrained_dir", str(machine))
+    assert any(str(folder) in line for line in left_out)
+
+
 def test_a_model_in_the_cache_is_listed_once(machine, capsys):
     in_the_hub_cache(machine)
     _, lines, _ = listed(capsys, "--pretrained_dir", str(machine))
