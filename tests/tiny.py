@@ -6,7 +6,8 @@ import torch
 
 from modules.backbones import Backbone
 from modules.clip import CLIP, CLIPArchitecture
-from modules.methods import METHODS, method_options
+from modules.losses import symmetric_info_nce
+from modules.methods import METHODS, Method, method_options
 
 TINY = CLIPArchitecture(
     embed_dim=24,
@@ -57,3 +58,12 @@ def tiny_batch(
     token_ids = torch.randint(300, 49000, (batch, words), generator=generator)
     token_ids[:, 0], token_ids[:, -2], token_ids[:, -1] = 49406, 49407, 0
     return video, frame_mask, token_ids
+
+
+def loss_of(method: Method, batch: tuple[torch.Tensor, torch.Tensor, torch.Tensor]) -> torch.Tensor:
+    """Return the training loss; a method that reads captions of frames gets those of the other clips in their place."""
+    video, frame_mask, token_ids = batch
+    if method.reads_frame_captions:
+        frames = [token_ids.roll(frame, dims=0) for frame in range(video.shape[1])]
+        token_ids = torch.stack([token_ids, *frames], dim=1)
+    return method.batch_loss(symmetric_info_nce, *method(video, frame_mask, token_ids))

@@ -11,13 +11,12 @@ from engine.checkpoint import CheckpointHeader, load_checkpoint, save_checkpoint
 from engine.optim import build_optimizer
 from modules.backbones import NEEDS
 from modules.clip_weights import backbone_sha256
-from modules.losses import symmetric_info_nce
 from modules.methods import METHODS, build_method
 from modules.rows import tensors_of
 from modules.similarity import masked_mean
 from modules.text_prompts import encode_with_both_ends
 from tests.backbones import FAMILIES, family_clip
-from tests.tiny import TINY, fitting_options, tiny_batch, tiny_clip
+from tests.tiny import TINY, fitting_options, loss_of, tiny_batch, tiny_clip
 
 PAIRS = [(name, family) for name in METHODS for family in FAMILIES]
 # What a family does not define for a method; docs/backbones.md says why.
@@ -36,14 +35,6 @@ OPTIONS = {"stop_released": {"inter_frame_norm": "clip"}}
 
 def built(name, family, **options):
     return build_method(name, family_clip(family), **fitting_options(name, **OPTIONS.get(name, {}), **options))
-
-
-def loss_of(method, batch):
-    video, frame_mask, token_ids = batch
-    if method.reads_frame_captions:
-        frames = [token_ids.roll(frame, dims=0) for frame in range(video.shape[1])]
-        token_ids = torch.stack([token_ids, *frames], dim=1)
-    return method.batch_loss(symmetric_info_nce, *method(video, frame_mask, token_ids))
 
 
 @pytest.mark.parametrize(("name", "family"), [pair for pair in PAIRS if pair not in RUNNING])

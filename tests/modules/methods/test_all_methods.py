@@ -8,10 +8,9 @@ import pytest
 import torch
 
 from engine.optim import build_optimizer
-from modules.losses import symmetric_info_nce
 from modules.methods import METHODS, Method, build_method, method_options
 from modules.rows import tensors_of
-from tests.tiny import TINY, tiny_batch, tiny_clip
+from tests.tiny import TINY, loss_of, tiny_batch, tiny_clip
 
 METHOD_NAMES = list(METHODS)
 # Options that a method needs for the clips here, or to fix a requirement that it breaks by default (see its own tests).
@@ -30,15 +29,6 @@ LEARNS_WITH = {"vpt": {"prompt_length": 20, "text_prompt_length": 0}}
 
 def build(name, **options):
     return build_method(name, tiny_clip(), **OPTIONS.get(name, {}), **options)
-
-
-def loss_of(method, batch):
-    """Return the training loss; a method that reads captions of frames gets those of the other clips in their place."""
-    video, frame_mask, token_ids = batch
-    if method.reads_frame_captions:
-        frames = [token_ids.roll(frame, dims=0) for frame in range(video.shape[1])]
-        token_ids = torch.stack([token_ids, *frames], dim=1)
-    return method.batch_loss(symmetric_info_nce, *method(video, frame_mask, token_ids))
 
 
 @pytest.fixture(params=METHOD_NAMES)
