@@ -7,6 +7,7 @@
 # STAN and Mug-STAN also start from the checkpoints stan_start and mug_stan_start of post-pretraining, where they exist.
 set -euo pipefail
 source "$(dirname "$0")/_launch.sh"
+source "$(dirname "$0")/_moving_shapes.sh"
 source "$(dirname "$0")/_rows.sh"
 cd "$repository"
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
@@ -72,17 +73,7 @@ mkdir -p "$runs" "$(dirname "$results")"
 
 # run_row NAME SEED FILE FOLDER FLAGS...
 run_row() {
-    local name=$1 seed=$2 file=$3 folder=$4
-    shift 4
-    launch main_task_retrieval.py --row_name "$name" --seed "$seed" --results_csv "$file" \
-        --datatype msrvtt --expand_msrvtt_sentences \
-        --train_csv "$DATA_PATH/MSRVTT_train.csv" --val_csv "$DATA_PATH/MSRVTT_JSFUSION_test.csv" \
-        --data_path "$DATA_PATH/MSRVTT_data.json" --features_path "$DATA_PATH/videos" \
-        --twins_csv "$DATA_PATH/twins.csv" --train_twins_csv "$DATA_PATH/train_twins.csv" \
-        --pretrained_clip_name "$pretrained_clip_name" \
-        --epochs "$epochs" --batch_size "$batch_size" --max_frames "$max_frames" \
-        --frame_sampling segment --feature_framerate 0 --num_thread_reader "$num_thread_reader" \
-        --output_dir "$folder" "$@"
+    run_on_moving_shapes "${@:1:4}" --pretrained_clip_name "$pretrained_clip_name" "${@:5}"
 }
 
 run_rows "$seeds" "$only" "$JOBS" "$runs"

@@ -7,6 +7,7 @@
 # Backbones that are not there are trained first, on stills alone, for about half an hour each.
 set -euo pipefail
 source "$(dirname "$0")/_launch.sh"
+source "$(dirname "$0")/_moving_shapes.sh"
 source "$(dirname "$0")/_rows.sh"
 cd "$repository"
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
@@ -42,16 +43,7 @@ mkdir -p "$runs" "$(dirname "$results")"
 
 # run_row NAME SEED FILE FOLDER FLAGS...
 run_row() {
-    local name=$1 seed=$2 file=$3 folder=$4
-    shift 4
-    launch main_task_retrieval.py --row_name "$name" --seed "$seed" --results_csv "$file" \
-        --datatype msrvtt --expand_msrvtt_sentences \
-        --train_csv "$DATA_PATH/MSRVTT_train.csv" --val_csv "$DATA_PATH/MSRVTT_JSFUSION_test.csv" \
-        --data_path "$DATA_PATH/MSRVTT_data.json" --features_path "$DATA_PATH/videos" \
-        --twins_csv "$DATA_PATH/twins.csv" --train_twins_csv "$DATA_PATH/train_twins.csv" \
-        --epochs "$epochs" --batch_size "$batch_size" --max_frames "$max_frames" \
-        --frame_sampling segment --feature_framerate 0 --num_thread_reader "$num_thread_reader" \
-        --frame_cache "$frame_cache" --output_dir "$folder" "$@"
+    run_on_moving_shapes "${@:1:4}" --frame_cache "$frame_cache" "${@:5}"
 }
 
 for family in pe siglip; do

@@ -7,6 +7,7 @@
 #   seeds=0 only="^(LoRA|TempMe)$" bash scripts/table_moving_shapes.sh
 set -euo pipefail
 source "$(dirname "$0")/_launch.sh"
+source "$(dirname "$0")/_moving_shapes.sh"
 cd "$repository"
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
 
@@ -36,21 +37,12 @@ mkdir -p "$runs" "$(dirname "$results")"
 
 # train_row NAME SEED FILE FOLDER FLAGS...
 train_row() {
-    local name=$1 seed=$2 file=$3 folder=$4
-    shift 4
     case " $* " in
         *" --method discovla "*) set -- "$@" --frame_captions "$frame_captions" ;;
         *" --method efficient_prompt "*) set -- "$@" --prefix 4 --postfix 4 ;;
     esac
-    launch main_task_retrieval.py --row_name "$name" --seed "$seed" --results_csv "$file" \
-        --datatype msrvtt --expand_msrvtt_sentences \
-        --train_csv "$DATA_PATH/MSRVTT_train.csv" --val_csv "$DATA_PATH/MSRVTT_JSFUSION_test.csv" \
-        --data_path "$DATA_PATH/MSRVTT_data.json" --features_path "$DATA_PATH/videos" \
-        --twins_csv "$DATA_PATH/twins.csv" --train_twins_csv "$DATA_PATH/train_twins.csv" \
-        --pretrained_clip_name "$pretrained_clip_name" \
-        --epochs "$epochs" --batch_size "$batch_size" --max_frames "$max_frames" --max_words "$max_words" \
-        --frame_sampling segment --feature_framerate 0 --num_thread_reader "$num_thread_reader" \
-        --frame_cache "$frame_cache" --output_dir "$folder" "$@"
+    run_on_moving_shapes "${@:1:4}" --pretrained_clip_name "$pretrained_clip_name" --max_words "$max_words" \
+        --frame_cache "$frame_cache" "${@:5}"
 }
 
 search_rates
