@@ -273,7 +273,7 @@ def report(settings: Settings, options: dict[str, Any]) -> str:
     torch.manual_seed(0)
     name = settings.pretrained_clip_name
     clip = CLIP(architecture, backbone_of(name) if is_open_clip_name(name) else None)
-    find_tokenizer(clip)
+    find_tokenizer(clip, name)
     method = build_method(settings.method, clip, **options).to(device)
     tokenizer = tokenizer_of(method.clip.backbone, settings.max_words)
     with tempfile.TemporaryDirectory() as temporary:

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from torch import OutOfMemoryError
 from torch.distributed import DistError
 
-from engine.messages import print_error
+from engine.messages import print_error, print_result
 
 # torch's messages (torch/utils/data/dataloader.py, and its signal handler in C++): it has no classes for these errors.
 _WORKER_DIED = re.compile(r"DataLoader worker \(pid(?:\(s\))? ?([\d, ]+)\) (?:is killed by signal: ([\w ]+)|exited)")
@@ -71,7 +71,7 @@ def one_sentence(error: BaseException) -> str:
 def print_report(report: Callable[[], str]) -> int:
     """Print the text that `report` returns, or one sentence about a mistake; return the exit code 0 or 2."""
     try:
-        print(report())
+        print_result(report())
     except (ValueError, OSError, RuntimeError, MemoryError) as error:
         known = explained(error)
         if known is None:

@@ -27,7 +27,7 @@ from engine.errors import explained, one_sentence
 from engine.file_formats import refuse_other_kind
 from engine.interrupt import Interrupted
 from engine.logger import AS_GIVEN, RunLogger, append_row, log, provenance
-from engine.messages import print_error
+from engine.messages import print_error, print_result
 from engine.precision import auto_precision
 from engine.run_folder import one_run_at_a_time, settings_file
 from engine.tasks.base import Metrics, Task, TrainingItems, flat_metrics, format_metrics
@@ -71,7 +71,7 @@ class Run:
         for folder in ("", model.pretrained_dir):
             refuse_other_kind(Path(folder, model.pretrained_clip_name), "--pretrained_clip_name")
         clip = load_clip(model.pretrained_clip_name, model.pretrained_dir, asked=model.asked_of_clip())
-        find_tokenizer(clip)
+        find_tokenizer(clip, model.pretrained_clip_name)
         self.backbone, self.backbone_sha256 = clip.backbone, backbone_sha256(clip)
         preflight.check_context(config.data.max_words, clip)
         name = self.clip_name = model.pretrained_clip_name
@@ -284,7 +284,7 @@ def main(task: type[Task], argv: Sequence[str] | None = None) -> int:
                 model.method, model.pretrained_clip_name, model.pretrained_dir, model.options, data.max_frames,
                 data.max_words, model.asked_of_clip(), lambda method: task.make_loss(config, method),
             )  # fmt: skip
-            print(json.dumps(counts, indent=2))
+            print_result(json.dumps(counts, indent=2))
             return 0
         with process_group() as process:
             run(config, task, process)

@@ -24,11 +24,12 @@ END_TOKEN = 49407
 LONGEST_TEXT = 77  # positions of OpenAI's text towers, START and END included
 
 
-def find_tokenizer(clip: CLIP) -> None:
+def find_tokenizer(clip: CLIP, name: str) -> None:
     """Find the files of the tokenizer that belongs to a CLIP; its backbone then names them by their content.
 
     CLIP's own tokenizer has none; others are looked up beside the weights and in the cache of the Hugging Face Hub, and
-    last downloaded. What a checkpoint or an index notes of its CLIP has this content, so call it before those.
+    last downloaded. What a checkpoint or an index notes of its CLIP has this content, so call it before those. Messages
+    call the CLIP by `name`.
 
     Raises:
         FileNotFoundError: the files are not here and cannot be downloaded; says which to fetch and where to put them.
@@ -39,8 +40,9 @@ def find_tokenizer(clip: CLIP) -> None:
     if backbone.tokens.encoding == CLIPS_BYTE_PAIRS:
         if backbone.architecture.vocab_size != END_TOKEN + 1:
             raise ValueError(
-                f"This CLIP has a vocabulary of {backbone.architecture.vocab_size} tokens and CLIP's tokenizer one of "
-                f"{END_TOKEN + 1}: it needs another tokenizer, which its source does not name."
+                f"{name}: its text tower has a vocabulary of {backbone.architecture.vocab_size:,} tokens and CLIP's "
+                f"own tokenizer one of {END_TOKEN + 1:,}, and nothing here names another tokenizer; pass the folder of "
+                "its release (open_clip's or Hugging Face's, with the tokenizer's files) instead of a file of weights"
             )
         return
     from modules.hub_tokenizer import checked_files

@@ -239,7 +239,7 @@ def make(config: Config, own: argparse.Namespace, output: Path) -> int:
     lists = prompt_lists(labels.classes, clauses, templates, own.mode)
 
     clip = load_clip(model.pretrained_clip_name, model.pretrained_dir, asked=model.asked_of_clip())
-    find_tokenizer(clip)
+    find_tokenizer(clip, model.pretrained_clip_name)
     check_finite(clip, model.pretrained_clip_name)
     token_ids = check_lengths(lists, keys, clip, allowed)
     about = {

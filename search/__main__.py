@@ -227,7 +227,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         print("interrupted: what is in the index stays, and the same command goes on", file=sys.stderr)
         return INTERRUPTED
     except BrokenPipeError:  # the reader of a pipe, such as head, has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        from engine.messages import close_stdout
+
+        close_stdout()
         return 0
     except (ValueError, OSError, RuntimeError, MemoryError) as error:
         from engine.errors import explained, one_sentence

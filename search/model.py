@@ -263,7 +263,7 @@ def _from_checkpoint(source: Source) -> _Loaded:
         )
     model, data = config.model, config.data
     clip = load_clip(model.pretrained_clip_name, model.pretrained_dir, asked=model.asked_of_clip())
-    find_tokenizer(clip)
+    find_tokenizer(clip, model.pretrained_clip_name)
     method = build_method(model.method, clip, **model.options)
     task.make_loss(config, method)  # freezes the tensors that the checkpoint therefore lacks
     loaded = load_weights(path, method, backbone_sha256(clip), training=False)
@@ -288,7 +288,7 @@ def _bare(source: Source) -> _Loaded:
     name = source.pretrained_clip_name or model.pretrained_clip_name
     folder = source.pretrained_dir or model.pretrained_dir
     clip = load_clip(name, folder)
-    find_tokenizer(clip)
+    find_tokenizer(clip, name)
     check_finite(clip, name)
     data = replace(data, max_words=min(data.max_words, clip.text.context_length))
     sha256, method = backbone_sha256(clip), build_method(model.method, clip)

@@ -135,7 +135,7 @@ def test_new_text_prompts_of_a_method_are_not_made_up(small_actions, flags, tmp_
     assert main([*evaluation, "--output_dir", str(tmp_path / "text")]) == 2
     error = capsys.readouterr().err
     assert "text_prompts" in error
-    assert "it was trained with --method stop --classifier bag" in error
+    assert "was trained with --method stop --classifier bag" in error
 
 
 def test_it_resumes_to_the_bit_with_the_same_features_only(small_actions, flags, tmp_path, monkeypatch, capsys):

@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 
 from dataloaders.quoting import shorten, some
-from engine.messages import print_error
+from engine.messages import print_error, print_result
 from engine.tasks.predictions import Predictions, read_predictions, read_subset
 from engine.tasks.recognition_metrics import FUSIONS, Array, predicted, recognition_metrics, tied_at_top
 from tools.report import METRICS, markdown, number
@@ -146,13 +146,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         if arguments.subset:
             runs = [read_subset(arguments.subset, run) for run in runs]
         if len(runs) == 1:
-            print(of_one_run(runs[0], arguments.fusion))
+            print_result(of_one_run(runs[0], arguments.fusion))
             return 0
         runs = [runs[0], align(*runs)]
         names = [path.resolve().parent.name for path in arguments.files]
         if names[0] == names[1]:
             names = [str(path) for path in arguments.files]
-        print(of_two_runs(names, runs, arguments.fusion))
+        print_result(of_two_runs(names, runs, arguments.fusion))
     except (ValueError, OSError) as error:
         print_error(error)
         return 2

@@ -18,7 +18,7 @@ import numpy as np
 
 from dataloaders.quoting import shorten
 from engine.flags import PICTURES, check_file
-from engine.messages import print_error
+from engine.messages import print_error, print_result
 from engine.tasks.predictions import Predictions, read_predictions, read_subset
 from engine.tasks.recognition_metrics import FUSIONS, confusion, worst_pairs
 
@@ -126,7 +126,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (ValueError, OSError) as error:
         print_error(error)
         return 2
-    print("\n".join([*mistakes(matrix, names), str(arguments.output)]))
+    print_result("\n".join([*mistakes(matrix, names), str(arguments.output)]))
     return 0
 
 

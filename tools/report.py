@@ -24,7 +24,7 @@ from pathlib import Path
 import pandas as pd
 
 from engine.flags import PICTURES, check_file
-from engine.messages import print_error
+from engine.messages import print_error, print_result
 
 METRICS = {"t2v twins": "reversed pairs"} | {
     f"{way} {name}{extra}": f"{way.upper()} {name}{extra}" if name == "R@1" else name
@@ -275,7 +275,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             return 0 if ((rows["name"] == name) & (rows["seed"] == seed)).any() else 1
         if rows.empty:
             raise ValueError(f"{results_csv}: has no row yet")
-        print(table_of_means(rows) if arguments.mean else table_of_runs(rows))
+        print_result(table_of_means(rows) if arguments.mean else table_of_runs(rows))
     except (ValueError, OSError) as error:
         print_error(error)
         return 2

@@ -29,7 +29,7 @@ from engine.cli import parse_config
 from engine.config import Config
 from engine.describe import describe
 from engine.flags import PICTURES, check_file
-from engine.messages import print_error
+from engine.messages import print_error, print_result
 from engine.tasks.registry import TASKS
 from modules.clip import CLIP
 from modules.clip_weights import backbone_of
@@ -226,12 +226,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         if rows.empty:
             raise ValueError(f"{arguments.results}: has no row yet")
         if arguments.backbones:
-            print(markdown(*compare_backbones(rows)))
+            print_result(markdown(*compare_backbones(rows)))
             return 0
         header, body, points = compare(rows, cited, steps)
         if arguments.no_cited:
             header, body = header[:-9], [cells[:-9] for cells in body]
-        print(markdown(header, body))
+        print_result(markdown(header, body))
         if arguments.chart:
             draw(points, arguments.chart)
             print(f"\n{arguments.chart}")

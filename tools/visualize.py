@@ -47,7 +47,7 @@ def restore(checkpoint: Path, clip_activation: str = "") -> Restored:
     asked = {"clip_activation": clip_activation} if clip_activation else {}
     config = Config.from_flat(header.settings | asked, task.settings)
     clip = load_clip(config.model.pretrained_clip_name, config.model.pretrained_dir, asked=config.model.asked_of_clip())
-    find_tokenizer(clip)
+    find_tokenizer(clip, config.model.pretrained_clip_name)
     sha256 = backbone_sha256(clip)
     method = build_method(config.model.method, clip, **config.model.options)
     task.make_loss(config, method)  # freezes the tensors that the checkpoint therefore lacks

@@ -129,7 +129,9 @@ def test_resuming_is_refused_if_the_same_weights_run_differently(
     flags = [*small_data.flags(), "--pretrained_clip_name", str(bare), "--output_dir", str(tmp_path / "run")]
     assert main([*TRAINING, *flags, "--clip_activation", "gelu"]) == 0
     assert main([*TRAINING, *flags, "--clip_activation", "quick_gelu", "--resume", "auto"]) == 2
-    assert "belongs to another run: CLIP is" in capsys.readouterr().err
+    error = capsys.readouterr().err
+    assert "belongs to another run: CLIP is" in error
+    assert " gelu; ...' there and '... joint 24; quick_gelu; ...' here" in error
 
 
 def test_a_run_uses_a_cache_that_was_filled_before(

@@ -8,6 +8,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
@@ -93,7 +95,9 @@ def test_a_full_checkpoint_contains_its_clip(tmp_path):
     load_checkpoint(path, other, "b" * 64)
     for name, tensor in other.state_dict().items():
         assert torch.equal(tensor, method.state_dict()[name]), name
-    with pytest.raises(ValueError, match=r"does not fit the method VPT: prompts is missing; inter\S+ is not a tensor"):
+    with pytest.raises(
+        ValueError, match=r"trained with --method stop, and does not fit the method VPT: prompts is missing"
+    ):
         load_checkpoint(path, build_method("vpt", tiny_clip()), "a" * 64)
 
 
@@ -255,3 +259,30 @@ def test_one_of_another_loss_loads_although_only_one_of_them_trains_the_temperat
     trained = {name: p for name, p in one.trainable_parameters() if name != "clip.logit_scale"}
     for name, parameter in trained.items():
         assert torch.equal(dict(other.named_parameters())[name], parameter), name
+
+
+TOKENIZERS = ("CLIP's byte pairs", "someone/else, sha256 0123456789ab")
+LINE = "vision 224/32 pixels, 12 x 768 wide, 12 heads; text 77 of 49408 tokens ({}), 12 x 512 wide; quick_gelu; softmax"
+WORDS = st.lists(st.sampled_from(["a", "b", ""]), max_size=60)
+
+
+class TestDifferences:
+    def test_long_values_are_shown_where_they_differ(self) -> None:
+        there, here = ({"CLIP": LINE.format(name)} for name in TOKENIZERS)
+        assert checkpoint.differences(there, here) == (
+            'CLIP is "... 49408 tokens (CLIP\'s byte pairs), ..." there and '
+            "'... 49408 tokens (someone/else, sha256 0123456789ab), ...' here"
+        )
+        assert checkpoint.differences(there, there) == ""
+        assert checkpoint.differences({"lr": "1"}, {"lr": "2", "new": 3}) == (
+            "lr is '1' there and '2' here; new is None there and 3 here"
+        )
+
+    @given(WORDS, WORDS)
+    def test_what_is_shown_differs_if_the_values_do(self, one: list[str], other: list[str]) -> None:
+        texts = [" ".join(["word"] * 20 + words + ["end"] * 20) for words in (one, other)]
+        message = checkpoint.differences({"x": texts[0]}, {"x": texts[1]})
+        assert bool(message) == (texts[0] != texts[1])
+        if message and max(len(one), len(other)) < 15:
+            there, here = message.removeprefix("x is ").removesuffix(" here").split(" there and ")
+            assert there != here

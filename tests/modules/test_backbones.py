@@ -75,7 +75,7 @@ def test_pixels_are_open_clips(pair: tuple[Path, Any, Any, CLIP], width: int, he
 def test_token_ids_are_open_clips(tmp_path: Path) -> None:
     write_hub_folder(tmp_path, CONFIG)
     clip = load_clip(tmp_path)
-    find_tokenizer(clip)
+    find_tokenizer(clip, "tiny")
     theirs = open_clip.get_tokenizer(f"local-dir:{tmp_path}")
     assert torch.equal(tokenizer_of(clip.backbone, 77)(CAPTIONS), theirs(CAPTIONS))
     assert torch.equal(tokenizer_of(clip.backbone, 12)(CAPTIONS), theirs(CAPTIONS, context_length=12))

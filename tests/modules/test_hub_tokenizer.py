@@ -214,7 +214,7 @@ class TestWhatItIs:
     def test_another_tokenizer_is_another_backbone(self, siglip: tuple[Path, Backbone], tmp_path: Path) -> None:
         folder, backbone = siglip
         clip = CLIP(backbone.architecture, backbone)
-        find_tokenizer(clip)
+        find_tokenizer(clip, "tiny")
         first = clip.backbone
         assert first.tokens.sha256 == files_sha256(folder)
         assert f"sha256 {first.tokens.sha256[:12]}" in str(first)
@@ -223,7 +223,7 @@ class TestWhatItIs:
         moved = replace(backbone, tokens=replace(backbone.tokens, places=(str(tmp_path / "moved"),)))
         same = CLIP(backbone.architecture, moved)
         same.load_state_dict(clip.state_dict())
-        find_tokenizer(same)
+        find_tokenizer(same, "tiny")
         assert same.backbone == first
         assert text_sha256(same) == text_sha256(clip)
 
@@ -231,13 +231,13 @@ class TestWhatItIs:
         other = json.loads(path.read_text())
         other["model"]["vocab"][5], other["model"]["vocab"][6] = other["model"]["vocab"][6], other["model"]["vocab"][5]
         path.write_text(json.dumps(other))
-        for use in (lambda: tokenizer_of(same.backbone, 20), lambda: find_tokenizer(same)):
+        for use in (lambda: tokenizer_of(same.backbone, 20), lambda: find_tokenizer(same, "tiny")):
             with pytest.raises(
                 ValueError, match=rf"not the one that these weights have \(sha256 {first.tokens.sha256[:12]}"
             ):
                 use()
         same.backbone = moved
-        find_tokenizer(same)
+        find_tokenizer(same, "tiny")
         assert same.backbone.sha256() != first.sha256()
         assert text_sha256(same) != text_sha256(clip)
         (difference,) = same.backbone.differences(first.facts())
@@ -248,8 +248,10 @@ class TestWhatItIs:
         assert len({text_sha256(clip) for clip in (one, other, tiny_clip())}) == 3
 
     def test_a_vocabulary_that_no_tokenizer_is_named_for(self) -> None:
-        with pytest.raises(ValueError, match=r"vocabulary of 100 tokens .* which its source does not name"):
-            find_tokenizer(CLIP(replace(TINY, vocab_size=100)))
+        with pytest.raises(
+            ValueError, match=r"^tiny\.pt: its text tower has a vocabulary of 100 tokens .* pass the folder of"
+        ):
+            find_tokenizer(CLIP(replace(TINY, vocab_size=100)), "tiny.pt")
 
 
 class TestFiles:

@@ -64,7 +64,7 @@ def write_metaclip_2(folder: Path) -> Any:
 def check_features(folder: Path, theirs: Any, length: int) -> None:
     """Check that captions and pictures have transformers' features and logits, 1e-5 relative."""
     ours, tokens = load_clip(folder), transformers.AutoTokenizer.from_pretrained(folder)
-    find_tokenizer(ours)
+    find_tokenizer(ours, "tiny")
     captions = [text.lower() for text in CAPTIONS if clean(text, "whitespace") == text][:40]  # they have no ftfy
     token_ids = tokenizer_of(ours.backbone, length)(captions)
     fixed = {"padding": "max_length", "truncation": True, "max_length": length, "return_tensors": "pt"}

@@ -26,7 +26,7 @@ def test_texts_and_images_are_open_clips(write, context, tmp_path: Path, monkeyp
     know_small_siglip(monkeypatch.setitem)
     theirs = write(tmp_path)
     ours, tokenize = load_clip(tmp_path), open_clip.get_tokenizer(f"local-dir:{tmp_path}")
-    find_tokenizer(ours)
+    find_tokenizer(ours, "tiny")
     token_ids = tokenizer_of(ours.backbone, context)(CAPTIONS)
     assert torch.equal(token_ids, tokenize(CAPTIONS))
     text = ours.text(token_ids)
@@ -77,7 +77,7 @@ def test_methods_on_metaclip_2(tmp_path: Path) -> None:
         build_method("tc_clip", clip)
     with pytest.raises(ValueError, match="--text_mask nonzero is for rows that are padded with zeros"):
         build_method("unipt", clip, text_mask="nonzero")
-    find_tokenizer(clip)
+    find_tokenizer(clip, "tiny")
     token_ids = tokenizer_of(clip.backbone, 20)(["a red half", "Two DOGS"])
     method = build_method("vop", clip).eval()
     text = method.encode_text(token_ids)
