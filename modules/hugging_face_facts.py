@@ -20,7 +20,7 @@ from modules.backbones import (
     Triple,
     VisionParts,
 )
-from modules.weight_files import read_json
+from modules.weight_files import check_kinds, read_json
 
 # Pillow's numbers, which Hugging Face's preprocessors use.
 PILLOW_INTERPOLATION = {2: "bilinear", 3: "bicubic"}
@@ -29,6 +29,11 @@ PILLOW_INTERPOLATION = {2: "bilinear", 3: "bicubic"}
 ACTIVATION_NAMES = {"gelu_pytorch_tanh": "gelu_tanh"}
 # The tokenizers of MetaCLIP 2 and their cleaning by the size of the vocabulary, as open_clip's registry has them.
 OF_METACLIP_2 = {901629: ("facebook/xlm-v-base", "whitespace"), 250100: ("google/mt5-base", "canonicalize")}
+# Fields whose odd values would pass for true, and those that are read by their kind.
+KINDS_OF_PIXELS: dict[str, tuple[type, ...]] = {
+    **dict.fromkeys(("do_resize", "do_rescale", "do_normalize", "do_center_crop"), (bool,)),
+    "rescale_factor": (int, float), "resample": (int,), "size": (int, dict), "crop_size": (int, dict),
+}  # fmt: skip
 # SigLIP's towers where their configuration states nothing.
 POSITIONS = ("vocab_size", "max_position_embeddings")
 SIGLIP_SIZES = {"hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12, "num_attention_heads": 12}
@@ -92,6 +97,8 @@ def _of_siglip(path: Path, config: Mapping[str, Any]) -> StatedFacts:
     for tower, sizes in ((vision, (*SIGLIP_SIZES, "image_size", "patch_size")), (text, (*SIGLIP_SIZES, *POSITIONS))):
         if odd := [f"{name} {tower[name]}" for name in sizes if type(tower[name]) is not int or tower[name] < 1]:
             raise ValueError(f"{path} states {', '.join(odd)}; these are whole numbers, and images are square.")
+    check_kinds(vision, {"vision_use_head": (bool,), "num_channels": (int,)}, path)
+    check_kinds(text, {"projection_size": (int,)}, path)
     embed_dim = vision["hidden_size"]
     unsupported = [
         what
@@ -179,12 +186,14 @@ def _pixels_of_hugging_face(folder: Path, image_size: int | None, square: bool =
 
 
 def _of_preprocessor(config: Mapping[str, Any], path: Path, image_size: int | None) -> dict[str, Any]:
+    check_kinds(config, KINDS_OF_PIXELS, path)
     for step in ("do_resize", "do_rescale", "do_normalize"):
         if not config.get(step, True):
             raise ValueError(f"{path} states {step} false; CLIP's pictures are resized, scaled to 0..1 and normalised.")
     if not math.isclose(config.get("rescale_factor", 1 / 255), 1 / 255, rel_tol=1e-6):
         raise ValueError(f"{path} states rescale_factor {config['rescale_factor']}; only 1/255 is supported.")
-    size, crop = config.get("size") or image_size or 224, config.get("crop_size")
+    size, crop = config.get("size"), config.get("crop_size")
+    size = (image_size or 224) if size is None else size
     crop_side = crop.get("height") if isinstance(crop, Mapping) else crop
     if isinstance(size, Mapping) and "height" in size:
         mode, side = "squash", size["height"]
@@ -213,9 +222,13 @@ def _of_preprocessor(config: Mapping[str, Any], path: Path, image_size: int | No
 
 def triple(values: Any, source: Path | str) -> Triple:
     """Return three numbers, one a channel; ValueError if `values` are not three, or one for all."""
-    if isinstance(values, int | float):
+    if type(values) in (int, float):
         values = [values] * 3
-    if not isinstance(values, list | tuple) or len(values) != 3 or any(not isinstance(v, int | float) for v in values):
-        raise ValueError(f"{source} states {values} for three channels.")
+    if not isinstance(values, list | tuple) or len(values) != 3 or not all(map(_is_number, values)):
+        raise ValueError(f"{source} states {values} for three channels; it must be three finite numbers.")
     red, green, blue = (float(value) for value in values)
     return red, green, blue
+
+
+def _is_number(value: Any) -> bool:
+    return type(value) in (int, float) and math.isfinite(value)

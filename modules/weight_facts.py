@@ -23,7 +23,14 @@ from modules.backbones import (
 from modules.hugging_face_facts import facts_of_hugging_face, triple
 from modules.stated_backbone import facts_of_metadata
 from modules.timm_names import with_towers_of_timm
-from modules.weight_files import OPEN_CLIP_CONFIG, OPEN_CLIP_FILES, is_open_clip_folder, metadata_of, read_json
+from modules.weight_files import (
+    OPEN_CLIP_CONFIG,
+    OPEN_CLIP_FILES,
+    check_kinds,
+    is_open_clip_folder,
+    metadata_of,
+    read_json,
+)
 from modules.weight_names import State, has_hugging_face_keys
 
 # Fields of open_clip's towers with the values that `modules.clip` supports; other fields must be empty or false.
@@ -86,7 +93,8 @@ def stated_facts(path: Path, state: State) -> StatedFacts:
 def facts_of_open_clip_file(path: Path) -> StatedFacts:
     """Read an open_clip_config.json as open_clip writes it to the Hugging Face Hub."""
     config = read_json(path)
-    model, pixels = config.get("model_cfg"), config.get("preprocess_cfg") or {}
+    model, pixels = config.get("model_cfg"), config.get("preprocess_cfg")
+    pixels = {} if pixels is None else pixels
     if not isinstance(model, Mapping) or not isinstance(pixels, Mapping):
         raise ValueError(f"{path} holds no model_cfg; open_clip writes it with that and preprocess_cfg.")
     return facts_of_open_clip(model, pixels, str(path))
@@ -100,7 +108,12 @@ def facts_of_open_clip(model: Mapping[str, Any], pixels: Mapping[str, Any], sour
     vision, text = model.get("vision_cfg"), model.get("text_cfg")
     if not isinstance(vision, Mapping) or not isinstance(text, Mapping) or "embed_dim" not in model:
         raise ValueError(f"{source} lacks embed_dim, vision_cfg or text_cfg.")
+    check_kinds(model, {"quick_gelu": (bool,)}, source)
+    check_kinds(vision, {"mlp_ratio": (int, float), "head_width": (int,)}, source)
+    check_kinds(text, {"mlp_ratio": (int, float), "hf_tokenizer_name": (str,), "tokenizer_kwargs": (dict,)}, source)
+    check_kinds(pixels, {"resize_mode": (str,), "interpolation": (str,)}, source)
     words = {name: text.get(name) for name in OF_TOKENS}
+    check_kinds(words["tokenizer_kwargs"] or {}, {"clean": (str,)}, source)
     of_timm = with_towers_of_timm(model, vision, text)
     if of_timm is not None:
         model, vision, text = of_timm.model, of_timm.vision, of_timm.text
@@ -135,7 +148,7 @@ def facts_of_open_clip(model: Mapping[str, Any], pixels: Mapping[str, Any], sour
         "text_layers": text.get("layers", 12),
         "text_heads": text.get("heads", 8),
     }
-    odd = [f"{name} {size}" for name, size in sizes.items() if not isinstance(size, int) or size < 1]
+    odd = [f"{name} {size}" for name, size in sizes.items() if type(size) is not int or size < 1]
     if odd:
         raise ValueError(f"{source} states {', '.join(odd)}; these are whole numbers, and images are square.")
     if pixels.get("size", image_size) not in (None, image_size, [image_size] * 2):
@@ -161,8 +174,8 @@ def facts_of_open_clip(model: Mapping[str, Any], pixels: Mapping[str, Any], sour
         architecture.activation,
         architecture.vision_heads,
         architecture.text_heads,
-        triple(pixels.get("mean") or mean, source),
-        triple(pixels.get("std") or std, source),
+        mean if pixels.get("mean") is None else triple(pixels["mean"], source),
+        std if pixels.get("std") is None else triple(pixels["std"], source),
         resize_mode,
         "bicubic" if interpolation == "random" else interpolation,  # as open_clip does outside training
         image_size,

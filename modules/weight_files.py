@@ -25,6 +25,7 @@ from modules.weight_names import NOT_WEIGHTS, State
 OPEN_CLIP_CONFIG = "open_clip_config.json"
 OPEN_CLIP_FILES = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin")
 HUGGING_FACE_FILES = ("model.safetensors", "pytorch_model.bin")
+KINDS_OF_JSON = {bool: "true or false", int: "a whole number", float: "a number", str: "a text", dict: "an object"}
 STATE_DICTS = ("state_dict", "model_state_dict", "model_state")  # keys under which training code saves the weights
 
 
@@ -188,3 +189,14 @@ def read_json(path: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise ValueError(f"{path} is not a JSON object.")
     return content
+
+
+def check_kinds(fields: Mapping[str, Any], kinds: Mapping[str, tuple[type, ...]], source: Path | str) -> None:
+    """Raise ValueError if a field of a configuration is of none of its kinds; null is of every kind, true no number."""
+    for name, allowed in kinds.items():
+        value = fields.get(name)
+        if value is not None and type(value) not in allowed:
+            raise ValueError(
+                f"{source} states {name} {shorten(json.dumps(value))}; it must be "
+                f"{' or '.join(KINDS_OF_JSON[kind] for kind in allowed)}."
+            )
