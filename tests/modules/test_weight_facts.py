@@ -142,7 +142,7 @@ class TestHuggingFace:
         ({"text_cfg": {"pool_type": "last"}}, "pool_type last"),
         ({"text_cfg": {"no_causal_mask": True}}, "text attention without a causal mask"),
         ({"text_cfg": {"norm_kwargs": {"eps": 1e-6}}}, "norm_kwargs"),
-        ({"vision_cfg": {"mlp_ratio": "wide"}}, "mlp_ratio wide"),
+        ({"vision_cfg": {"mlp_ratio": -1}}, "mlp_ratio -1"),
         ({"vision_cfg": {"layers": [3, 4, 6, 3]}}, "a ResNet as vision tower"),
         ({"vision_cfg": {"attentional_pool": True}}, "attentional_pool True"),
         ({"init_logit_bias": -10}, "a sigmoid similarity with a bias (init_logit_bias -10)"),
