@@ -90,8 +90,13 @@ class Deltas:
         for first, end, delta in self._added:
             low, high = max(first, row), min(end, row + y.shape[-1])
             if low < high and not _in_weight(delta):
-                added = times * delta(x if read is None else read(x))[..., low - first : high - first]
-                y = y + F.pad(added.to(y.dtype), (low - row, row + y.shape[-1] - high))
+                added = delta(x if read is None else read(x))[..., low - first : high - first].to(y.dtype)
+                # Products with one and pads of nothing are whole passes over the tokens, forward and backward.
+                if times != 1:
+                    added = times * added
+                if high - low < y.shape[-1]:
+                    added = F.pad(added, (low - row, row + y.shape[-1] - high))
+                y = y + added
         return y
 
 
