@@ -40,6 +40,7 @@ go_beyond_the_paper() {
         "STOP, LoRA at a tenth of the rate|--method stop --lora_dim 8 --lora_coef_lr 0.1|stop"
         "STOP, merged|--method stop --merge $1|stop"
         "STOP, LoRA and merged|--method stop --lora_dim 8 --merge $1|stop"
+        "STOP, LoRA at a tenth of the rate and merged|--method stop --lora_dim 8 --lora_coef_lr 0.1 --merge $1|stop"
     )
 }
 
