@@ -1,11 +1,8 @@
-"""The program from the command line, on real small mp4 files in MSR-VTT's formats."""
+"""Text-video retrieval from the command line, on real small mp4 files in MSR-VTT's formats."""
 
 import csv
 import functools
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -21,18 +18,9 @@ from main_task_retrieval import main
 from modules.clip_weights import backbone_sha256, load_clip
 from modules.methods import build_method
 from tests.processes import run_as_group
-from tests.small_data import SmallData, write_small_data
+from tests.retrieval_runs import error_of, lines_of, scores
+from tests.small_data import write_small_data
 from tools.report import main as report
-
-ROOT = Path(__file__).parent.parent
-
-
-def lines_of(path: Path) -> list[dict]:
-    return [json.loads(line) for line in path.read_text().splitlines()]
-
-
-def scores(line: dict) -> dict[str, float]:
-    return {name: value for name, value in line.items() if name.startswith(("t2v", "v2t"))}
 
 
 def test_describe_needs_no_files(capsys):
@@ -170,17 +158,6 @@ def test_workers_use_the_prefetch_factor(small_data, tmp_path, monkeypatch):
     assert made == [("TrainingPairs", 1, 3), ("GalleryVideos", 1, 3), ("QueryCaptions", 0, None)]
 
 
-def test_apart_is_refused_with_twins_and_in_large_batches(small_data, tmp_path, capsys):
-    """Check that captions for which an epoch has too few batches are refused too."""
-    twins = tmp_path / "twins.csv"
-    twins.write_text("video_id,twin_id\nvideo0,video1\n")
-    flags = ["--do_train", *small_data.flags(), "--same_video", "apart", "--output_dir", str(tmp_path / "run")]
-    message = error_of([*flags, "--batch_size", "4", "--train_twins_csv", str(twins)], capsys)
-    assert message == "--same_video apart does not work with --train_twins_csv: leave one of them out."
-    message = error_of([*flags, "--batch_size", "12"], capsys)
-    assert "a video has 2 and an epoch 1: pass --batch_size 10 or less" in message
-
-
 def test_same_seed_same_weights(small_data, tmp_path):
     for name in ("a", "b"):
         flags = [*small_data.flags(), "--epochs", "1", "--batch_size", "4", "--output_dir", str(tmp_path / name)]
@@ -253,15 +230,6 @@ def test_steps_that_overflow_in_fp16_are_left_out_and_counted(small_data, tmp_pa
 
 def run(arguments: list[str]) -> None:
     assert main(arguments) == 0
-
-
-def run_in_processes(n: int, arguments: list[str]) -> subprocess.CompletedProcess:
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={n}"]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    return subprocess.run(
-        [*launcher, str(ROOT / "main_task_retrieval.py"), *arguments],
-        capture_output=True, text=True, env=environment, timeout=240, check=False,
-    )  # fmt: skip
 
 
 def test_three_processes_evaluate_as_one(tmp_path):
@@ -338,84 +306,6 @@ def test_a_query_bank_is_drawn_without_repetition():
     assert {s.captions for s in draw_captions(samples, 5000, seed=0)} == {("one",), ("two",), ("three",)}
 
 
-def error_of(arguments: list[str], capsys) -> str:
-    assert main(arguments) == 2
-    _, found, message = capsys.readouterr().err.rpartition("error: ")  # progress bars stand before it
-    assert found
-    message = message.strip()
-    assert message.count("\n") == 0
-    assert "Traceback" not in message
-    return message
-
-
-@pytest.fixture
-def own_data(tmp_path) -> SmallData:
-    """Write data that a test may damage."""
-    return write_small_data(tmp_path / "data", n_train=4, n_test=2)
-
-
-def test_missing_video(own_data, capsys):
-    (own_data.videos / "video4.mp4").unlink()
-    message = error_of(["--do_eval", *own_data.flags()], capsys)
-    assert "video4.mp4 is missing" in message
-
-
-@pytest.mark.parametrize("workers", ["0", "1"])
-def test_broken_video_in_any_process(own_data, tmp_path, workers, capsys):
-    (own_data.videos / "video5.mp4").write_bytes(b"this is no video")
-    flags = [*own_data.flags(), "--output_dir", str(tmp_path / "run"), "--num_thread_reader", workers]
-    message = error_of(["--do_eval", *flags], capsys)
-    assert "video5.mp4" in message
-
-
-def test_left_out_videos_are_counted_and_listed(tmp_path, capsys):
-    data = write_small_data(tmp_path / "data", n_train=6, n_test=5)
-    (data.videos / "video1.mp4").write_bytes(b"this is no video")
-    (data.videos / "video7.mp4").unlink()
-    (data.videos / "video9.mp4").write_bytes(b"")
-    results, out = tmp_path / "results.csv", tmp_path / "run"
-    flags = [*data.flags(), "--results_csv", str(results), "--output_dir", str(out)]
-    training = ["--do_train", *flags, "--epochs", "1", "--batch_size", "4", "--lr", "1e-3"]
-    assert "video7.mp4 is missing" in error_of(training, capsys)
-    message = error_of([*training, "--allow_missing", "1"], capsys)
-    assert "the first of 2 unusable among the 5 videos of the test split, --allow_missing is 1" in message
-    assert not results.exists()
-
-    cached = ["--frame_cache", str(tmp_path / "cache")]
-    runs = []
-    for more in ([], cached, cached):
-        assert main([*training, "--allow_missing", "2", *more]) == 0
-        runs.append(scores(lines_of(out / "metrics.jsonl")[-1]))
-    assert runs[0] == runs[1] == runs[2]
-    assert [row["videos"] for row in csv.DictReader(results.open())] == ["3 of 5"] * 3
-    logged = (out / "log.txt").read_text()
-    assert f"left out of the test split: {data.videos / 'video7.mp4'} is missing" in logged
-    assert f"left out of the test split: {data.videos / 'video9.mp4'} is empty" in logged
-    assert f"left out of the train split: {data.videos / 'video1.mp4'} is not a video" in logged
-    assert "training split: 5 of 6 videos, 10 pairs" in logged
-    assert "test split, 3 of 5 videos, selection: last epoch" in logged
-    assert lines_of(out / "metrics.jsonl")[-1]["videos"] == "3 of 5"
-
-
-def test_twins_of_videos_left_out(tmp_path):
-    data = write_small_data(tmp_path / "data", n_train=4, n_test=4)
-    (data.videos / "video4.mp4").unlink()
-    (tmp_path / "twins.csv").write_text("video_id,twin_id\nvideo4,video5\nvideo6,video7\n")
-    flags = [*data.flags(), "--output_dir", str(tmp_path / "run"), "--twins_csv", str(tmp_path / "twins.csv")]
-    assert main(["--do_eval", *flags, "--allow_missing", "1"]) == 0
-    assert "t2v twins" in lines_of(tmp_path / "run" / "metrics.jsonl")[-1]
-
-
-def test_held_out_videos_take_their_training_twins_along(tmp_path):
-    data, out = write_small_data(tmp_path / "data", n_train=8, n_test=2), tmp_path / "run"
-    (tmp_path / "twins.csv").write_text(
-        "video_id,twin_id\nvideo0,video1\nvideo2,video3\nvideo4,video5\nvideo6,video7\n"
-    )
-    flags = ["--do_train", *data.flags(), "--train_twins_csv", str(tmp_path / "twins.csv"), "--output_dir", str(out)]
-    assert main([*flags, "--epochs", "1", "--batch_size", "4", "--select_on", "holdout", "--holdout_videos", "3"]) == 0
-    assert "training split: 4 videos" in (out / "log.txt").read_text()
-
-
 def test_a_frame_cache_saves_decoding_and_changes_no_number(small_data, tmp_path, monkeypatch, capsys):
     training = ["--do_train", *small_data.flags(), "--epochs", "2", "--batch_size", "4", "--lr", "1e-3"]
     training += ["--frame_sampling", "segment", "--coef_lr", "1"]
@@ -432,64 +322,3 @@ def test_a_frame_cache_saves_decoding_and_changes_no_number(small_data, tmp_path
     monkeypatch.setattr("dataloaders.frames.read_frames", None)
     assert main([*training, "--output_dir", str(tmp_path / "again"), "--frame_cache", str(tmp_path / "cache")]) == 0
     assert "10 are there, 0 MB to be written" in (tmp_path / "again" / "log.txt").read_text()
-
-
-def test_a_frame_cache_that_cannot_be_written(small_data, tmp_path, capsys):
-    (tmp_path / "file").touch()
-    flags = ["--do_eval", *small_data.flags(), "--output_dir", str(tmp_path / "run"), "--frame_cache"]
-    assert "file is a file: name a folder" in error_of([*flags, str(tmp_path / "file")], capsys)
-    assert "cannot be written to" in error_of([*flags, "/proc/no/cache"], capsys)
-
-
-def test_csv_without_the_column(own_data, tmp_path, capsys):
-    (own_data.folder / "MSRVTT_JSFUSION_test.csv").write_text("key,video\nret0,video4\n")
-    message = error_of(["--do_eval", *own_data.flags(), "--output_dir", str(tmp_path / "run")], capsys)
-    assert "no column" in message
-    assert "MSRVTT_JSFUSION_test.csv" in message
-
-
-def test_weights_of_the_wrong_kind(small_data, tmp_path, capsys):
-    wrong = tmp_path / "weights.pt"
-    wrong.write_text("not weights")
-    flags = [*small_data.flags(), "--output_dir", str(tmp_path / "run"), "--pretrained_clip_name", str(wrong)]
-    assert "weights.pt" in error_of(["--do_eval", *flags], capsys)
-    checkpoint = tmp_path / "missing.safetensors"
-    flags = [*small_data.flags(), "--output_dir", str(tmp_path / "run"), "--init_model", str(checkpoint)]
-    assert "missing.safetensors: no such checkpoint" in error_of(["--do_eval", *flags], capsys)
-
-
-@pytest.mark.parametrize(
-    ("flags", "message"),
-    [
-        (["--max_frames", "0"], "--max_frames 0"),
-        (["--frames", "3"], "unknown argument --frames"),
-        (["--batch_size", "1000"], "batch"),
-        (["--max_words", "40"], "16"),  # the tiny CLIP reads 16 tokens
-    ],
-)
-def test_wrong_flags_are_named(small_data, tmp_path, flags, message, capsys):
-    arguments = ["--do_train", *small_data.flags(), "--output_dir", str(tmp_path / "run"), *flags]
-    assert message in error_of(arguments, capsys)
-
-
-def test_diverged_loss_names_its_videos(small_data, tmp_path, capsys):
-    flags = [*small_data.flags(), "--output_dir", str(tmp_path / "run"), "--epochs", "3", "--batch_size", "4"]
-    message = error_of(["--do_train", *flags, "--lr", "1e30", "--coef_lr", "1", "--weight_decay", "0"], capsys)
-    assert "the loss is nan in step" in message
-    assert "video" in message
-
-
-def test_diverged_loss_stops_fp16_too(small_data, tmp_path, monkeypatch, capsys):
-    diverged = lambda self, logits, videos=None: logits.sum() * float("inf")  # noqa: E731
-    monkeypatch.setattr("modules.losses.SymmetricInfoNCE.forward", diverged)
-    flags = [*small_data.flags(), "--output_dir", str(tmp_path), "--batch_size", "4", "--precision", "fp16"]
-    assert "in step 0 on process 0" in (message := error_of(["--do_train", *flags], capsys))
-    assert "pass --precision fp32" in message
-
-
-@pytest.mark.slow
-def test_a_batch_size_that_is_not_divisible_is_refused(small_data, tmp_path):
-    flags = [*small_data.flags(), "--output_dir", str(tmp_path), "--batch_size", "5"]
-    done = run_in_processes(2, ["--do_train", *flags])
-    assert done.returncode != 0
-    assert "--batch_size 5 is global and is not divisible by the 2 processes" in done.stderr

@@ -1,4 +1,7 @@
-"""Every shell script parses, and every flag it passes exists. The scripts run unchanged, with a recording Python."""
+"""Every shell script parses, every flag it passes exists, and the settings of retrieval are those of their source.
+
+The scripts run unchanged, with a recording Python.
+"""
 
 import json
 import os
@@ -11,16 +14,12 @@ from pathlib import Path
 import pytest
 import yaml
 
-from benchmarks import data, epoch, gpu_check, methods, peers, search, search_moments
-from engine.cli import parse_flags
 from main_task_retrieval import main
-from search.__main__ import make_parser
 from tests.launch_scripts import commands_of, settings_of, write_recorder
 
 ROOT = Path(__file__).parent.parent
 SCRIPTS = sorted([*(ROOT / "scripts").glob("*.sh"), *(ROOT / "preprocess").glob("*.sh"), ROOT / ".ci" / "run"])
-# Scripts with their own flags.
-BENCHMARKS = {
+BENCHMARKS = {  # scripts with their own flags: tests/test_benchmark_scripts.py
     "benchmark.sh",
     "benchmark_data.sh",
     "benchmark_epoch.sh",
@@ -67,92 +66,6 @@ def test_every_flag_exists(script, recorder, tmp_path):
     assert commands
     for command in commands:
         settings_of(command)
-
-
-def test_the_flags_of_the_data_benchmark(recorder):
-    make, measure = commands_of(ROOT / "scripts/benchmark_data.sh", recorder, "--clips", "3", DATA_PATH="/data/x")
-    assert make == ["preprocess/make_moving_shapes.py", "--output_dir", "/data/x"]
-    assert measure[:2] == ["-m", "benchmarks.data"]
-    values = parse_flags({"benchmark": data.Settings}, "", measure[2:])
-    assert (values["videos"], values["clips"]) == ("/data/x/videos", 3)
-
-
-def test_the_flags_of_the_benchmark(recorder):
-    (command,) = commands_of(ROOT / "scripts/benchmark.sh", recorder, "--only", "stop,dgl", "--frames", "3")
-    assert command[:2] == ["-m", "benchmarks.methods"]
-    values = parse_flags({"benchmark": methods.Settings}, "", command[2:])
-    assert (values["only"], values["frames"]) == ("stop,dgl", 3)
-
-
-def test_the_flags_of_the_epoch_benchmark(recorder):
-    (command,) = commands_of(ROOT / "scripts/benchmark_epoch.sh", recorder, "--method", "dgl", "--steps", "9")
-    assert command[:2] == ["-m", "benchmarks.epoch"]
-    values = parse_flags({"benchmark": epoch.Settings}, "stop", command[2:])
-    assert (values["method"], values["steps"]) == ("dgl", 9)
-
-
-def test_the_flags_of_the_benchmark_of_peers(recorder):
-    (command,) = commands_of(ROOT / "scripts/benchmark_peers.sh", recorder, "--only", "caches", "--repeats", "3")
-    assert command[:2] == ["-m", "benchmarks.peers"]
-    values = parse_flags({"benchmark": peers.Settings}, "", command[2:])
-    assert (values["only"], values["repeats"]) == ("caches", 3)
-
-
-def test_the_flags_of_the_benchmark_of_the_search(recorder):
-    (command,) = commands_of(ROOT / "scripts/benchmark_search.sh", recorder, "--only", "torch", "--windows", "1000")
-    assert command[:2] == ["-m", "benchmarks.search"]
-    values = parse_flags({"benchmark": search.Settings}, "", command[2:])
-    assert (values["only"], values["windows"]) == ("torch", "1000")
-
-
-def test_the_flags_of_the_benchmark_of_moments(recorder, tmp_path):
-    script, checkpoint = ROOT / "scripts/search_moments.sh", tmp_path / "stop" / "last.safetensors"
-    first = commands_of(script, recorder, "--pauses", "0", checkpoint=str(checkpoint))
-    *_, train, measure = first
-    assert settings_of(train)["output_dir"] == str(checkpoint.parent)
-    assert measure[:2] == ["-m", "benchmarks.search_moments"]
-    values = parse_flags({"benchmark": search_moments.Settings}, "", measure[2:])
-    assert (values["pauses"], values["checkpoint"]) == ("0", str(checkpoint))
-    checkpoint.parent.mkdir()
-    checkpoint.touch()
-    again = commands_of(script, recorder, checkpoint=str(checkpoint))[len(first) :]
-    assert not any("main_task" in command[0] for command in again)  # the checkpoint is there already
-
-
-def test_the_demo_of_the_search(recorder):
-    (command,) = commands_of(ROOT / "scripts/search_demo.sh", recorder, "--no_page", "--index", "x")
-    assert command[:3] == ["-m", "search", "demo"]
-    flags = make_parser().parse_args(command[2:])
-    assert (flags.no_page, flags.index) == (True, "x")
-
-
-@pytest.mark.parametrize("has_network", [True, False])
-def test_what_the_demo_of_the_search_installs(tmp_path, has_network):
-    """Run it with a Python that only writes down its arguments, and without a network fails at the second file."""
-    for name in ("_install.sh", "search_demo.sh"):
-        (tmp_path / "scripts").mkdir(exist_ok=True)
-        (tmp_path / "scripts" / name).write_text((ROOT / "scripts" / name).read_text())
-    for name in ("requirements.txt", "requirements-search.txt"):
-        (tmp_path / name).touch()
-    python = tmp_path / ".venv/bin/python"
-    python.parent.mkdir(parents=True)
-    fails = "" if has_network else 'case "$*" in *requirements-search*) exit 1 ;; esac'
-    python.write_text(f'#!/bin/sh\necho "$*" >>"{tmp_path}/ran"\n{fails}\n')
-    python.chmod(0o755)
-    environment = {name: value for name, value in os.environ.items() if name != "PYTHON"}
-    for _ in range(2):
-        command = ["bash", str(tmp_path / "scripts/search_demo.sh"), "--no_page"]
-        subprocess.run(command, env=environment, check=True, capture_output=True)
-    ran = [line.split("/")[-1] for line in (tmp_path / "ran").read_text().splitlines()]
-    demo, tried = "-m search demo --no_page", ["requirements-search.txt"]
-    assert ran == ["requirements.txt", *tried, demo, *([] if has_network else tried), demo]
-
-
-def test_the_flags_of_the_gpu_check(recorder):
-    (command,) = commands_of(ROOT / "scripts/gpu_check.sh", recorder, "--only", "growth", "--seconds", "60")
-    assert command[:2] == ["-m", "benchmarks.gpu_check"]
-    values = parse_flags({"benchmark": gpu_check.Settings}, "", command[2:])
-    assert (values["only"], values["seconds"]) == ("growth", 60)
 
 
 def test_ci_and_the_hooks_run_the_same_checks():
@@ -321,83 +234,6 @@ def test_the_settings_of_each_data_set(recorder, name, expected):
     assert (fine_tuning["frame_sampling"], fine_tuning["feature_framerate"]) == ("uniform", 1)
 
 
-@pytest.mark.parametrize(
-    ("name", "expected"),
-    [  # data set, epochs, global batch size, views of the last evaluation
-        ("hmdb51", ("hmdb51", 30, 64, "3x1")),
-        ("ucf101", ("ucf101", 20, 64, "3x1")),
-        ("ssv2", ("ssv2", 20, 128, "1x3")),
-        ("k400", ("kinetics400", 10, 256, "4x3")),
-    ],
-)
-def test_the_settings_of_recognition(recorder, name, expected):
-    (command,) = commands_of(ROOT / "scripts" / f"{name}.sh", recorder, DATA_PATH="/data/x")
-    settings = settings_of(command)
-    assert tuple(settings[setting] for setting in ("datatype", "epochs", "batch_size", "test_views")) == expected
-    common = {
-        "do_train": True, "do_eval": False, "method": "stop", "split": 1, "shots": 0, "classes": "all", "lr": 1e-3,
-        "coef_lr": 5e-3, "weight_decay": 0.2, "warmup_proportion": 0.1, "schedule": "warmup_cosine",
-        "max_grad_norm": 1.0, "max_frames": 8, "frame_sampling": "segment", "crop_scale": 0.5, "flip": "mapped",
-        "mixup_alpha": 0.0, "cutmix_alpha": 0.0, "templates": "", "class_names": "split", "classifier": "text",
-        "view_fusion": "logits", "select_on": "last", "data_path": "/data/x", "features_path": "/data/x/videos",
-    }  # fmt: skip
-    assert {setting: settings[setting] for setting in common} == common
-
-
-@pytest.mark.parametrize("name", ["hmdb51", "ucf101", "ssv2", "k400"])
-@pytest.mark.parametrize(
-    ("outside", "expected"),
-    [  # split, shots, classes, epochs, views of the last evaluation, folder
-        ({"shots": "4", "split": "2"}, (2, 4, "all", 50, "1x1", "_split2_4shots")),
-        ({"classes": "base"}, (1, 16, "base", 12, "1x1", "_base_16shots")),
-        (
-            {"classes": "base", "shots": "8", "epochs": "3", "test_views": "2x1"},
-            (1, 8, "base", 3, "2x1", "_base_8shots"),
-        ),
-    ],
-)
-def test_few_videos_of_recognition(recorder, name, outside, expected):
-    (command,) = commands_of(ROOT / "scripts" / f"{name}.sh", recorder, **outside)
-    settings = settings_of(command)
-    names = ("split", "shots", "classes", "epochs", "test_views", "output_dir")
-    assert tuple(settings[setting] for setting in names) == (*expected[:-1], f"runs/{name}_stop{expected[-1]}")
-    assert settings["batch_size"] == 64
-
-
-def test_runs_of_different_protocols_have_different_folders(recorder, tmp_path):
-    classes = tmp_path / "some.txt"
-    protocols = [
-        {}, {"split": "2"}, {"shots": "4"}, {"classes": "base"}, {"classes": "half:3"}, {"classes": str(classes)},
-        {"mode": "eval"}, {"split": "3", "shots": "2", "classes": "base"},
-    ]  # fmt: skip
-    script = ROOT / "scripts/hmdb51.sh"
-    settings = [settings_of(commands_of(script, recorder, **outside)[-1]) for outside in protocols]
-    folders = [row["output_dir"].removeprefix("runs/hmdb51_stop") for row in settings]
-    expected = ["", "_split2", "_4shots", "_base_16shots", "_half_3", "_some", "_eval", "_split3_base_2shots"]
-    assert folders == expected
-
-
-def test_kinetics_600_has_a_folder_of_its_own(recorder):
-    for datatype, name in (("kinetics400", "k400"), ("kinetics600", "k600")):
-        settings = settings_of(commands_of(ROOT / "scripts/k400.sh", recorder, datatype=datatype)[-1])
-        assert settings["data_path"] == f"data/{name}"
-        assert (settings["features_path"], settings["output_dir"]) == (f"data/{name}/videos", f"runs/{name}_stop")
-
-
-def test_recognition_without_training(recorder):
-    outside = {"mode": "eval", "method": "clip4clip", "templates": "a shape {}", "datatype": "kinetics600"}
-    (command,) = commands_of(ROOT / "scripts/k400.sh", recorder, "--view_fusion", "softmax", **outside)
-    settings = settings_of(command)
-    assert (settings["do_train"], settings["do_eval"]) == (False, True)
-    assert (settings["data_path"], settings["output_dir"]) == ("data/k600", "runs/k600_clip4clip_eval")
-    assert "--classifier" not in command  # a checkpoint's own counts
-    assert (settings["templates"], settings["datatype"], settings["view_fusion"]) == (
-        "a shape {}",
-        "kinetics600",
-        "softmax",
-    )
-
-
 @pytest.mark.parametrize("name", ["recognition_moving_actions", "ablation_moving_shapes"])
 def test_a_row_that_fails_stops_no_other_and_is_told(recorder, tmp_path, name):
     python, record = recorder
@@ -411,30 +247,6 @@ def test_a_row_that_fails_stops_no_other_and_is_told(recorder, tmp_path, name):
     (line,) = done.stderr.splitlines()
     assert re.fullmatch(r"error: VPT.*, seed 3 failed; its output is in \S+\.log", line)
     assert record.read_text().count("--row_name") == done.stdout.count(", seed 3") > 5
-
-
-def test_the_rows_of_recognition(recorder, tmp_path):
-    """Check that all rows have the same data, frames and batches, and that the flags are those that a name promises."""
-    script, results = ROOT / "scripts/recognition_moving_actions.sh", str(tmp_path / "results.csv")
-    ran = commands_of(script, recorder, results=results, seeds="3", epochs="4", JOBS="1")
-    assert ran[0][:2] == ["preprocess/make_moving_actions.py", "--output_dir"]
-    rows = {row["row_name"]: row for row in (settings_of(command) for command in ran if "main_task" in command[0])}
-    assert len(rows) == 14
-    for name, row in rows.items():
-        assert (row["datatype"], row["max_frames"], row["batch_size"], row["seed"]) == ("ucf101", 8, 16, 3)
-        assert (row["templates"], row["crop_scale"], row["test_views"]) == ("a shape {}", 1.0, "1x1")
-        assert row["do_eval"] == name.startswith("zero-shot") != row["do_train"]
-        assert row["shots"] == (int(found[1]) if (found := re.search(r"(\d+) shots", name)) else row["shots"])
-        assert (row["classes"] == "base") == name.endswith("base to novel")
-        assert row["results_csv"] == results.replace(
-            ".csv", "_base_to_novel.csv" * (row["classes"] == "base") or ".csv"
-        )
-        assert row["epochs"] == (4 * 256 // row["shots"] // 4 if row["shots"] else 8 if "twice" in name else 4)
-    flips = {name: row["flip"] for name, row in rows.items() if row["flip"] != "none"}
-    assert flips == {"STOP, naive flips": "plain_despite_map", "STOP, mapped flips": "mapped"}
-    assert [name for name, row in rows.items() if row["classifier"] == "linear"] == ["STOP, linear head"]
-    assert {row["method"] for row in rows.values()} == {"clip4clip", "vpt", "stop"}
-    assert len({row["output_dir"] for row in rows.values()}) == len(rows)
 
 
 def test_the_rows_of_the_backbones(recorder, tmp_path):
@@ -456,41 +268,3 @@ def test_the_rows_of_the_backbones(recorder, tmp_path):
         assert row["do_train"] == (row["method"] == "stop") == name.startswith("STOP")
         assert row["loss"] == ("auto" if name.endswith("own loss") else "symmetric_info_nce")
         assert (row["epochs"], row["batch_size"], row["seed"], row["max_words"]) == (2, 32, 0, 32)
-
-
-def test_the_rows_of_stdd(recorder, tmp_path):
-    """Check that a row differs from the others in what its name says, and that averages are those of its training."""
-    results, runs = str(tmp_path / "results.csv"), str(tmp_path / "runs")
-    ran = commands_of(
-        ROOT / "scripts/stdd_moving_actions.sh", recorder, results=results, runs=runs, seeds="3 4", epochs="6",
-        average="2-6", how="gwa", JOBS="1",
-    )  # fmt: skip
-    assert [command[0] for command in ran[:3]] == [
-        "preprocess/make_moving_actions.py", "preprocess/text_features.py", "preprocess/text_features.py"
-    ]  # fmt: skip
-    texts = {command[command.index("--mode") + 1]: command[command.index("--output") + 1] for command in ran[1:3]}
-    commands = {tuple(command[place] for place in (2, 4)): command for command in ran if "main_task" in command[0]}
-    assert len(commands) == 3 + 2 * 10
-    rows = {key: settings_of(command) for key, command in commands.items()}
-    averages = {command[2]: command for command in ran if command[:2] == ["-m", "engine.average"]}
-    same = {
-        "datatype": "ucf101", "classes": "base", "shots": 64, "epochs": 6, "batch_size": 16, "coef_lr": 1.0,
-        "max_frames": 8, "templates": "a shape {}", "results_csv": results,
-    }  # fmt: skip
-    for (name, seed), row in rows.items():
-        assert {key: row[key] for key in same} == same
-        assert (row["row_name"], row["seed"], row["shots_seed"]) == (name, int(seed), int(seed))
-        bag = {"augmented": texts["xmix"], "in a bag": texts["name"]}
-        features = next((file for part, file in bag.items() if part in name), "")
-        assert (row["text_features"], row["classifier"]) == (features, "bag" if features else "text")
-        assert row["method"] == ("clip4clip" if name.startswith("zero-shot") else "stdd")
-        assert row.get("temporal") == {"z": None, "n": "none", "S": "stcross_attend"}[name[0]]
-        trains = not name.startswith("zero-shot") and not name.endswith("averaged")
-        assert (row["do_train"], row["do_eval"], row["save_every_epoch"]) == (trains, not trains, trains)
-        if name.endswith(", averaged"):
-            trained = rows[name.removesuffix(", averaged"), seed]["output_dir"]
-            output = f"{trained}/averaged.safetensors"
-            assert averages[trained][3:] == ["--how", "gwa", "--epochs", "2-6", "--output", output]
-            command = commands[name, seed]
-            assert command[command.index("--init_model") + 1] == output
-    assert len({row["output_dir"] for row in rows.values()}) == len(rows)

@@ -16,17 +16,9 @@ from dataloaders import cache as cache_module
 from dataloaders.cache import FrameCache
 from dataloaders.decode import VideoError
 from dataloaders.frames import FrameReader
+from tests.dataloaders.cached_reader import entries, reader
 from tests.dataloaders.small_clips import waves
 from tests.videos import write_video
-
-
-def reader(folder: Path | None, **settings) -> FrameReader:
-    cache = FrameCache(folder) if folder else None
-    return FrameReader(**{"max_frames": 6, "image_size": 32, "cache": cache} | settings)
-
-
-def entries(folder: Path) -> list[Path]:
-    return [path for path in folder.rglob("*") if path.is_file()]
 
 
 def in_folder(folder: Path) -> FrameReader:

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from modules.clip_weights import load_clip, to_openai_keys
 from modules.openai_archive import LARGEST_CODE, calls_gelu, is_archive, read_archive
 from modules.weight_files import read_state_dict
-from tests.modules.test_clip_weights import TINY as SMALL_WORDS
-from tests.modules.test_clip_weights import save_archive
+from tests.modules.clip_files import TINY as SMALL_WORDS
+from tests.modules.clip_files import save_archive
 from tests.tiny import tiny_clip
 
 

@@ -1,156 +1,29 @@
 """Fetching MSR-VTT: nothing without consent; broken and stubborn servers; a file with its final name is complete."""
 
 import hashlib
-import io
 import os
 import pty
 import re
-import shutil
-import stat
-import subprocess
-import sys
-import threading
-import zipfile
 from collections.abc import Iterator
-from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 from dataloaders.msrvtt import read_split
 from modules.clip_weights import RELEASES, find_weights
 from tests.launch_scripts import commands_of, settings_of, write_recorder
-from tests.small_data import SmallData
-
-SCRIPT = Path(__file__).parents[2] / "preprocess" / "download_msrvtt.sh"
-WEIGHTS = np.random.default_rng(0).bytes(300_000)
-LISTS = ("MSRVTT_data.json", "MSRVTT_train.9k.csv", "MSRVTT_JSFUSION_test.csv")
-
-
-@dataclass
-class Server:
-    """A web server with some files, which can misbehave and records its requests."""
-
-    url: str
-    files: dict[str, bytes] = field(default_factory=dict)
-    ranges: bool = True
-    breaks: int = 0  # how many answers end after half of their stated length
-    status_after_break: int = 0
-    status: int = 0  # if not 0, the answer to everything
-    asked: list[tuple[str, str | None]] = field(default_factory=list)  # path, the header Range
-
-    def handler(self) -> type[BaseHTTPRequestHandler]:
-        server = self
-
-        class Handler(BaseHTTPRequestHandler):
-            def do_GET(self) -> None:
-                asked = self.headers["Range"]
-                server.asked.append((self.path, asked))
-                if server.status or self.path not in server.files:
-                    self.send_error(server.status or 404)
-                    return
-                content = server.files[self.path]
-                start = int(re.fullmatch(r"bytes=(\d+)-", asked)[1]) if asked and server.ranges else 0
-                if start >= len(content):
-                    self.send_error(416)
-                    return
-                self.send_response(206 if start else 200)
-                if start:
-                    self.send_header("Content-Range", f"bytes {start}-{len(content) - 1}/{len(content)}")
-                self.send_header("Content-Length", str(len(content) - start))
-                self.end_headers()
-                rest = content[start:]
-                if server.breaks:
-                    server.breaks -= 1
-                    server.status = server.status_after_break
-                    rest = rest[: len(rest) // 2]
-                self.wfile.write(rest)
-
-            def log_message(self, *args: object) -> None:
-                pass
-
-        return Handler
-
-
-def archive(members: dict[str, bytes]) -> bytes:
-    buffer = io.BytesIO()
-    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as target:
-        for name, content in members.items():
-            target.writestr(name, content)
-    return buffer.getvalue()
-
-
-def captions_archive(data: SmallData) -> bytes:
-    return archive({f"msrvtt_data/{name}": (data.folder / name).read_bytes() for name in LISTS})
-
-
-def videos_archive(data: SmallData) -> bytes:
-    videos = {f"MSRVTT/videos/all/{path.name}": path.read_bytes() for path in data.videos.iterdir()}
-    return archive({"MSRVTT/annotation/MSR_VTT.json": b"{}", "__MACOSX/._video0.mp4": b"no video", **videos})
+from tests.preprocess.msrvtt_server import LISTS, SCRIPT, WEIGHTS, Place, Server, error_of, serving
 
 
 @pytest.fixture
 def server(small_data) -> Iterator[Server]:
-    served = Server("")
-    with ThreadingHTTPServer(("127.0.0.1", 0), served.handler()) as running:
-        served.url = f"http://127.0.0.1:{running.server_port}"
-        served.files = {
-            "/clip.pt": WEIGHTS,
-            "/captions.zip": captions_archive(small_data),
-            "/videos.zip": videos_archive(small_data),
-        }
-        threading.Thread(target=running.serve_forever, daemon=True).start()
+    with serving(small_data) as served:
         yield served
-        running.shutdown()
-
-
-@dataclass(frozen=True)
-class Place:
-    """The folders that a test downloads to, and the environment that names them."""
-
-    folder: Path
-    url: str
-
-    @property
-    def data(self) -> Path:
-        return self.folder / "data with space" / "msrvtt"
-
-    @property
-    def weights(self) -> Path:
-        return self.folder / "pretrained"
-
-    def run(self, *flags: str, stdin: int = subprocess.DEVNULL, **changed: str) -> subprocess.CompletedProcess[str]:
-        values = {
-            "PYTHON": sys.executable, "HOME": str(self.folder), "no_proxy": "*",
-            "DATA_PATH": str(self.data), "pretrained_dir": str(self.weights),
-            "clip_url": f"{self.url}/clip.pt", "clip_sha256": hashlib.sha256(WEIGHTS).hexdigest(),
-            "captions_url": f"{self.url}/captions.zip", "videos_url": f"{self.url}/videos.zip", "n_videos": "17",
-            "weights_mb": "1", "captions_mb": "1", "videos_mb": "1", "max_tries": "2", "retry_wait": "0",
-        }  # fmt: skip
-        # Loading modules/clip_weights.py takes seconds, so only tests about weights fetch them.
-        return subprocess.run(
-            ["bash", str(SCRIPT), *flags], env=os.environ | {"parts": "captions videos"} | values | changed,
-            stdin=stdin, capture_output=True, text=True, check=False, timeout=300,
-        )  # fmt: skip
-
-    def content(self) -> set[str]:
-        return {str(path.relative_to(self.data)) for path in self.data.rglob("*") if path.is_file()}
 
 
 @pytest.fixture
 def place(tmp_path, server) -> Place:
     return Place(tmp_path, server.url)
-
-
-def error_of(done: subprocess.CompletedProcess[str]) -> str:
-    """Return the only line of a failed run's stderr."""
-    assert done.returncode in (1, 2), done
-    (line,) = done.stderr.splitlines()
-    assert line.startswith("error: ")
-    assert line.endswith(".")
-    return line
 
 
 def test_everything_lies_where_msrvtt_sh_looks_for_it(place, server, small_data, tmp_path, capsys):
@@ -315,138 +188,6 @@ def test_too_little_room(place, server):
     assert "about 2000000.0 GB are needed and the disk of" in message
     assert "set DATA_PATH and pretrained_dir to another disk" in message
     assert server.asked == []
-
-
-@pytest.mark.parametrize(
-    "answer", [b"<html>Please log in</html>", b"<!DOCTYPE html>" + b" " * 10**5, b"\x1f\x8b", bytes(9)]
-)
-def test_an_answer_that_is_not_an_archive_never_gets_the_name_of_one(place, server, answer):
-    whole = server.files["/captions.zip"]
-    server.files["/captions.zip"] = answer
-    (place.folder / "captions.zip").write_bytes(answer)
-    for url in (server.url, f"file://{place.folder}"):
-        message = error_of(place.run("--yes", captions_url=f"{url}/captions.zip"))
-        assert "msrvtt_data.zip is not a complete zip file" in message
-        assert "set captions_url to another place" in message
-        assert place.content() == set()
-    server.files["/captions.zip"] = whole
-    assert place.run("--yes", parts="captions").returncode == 0
-
-
-def test_an_archive_without_its_end_keeps_the_name_of_a_part(place, server):
-    whole = server.files["/captions.zip"]
-    (place.folder / "cut.zip").write_bytes(whole[: len(whole) // 2])
-    cut = f"file://{place.folder}/cut.zip"
-    assert "sent only the start of one; run again" in error_of(place.run("--yes", captions_url=cut))
-    assert place.content() == {"msrvtt_data.zip.part"}
-    assert place.run("--yes", parts="captions").returncode == 0
-    assert server.asked == [("/captions.zip", f"bytes={len(whole) // 2}-")]
-    assert (place.data / "msrvtt_data.zip").read_bytes() == whole
-
-
-def test_an_archive_that_unpacks_to_more_than_it_may_is_not_unpacked(place, server):
-    bomb = archive({f"{n}/MSRVTT_train.{n}.csv": bytes(2 * 10**6) for n in range(3)})
-    assert len(bomb) < 10_000
-    server.files["/captions.zip"] = bomb
-    message = error_of(place.run("--yes", captions_most_mb="5"))
-    assert "msrvtt_data.zip would unpack to 6 MB, more than 5 MB" in message
-    assert "set captions_url to another place" in message
-    assert place.content() == {"msrvtt_data.zip"}
-    message = error_of(place.run("--yes", captions_most_mb="6"))
-    assert "holds no MSRVTT_data.json" in message
-
-
-def test_an_archive_that_states_more_than_the_disk_has_is_not_unpacked(place, server):
-    """Only the archive's list states this size; the file itself is small."""
-    content = bytearray(archive({"MSRVTT_data.json": b"{}"}))
-    entry = content.rindex(b"PK\x01\x02")
-    content[entry + 24 : entry + 28] = (2**32 - 2).to_bytes(4, "little")  # APPNOTE 4.3.12: uncompressed size
-    server.files["/captions.zip"] = bytes(content)
-    message = error_of(place.run("--yes", captions_most_mb="4000"))
-    assert "would unpack to 4,295 MB, more than 4000 MB" in message
-    most = str(shutil.disk_usage(place.folder).free // 10**6 + 10**6)
-    disk_full = "import collections, shutil; u = collections.namedtuple('u', 'total used free'); "
-    disk_full += "shutil.disk_usage = lambda path: u(10**9, 10**9 - 10**6, 10**6)"
-    (place.folder / "sitecustomize.py").write_text(disk_full)
-    message = error_of(place.run("--yes", captions_most_mb=most, PYTHONPATH=str(place.folder)))
-    assert "would unpack to 4,295 MB and the disk has 1 MB free: make room" in message
-    assert place.content() == {"msrvtt_data.zip"}
-
-
-def test_an_archive_that_is_larger_than_it_may_be_is_not_fetched(place, server):
-    server.files["/captions.zip"] = archive({"MSRVTT_data.json": np.random.default_rng(0).bytes(1_100_000)})
-    message = error_of(place.run("--yes", captions_most_mb="1"))
-    assert "captions.zip is larger than the 1 MB that" in message
-    assert place.content() == set()
-
-
-def test_paths_and_links_in_an_archive_lead_nowhere(place, server, small_data):
-    buffer = io.BytesIO()
-    with zipfile.ZipFile(buffer, "w") as target:
-        for name in LISTS:
-            target.writestr(f"../../../{name}", (small_data.folder / name).read_bytes())
-        link = zipfile.ZipInfo("MSRVTT_train.7k.csv")
-        link.external_attr = (stat.S_IFLNK | 0o777) << 16
-        target.writestr(link, "/etc/passwd")
-    server.files["/captions.zip"] = buffer.getvalue()
-    assert place.run("--yes", parts="captions").returncode == 0
-    assert place.content() == {*LISTS, "msrvtt_data.zip"}
-    assert {path.name for path in place.folder.rglob("*") if path.is_file()} == {*LISTS, "msrvtt_data.zip"}
-
-
-def test_two_files_of_one_name_in_an_archive(place, server):
-    lists = dict.fromkeys(LISTS, b"x")
-    server.files["/captions.zip"] = archive({**lists, "other/MSRVTT_data.json": b"y"})
-    message = error_of(place.run("--yes"))
-    assert "holds two files MSRVTT_data.json (MSRVTT_data.json, other/MSRVTT_data.json)" in message
-    server.files["/captions.zip"] = archive({**lists, "other/MSRVTT_data.json": b"x"})
-    (place.data / "msrvtt_data.zip").unlink()
-    assert place.run("--yes", parts="captions").returncode == 0
-
-
-def test_an_encrypted_archive(place, server):
-    content = bytearray(server.files["/captions.zip"])
-    for header, flags in ((b"PK\x03\x04", 6), (b"PK\x01\x02", 8)):  # APPNOTE 4.3.7 and 4.3.12: bit 0, encrypted
-        start = -1
-        while (start := content.find(header, start + 1)) >= 0:
-            content[start + flags] |= 1
-    server.files["/captions.zip"] = bytes(content)
-    assert "is not a complete zip file (File" in error_of(place.run("--yes"))
-
-
-def test_a_damaged_archive(place, server):
-    content = bytearray(server.files["/videos.zip"])
-    content[len(content) // 2] ^= 0xFF
-    server.files["/videos.zip"] = bytes(content)
-    assert "MSRVTT.zip is not a complete zip file" in error_of(place.run("--yes"))
-    assert not (place.data / "videos").exists()
-    # The message says to delete the archive, and that is enough.
-    (place.data / "MSRVTT.zip").unlink()
-    content[len(content) // 2] ^= 0xFF
-    server.files["/videos.zip"] = bytes(content)
-    assert place.run("--yes").returncode == 0
-
-
-def test_an_archive_without_a_list(place, server):
-    server.files["/captions.zip"] = archive({"msrvtt_data/MSRVTT_train.9k.csv": b"video_id\n"})
-    assert "msrvtt_data.zip holds no MSRVTT_data.json" in error_of(place.run("--yes"))
-    assert not (place.data / "MSRVTT_train.9k.csv").exists()
-
-
-def test_an_archive_with_too_few_videos(place, server):
-    assert "MSRVTT.zip holds 17 videos and not 10000" in error_of(place.run("--yes", n_videos="10000"))
-    assert not (place.data / "videos").exists()
-
-
-def test_a_half_unpacked_archive_is_unpacked_again(place, server, small_data):
-    assert place.run("--yes").returncode == 0
-    (place.data / "videos").rename(place.data / ".videos.partial")
-    (place.data / ".videos.partial" / "video0.mp4").write_bytes(b"half of")
-    server.asked.clear()
-    assert place.run("--yes").returncode == 0
-    assert server.asked == []
-    assert (place.data / "videos/video0.mp4").read_bytes() == (small_data.videos / "video0.mp4").read_bytes()
-    assert not (place.data / ".videos.partial").exists()
 
 
 def test_the_users_own_files_stay_unchanged(place, server):

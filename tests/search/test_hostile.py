@@ -15,7 +15,7 @@ from search.indexing import Options, Plan, make_plan
 from search.reading import FileReader, Task
 from search.store import PER_FILE, Store
 from search.walk import Found, walk
-from tests.dataloaders.test_hostile_files import BAD, GOOD
+from tests.dataloaders.hostile_files import BAD, GOOD
 from tests.search.test_resuming import update
 from tests.search.test_store import FACTS
 from tests.videos import grey_ramp, write_video

@@ -5,21 +5,25 @@ Runs on a GPU, or with TRITON_INTERPRET=1 on a CPU (test_interpreted.py).
 
 import importlib.util
 import os
-from dataclasses import dataclass
 from typing import Any
 
 import pytest
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from modules import attention as attention_module
-from modules.kernels import usable
-
-ON_GPU = torch.cuda.is_available()
-DEVICE = "cuda" if ON_GPU else "cpu"
-FP32 = 5e-6  # largest allowed error of fp32 against fp64
-HALF = torch.bfloat16 if ON_GPU else torch.float16  # triton's interpreter multiplies the bits of bf16 as integers
+from tests.modules.kernels.attention_cases import (
+    CASES,
+    DEVICE,
+    FP32,
+    HALF,
+    ON_GPU,
+    Case,
+    assert_close,
+    exact,
+    inputs_of,
+    of_kernels,
+    reference,
+)
 
 pytestmark = [pytest.mark.gpu] if ON_GPU else []
 
@@ -35,87 +39,7 @@ def attention() -> Any:
     return attention
 
 
-@dataclass(frozen=True)
-class Case:
-    rows: int
-    length: int
-    context: int
-    heads: int
-    head_width: int
-    shared: bool = False  # one context for all rows
-    mask: tuple[int, int] | None = None  # its N and its L, in full or 1
-
-
-CASES = {
-    "vision": Case(2, 50, 8, 2, 64),
-    "vision without context": Case(2, 50, 0, 2, 64),
-    "vision, some keys hidden": Case(2, 50, 8, 2, 64, mask=(2, 1)),
-    "prompter": Case(2, 49, 0, 3, 10),
-    "text": Case(2, 32, 4, 2, 64, shared=True, mask=(1, 32)),
-    "text, context of each row": Case(2, 32, 4, 2, 64, mask=(2, 32)),
-    "one token": Case(3, 1, 0, 2, 16),
-    "one token, one context token": Case(2, 1, 1, 1, 5, shared=True),
-    "one row, shared": Case(1, 7, 3, 2, 8, shared=True, mask=(1, 1)),
-    "full tiles": Case(1, 64, 64, 1, 64, shared=True),
-    "just over a tile": Case(2, 17, 17, 2, 17, mask=(2, 17)),
-}
 every_case = pytest.mark.parametrize("case", CASES.values(), ids=CASES.keys())
-
-
-def inputs_of(case: Case, dtype: torch.dtype = torch.float32) -> tuple[list[Tensor], Tensor | None, Tensor]:
-    """Return qkv and the context, which require gradients; a mask; and the gradient of the result."""
-    source = torch.Generator().manual_seed(0)
-    width = case.heads * case.head_width
-
-    def draw(*shape: int) -> Tensor:
-        return torch.randn(*shape, generator=source).to(DEVICE, dtype)
-
-    inputs = [draw(case.rows, case.length, 3 * width)]
-    if case.context:
-        inputs += [draw(1 if case.shared else case.rows, case.context, width) for _ in range(2)]
-    mask = None
-    if case.mask is not None:
-        rows, queries = case.mask
-        mask = torch.rand(rows, 1, queries, case.length + case.context, generator=source) < 0.6
-        if queries > 1:
-            mask[..., : case.length] &= torch.ones(queries, queries, dtype=torch.bool).tril()
-            mask[..., : case.length] |= torch.eye(queries, dtype=torch.bool)
-        mask[..., 0] = True
-        mask = mask.to(DEVICE)
-    return [part.requires_grad_() for part in inputs], mask, draw(case.rows, case.length, width)
-
-
-def reference(inputs: list[Tensor], mask: Tensor | None, heads: int) -> Tensor:
-    """Return torch's attention, with the context's keys and values appended to those of the tokens."""
-    q, k, v = inputs[0].chunk(3, dim=-1)
-    if len(inputs) > 1:
-        k, v = (
-            torch.cat([own, other.expand(len(q), -1, -1)], 1) for own, other in zip((k, v), inputs[1:], strict=True)
-        )
-    q, k, v = (part.unflatten(-1, (heads, -1)).transpose(1, 2) for part in (q, k, v))
-    mask = None if mask is None else torch.atleast_2d(mask)
-    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask).transpose(1, 2).flatten(2)
-
-
-def exact(inputs: list[Tensor], mask: Tensor | None, gradient: Tensor, heads: int) -> list[Tensor]:
-    """Return result and gradients in fp64."""
-    doubles = [part.detach().double().requires_grad_() for part in inputs]
-    found = reference(doubles, mask, heads)
-    return [found, *torch.autograd.grad(found, doubles, gradient.double())]
-
-
-def of_kernels(attend: Any, inputs: list[Tensor], mask: Tensor | None, gradient: Tensor, heads: int) -> list[Tensor]:
-    found = attend(*inputs, mask=mask, heads=heads)
-    return [found, *torch.autograd.grad(found, inputs, gradient)]
-
-
-def assert_close(ours: list[Tensor], theirs: list[Tensor], tolerance: float) -> None:
-    """Check each tensor to within a share of its largest number."""
-    assert len(ours) == len(theirs)
-    for our, their in zip(ours, theirs, strict=True):
-        assert our.shape == their.shape
-        largest = max(1.0, their.abs().max().item())
-        torch.testing.assert_close(our.double(), their.double(), rtol=0, atol=tolerance * largest)
 
 
 @every_case
@@ -333,52 +257,6 @@ def test_sizes_that_fit(attention):
     assert attention.fits(64, 64, 64)
     assert attention.fits(1, 0, 10)
     assert not any(attention.fits(*sizes) for sizes in ((65, 0, 64), (50, 79, 64), (50, 8, 65)))
-
-
-def test_usable_only_on_a_gpu():
-    assert not usable(torch.zeros(1))
-    assert usable(torch.zeros(1, device=DEVICE)) == ON_GPU
-
-
-@pytest.mark.parametrize(
-    ("rows", "causal", "masked"),  # every two of them in every way; None: no context
-    [
-        (None, False, None),
-        (None, True, "by key"),
-        (None, False, "by query"),
-        (1, True, None),
-        (1, False, "by key"),
-        (1, True, "by query"),
-        (2, False, None),
-        (2, True, "by key"),
-        (2, False, "by query"),
-    ],
-)
-def test_a_block_uses_the_kernel_and_gives_the_same(rows, causal, masked, monkeypatch):
-    """The kernel is really used: its results differ from torch's in the last bits."""
-    length, others = 6, 0 if rows is None else 4
-    masks = {
-        None: None,
-        "by key": torch.rand(2, 1, 1, length + others, device=DEVICE) > 0.3,
-        "by query": torch.rand(1, 1, length, length + others, device=DEVICE) > 0.3,
-    }
-    mask = masks[masked]
-    if mask is not None:
-        mask[..., 0] = True
-    torch.manual_seed(0)
-    module = attention_module.Attention(32, 2).to(DEVICE, HALF)
-    x = torch.randn(2, length, 32, device=DEVICE, dtype=HALF)
-    parts = [] if rows is None else [torch.randn(rows, others, 32, device=DEVICE, dtype=HALF) for _ in range(2)]
-    results = []
-    for used in (True, False):
-        monkeypatch.setattr("modules.attention.usable", lambda x, used=used: used)
-        leaves = [part.clone().requires_grad_() for part in (x, *parts)]
-        context = None if rows is None else attention_module.KeysValues(*leaves[1:])
-        found = module(leaves[0], context, mask, causal)
-        results.append([found, *torch.autograd.grad(found.float().square().sum(), leaves)])
-    assert not torch.equal(results[0][1], results[1][1])
-    for ours, theirs in zip(*results, strict=True):
-        assert (ours - theirs).float().norm() < 0.01 * theirs.float().norm()
 
 
 QKV = torch.zeros(2, 4, 24)

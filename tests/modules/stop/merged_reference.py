@@ -6,6 +6,7 @@ Uses the slow, plain STOP of `stop_reference`. Shapes: T frames, P patches, D wi
 import torch
 from torch import Tensor
 
+from tests.modules.stop import plain_parts as plain
 from tests.modules.stop import stop_reference as slow
 
 Groups = list[list[int]]  # the patches of each token of a frame, in the order of the tokens
@@ -41,7 +42,7 @@ def encode_video(method: torch.nn.Module, video: Tensor, counts: list[int]) -> t
     found = []
     for layer, block in enumerate(visual.blocks):
         for frame, groups in enumerate(groups_of_frame if counts[layer] else []):
-            read = [slow.layer_norm(block.ln_1, tokens[frame, group[0]]) for group in groups]
+            read = [plain.layer_norm(block.ln_1, tokens[frame, group[0]]) for group in groups]
             groups_of_frame[frame] = merge(groups, read, counts[layer])
         tokens = averaged(tokens, groups_of_frame)
         temporal, region_mask = None, torch.zeros_like(tokens[..., 0])
@@ -53,7 +54,7 @@ def encode_video(method: torch.nn.Module, video: Tensor, counts: list[int]) -> t
         found.append(list(groups_of_frame))
         run = slow.run_joint if joint else slow.run_by_frame
         class_tokens, tokens = run(block, class_tokens, tokens, temporal)
-    embeddings = [slow.layer_norm(visual.ln_post, token) @ visual.proj for token in class_tokens]
+    embeddings = [plain.layer_norm(visual.ln_post, token) @ visual.proj for token in class_tokens]
     if joint:
         return embeddings[0], found
     return sum(embedding / embedding.norm() for embedding in embeddings) / len(embeddings), found

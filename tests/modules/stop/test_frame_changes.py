@@ -12,6 +12,7 @@ from modules.stop.dynamics import DynamicsNet
 from modules.stop.frame_changes import frame_changes
 from modules.stop.timing import FrameTiming
 from modules.stop.tokens import layer_norm
+from tests.modules.stop import plain_parts as plain
 from tests.modules.stop import stop_reference as slow
 
 
@@ -57,7 +58,7 @@ def test_equals_loops_over_frames_and_patches(seed, grid, frames_of_clip, width,
             real = tokens[clip, :frames]
             if sees == "changes":
                 real = real[1:] - real[:-1]
-            features = slow.dynamics_features(net, real, grid, repeat_ends=sees == "tokens")
+            features = plain.dynamics_features(net, real, grid, repeat_ends=sees == "tokens")
             expected = (features**2).mean(dim=-1)
             torch.testing.assert_close(found[clip, : len(expected)], expected, atol=1e-9, rtol=1e-9)
 

@@ -24,6 +24,7 @@ from modules.stop.inter_frame import (
 )
 from modules.stop.timing import FrameTiming
 from modules.stop.tokens import layer_norm, patches_of, sequences
+from tests.modules.stop import plain_parts as plain
 from tests.modules.stop import stop_reference as slow
 
 WIDTH, HEADS = 8, 2
@@ -76,7 +77,7 @@ def test_equals_the_equations(seed, grid, frames_of_clip, eta, beta, noise_floor
             variation = found.frame_variation[clip, :gaps].double()
             torch.testing.assert_close(variation, expected.frame_variation, atol=1e-5, rtol=0)
             assert found.prompts_per_gap[clip, :gaps].tolist() == expected.prompts_per_gap
-            prompts = slow.stack_frames(expected.prompts)
+            prompts = plain.stack_frames(expected.prompts)
             torch.testing.assert_close(found.prompts[clip, :gaps], prompts, atol=1e-5, rtol=0)
             assert not found.prompts_per_gap[clip, gaps:].any()
         slot = torch.arange(eta)
@@ -251,7 +252,7 @@ class TestGradient:
         prompter = make_prompter(1, 2)
         direction = torch.randn(3, 4, WIDTH, dtype=torch.float64)
         ours = prompted(prompter, slow.in_sequences(tokens), region_mask, frame_mask).prompts[0]
-        theirs = slow.stack_frames(slow.prompt_gaps(prompter, tokens[0], region_mask[0]).prompts)
+        theirs = plain.stack_frames(slow.prompt_gaps(prompter, tokens[0], region_mask[0]).prompts)
         parameters = dict(prompter.named_parameters())
         for name, mine, reference in zip(
             parameters,

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from modules.stop.tokens import layer_norm, patches_of, sequences
+from tests.modules.stop import plain_parts as plain
 from tests.modules.stop import stop_reference as slow
 
 
@@ -22,5 +23,5 @@ def test_sequences_are_class_tokens_and_the_patches_of_their_frames(count):
 
 def test_layer_norm_follows_the_definition():
     tokens, _ = slow.padded_clips(0, [3], 4, 8)
-    expected = slow.stack_frames([[slow.normalised(token) for token in frame] for frame in 7 * tokens[0] + 3])
+    expected = plain.stack_frames([[plain.normalised(token) for token in frame] for frame in 7 * tokens[0] + 3])
     torch.testing.assert_close(layer_norm(7 * tokens + 3)[0], expected, atol=1e-9, rtol=0)
