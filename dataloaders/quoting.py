@@ -34,3 +34,24 @@ def some(names: Sequence[str], most: int = 5) -> str:
     """Return the first `most` names, separated by commas, and how many more there are."""
     more = f" and {len(names) - most:,} more" if len(names) > most else ""
     return ", ".join(shorten(name, 40) for name in names[:most]) + more
+
+
+def where_they_differ(one: str, other: str) -> tuple[str, str]:
+    """Return two texts without the words that both start and end with, if one of them is too long for a message.
+
+    Two lines about a CLIP may differ in their last words alone, where `quoted` has cut both.
+    """
+    if max(len(one), len(other)) <= MOST:
+        return one, other
+    a, b = one.split(" "), other.split(" ")
+    starts = next((i for i, pair in enumerate(zip(a, b, strict=False)) if pair[0] != pair[1]), min(len(a), len(b)))
+    shorter = min(len(a), len(b)) - starts
+    backwards = zip(reversed(a), reversed(b), strict=False)
+    ends = min(next((i for i, pair in enumerate(backwards) if pair[0] != pair[1]), shorter), shorter)
+    start = max(0, starts - 2)  # two words of what they share say what the rest is about
+
+    def part(words: list[str]) -> str:
+        cut = " ".join(words[start : len(words) - ends])
+        return f"{'... ' if start else ''}{cut}{' ...' if ends else ''}"
+
+    return part(a), part(b)

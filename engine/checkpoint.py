@@ -17,7 +17,7 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from dataloaders.quoting import MOST, quoted, shorten
+from dataloaders.quoting import quoted, shorten, where_they_differ
 from engine.file_formats import FORMAT, RESUME_FORMAT, RESUME_FORMATS, takes_it
 from engine.logger import log
 from engine.writing import write_atomically
@@ -214,30 +214,9 @@ def differences(there: Mapping[str, Any], here: Mapping[str, Any]) -> str:
         one, other = there.get(name), here.get(name)
         if one != other:
             if isinstance(one, str) and isinstance(other, str):
-                one, other = _where_they_differ(one, other)
+                one, other = where_they_differ(one, other)
             different.append(f"{shorten(name)} is {quoted(one)} there and {quoted(other)} here")
     return "; ".join(different)
-
-
-def _where_they_differ(one: str, other: str) -> tuple[str, str]:
-    """Return two texts without the words that both start and end with, if one of them is too long for a message.
-
-    Two lines about a CLIP may differ in their last words alone, where `quoted` has cut both.
-    """
-    if max(len(one), len(other)) <= MOST:
-        return one, other
-    a, b = one.split(" "), other.split(" ")
-    starts = next((i for i, pair in enumerate(zip(a, b, strict=False)) if pair[0] != pair[1]), min(len(a), len(b)))
-    shorter = min(len(a), len(b)) - starts
-    backwards = zip(reversed(a), reversed(b), strict=False)
-    ends = min(next((i for i, pair in enumerate(backwards) if pair[0] != pair[1]), shorter), shorter)
-    start = max(0, starts - 2)  # two words of what they share say what the rest is about
-
-    def part(words: list[str]) -> str:
-        cut = " ".join(words[start : len(words) - ends])
-        return f"{'... ' if start else ''}{cut}{' ...' if ends else ''}"
-
-    return part(a), part(b)
 
 
 class OtherVersionError(ValueError):
