@@ -97,7 +97,12 @@ class STOP(Method):
             "beyond the paper: patches of a frame that merge into alike ones before each visual block, one number for "
             "all blocks or one for each, such as 8-0-4-0, each at most half of the tokens that are left",
         ] = "0",
-        lora_coef_lr: Annotated[float, "factor on --lr for LoRA's matrices", Range(0), OnlyWith("lora_dim")] = 1.0,
+        lora_coef_lr: Annotated[
+            float,
+            "factor on --lr for LoRA's matrices (docs/beyond.md: 0.1 gains, 1 loses)",
+            Range(0),
+            OnlyWith("lora_dim"),
+        ] = 1.0,
     ) -> None:
         super().__init__(clip)
         visual = clip.visual
