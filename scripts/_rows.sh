@@ -35,7 +35,9 @@ run_folder_of() {
 run_rows() {
     local seeds=$1 only=$2 jobs=$3 runs=$4 seed row name file folder words
     for seed in $seeds; do
-        for row in "${rows[@]:?}"; do
+        # The script defines `rows`; there are none if all are finished.
+        # shellcheck disable=SC2154
+        for row in ${rows[@]+"${rows[@]}"}; do
             name=${row%%|*}
             [[ $name =~ $only ]] || continue
             # Zero-shot is the same for every seed.

@@ -23,6 +23,7 @@ templates=${templates:-a shape {\}}
 holdout_videos=${holdout_videos:-300}
 num_thread_reader=${num_thread_reader:-1}
 frame_cache=${frame_cache:-}
+benchmark=${benchmark:-results/benchmark_moving_shapes.json}  # of benchmarks.methods, for the time of a step
 JOBS=${JOBS:-1}        # runs at the same time
 only=${only:-.}        # a regular expression; rows whose names match are run
 
@@ -51,5 +52,7 @@ train_row() {
 
 search_rates
 run_comparison
-"$PYTHON" -m tools.table "$results" --no_cited
+steps=()
+[ ! -f "$benchmark" ] || steps=(--benchmark "$benchmark")
+"$PYTHON" -m tools.table "$results" --no_cited "${steps[@]}"
 [ ! -s "$failed" ] || exit 1

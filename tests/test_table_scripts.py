@@ -54,6 +54,12 @@ def test_every_row_gets_the_best_of_three_rates(script, tmp_path):
     assert commands[-1][1] == "tools.table"
 
 
+def test_zero_shot_alone_needs_no_rate(tmp_path):
+    searched, (zero_shot,), _ = recorded(tmp_path, "table_moving_shapes.sh", only="^zero-shot$")
+    assert not searched
+    assert not zero_shot["do_train"]
+
+
 def test_own_protocols_differ_where_the_papers_do(tmp_path):
     searched, trained, _ = recorded(tmp_path, "table_msrvtt.sh", protocol="own", seeds="42")
     assert not searched

@@ -5,8 +5,8 @@
 
 A row is the mean over the seeds of one name, with the deviation (n - 1). GFLOP are counted for one clip and one
 caption, forward, from the settings in the row's command. "Step" is the time of a training step over the floor, the work
-of every method on a frozen CLIP, from a file of benchmarks.methods; it has methods with their defaults, on its own CLIP
-and frames. "Cited" columns are what a paper prints, and where; cited and measured numbers never share a column.
+of every method on a frozen CLIP, from files of benchmarks.methods; a row has it if its options were measured on its
+CLIP. "Cited" columns are what a paper prints, and where; cited and measured numbers never share a column.
 
     python -m tools.table results/zero_shot_msrvtt.csv --backbones
 
@@ -33,10 +33,10 @@ from engine.messages import print_error, print_result
 from engine.tasks.registry import TASKS
 from modules.clip import CLIP
 from modules.clip_weights import backbone_of
-from modules.methods import METHODS, method_options
 from modules.undrawn import undrawn
 from tools.report import METRICS, markdown, number, read_rows
 
+Model = tuple[str, str, tuple[tuple[str, Any], ...]]  # the name of its CLIP, method, options
 CITED = Path(__file__).parent / "cited_msrvtt.csv"
 CITED_METRICS = ("t2v R@1", "t2v R@5", "t2v R@10", "t2v MnR", "v2t R@1", "v2t R@5", "v2t R@10", "v2t MnR")
 UNPUBLISHED = ", learning rate not published"  # ends the names of rows whose papers do not state it
@@ -52,11 +52,26 @@ def read_cited(path: Path) -> dict[str, dict[str, str]]:
         return {row["name"]: row for row in reader}
 
 
-def steps_of(path: Path) -> dict[str, float]:
-    """Return the step over the floor by method, from a file of benchmarks.methods; raise OSError or ValueError."""
+def model_of(config: Config) -> Model:
+    """Return what a row of a benchmark and one of the results must have in common to be of the same model.
+
+    Frames are left out: a benchmark has its own number of them.
+    """
+    options = {name: value for name, value in config.model.options.items() if name != "max_frames"}
+    return config.model.pretrained_clip_name, config.model.method, tuple(sorted(options.items()))
+
+
+def steps_of(path: Path) -> dict[Model, float]:
+    """Return the step over the floor by model, from a file of benchmarks.methods; raise OSError or ValueError."""
+    steps = {}
     try:
-        return {row["method"]: float(row["floor_ratio"]) for row in json.loads(path.read_text())["methods"]}
-    except (ValueError, KeyError, TypeError) as error:
+        content = json.loads(path.read_text())
+        clip = content["settings"]["pretrained_clip_name"]
+        for row in content["methods"]:  # such as "stop --merge 3"
+            flags = ["--describe", "--pretrained_clip_name", clip, "--method", *shlex.split(row["method"])]
+            steps[model_of(parse_config(flags, TASKS["retrieval"].settings))] = float(row["floor_ratio"])
+        return steps
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{path}: is not what benchmarks.methods --output writes") from error
 
 
@@ -89,15 +104,8 @@ def gflop_of(config: Config) -> float | None:
         return None
 
 
-def has_defaults(config: Config) -> bool:
-    """Return whether a run's method has its defaults, so that the benchmark's row is that of the same model."""
-    method, frames = config.model.method, config.data.max_frames
-    defaults = {option.name: option.default for option in method_options(METHODS[method])} | {"max_frames": frames}
-    return all(value == defaults[name] for name, value in config.model.options.items())
-
-
 def compare(
-    rows: pd.DataFrame, cited: Mapping[str, Mapping[str, str]], steps: Mapping[str, float]
+    rows: pd.DataFrame, cited: Mapping[str, Mapping[str, str]], steps: Mapping[Model, float]
 ) -> tuple[list[str], list[list[str]], list[dict[str, Any]]]:
     """Return header and cells of the table, and what the chart draws of each row.
 
@@ -119,7 +127,7 @@ def compare(
         trained = 0 if first["selection"] == "zero-shot" else int(first["trainable_parameters"])
         config = config_of(first)
         gflop = gflop_of(config)
-        step = steps.get(first["method"]) if trained and has_defaults(config) else None
+        step = steps.get(model_of(config)) if trained else None
         cells = [
             number(group[metric].mean()) + (f" ± {group[metric].std():.1f}" if len(group) > 1 else "")
             for metric in metrics
@@ -213,7 +221,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("results", type=Path, help="a results csv, such as that of scripts/table_msrvtt.sh")
     parser.add_argument("--cited", type=Path, default=CITED, help="csv of published rows (default: MSR-VTT, ViT-B/32)")
     parser.add_argument("--no_cited", action="store_true", help="no published rows, for other data")
-    parser.add_argument("--benchmark", type=Path, help="a file of benchmarks.methods, for the time of a step")
+    parser.add_argument("--benchmark", type=Path, nargs="+", default=[], help="files of benchmarks.methods, for steps")
     parser.add_argument("--chart", type=Path, help="draw R@1 over parameters, GFLOP and step time into this picture")
     parser.add_argument("--backbones", action="store_true", help="a row of each backbone, with its protocol")
     arguments = parser.parse_args(argv)
@@ -221,7 +229,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if arguments.chart:
             check_file("--chart", arguments.chart, PICTURES)
         cited = {} if arguments.no_cited else read_cited(arguments.cited)
-        steps = steps_of(arguments.benchmark) if arguments.benchmark else {}
+        steps = {model: ratio for path in arguments.benchmark for model, ratio in steps_of(path).items()}
         rows = read_rows(arguments.results)
         if rows.empty:
             raise ValueError(f"{arguments.results}: has no row yet")

@@ -49,7 +49,7 @@ def table_of(printed):
 def test_the_table(results, small_data, tmp_path, capsys):
     benchmark = tmp_path / "benchmark.json"
     steps = [{"method": "stop", "floor_ratio": 1.4}, {"method": "lora", "floor_ratio": 1.1}]
-    benchmark.write_text(json.dumps({"methods": steps}))
+    benchmark.write_text(json.dumps({"settings": {"pretrained_clip_name": str(small_data.clip)}, "methods": steps}))
     picture = tmp_path / "chart.png"
     assert main([str(results), "--benchmark", str(benchmark), "--chart", str(picture)]) == 0
     header, rows = table_of(capsys.readouterr().out)
@@ -62,6 +62,16 @@ def test_the_table(results, small_data, tmp_path, capsys):
     assert rows["zero-shot"][1] == "0.00 M"
     assert rows["zero-shot"][3] == ""
     assert rows["LoRA"][3] == "", "the benchmark's row has the default rank"
+    others = tmp_path / "others.json"
+    steps[1]["method"] = "lora --lora_dim 2"
+    others.write_text(json.dumps({"settings": {"pretrained_clip_name": str(small_data.clip)}, "methods": steps[1:]}))
+    assert main([str(results), "--benchmark", str(benchmark), str(others)]) == 0
+    _, rows = table_of(capsys.readouterr().out)
+    assert (rows["STOP"][3], rows["LoRA"][3]) == ("1.40", "1.10")
+    benchmark.write_text(json.dumps({"settings": {"pretrained_clip_name": "ViT-B/32"}, "methods": steps}))
+    assert main([str(results), "--benchmark", str(benchmark)]) == 0
+    _, rows = table_of(capsys.readouterr().out)
+    assert (rows["STOP"][3], rows["LoRA"][3]) == ("", ""), "measured on another CLIP"
     assert rows["Bias, learning rate not published"][4] == "35.0"
     assert rows["Bias, learning rate not published"][cited] == "39.7"
     assert rows["MPT-Linear"][1:cited] == [""] * 6, "a row that is cited only has nothing measured"
