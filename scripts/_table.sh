@@ -33,7 +33,7 @@ comparison=(
 )
 source "$(dirname "${BASH_SOURCE[0]}")/_rows.sh"
 
-# go_beyond_the_paper MERGE: adds the rows of docs/beyond.md, with a plan of merging for the CLIP.
+# go_beyond_the_paper MERGE LESS: adds the rows of docs/beyond.md, with two plans of merging for the CLIP.
 go_beyond_the_paper() {
     comparison+=(
         "STOP, LoRA|--method stop --lora_dim 8|stop"
@@ -41,6 +41,7 @@ go_beyond_the_paper() {
         "STOP, merged|--method stop --merge $1|stop"
         "STOP, LoRA and merged|--method stop --lora_dim 8 --merge $1|stop"
         "STOP, LoRA at a tenth of the rate and merged|--method stop --lora_dim 8 --lora_coef_lr 0.1 --merge $1|stop"
+        "STOP, LoRA at a tenth of the rate, merged less|--method stop --lora_dim 8 --lora_coef_lr 0.1 --merge $2|stop"
     )
 }
 

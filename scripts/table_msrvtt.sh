@@ -41,7 +41,7 @@ declare -A rates_of=(
 )
 declare -A more_of=([full]="--coef_lr 1e-3" [head]="--coef_lr 0.033" [branch]="--coef_lr 0.1")
 source "$(dirname "$0")/_table.sh"
-go_beyond_the_paper 12-4-4-4-4-4-4-2-0-0-0-0
+go_beyond_the_paper 12-4-4-4-4-4-4-2-0-0-0-0 8-4-4-4-4-4-4-2-2-0-0-0
 
 # What a row's paper or release states, by family of protocols. Frames are those of --frame_sampling and 1 frame a second
 # (clip4clip) or the 3 of the stored videos.
