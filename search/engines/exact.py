@@ -101,7 +101,10 @@ class TorchExact(Engine):
                 chosen = part.vectors[here] if rows is None else part.vectors[rows[here]]
                 torch.mm(block[: len(chosen)].copy_(chosen), wanted, out=found[here])
             best, places = found.T.topk(min(k, count))
-            own = torch.from_numpy(part.ids if rows is None else part.ids[rows])
+            if rows is not None:
+                places = torch.from_numpy(rows)[places]
+            best = part.scores(torch.from_numpy(queries), places)
+            own = torch.from_numpy(part.ids)
             scores, order = torch.cat([scores, best], dim=1).topk(k)
             ids = torch.cat([ids, own[places]], dim=1).gather(1, order)
         return scores.numpy(), ids.numpy()
@@ -123,6 +126,20 @@ class _Part:
     @property
     def vectors(self) -> "Tensor":
         return self._vectors[: self.count]
+
+    def scores(self, queries: "Tensor", places: "Tensor") -> "Tensor":
+        """Return the products of `[Q,E]` with the vectors at `[Q,k]`, equal to the bit for equal vectors.
+
+        The last bits of a matrix product depend on where a row stands in it. Copies of a video would have different
+        scores, and come in another order than faiss has them in.
+        """
+        import torch
+
+        scores = torch.empty(places.shape)
+        for first in range(0, places.shape[1], BLOCK):
+            here = slice(first, first + BLOCK)
+            scores[:, here] = (self.vectors[places[:, here]].float() * queries[:, None]).sum(dim=-1)
+        return scores
 
     def take(self, ids: Ids, vectors: Vectors) -> int:
         """Add the first of some vectors, as many as there is room for; return their number."""
