@@ -2,6 +2,7 @@
 
 import reprlib
 from collections.abc import Sequence
+from itertools import takewhile
 from typing import Any
 
 MOST = 80  # characters of one quotation
@@ -44,10 +45,8 @@ def where_they_differ(one: str, other: str) -> tuple[str, str]:
     if max(len(one), len(other)) <= MOST:
         return one, other
     a, b = one.split(" "), other.split(" ")
-    starts = next((i for i, pair in enumerate(zip(a, b, strict=False)) if pair[0] != pair[1]), min(len(a), len(b)))
-    shorter = min(len(a), len(b)) - starts
-    backwards = zip(reversed(a), reversed(b), strict=False)
-    ends = min(next((i for i, pair in enumerate(backwards) if pair[0] != pair[1]), shorter), shorter)
+    starts = _shared(a, b)
+    ends = _shared(a[starts:][::-1], b[starts:][::-1])
     start = max(0, starts - 2)  # two words of what they share say what the rest is about
 
     def part(words: list[str]) -> str:
@@ -55,3 +54,8 @@ def where_they_differ(one: str, other: str) -> tuple[str, str]:
         return f"{'... ' if start else ''}{cut}{' ...' if ends else ''}"
 
     return part(a), part(b)
+
+
+def _shared(one: Sequence[str], other: Sequence[str]) -> int:
+    """Return how many words both start with."""
+    return len(list(takewhile(lambda pair: pair[0] == pair[1], zip(one, other, strict=False))))

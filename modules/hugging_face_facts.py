@@ -32,7 +32,7 @@ OF_METACLIP_2 = {901629: ("facebook/xlm-v-base", "whitespace"), 250100: ("google
 # Fields whose odd values would pass for true, and those that are read by their kind.
 KINDS_OF_PIXELS: dict[str, tuple[type, ...]] = {
     **dict.fromkeys(("do_resize", "do_rescale", "do_normalize", "do_center_crop"), (bool,)),
-    "rescale_factor": (int, float), "resample": (int,), "size": (int, dict), "crop_size": (int, dict),
+    "rescale_factor": (float,), "resample": (int,), "size": (int, dict), "crop_size": (int, dict),
 }  # fmt: skip
 # SigLIP's towers where their configuration states nothing.
 POSITIONS = ("vocab_size", "max_position_embeddings")

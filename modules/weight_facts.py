@@ -109,8 +109,8 @@ def facts_of_open_clip(model: Mapping[str, Any], pixels: Mapping[str, Any], sour
     if not isinstance(vision, Mapping) or not isinstance(text, Mapping) or "embed_dim" not in model:
         raise ValueError(f"{source} lacks embed_dim, vision_cfg or text_cfg.")
     check_kinds(model, {"quick_gelu": (bool,)}, source)
-    check_kinds(vision, {"mlp_ratio": (int, float), "head_width": (int,)}, source)
-    check_kinds(text, {"mlp_ratio": (int, float), "hf_tokenizer_name": (str,), "tokenizer_kwargs": (dict,)}, source)
+    check_kinds(vision, {"mlp_ratio": (float,), "head_width": (int,)}, source)
+    check_kinds(text, {"mlp_ratio": (float,), "hf_tokenizer_name": (str,), "tokenizer_kwargs": (dict,)}, source)
     check_kinds(pixels, {"resize_mode": (str,), "interpolation": (str,)}, source)
     words = {name: text.get(name) for name in OF_TOKENS}
     check_kinds(words["tokenizer_kwargs"] or {}, {"clean": (str,)}, source)

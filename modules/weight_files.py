@@ -192,10 +192,13 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def check_kinds(fields: Mapping[str, Any], kinds: Mapping[str, tuple[type, ...]], source: Path | str) -> None:
-    """Raise ValueError if a field of a configuration is of none of its kinds; null is of every kind, true no number."""
+    """Raise ValueError if a field of a configuration is of none of its kinds; null is of every kind, true no number.
+
+    A whole number is a number too.
+    """
     for name, allowed in kinds.items():
         value = fields.get(name)
-        if value is not None and type(value) not in allowed:
+        if value is not None and type(value) not in allowed and not (type(value) is int and float in allowed):
             raise ValueError(
                 f"{source} states {name} {shorten(json.dumps(value))}; it must be "
                 f"{' or '.join(KINDS_OF_JSON[kind] for kind in allowed)}."

@@ -118,3 +118,10 @@ run_comparison() {
     done < <(wanted)
     run_rows "$seeds" "$only" "$JOBS" "$runs"
 }
+
+# print_comparison: prints what is measured, with the time of a step if the file `benchmark` is there.
+print_comparison() {
+    local steps=()
+    [ ! -f "${benchmark:?}" ] || steps=(--benchmark "$benchmark")
+    "$PYTHON" -m tools.table "$results" --no_cited "${steps[@]}"
+}

@@ -48,7 +48,5 @@ train_row() {
 
 search_rates
 run_comparison
-steps=()
-[ ! -f "$benchmark" ] || steps=(--benchmark "$benchmark")
-"$PYTHON" -m tools.table "$results" --no_cited "${steps[@]}"
+print_comparison
 [ ! -s "$failed" ] || exit 1
