@@ -25,13 +25,7 @@ from modules.lora import add_lora
 from modules.methods.base import Method
 from modules.options import OnlyWith, Range, between
 from modules.similarity import masked_mean
-from modules.stop.inter_frame import (
-    InterFramePrompter,
-    TemporalPrompting,
-    insert_by_frame,
-    insert_joint,
-    visible_tokens,
-)
+from modules.stop.inter_frame import InterFramePrompter, TemporalPrompting, insert, visible_tokens
 from modules.stop.intra_frame import IntraFramePrompter, SpatialPrompting
 from modules.stop.merging import merge_patches, plan_merging, proportional
 from modules.stop.timing import FrameTiming
@@ -113,7 +107,7 @@ class STOP(Method):
             raise ValueError(f"--inter_width {inter_width} is not a multiple of {HEADS}, the heads of P_t's attention")
 
         clip.requires_grad_(False)
-        self.attention = attention
+        self.attention: Literal["joint", "frame"] = attention
         self.no_class = 1 - visual.class_tokens
         self.merged = plan_merging(merge, depth, patches)
         if any(self.merged) and (lacking := clip.architecture.lacks(("class pool", "unturned tokens"))):
@@ -214,11 +208,7 @@ class STOP(Method):
         After the last block, often only the class tokens are read; it then returns `[B,C,1,D]`.
         """
         patches = patches_of(x, timing.frames).shape[2]  # those of a frame that are left
-        mask: Tensor | None
-        if self.attention == "joint":
-            context, mask = insert_joint(block, timing.frame_mask, patches, temporal)
-        else:
-            context, mask = insert_by_frame(block, patches, temporal)
+        context, mask = insert(self.attention, block, timing.frame_mask, patches, temporal)
         if merging is not None:
             mask = proportional(mask, merging, x.shape[1])
         none = self.no_class

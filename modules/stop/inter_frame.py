@@ -15,6 +15,7 @@ the paper is silent, with its reason.
 """
 
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -191,6 +192,19 @@ class TemporalPromptNet(nn.Module):
         slots = pad_for_tensor_cores(self.to_slots.weight, -1) @ pad_for_tensor_cores(x, -2)  # [B,T-1,eta,c_t]
         x = slots + self.to_slots.bias[:, None]
         return self.up(x * gain[:, :, None, None].to(x.dtype))
+
+
+def insert(
+    attention: Literal["joint", "frame"],
+    block: Block,
+    frame_mask: Tensor,
+    patches: int,
+    prompting: TemporalPrompting | None,
+) -> tuple[KeysValues | None, Tensor | None]:
+    """Insert the prompts in one sequence per clip (`insert_joint`) or in one per frame (`insert_by_frame`)."""
+    if attention == "joint":
+        return insert_joint(block, frame_mask, patches, prompting)
+    return insert_by_frame(block, patches, prompting)
 
 
 def insert_joint(

@@ -17,6 +17,7 @@ from modules.stop.inter_frame import (
     TemporalPrompting,
     TemporalPromptNet,
     frame_variation,
+    insert,
     insert_by_frame,
     insert_joint,
     normalised_variation,
@@ -295,9 +296,7 @@ class TestInsertion:
         class_token = torch.randn(batch, 1 if joint else frames, WIDTH, dtype=torch.float64)
         prompting = self.prompting(seed, frames_of_clip, eta) if with_prompts else None
         x = sequences(class_token, tokens)
-        context, mask = (
-            insert_joint(block, frame_mask, patches, prompting) if joint else insert_by_frame(block, patches, prompting)
-        )
+        context, mask = insert("joint" if joint else "frame", block, frame_mask, patches, prompting)
         out = block(x.flatten(0, 1), context, mask).view_as(x)
         new_class, new_tokens = out[:, :, 0], patches_of(out, frames)
         for clip, real in enumerate(frames_of_clip):
