@@ -16,6 +16,7 @@ prints a row of each backbone instead, with its parameters and the protocol of i
 import argparse
 import csv
 import json
+import math
 import shlex
 import sys
 from collections.abc import Mapping, Sequence
@@ -109,11 +110,14 @@ def compare(
 ) -> tuple[list[str], list[list[str]], list[dict[str, Any]]]:
     """Return header and cells of the table, and what the chart draws of each row.
 
-    Published rows come first in the order of their file, also those without a measured one, then the others.
+    Published rows come first in the order of their file, also those without a measured one, then the others, the best
+    first.
     """
     metrics = [name for name in METRICS if name in rows and "(" not in name]
+    ranked_by = "t2v R@1" if "t2v R@1" in rows else "top1"
     groups = dict(list(rows.groupby("name", sort=False)))
-    measured = {name.removesuffix(UNPUBLISHED): name for name in groups}
+    best_first = sorted(groups, key=lambda name: groups[name][ranked_by].mean(), reverse=True)
+    measured = {name.removesuffix(UNPUBLISHED): name for name in best_first}
     header = ["", "trained", "GFLOP", "step", *(METRICS[name] for name in metrics), "seeds"]
     header += ["cited T2V R@1", "R@5", "R@10", "MnR", "cited V2T R@1", "R@5", "R@10", "MnR", "cited from"]
     body, points = [], []
@@ -138,8 +142,10 @@ def compare(
             "" if step is None else f"{step:.2f}",
         ]
         body.append([measured[name], *counts, *cells, str(len(group)), *quoted])
-        recall = group["t2v R@1" if "t2v R@1" in group else "top1"].mean()
-        points.append({"name": name, "recall": recall, "trained": trained, "gflop": gflop, "step": step})
+        recall, spread = group[ranked_by].mean(), group[ranked_by].std() if len(group) > 1 else 0.0
+        points.append(
+            {"name": name, "recall": recall, "spread": spread, "trained": trained, "gflop": gflop, "step": step}
+        )
     return header, body, points
 
 
@@ -193,26 +199,47 @@ def draw(points: Sequence[Mapping[str, Any]], output: Path) -> None:
         raise ValueError("--chart needs matplotlib: pip install matplotlib") from error
     titles = {"trained": "trained parameters, millions", "gflop": "GFLOP per clip", "step": "training step / floor"}
     shown = {key: title for key, title in titles.items() if any(point[key] for point in points)}
-    figure = Figure(figsize=(6 * len(shown), 6), layout="constrained")
-    panels = figure.subplots(1, len(shown), sharey=True, squeeze=False)[0]
-    recalls = [point["recall"] for point in points]
-    apart = (max(recalls) - min(recalls)) / 45  # of labels, so that none covers another
+    ranked = sorted(points, key=lambda point: point["recall"], reverse=True)
+    widths = [1.0] * len(shown) + [0.7]
+    figure = Figure(figsize=(5 * sum(widths), max(5.5, 0.22 * len(ranked))), layout="constrained")
+    *panels, names = figure.subplots(1, len(widths), width_ratios=widths, squeeze=False)[0]
     for panel, (key, title) in zip(panels, shown.items(), strict=True):
-        below = -float("inf")
-        for point in sorted(points, key=lambda point: point["recall"]):
-            if point[key]:
-                value, recall = point[key] / 1e6 if key == "trained" else point[key], point["recall"]
-                panel.plot(value, recall, "o", color="C3" if point["name"].startswith("STOP") else "C0")
-                below = max(recall, below + apart)
-                panel.annotate(f"  {point['name']}", (value, recall), (value, below), size=7, va="center",
-                               arrowprops={"arrowstyle": "-", "color": "0.7", "lw": 0.5})  # fmt: skip
+        drawn = [(rank, point) for rank, point in enumerate(ranked, 1) if point[key]]
+        values = [point[key] / 1e6 if key == "trained" else point[key] for _, point in drawn]
+        places = [math.log(value) for value in values] if key == "trained" else values
+        heights = apart(places, [point["recall"] for _, point in drawn])
+        for (rank, point), value, height in zip(drawn, values, heights, strict=True):
+            colour = "C3" if point["name"].startswith("STOP") else "C0"
+            panel.errorbar(value, point["recall"], point["spread"], fmt="o", color=colour, elinewidth=0.8)
+            panel.annotate(f"   {rank}", (value, point["recall"]), (value, height), size=8, va="center",
+                           arrowprops={"arrowstyle": "-", "color": "0.7", "lw": 0.5})  # fmt: skip
         if key == "trained":
             panel.set_xscale("log")
-        panel.margins(x=0.35, y=0.12)
+        if panel is not panels[0]:
+            panel.sharey(panels[0])
+        panel.margins(x=0.12, y=0.08)
         panel.set_xlabel(title)
         panel.grid(alpha=0.3)
     panels[0].set_ylabel("R@1, text to video, or top-1, %")
+    names.axis("off")
+    lines = [f"{rank:2}  {point['name']}  {number(point['recall'])}" for rank, point in enumerate(ranked, 1)]
+    names.text(0, 1, "\n".join(lines), size=8, va="top", linespacing=1.5, transform=names.transAxes)
     figure.savefig(output, dpi=120)
+
+
+def apart(places: Sequence[float], heights: Sequence[float]) -> list[float]:
+    """Raise labels, as little as is needed, so that no two of them are close in both directions."""
+    width = 0.05 * (max(places) - min(places))
+    height = 0.03 * (max(heights) - min(heights))
+    placed: dict[int, tuple[float, float]] = {}
+    for index in sorted(range(len(places)), key=lambda index: heights[index]):
+        label = heights[index]
+        near = sorted(y for x, y in placed.values() if abs(x - places[index]) <= width)
+        for other in near:
+            if abs(label - other) < height:
+                label = other + height
+        placed[index] = places[index], label
+    return [placed[index][1] for index in range(len(places))]
 
 
 def main(argv: Sequence[str] | None = None) -> int:

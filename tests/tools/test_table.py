@@ -1,16 +1,19 @@
 """The comparison has measured and published numbers in separate columns, and operations of the settings that ran."""
 
 import csv
+import itertools
 import json
 import shlex
 
 import cv2
 import pandas as pd
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from engine.describe import describe
 from tests.markdown import ROOT
-from tools.table import CITED, CITED_METRICS, main, read_cited
+from tools.table import CITED, CITED_METRICS, apart, main, read_cited
 
 
 @pytest.fixture
@@ -80,10 +83,22 @@ def test_the_table(results, small_data, tmp_path, capsys):
     assert width > 2 * height
 
 
+@given(st.lists(st.tuples(st.integers(0, 30), st.integers(0, 100)), min_size=1, max_size=30))
+def test_labels_of_the_chart_do_not_cover_each_other(points):
+    """Check that labels only move up, and that no two are close in both directions."""
+    places, heights = [float(x) for x, _ in points], [float(y) for _, y in points]
+    labels = apart(places, heights)
+    assert all(label >= height for label, height in zip(labels, heights, strict=True))
+    width, height = 0.05 * (max(places) - min(places)), 0.03 * (max(heights) - min(heights))
+    for one, other in itertools.combinations(range(len(points)), 2):
+        if abs(places[one] - places[other]) <= width:
+            assert abs(labels[one] - labels[other]) >= height - 1e-9
+
+
 def test_other_data_has_no_published_rows(results, capsys):
     assert main([str(results), "--no_cited"]) == 0
     header, rows = table_of(capsys.readouterr().out)
-    assert list(rows) == ["zero-shot", "LoRA", "Bias, learning rate not published", "STOP"]
+    assert list(rows) == ["STOP", "LoRA", "Bias, learning rate not published", "zero-shot"], "the best first"
     assert header[-1] == "seeds"
 
 
