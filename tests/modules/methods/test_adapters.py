@@ -94,14 +94,6 @@ def test_videos_texts_and_gradients_equal_the_definition(name, options, as_defin
         assert gradient.any() != any(own.startswith(f"{part}.") for part in dead), own
 
 
-@pytest.mark.parametrize("name", ["bias", *ADAPTED])
-def test_it_starts_as_clip(name):
-    method, floor, batch = build_method(name, tiny_clip()), build_method("clip4clip", tiny_clip()), tiny_batch()
-    with torch.no_grad():
-        for ours, clips in zip(method(*batch), floor(*batch), strict=True):
-            torch.testing.assert_close(ours, clips)
-
-
 @pytest.mark.parametrize(
     ("name", "options", "count"),
     [

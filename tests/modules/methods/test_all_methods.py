@@ -2,6 +2,7 @@
 
 import copy
 import io
+import re
 from typing import Literal, get_args, get_origin
 
 import pytest
@@ -10,6 +11,7 @@ import torch
 from engine.optim import build_optimizer
 from modules.methods import METHODS, Method, build_method, method_options
 from modules.rows import tensors_of
+from tests.markdown import ROOT
 from tests.tiny import TINY, loss_of, tiny_batch, tiny_clip
 
 METHOD_NAMES = list(METHODS)
@@ -108,6 +110,17 @@ def test_groups_hold_every_trained_tensor_once(method):
     grouped = [id(parameter) for group in method.parameter_groups(1.0, 1.0, 0.1) for parameter in group["params"]]
     assert len(grouped) == len(set(grouped))
     assert set(grouped) == {id(parameter) for _, parameter in method.trainable_parameters()}
+
+
+@torch.no_grad()
+def test_the_documentation_names_the_methods_that_start_as_frozen_clip(method):
+    documented = (ROOT / "docs/methods.md").read_text().partition("Untrained, these score as frozen CLIP does: ")[2]
+    named = re.findall(r"`(\w+)`", documented.partition(". ")[0])
+    method.eval()
+    batch = tiny_batch()
+    logits = [one.similarity(*one(*batch)) for one in (method, build_method("clip4clip", tiny_clip()).eval())]
+    (name,) = (name for name, cls in METHODS.items() if type(method) is cls)
+    assert (name in named) == bool(torch.isclose(*logits, atol=1e-5).all())
 
 
 @pytest.mark.parametrize("name", METHOD_NAMES)

@@ -106,13 +106,9 @@ def test_learns_as_the_original(original):
     method.zero_grad()
 
 
-def test_it_starts_as_clip():
-    method, floor = build_method("mv_adapter", tiny_clip(), max_frames=4), build_method("clip4clip", tiny_clip())
-    batch = tiny_batch()
-    with torch.no_grad():
-        for ours, clips in zip(method(*batch), floor(*batch), strict=True):
-            torch.testing.assert_close(ours, clips)
-    assert method.visual_adapters[0].calibration.excite.weight.eq(0).all()  # alpha is 1
+def test_alpha_starts_as_one():
+    method = build_method("mv_adapter", tiny_clip(), max_frames=4)
+    assert method.visual_adapters[0].calibration.excite.weight.eq(0).all()
 
 
 def test_initial_values_are_the_releases(original):
