@@ -42,6 +42,7 @@ go_beyond_the_paper() {
         "STOP, LoRA and merged|--method stop --lora_dim 8 --merge $1|stop"
         "STOP, LoRA at a tenth of the rate and merged|--method stop --lora_dim 8 --lora_coef_lr 0.1 --merge $1|stop"
         "STOP, LoRA at a tenth of the rate, merged less|--method stop --lora_dim 8 --lora_coef_lr 0.1 --merge $2|stop"
+        "STOP joint, LoRA at a tenth of the rate, merged less|--method stop --attention joint --lora_dim 8 --lora_coef_lr 0.1 --merge $2|stop"
     )
 }
 
