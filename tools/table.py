@@ -229,7 +229,7 @@ def draw(points: Sequence[Mapping[str, Any]], output: Path) -> None:
 
 def apart(places: Sequence[float], heights: Sequence[float]) -> list[float]:
     """Raise labels, as little as is needed, so that no two of them are close in both directions."""
-    width = 0.05 * (max(places) - min(places))
+    width = 0.08 * (max(places) - min(places))
     height = 0.03 * (max(heights) - min(heights))
     placed: dict[int, tuple[float, float]] = {}
     for index in sorted(range(len(places)), key=lambda index: heights[index]):

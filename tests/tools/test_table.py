@@ -89,7 +89,7 @@ def test_labels_of_the_chart_do_not_cover_each_other(points):
     places, heights = [float(x) for x, _ in points], [float(y) for _, y in points]
     labels = apart(places, heights)
     assert all(label >= height for label, height in zip(labels, heights, strict=True))
-    width, height = 0.05 * (max(places) - min(places)), 0.03 * (max(heights) - min(heights))
+    width, height = 0.08 * (max(places) - min(places)), 0.03 * (max(heights) - min(heights))
     for one, other in itertools.combinations(range(len(points)), 2):
         if abs(places[one] - places[other]) <= width:
             assert abs(labels[one] - labels[other]) >= height - 1e-9
