@@ -199,10 +199,11 @@ def draw(points: Sequence[Mapping[str, Any]], output: Path) -> None:
         raise ValueError("--chart needs matplotlib: pip install matplotlib") from error
     titles = {"trained": "trained parameters, millions", "gflop": "GFLOP per clip", "step": "training step / floor"}
     shown = {key: title for key, title in titles.items() if any(point[key] for point in points)}
+    if not shown:
+        raise ValueError("--chart has nothing to draw: no row was trained, and no CLIP of a row is on this machine")
     ranked = sorted(points, key=lambda point: point["recall"], reverse=True)
-    widths = [1.0] * len(shown) + [0.7]
-    figure = Figure(figsize=(5 * sum(widths), max(5.5, 0.22 * len(ranked))), layout="constrained")
-    *panels, names = figure.subplots(1, len(widths), width_ratios=widths, squeeze=False)[0]
+    figure = Figure(figsize=(5 * len(shown) + 3.5, max(5.5, 0.22 * len(ranked))), layout="constrained")
+    panels = figure.subplots(1, len(shown), sharey=True, squeeze=False)[0]
     for panel, (key, title) in zip(panels, shown.items(), strict=True):
         drawn = [(rank, point) for rank, point in enumerate(ranked, 1) if point[key]]
         values = [point[key] / 1e6 if key == "trained" else point[key] for _, point in drawn]
@@ -215,15 +216,12 @@ def draw(points: Sequence[Mapping[str, Any]], output: Path) -> None:
                            arrowprops={"arrowstyle": "-", "color": "0.7", "lw": 0.5})  # fmt: skip
         if key == "trained":
             panel.set_xscale("log")
-        if panel is not panels[0]:
-            panel.sharey(panels[0])
         panel.margins(x=0.12, y=0.08)
         panel.set_xlabel(title)
         panel.grid(alpha=0.3)
     panels[0].set_ylabel("R@1, text to video, or top-1, %")
-    names.axis("off")
     lines = [f"{rank:2}  {point['name']}  {number(point['recall'])}" for rank, point in enumerate(ranked, 1)]
-    names.text(0, 1, "\n".join(lines), size=8, va="top", linespacing=1.5, transform=names.transAxes)
+    panels[-1].annotate("\n".join(lines), (1.03, 1), xycoords="axes fraction", size=8, va="top", linespacing=1.5)
     figure.savefig(output, dpi=120)
 
 
@@ -231,15 +229,14 @@ def apart(places: Sequence[float], heights: Sequence[float]) -> list[float]:
     """Raise labels, as little as is needed, so that no two of them are close in both directions."""
     width = 0.08 * (max(places) - min(places))
     height = 0.03 * (max(heights) - min(heights))
-    placed: dict[int, tuple[float, float]] = {}
+    labels: dict[int, float] = {}
     for index in sorted(range(len(places)), key=lambda index: heights[index]):
         label = heights[index]
-        near = sorted(y for x, y in placed.values() if abs(x - places[index]) <= width)
-        for other in near:
-            if abs(label - other) < height:
-                label = other + height
-        placed[index] = places[index], label
-    return [placed[index][1] for index in range(len(places))]
+        for taken in sorted(labels[other] for other in labels if abs(places[other] - places[index]) <= width):
+            if abs(label - taken) < height:
+                label = taken + height
+        labels[index] = label
+    return [labels[index] for index in range(len(places))]
 
 
 def main(argv: Sequence[str] | None = None) -> int:

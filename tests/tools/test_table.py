@@ -95,6 +95,16 @@ def test_labels_of_the_chart_do_not_cover_each_other(points):
             assert abs(labels[one] - labels[other]) >= height - 1e-9
 
 
+def test_a_chart_of_nothing_is_refused(results, tmp_path, capsys):
+    rows = pd.read_csv(results)
+    rows = rows[rows["name"] == "zero-shot"]
+    rows["command"] = rows["command"].str.replace("--pretrained_clip_name ", "--pretrained_clip_name missing")
+    rows.to_csv(results, index=False)
+    assert main([str(results), "--no_cited", "--chart", str(tmp_path / "chart.png")]) == 2
+    assert "--chart has nothing to draw" in capsys.readouterr().err
+    assert not (tmp_path / "chart.png").exists()
+
+
 def test_other_data_has_no_published_rows(results, capsys):
     assert main([str(results), "--no_cited"]) == 0
     header, rows = table_of(capsys.readouterr().out)
