@@ -2,7 +2,7 @@
 # Sourced by the scripts of the comparison: its rows, the search of their learning rates, and their training.
 # The script defines `results`, `runs`, `seeds`, `only`, `JOBS`, `holdout_videos`, an array `rates_of` of three learning
 # rates by family, an array `more_of` of further flags by family, perhaps `search_epochs`, the epochs of a run of the
-# search if they are fewer than a row's, and
+# search if they are fewer than a row's, perhaps `benchmark`, files of benchmarks.methods, and
 #   train_row NAME SEED FILE FOLDER FLAGS...  trains and evaluates a row
 # Rows are "name|flags|family"; the family says which learning rates are tried.
 comparison=(
@@ -32,6 +32,14 @@ comparison=(
     "STOP|--method stop|stop"
 )
 source "$(dirname "${BASH_SOURCE[0]}")/_rows.sh"
+
+read -ra benchmarks <<<"${benchmark-}"
+for file in "${benchmarks[@]}"; do
+    if [ ! -f "$file" ]; then
+        echo "error: benchmark: there is no file $file; name files that 'python -m benchmarks.methods --output' wrote" >&2
+        exit 2
+    fi
+done
 
 # go_beyond_the_paper MERGE LESS: adds the rows of docs/beyond.md, with two plans of merging for the CLIP.
 go_beyond_the_paper() {
@@ -120,9 +128,7 @@ run_comparison() {
     run_rows "$seeds" "$only" "$JOBS" "$runs"
 }
 
-# print_comparison: prints what is measured, with the time of a step if the file `benchmark` is there.
+# print_comparison FLAGS...: prints what is measured, with the time of a step if the script defines `benchmark`.
 print_comparison() {
-    local steps=()
-    [ ! -f "${benchmark:?}" ] || steps=(--benchmark "$benchmark")
-    "$PYTHON" -m tools.table "$results" --no_cited "${steps[@]}"
+    "$PYTHON" -m tools.table "$results" ${benchmarks:+--benchmark "${benchmarks[@]}"} "$@"
 }

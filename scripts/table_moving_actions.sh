@@ -23,7 +23,6 @@ templates=${templates:-a shape {\}}
 holdout_videos=${holdout_videos:-300}
 num_thread_reader=${num_thread_reader:-1}
 frame_cache=${frame_cache:-}
-benchmark=${benchmark:-results/benchmark_moving_shapes.json}  # of benchmarks.methods, for the time of a step
 JOBS=${JOBS:-1}        # runs at the same time
 only=${only:-.}        # a regular expression; rows whose names match are run
 
@@ -52,5 +51,5 @@ train_row() {
 
 search_rates
 run_comparison
-print_comparison
+print_comparison --no_cited
 [ ! -s "$failed" ] || exit 1

@@ -25,7 +25,7 @@ max_words=${max_words:-24}  # no caption has more; the small CLIP reads 32 token
 holdout_videos=${holdout_videos:-240}
 num_thread_reader=${num_thread_reader:-1}
 frame_cache=${frame_cache:-}
-benchmark=${benchmark:-results/benchmark_moving_shapes.json}  # of benchmarks.methods, for the time of a step
+benchmark=${benchmark:-results/benchmark_moving_shapes.json results/benchmark_moving_shapes_joint.json}  # of benchmarks.methods
 JOBS=${JOBS:-1}        # runs at the same time
 only=${only:-.}        # a regular expression; rows whose names match are run
 
@@ -48,5 +48,5 @@ train_row() {
 
 search_rates
 run_comparison
-print_comparison
+print_comparison --no_cited
 [ ! -s "$failed" ] || exit 1

@@ -29,7 +29,7 @@ max_frames=${max_frames:-12}
 max_words=${max_words:-32}
 holdout_videos=${holdout_videos:-500}
 num_thread_reader=${num_thread_reader:--1}
-benchmark=${benchmark:-results/benchmark.json}  # of benchmarks.methods, for the time of a step
+benchmark=${benchmark:-results/benchmark.json}  # files of benchmarks.methods, for the time of a step
 chart=${chart:-${results%.csv}.png}
 JOBS=${JOBS:-1}        # runs at the same time
 only=${only:-.}        # a regular expression; rows whose names match are run
@@ -121,5 +121,5 @@ case $protocol in
         exit 2
         ;;
 esac
-"$PYTHON" -m tools.table "$results" --benchmark "$benchmark" --chart "$chart"
+print_comparison --chart "$chart"
 [ ! -s "$failed" ] || exit 1

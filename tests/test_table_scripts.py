@@ -52,6 +52,21 @@ def test_every_row_gets_the_best_of_three_rates(script, tmp_path):
     (epochs,), (of_search,) = ({settings["epochs"] for settings in runs} for runs in (trained, searched))
     assert of_search == (epochs if script == "table_msrvtt.sh" else epochs / 2)
     assert commands[-1][1] == "tools.table"
+    assert ("--benchmark" in commands[-1]) == ("actions" not in script), "steps are measured on retrieval"
+
+
+@pytest.mark.parametrize("script", ["table_moving_shapes.sh", "table_msrvtt.sh"])
+def test_a_benchmark_that_is_not_there_is_refused_before_a_run(script, tmp_path):
+    python, _ = write_recorder(tmp_path)
+    paths = {"results": f"{tmp_path}/table.csv", "runs": f"{tmp_path}/runs", "benchmark": "results/steps.json"}
+    done = subprocess.run(
+        ["bash", str(SCRIPTS / script)],
+        env={"PATH": "/usr/bin:/bin", "PYTHON": str(python), "NGPU": "1", **paths},
+        capture_output=True, text=True, check=False, cwd=tmp_path,
+    )  # fmt: skip
+    assert done.returncode == 2
+    assert "benchmark: there is no file results/steps.json" in done.stderr
+    assert not (tmp_path / "runs").exists()
 
 
 def test_zero_shot_alone_needs_no_rate(tmp_path):
