@@ -3,6 +3,7 @@
 import argparse
 import difflib
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, NoReturn, get_origin, get_type_hints
 
@@ -24,7 +25,7 @@ class _Parser(argparse.ArgumentParser):
 def _add_flag(group: Any, option: Option, default: Any) -> None:
     # The settings check annotated choices and ranges themselves, so flags and Python callers get the same message.
     literal = get_origin(option.type) is Literal  # argparse lists and checks these choices
-    help_ = (option.help if literal else help_of(option)).replace("%", "%%")
+    help_ = help_of(replace(option, choices=()) if literal else option).replace("%", "%%")
     help_ += "" if default in ("", False) else f" (default: {default})"
     if option.type is bool:
         group.add_argument(f"--{option.name}", action=argparse.BooleanOptionalAction, default=default, help=help_)

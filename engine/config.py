@@ -88,7 +88,7 @@ class DataConfig(Checked):
     feature_framerate: Annotated[float, "candidate frames per second; 0: every frame of the file", Range(0)] = 1.0
     slice_framepos: Annotated[
         int,
-        "uniform sampling only: frames of the head (0), tail (1) or all (2)",
+        "frames of the head (0), tail (1) or all (2)",
         Range(0, 2),
         OnlyWith("frame_sampling", ("uniform",)),
     ] = 2

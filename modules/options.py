@@ -54,14 +54,21 @@ class Choices:
 @dataclass(frozen=True)
 class OnlyWith:
     """Says that a setting has an effect only with certain values of the setting `name`: those that `holds` is true for,
-    by default the `values`, or all but false and empty ones. Messages say that `values` are to be passed."""
+    by default the `values`, or all but false and empty ones; with `off`, the false and empty ones. Messages say that
+    `values` are to be passed."""
 
     name: str
     values: tuple[str, ...] = ()
     holds: Callable[[Any], bool] | None = None
+    off: bool = False
 
     def __contains__(self, value: Any) -> bool:
+        if self.off:
+            return not value
         return bool(self.holds(value)) if self.holds else value in self.values if self.values else bool(value)
+
+    def __str__(self) -> str:
+        return f"--{self.name} {' or '.join(self.values)}".rstrip()
 
 
 @dataclass(frozen=True)
@@ -77,7 +84,7 @@ class Option:
     help: str
     range: Range | None = None
     choices: tuple[Any, ...] = ()
-    only_with: OnlyWith | None = None
+    only_with: tuple[OnlyWith, ...] = ()
 
 
 def options_of(owner: Callable[..., Any]) -> list[Option]:
@@ -114,14 +121,13 @@ def _annotated(hint: Any) -> bool:
 def _option(name: str, hint: Any, default: Any) -> Option:
     type_, help_, *more = get_args(hint)
     choices = get_args(type_) if get_origin(type_) is Literal else ()
-    range_ = only_with = None
+    range_ = None
     for item in more:
         if isinstance(item, Range):
             range_ = item
         elif isinstance(item, Choices):
             choices = item.listed()
-        elif isinstance(item, OnlyWith):
-            only_with = item
+    only_with = tuple(item for item in more if isinstance(item, OnlyWith))
     return Option(name, type_, default, help_, range_, choices, only_with)
 
 
@@ -152,15 +158,19 @@ def check_effects(options: Iterable[Option], values: Mapping[str, Any], defaults
         ValueError: one sentence about the first one that has none.
     """
     for option in options:
-        only = option.only_with
-        if only is None or only.name not in values or values[only.name] in only:
+        value = values[option.name]
+        if value == defaults.get(option.name, option.default):
             continue
-        value, other = values[option.name], values[only.name]
-        if value != defaults.get(option.name, option.default):
+        for only in option.only_with:
+            other = values.get(only.name)
+            if only.name not in values or other in only:
+                continue
+            flag = f"--no-{option.name}" if value is False else f"--{option.name}"
             given = "" if option.type is bool else f" {shorten(str(value))}"
-            beside = f"with --{only.name} {shorten(str(other))}" if other else f"without --{only.name}"
-            needed = f"--{only.name} {' or '.join(only.values)}".rstrip()
-            raise ValueError(f"--{option.name}{given} has no effect {beside}: pass {needed}, or leave it out")
+            value_of = f" {shorten(str(other))}" if other and other is not True else ""
+            beside = f"{'with' if other else 'without'} --{only.name}{value_of}"
+            fix = "leave one of them out" if only.off else f"pass {only}, or leave it out"
+            raise ValueError(f"{flag}{given} has no effect {beside}: {fix}")
 
 
 class Checked:
@@ -200,10 +210,14 @@ def one_of(name: str, value: Any, choices: Iterable[Any]) -> None:
 
 
 def help_of(option: Option) -> str:
-    """Return the help line, followed by the choices or the range."""
+    """Return the help line, followed by the choices or the range, and by what the setting depends on."""
+    parts = [option.help]
     if option.choices:
-        return f"{option.help}; one of: {', '.join(map(str, option.choices))}"
-    return f"{option.help}; {option.range}" if option.range else option.help
+        parts.append(f"one of: {', '.join(map(str, option.choices))}")
+    elif option.range:
+        parts.append(str(option.range))
+    parts += [f"{'not' if only.off else 'only'} with {only}" for only in option.only_with]
+    return "; ".join(parts)
 
 
 def _number(value: float) -> str:

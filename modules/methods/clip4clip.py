@@ -12,7 +12,7 @@ from torch import nn
 
 from modules.clip import CLIP, Block
 from modules.methods.base import Method
-from modules.options import Range, between
+from modules.options import OnlyWith, Range, between
 from modules.similarity import masked_mean
 
 
@@ -37,7 +37,9 @@ class CLIP4Clip(Method):
             Literal["meanP", "seqTransf"],
             "how frame embeddings become one video embedding: their mean, or a transformer over them and then the mean",
         ] = "meanP",
-        cross_num_hidden_layers: Annotated[int, "blocks of seqTransf's transformer over frames", Range(1)] = 4,
+        cross_num_hidden_layers: Annotated[
+            int, "blocks of seqTransf's transformer over frames", Range(1), OnlyWith("sim_header", ("seqTransf",))
+        ] = 4,
         freeze_layer_num: Annotated[int, "the first blocks of both towers that stay frozen", Range(0)] = 0,
     ) -> None:
         super().__init__(clip)

@@ -19,7 +19,7 @@ from modules.discovla.clip_wide import attend_clip_wide
 from modules.frame_rows import FrameRows
 from modules.lora import RELEASED_TOWERS
 from modules.methods.lora import LoRAMethod
-from modules.options import Range, between
+from modules.options import OnlyWith, Range, between
 from modules.similarity import masked_mean
 
 UNSET = -1
@@ -69,6 +69,7 @@ class DiscoVLA(LoRAMethod):
         teacher: Annotated[
             Literal["detached", "undetached"],
             "whether the distillation changes its teacher too; undetached: yes, as in the released code",
+            OnlyWith("beta"),
         ] = "detached",
         padding: Annotated[
             Literal["hidden", "seen"],

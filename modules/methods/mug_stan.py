@@ -14,7 +14,7 @@ from modules.clip import CLIP
 from modules.frame_rows import FrameRows
 from modules.methods.base import DeadParameters
 from modules.methods.stan import STAN
-from modules.options import Range
+from modules.options import OnlyWith, Range
 from modules.stan.mug import (
     Mug,
     Padding,
@@ -53,10 +53,12 @@ class MugSTAN(STAN):
             float,
             "γ, what scores are multiplied by inside the softmaxes of --mug; not the temperature",
             Range(0, above=True),
+            OnlyWith("mug", ("simple", "full", "frame_text")),
         ] = 100.0,
         mug_padding: Annotated[
             Padding,
             "padding words; masked: never count; released: change the scores of full and wti, as in the released code",
+            OnlyWith("mug", ("full", "wti")),
         ] = "masked",
         **options: Any,
     ) -> None:

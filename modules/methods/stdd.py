@@ -16,7 +16,7 @@ from torch import Tensor
 from modules.clip import CLIP, Block
 from modules.frame_rows import FrameRows
 from modules.methods.base import KEY_BIAS, DeadParameters, Method
-from modules.options import Range, between
+from modules.options import OnlyWith, Range, between
 from modules.quoting import some
 from modules.similarity import masked_mean, scaled_product, unit
 from modules.stdd.cross_attention import cross_attend, rows_of_kept
@@ -50,6 +50,8 @@ Temporal = Literal[
     "stadapt_zeroinit",
 ]
 
+STCA = OnlyWith("temporal", ("stcross_attend",))
+
 LINEAR_CONNECT = (
     "is Open-VCLIP's training on weights between CLIP's and the trained ones, which STDD's release keeps switched off "
     "and this project does not have: average the weights of epochs afterwards"
@@ -77,17 +79,17 @@ class STDD(Method):
         clip: CLIP,
         *,
         temporal: Annotated[Temporal, "how frames see each other; names of the released code"] = "stcross_attend",
-        rate: Annotated[float, "share of patches that STCA drops, rounded down to quarters", Range(0, 0.99)] = 0.5,
-        fold: Annotated[int, "F: 1/F of the channels come from earlier frames and as many from later", Range(2)] = 32,
-        scales: Annotated[str, "the scales of STCA, how many frames away channels come from, such as 1,2"] = "1,2",
-        spatial_repeat: Annotated[bool, "in training, all windows of a clip share the offset of their mask"] = True,
-        shuffle_train: Annotated[bool, "in training, the order of masks over frames is random"] = True,
-        shuffle_eval: Annotated[
-            bool, "in evaluation, the order is random too: drawn once for all clips, from --shuffle_seed"
-        ] = False,
-        shuffle_seed: Annotated[int, "seed of the order of masks in evaluation", Range(0, 2**63 - 1)] = 0,
+        rate: Annotated[float, "share of patches to drop, rounded down to quarters", Range(0, 0.99), STCA] = 0.5,
+        fold: Annotated[int, "F: 1/F of channels come from earlier frames, as many from later", Range(2), STCA] = 32,
+        scales: Annotated[str, "how many frames away channels come from, such as 1,2", STCA] = "1,2",
+        spatial_repeat: Annotated[bool, "in training, all windows of a clip shift their mask alike", STCA] = True,
+        shuffle_train: Annotated[bool, "in training, the order of masks over frames is random", STCA] = True,
+        shuffle_eval: Annotated[bool, "in evaluation, it is random too: drawn once for all clips", STCA] = False,
+        shuffle_seed: Annotated[int, "seed of that order", Range(0, 2**63 - 1), OnlyWith("shuffle_eval")] = 0,
         channel_shift: Annotated[
-            Literal["shift", "scrambled"], "with --temporal channel_shift: as intended, or as in the released code"
+            Literal["shift", "scrambled"],
+            "as intended, or as in the released code",
+            OnlyWith("temporal", ("channel_shift",)),
         ] = "shift",
         clamp_logit_scale: Annotated[bool, "keep the scale of scores at 100 or below; the release has no limit"] = True,
         distill: Annotated[
@@ -95,7 +97,7 @@ class STDD(Method):
             "intended: a term in the loss that holds frames near those of the CLIP that training begins with, as in "
             "the paper; none: no such term, because that of the released code has no gradient",
         ] = "none",
-        distill_ratio: Annotated[float, "weight of --distill in the loss", Range(0)] = 2.0,
+        distill_ratio: Annotated[float, "weight of that term", Range(0), OnlyWith("distill", ("intended",))] = 2.0,
     ) -> None:
         super().__init__(clip)
         visual = clip.visual

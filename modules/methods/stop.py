@@ -33,6 +33,8 @@ from modules.stop.tokens import Merging, at_least_fp32, layer_norm, patches_of, 
 from modules.text_prompts import encode_with_prefix, text_prompts
 
 HEADS = 8  # of the attention inside P_t
+INTRA, INTER = OnlyWith("use_intra"), OnlyWith("use_inter")  # not of the widths: scripts set them for all rows
+SALIENT = OnlyWith("random_regions", off=True)
 
 
 @dataclass(frozen=True)
@@ -65,17 +67,17 @@ class STOP(Method):
         use_intra: Annotated[bool, "intra-frame spatial prompting"] = True,
         use_inter: Annotated[bool, "inter-frame temporal prompting"] = True,
         static_prompts: Annotated[bool, "learned prompts that do not depend on the clip (an ablation)"] = False,
-        n_regions: Annotated[int, "N_s, patches of a frame that get a spatial prompt", Range(1)] = 6,
-        random_regions: Annotated[bool, "random patches instead of the most salient ones (an ablation)"] = False,
+        n_regions: Annotated[int, "N_s, patches of a frame that get a spatial prompt", Range(1), INTRA] = 6,
+        random_regions: Annotated[bool, "random patches instead of the most salient ones (an ablation)", INTRA] = False,
         alpha: Annotated[
-            float, "weight of the attention map in the saliency; the dynamics map gets 1 - alpha", Range(0, 1)
+            float, "share of the attention map in the saliency, beside the dynamics map", Range(0, 1), INTRA, SALIENT
         ] = 0.5,
-        hard_region_mask: Annotated[bool, "as published: no gradient through the choice of regions"] = False,
-        eta: Annotated[int, "most temporal prompts in a gap between frames", Range(1, 64)] = 4,
-        beta: Annotated[float, "how much more a change in a chosen region counts", Range(0)] = 1.0,
-        uniform_prompts: Annotated[bool, "eta prompts in every gap, whatever changes (an ablation)"] = False,
+        hard_region_mask: Annotated[bool, "as published: choosing regions has no gradient", INTRA, SALIENT] = False,
+        eta: Annotated[int, "most temporal prompts in a gap between frames", Range(1, 64), INTER] = 4,
+        beta: Annotated[float, "how much more a change in a chosen region counts", Range(0), INTRA, INTER] = 1.0,
+        uniform_prompts: Annotated[bool, "eta prompts in every gap, whatever changes (an ablation)", INTER] = False,
         noise_floor: Annotated[
-            float, "change of LayerNormed tokens (mean square) that is camera noise", Range(1e-9)
+            float, "change of LayerNormed tokens (mean square) that is camera noise", Range(1e-9), INTER
         ] = 0.1,
         intra_width: Annotated[int, "c_s, channels inside the spatial prompter", Range(8)] = 88,
         inter_width: Annotated[int, "c_t, channels inside the temporal prompter, a multiple of 8", Range(8)] = 80,

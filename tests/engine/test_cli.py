@@ -103,6 +103,20 @@ def test_mistakes_are_one_sentence(flags, message):
         ("--allow_pipe --train_shards https://a/b", "--allow_pipe has no effect with .* pass --train_shards 'pipe:COM"),
         ("--dsl_temperature 2", "--dsl_temperature 2.0 has no effect without --dsl: pass --dsl, or leave it out"),
         ("--querybank_size 9", "--querybank_size 9 has no effect without --qb_norm"),
+        ("--cross_num_hidden_layers 2", "with --sim_header meanP: pass --sim_header seqTransf, or leave it out"),
+        (
+            "--method stop --no-use_inter --eta 2",
+            "--eta 2 has no effect without --use_inter: pass --use_inter, or leave",
+        ),
+        ("--method stop --alpha 0.2 --random_regions", "--alpha 0.2 has .* --random_regions: leave one of them out$"),
+        (
+            "--method mug_stan --mug wti --gamma 50",
+            "--gamma 50.0 has no effect with --mug wti: pass --mug simple or full",
+        ),
+        (
+            "--method stdd --temporal none --no-shuffle_train",
+            "--no-shuffle_train has no effect with --temporal none: pass --temporal stcross_attend",
+        ),
     ],
 )
 def test_flags_without_effect_are_refused(flags, message):
@@ -120,6 +134,8 @@ def test_flags_without_effect_are_refused(flags, message):
         "--shard_cache /fast --shard_cache_gb 5 --train_shards https://a/b --shard_streams 4",
         "--shard_cache /fast --train_shards pipe:x --allow_pipe",
         "--dsl --dsl_temperature 2",
+        "--method stop --no-use_inter --intra_width 32 --inter_width 32",  # sizes, as of an ablation
+        "--method stop --beta 2 --eta 2 --alpha 0.2",
     ],
 )
 def test_flags_with_effect_and_defaults_pass(flags):

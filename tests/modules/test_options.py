@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from modules.methods import METHODS, build_method, method_options
-from modules.options import Choices, Option, Range, between, check_options, help_of, one_of, options_of
+from modules.options import Choices, OnlyWith, Option, Range, between, check_options, help_of, one_of, options_of
 from tests.tiny import tiny_clip
 
 REGISTRY = {"resnet": 1, "vit": 2}
@@ -155,6 +155,12 @@ def test_help_says_what_a_setting_takes():
         "log": "write a log",
     }
     assert str(Range(0, 5, above=True)) == "above 0, at most 5"
+
+
+def test_help_says_what_a_setting_depends_on():
+    only = (OnlyWith("pooling", ("max", "sum")), OnlyWith("log"), OnlyWith("share", off=True))
+    option = Option("layers", int, 4, "blocks", Range(1), (), only)
+    assert help_of(option) == "blocks; at least 1; only with --pooling max or sum; only with --log; not with --share"
 
 
 @pytest.mark.parametrize("name", METHODS)
