@@ -155,7 +155,7 @@ def check_effects(options: Iterable[Option], values: Mapping[str, Any], defaults
     those that take precedence over the declared ones.
 
     Raises:
-        ValueError: one sentence about the first one that has none.
+        ValueError: one sentence about the first one that has none, or whose value is wrong besides.
     """
     for option in options:
         value = values[option.name]
@@ -165,6 +165,7 @@ def check_effects(options: Iterable[Option], values: Mapping[str, Any], defaults
             other = values.get(only.name)
             if only.name not in values or other in only:
                 continue
+            check_options([option], values)
             flag = f"--no-{option.name}" if value is False else f"--{option.name}"
             given = "" if option.type is bool else f" {shorten(str(value))}"
             value_of = f" {shorten(str(other))}" if other and other is not True else ""

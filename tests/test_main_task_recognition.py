@@ -173,7 +173,7 @@ def test_a_linear_head(small_actions, trained, tmp_path, capsys):
 
 def test_a_linear_probe_of_one_frame(small_actions, tmp_path):
     """Nothing is trained but the head."""
-    nothing = ["--no-use_intra", "--no-use_inter", "--text_prompt_length", "0", "--max_frames", "1"]
+    nothing = ["--no-use_intra", "--no-use_inter", "--n_regions", "6", "--text_prompt_length", "0", "--max_frames", "1"]
     assert main(training(small_actions, tmp_path / "text", *nothing)) == 2
     succeed(training(small_actions, tmp_path / "linear", *nothing, "--classifier", "linear"))
     assert set(load_file(tmp_path / "linear" / "last.safetensors")) == {

@@ -99,7 +99,7 @@ class RecognitionSettings(CropSettings):
     ] = 0.0
     view_fusion: Annotated[
         str, "what is averaged over views: scores, their softmax, or features, before they are scored",
-        Choices(FUSIONS),
+        Choices(FUSIONS), OnlyWith("test_views", ("of several views",), "1x1".__ne__),
     ] = "logits"  # fmt: skip
     flip: Annotated[
         str,

@@ -110,11 +110,11 @@ class RetrievalSettings(CropSettings, ShardSettings):
     ] = "sum"
     same_video: Annotated[
         Literal["negatives", "positives", "apart"],
-        "how to treat pairs of one video in a batch, which occur only with --expand_msrvtt_sentences; negatives: as "
-        "negatives, like CLIP, CLIP4Clip and STOP; positives: the loss takes the mean over all of them in the global "
-        "batch, like SupCon's L_out and UniCL, which makes a difference only if the video's clips differ, through "
-        "dropout or any --frame_sampling but uniform; apart: put them into separate batches (not with "
-        "--train_twins_csv)",
+        "how to treat pairs of one video in a batch; negatives: as negatives, like CLIP, CLIP4Clip and STOP; "
+        "positives: the loss takes the mean over all of them in the global batch, like SupCon's L_out and UniCL, which "
+        "makes a difference only if the video's clips differ, through dropout or any --frame_sampling but uniform; "
+        "apart: put them into separate batches (not with --train_twins_csv)",
+        OnlyWith("expand_msrvtt_sentences"),
     ] = "negatives"
     dsl: Annotated[bool, "add columns for the test split with CAMoE's dual softmax, which uses all queries"] = False
     dsl_temperature: Annotated[
@@ -140,7 +140,6 @@ class RetrievalSettings(CropSettings, ShardSettings):
             "--expand_msrvtt_sentences": self.expand_msrvtt_sentences,
             "--train_twins_csv": bool(self.train_twins_csv),
             "--frame_captions": bool(self.frame_captions),
-            "--same_video apart": self.same_video == "apart",
             "--qb_norm": self.qb_norm,
         }
         for flag, is_set in listed.items():

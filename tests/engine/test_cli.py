@@ -103,6 +103,7 @@ def test_mistakes_are_one_sentence(flags, message):
         ("--allow_pipe --train_shards https://a/b", "--allow_pipe has no effect with .* pass --train_shards 'pipe:COM"),
         ("--dsl_temperature 2", "--dsl_temperature 2.0 has no effect without --dsl: pass --dsl, or leave it out"),
         ("--querybank_size 9", "--querybank_size 9 has no effect without --qb_norm"),
+        ("--same_video apart", "--same_video apart has no effect without --expand_msrvtt_sentences"),
         ("--cross_num_hidden_layers 2", "with --sim_header meanP: pass --sim_header seqTransf, or leave it out"),
         (
             "--method stop --no-use_inter --eta 2",
@@ -149,7 +150,7 @@ def test_a_setting_of_a_checkpoint_may_have_no_effect():
         parse_flags(SECTIONS, "clip4clip", ["--do_eval", "--shard_streams", "2"], {"shard_streams": 4})
 
 
-@pytest.mark.parametrize("flag", ["--flip_probability 0.1", "--rand_augment_magnitude 3"])
+@pytest.mark.parametrize("flag", ["--flip_probability 0.1", "--rand_augment_magnitude 3", "--view_fusion softmax"])
 def test_recognition_refuses_them_too(flag):
     with pytest.raises(ValueError, match=f"{flag} has no effect with"):
         parse_config(["--describe", *flag.split()], RecognitionSettings)

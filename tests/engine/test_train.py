@@ -115,14 +115,6 @@ def test_same_video_changes_the_loss_or_the_batches(small_data, tmp_path, monkey
         assert (abs(ours - theirs) > 1e-5) == differs
 
 
-def test_same_video_changes_nothing_without_expanded_captions(small_data, tmp_path):
-    for same_video in ("negatives", "positives", "apart"):
-        flags = training(small_data, tmp_path / same_video, *METHODS["clip4clip"], "--same_video", same_video)
-        assert main([*flags, "--no-expand_msrvtt_sentences"]) == 0
-        assert_same_weights(tmp_path / same_video, tmp_path / "negatives", atol=1e-5, rtol=0)
-    assert_same_weights(tmp_path / "apart", tmp_path / "negatives")
-
-
 @pytest.mark.slow
 def test_two_machines_equal_one(small_data, tmp_path):
     """Start two torchruns that find each other, with one process each, like scripts/slurm.sh."""
