@@ -112,8 +112,9 @@ def make_parser() -> argparse.ArgumentParser:
     query.add_argument("--checkpoint", default="", help="where the model's checkpoint is now")
     _add_places(query)
     query.add_argument("--server", default="", help="search on a server that export sent the index to: qdrant://HOST")
-    query.add_argument("--json", action="store_true", help="print hits as JSON")
-    query.add_argument(
+    output = query.add_mutually_exclusive_group()
+    output.add_argument("--json", action="store_true", help="print hits as JSON")
+    output.add_argument(
         "--print0", action="store_true", help="print the files' paths with a zero byte after each, for xargs -0"
     )
 

@@ -56,6 +56,11 @@ def test_an_empty_path_is_not_the_working_folder(command, part, tmp_path, monkey
     assert not list(tmp_path.iterdir())
 
 
+def test_two_forms_of_output_at_once_are_refused(tmp_path, capfd):
+    assert main(["query", "red", "--json", "--print0", "--index", str(tmp_path)]) == 2
+    assert "--print0: not allowed with argument --json" in capfd.readouterr().err
+
+
 def test_dates_at_the_ends_of_time(index, capfd):
     for date in ("0001-01-01T00:00:00+23:59", "9999-12-31T23:59:59-23:59", "0001-01-01"):
         code = main(["query", "--like", "1:0", "--after", date, "--index", str(index)])
@@ -126,11 +131,12 @@ def test_an_index_whose_name_is_odd(videos, encoder, tmp_path, capfd):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("command", [["status"], ["query", "--like", "1:0"], ["query", "--like", "1:0", "--print0"]])
-@pytest.mark.parametrize("flags", [[], ["--json"]])
-def test_a_reader_that_closes_its_pipe(index, command, flags):
+@pytest.mark.parametrize(
+    "command", ["status", "status --json", "query --like 1:0", "query --like 1:0 --print0", "query --like 1:0 --json"]
+)
+def test_a_reader_that_closes_its_pipe(index, command):
     """Such as head; the command ends without a word."""
-    words = [sys.executable, "-m", "search", *command, *flags, "--index", str(index)]
+    words = [sys.executable, "-m", "search", *command.split(), "--index", str(index)]
     process = subprocess.Popen(words, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     process.stdout.close()
     assert process.wait() == 0
