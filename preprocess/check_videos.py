@@ -111,6 +111,10 @@ def listed(options: argparse.Namespace) -> list[Sample]:
         raise ValueError(
             f"--datatype {shorten(datatype)} is not one of: {', '.join(datasets)} (--task {options.task})."
         )
+    of_recognition = {"labels_csv": options.labels_csv, "fold": options.fold}
+    given = [name for name, value in of_recognition.items() if value is not None]
+    if given and options.task != "recognition":
+        raise ValueError(f"--{given[0]} has no effect with --task {options.task}: leave it out.")
     files = {name: getattr(options, name) for name in ("data_path", "features_path", "train_csv", "val_csv")}
     splits = ("train", "test") if options.split == "all" else (options.split,)
     of_all, of_training = needed_flags[datatype]
@@ -119,7 +123,7 @@ def listed(options: argparse.Namespace) -> list[Sample]:
         if absent := [f"--{name}" for name in needed if files[name] is None]:
             raise ValueError(f"the split {split} needs {' and '.join(absent)}: pass them, or another --split.")
     if options.task == "recognition":
-        files |= {"labels_csv": options.labels_csv, "fold": options.fold}
+        files |= of_recognition | {"fold": 1 if options.fold is None else options.fold}
     return list({sample.path: sample for split in splits for sample in datasets[datatype](split, **files)}.values())
 
 
@@ -159,7 +163,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--data_path", type=Path)
     parser.add_argument("--features_path", type=Path, required=True, help="folder with the videos")
     parser.add_argument("--labels_csv", type=Path, help="recognition: file with the classes, as for training")
-    parser.add_argument("--fold", type=int, default=1, help="recognition: the official split, training's --split")
+    parser.add_argument("--fold", type=int, help="recognition: the official split, training's --split (default: 1)")
     parser.add_argument("--split", choices=("train", "val", "test", "all"), default="all", help="all: train and test")
     parser.add_argument("--max_frames", type=int, default=12, help="frames of a clip; shorter videos are reported")
     parser.add_argument("--jobs", type=int, help="videos at a time; default: one for each processor")

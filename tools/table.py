@@ -243,8 +243,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Print the table; return 0, or 2 after one sentence about a mistake."""
     parser = argparse.ArgumentParser(prog="python -m tools.table", description=__doc__.partition("\n")[0])
     parser.add_argument("results", type=Path, help="a results csv, such as that of scripts/table_msrvtt.sh")
-    parser.add_argument("--cited", type=Path, default=CITED, help="csv of published rows (default: MSR-VTT, ViT-B/32)")
-    parser.add_argument("--no_cited", action="store_true", help="no published rows, for other data")
+    published = parser.add_mutually_exclusive_group()
+    published.add_argument("--cited", type=Path, help="csv of published rows (default: MSR-VTT, ViT-B/32)")
+    published.add_argument("--no_cited", action="store_true", help="no published rows, for other data")
     parser.add_argument("--benchmark", type=Path, nargs="+", default=[], help="files of benchmarks.methods, for steps")
     parser.add_argument("--chart", type=Path, help="draw R@1 over parameters, GFLOP and step time into this picture")
     parser.add_argument("--backbones", action="store_true", help="a row of each backbone, with its protocol")
@@ -252,7 +253,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         if arguments.chart:
             check_file("--chart", arguments.chart, PICTURES)
-        cited = {} if arguments.no_cited else read_cited(arguments.cited)
+        given = {"--cited": arguments.cited, "--benchmark": arguments.benchmark, "--chart": arguments.chart}
+        if arguments.backbones and (vain := [flag for flag, value in given.items() if value]):
+            raise ValueError(f"{vain[0]} has no effect with --backbones: leave one of them out")
+        cited = {} if arguments.no_cited else read_cited(arguments.cited or CITED)
         steps = {model: ratio for path in arguments.benchmark for model, ratio in steps_of(path).items()}
         rows = read_rows(arguments.results)
         if rows.empty:

@@ -65,14 +65,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("checkpoint", type=Path)
     parser.add_argument("--output", type=Path, default=Path("picture.png"))
     parser.add_argument("--videos", nargs="*", default=[], help="ids of test clips (default: the first few)")
-    parser.add_argument("--layer", type=int, default=-1, help="maps: prompted block, from 0; negative: from the end")
+    parser.add_argument(
+        "--layer", type=int, help="maps: prompted block, from 0; negative: from the end (default: the last)"
+    )
     parser.add_argument("--clip_activation", default="", help="for an old checkpoint whose CLIP does not state it")
     arguments = parser.parse_args(argv)
     try:
         check_file("--output", arguments.output, (".png",))
+        if arguments.layer is not None and arguments.what != "maps":
+            raise ValueError(
+                f"--layer {arguments.layer} has no effect with {arguments.what}: leave it out, or draw maps"
+            )
         restored = restore(arguments.checkpoint, arguments.clip_activation)
         if arguments.what == "maps":
-            pictures = draw_maps(restored, arguments.videos, arguments.layer)
+            pictures = draw_maps(restored, arguments.videos, -1 if arguments.layer is None else arguments.layer)
         else:
             pictures = draw_retrieval(restored, arguments.videos)
         save(pictures, arguments.output)

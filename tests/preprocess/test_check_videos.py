@@ -152,5 +152,7 @@ def test_a_data_set_of_recognition(tmp_path, capsys):
     assert "16 videos:" in capsys.readouterr().out
     assert main([*files, "--fold", "2"]) == 2
     assert "trainlist02.txt" in capsys.readouterr().err
+    assert main([*files, "--task", "retrieval", "--fold", "2"]) == 2
+    assert "--fold has no effect with --task retrieval" in capsys.readouterr().err
     assert main([*files, "--datatype", "msrvtt"]) == 2
     assert "--datatype msrvtt is not one of: hmdb51, ucf101, ssv2, kinetics400" in capsys.readouterr().err

@@ -140,6 +140,13 @@ def test_a_row_of_another_program_is_refused(results, capsys):
     assert "was not written by a training program" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("flag", ["--chart", "--benchmark", "--cited"])
+def test_a_table_of_backbones_has_no_other_columns(results, tmp_path, capsys, flag):
+    assert main([str(results), "--backbones", flag, str(tmp_path / "x.png")]) == 2
+    assert f"{flag} has no effect with --backbones" in capsys.readouterr().err
+    assert not (tmp_path / "x.png").exists()
+
+
 def test_another_csv_than_published_rows_is_refused(results, capsys):
     assert main([str(results), "--cited", str(results)]) == 2
     assert "is no csv of published rows" in capsys.readouterr().err

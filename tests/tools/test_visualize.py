@@ -66,6 +66,12 @@ def test_mistakes(checkpoints, tmp_path, run, flags, message, capsys):
     assert message in capsys.readouterr().err
 
 
+def test_a_picture_of_retrieval_has_no_layer(checkpoints, tmp_path, capsys):
+    arguments = ["--output", str(tmp_path / "x.png"), "--layer", "0"]
+    assert main(["retrieval", str(checkpoints / "stop/last.safetensors"), *arguments]) == 2
+    assert "--layer 0 has no effect with retrieval" in capsys.readouterr().err
+
+
 def test_missing_checkpoint(tmp_path, capsys):
     assert main(["maps", str(tmp_path / "none.safetensors")]) == 2
     assert "no such checkpoint" in capsys.readouterr().err
