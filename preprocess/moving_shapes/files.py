@@ -58,7 +58,9 @@ def fingerprint(settings: Mapping[str, object], command: Path) -> dict[str, obje
 def is_made(output: Path, settings: Mapping[str, object]) -> bool:
     """Return whether `output` holds exactly the world of these settings, which are from `fingerprint`.
 
-    ValueError if it is a file, or holds files that these commands did not make.
+    One that older code drew with the same settings does not count, and may be replaced.
+
+    ValueError if it is a file, or holds a world of other settings, or files that these commands did not make.
     """
     if output.exists() and not output.is_dir():
         raise ValueError(f"--output_dir {output} is a file: name a folder.")
@@ -71,6 +73,12 @@ def is_made(output: Path, settings: Mapping[str, object]) -> bool:
     if not isinstance(found, dict) or set(found) != set(settings):  # the other command's world has other settings
         raise ValueError(
             f"--output_dir {output} holds files that this command has not made: name a new or an empty folder."
+        )
+    changed = [name for name, value in settings.items() if name != "sha256" and found[name] != value]
+    if changed:
+        differs = " and ".join(f"{name} {found[name]}, not {settings[name]}" for name in changed)
+        raise ValueError(
+            f"--output_dir {output} holds a world made with {differs}: name another folder, or remove this one."
         )
     return found == settings
 

@@ -2,6 +2,8 @@
 time."""
 
 import csv
+import json
+import re
 from functools import partial
 from pathlib import Path
 
@@ -199,8 +201,23 @@ def test_same_settings_give_the_same_bytes_on_any_number_of_processes(
     assert "nothing to do" in capsys.readouterr().out
     assert before == {path: path.stat().st_mtime_ns for path in again.rglob("*")}
 
-    assert main(["--output_dir", str(again), *SMALL, "--test_groups", "1"]) == 0
-    assert len(lines(again / "ucfTrainTestlist/testlist01.txt")) == 16
+    assert main(["--output_dir", str(again), *SMALL, "--test_groups", "7"]) == 2
+    assert re.search(r"made with test_groups \d+, not 7: name another folder", capsys.readouterr().err)
+    assert before == {path: path.stat().st_mtime_ns for path in again.rglob("*")}
+
+
+def test_a_world_of_older_code_is_made_again(tmp_path: Path) -> None:
+    folder = tmp_path / "world"
+    tiny = ["--output_dir", str(folder), *SMALL, "--train_groups", "1", "--test_groups", "1"]
+    assert main(tiny) == 0
+    settings = json.loads((folder / "settings.json").read_text())
+    drawn = sorted(folder.rglob("*.mp4"))
+    drawn[0].write_text("of older code")
+    (folder / "settings.json").write_text(json.dumps(settings | {"sha256": "0"}))
+    assert main(tiny) == 0
+    assert json.loads((folder / "settings.json").read_text()) == settings
+    assert drawn[0].stat().st_size > 100
+    assert sorted(folder.rglob("*.mp4")) == drawn
 
 
 @pytest.mark.parametrize(

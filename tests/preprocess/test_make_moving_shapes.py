@@ -129,8 +129,12 @@ def test_same_settings_give_the_same_bytes_and_are_not_made_again(
     assert "nothing to do" in capsys.readouterr().out
     assert before == {path: path.stat().st_mtime_ns for path in again.rglob("*")}
 
-    assert main(["--output_dir", str(again), *SMALL, "--seed", "4"]) == 0
-    assert (again / "MSRVTT_data.json").read_bytes() != (world / "MSRVTT_data.json").read_bytes()
+    assert main(["--output_dir", str(again), *SMALL, "--seed", "4"]) == 2
+    assert "holds a world made with seed 3, not 4: name another folder" in capsys.readouterr().err
+    assert before == {path: path.stat().st_mtime_ns for path in again.rglob("*")}
+    other = tmp_path / "other"
+    assert main(["--output_dir", str(other), *SMALL, "--seed", "4"]) == 0
+    assert (other / "MSRVTT_data.json").read_bytes() != (world / "MSRVTT_data.json").read_bytes()
 
 
 def test_train_and_test_are_disjoint_in_content_and_sentence_but_not_in_words() -> None:
