@@ -12,7 +12,7 @@ cd "$repository"
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
 
 DATA_PATH=${DATA_PATH:-data/moving_shapes}
-frame_captions=${frame_captions:-$DATA_PATH/frame_captions.json}
+frame_captions=${frame_captions:-}  # for DiscoVLA; empty: those of the made world
 pretrained_clip_name=${pretrained_clip_name:-pretrained/moving_shapes_clip.safetensors}
 results=${results:-results/table_moving_shapes.csv}
 runs=${runs:-runs/table_moving_shapes}
@@ -35,11 +35,16 @@ go_beyond_the_paper 22-8-6 18-10-6  # leave 0.40 and 0.46 of the patches in the 
 
 mkdir -p "$runs" "$(dirname "$results")"
 "$PYTHON" preprocess/make_moving_shapes.py --output_dir "$DATA_PATH"
+if [ -z "$frame_captions" ]; then  # its file describes all frames of a clip
+    frame_captions=$runs/frame_captions_$max_frames.json
+    "$PYTHON" preprocess/fewer_frame_captions.py --frame_captions "$DATA_PATH/frame_captions.json" \
+        --max_frames "$max_frames" --output "$frame_captions"
+fi
 
 # train_row NAME SEED FILE FOLDER FLAGS...
 train_row() {
     case " $* " in
-        *" --method discovla "*) set -- "$@" --frame_captions "$frame_captions" ;;
+        *" --method discovla "*) set -- "$@" --frame_captions "$frame_captions" --frame_sampling uniform ;;
         *" --method efficient_prompt "*) set -- "$@" --prefix 4 --postfix 4 ;;
     esac
     run_on_moving_shapes "${@:1:4}" --pretrained_clip_name "$pretrained_clip_name" --max_words "$max_words" \

@@ -82,7 +82,7 @@ mkdir -p "$runs" "$(dirname "$results")"
 train_row() {
     local name=$1 seed=$2 file=$3 folder=$4
     shift 4
-    case " $* " in *" --method discovla "*) set -- --frame_captions "$frame_captions" "$@" ;; esac
+    case " $* " in *" --method discovla "*) set -- --frame_captions "$frame_captions" --frame_sampling uniform "$@" ;; esac
     launch main_task_retrieval.py --row_name "$name" --seed "$seed" --results_csv "$file" \
         --datatype msrvtt --expand_msrvtt_sentences \
         --train_csv "$train_csv" --val_csv "$val_csv" --data_path "$data_path" --features_path "$features_path" \

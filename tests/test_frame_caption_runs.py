@@ -54,6 +54,10 @@ def test_training_in_parts_equals_training_at_once(small_data, captions, tmp_pat
             "--method discovla with these options trains on captions of frames: pass --frame_captions",
         ),
         (["--method", "lora", "--frame_captions", "FILE"], "--frame_captions is not for --method lora"),
+        (
+            ["--method", "discovla", "--frame_captions", "FILE", "--frame_sampling", "segment"],
+            "--frame_captions is of the frames that --frame_sampling uniform takes, not segment",
+        ),
         (["--method", "discovla", "--frame_captions", "FILE", "--max_frames", "3"], "has 2 captions for the 3 frames"),
         (
             ["--method", "discovla", "--frame_captions", "FEW", "--max_frames", "2"],

@@ -248,6 +248,10 @@ class Retrieval(Task):
             raise ValueError("--drop_uncaptioned_pairs goes with --frame_captions and not with --train_twins_csv")
         if not options.frame_captions:
             return samples, None
+        if (sampling := self.config.data.frame_sampling) != "uniform":
+            raise ValueError(
+                f"--frame_captions is of the frames that --frame_sampling uniform takes, not {sampling}: pass uniform"
+            )
         path = Path(options.frame_captions)
         captions = read_frame_captions(path, self.config.data.max_frames)
         samples, missing = captioned(samples, captions, path, options.drop_uncaptioned_pairs)
