@@ -36,8 +36,12 @@ if ! command -v nvidia-smi >/dev/null; then
     export MALLOC_MMAP_MAX_=${MALLOC_MMAP_MAX_:-0} MALLOC_TRIM_THRESHOLD_=${MALLOC_TRIM_THRESHOLD_:-1099511627776}
 fi
 
-# launch FILE FLAGS...
+# launch FILE FLAGS...: runs a program; if `plan` names a file, appends what would be run to it, each word with a zero byte.
 launch() {
+    if [ -n "${plan:-}" ]; then
+        printf '%s\0' "$@" >>"$plan"
+        return
+    fi
     local file=${PROGRAM:-$1} task=${1#main_task_}
     shift
     if [ -n "${PROGRAM:-}" ]; then

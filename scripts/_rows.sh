@@ -3,8 +3,8 @@
 # The script defines `results`, the file of results, an array `rows` of "name|flags", and
 #   run_row NAME SEED FILE FOLDER FLAGS...  trains and evaluates a row
 
-failed=$(mktemp)
-trap 'rm -f "$failed"' EXIT
+failed=$(mktemp) plans=$(mktemp -d)
+trap 'rm -rf "$failed" "$plans"' EXIT
 
 # results_of NAME: prints the results file of a row. Rows of base-to-novel have more columns, and so a file of their own.
 results_of() {
@@ -32,8 +32,9 @@ run_folder_of() {
 
 # run_rows SEEDS ONLY JOBS RUNS: runs each row with each of SEEDS, if its name matches ONLY and its results file lacks it.
 # JOBS run at the same time, with their folders and logs in RUNS. Afterwards the file `failed` has a line for each failure.
+# Stops before the first run if a row that is not run again was made with other settings.
 run_rows() {
-    local seeds=$1 only=$2 jobs=$3 runs=$4 seed row name file folder words
+    local seeds=$1 only=$2 jobs=$3 runs=$4 seed row name file folder words missing=()
     for seed in $seeds; do
         # The script defines `rows`; there are none if all are finished.
         # shellcheck disable=SC2154
@@ -43,20 +44,52 @@ run_rows() {
             # Zero-shot is the same for every seed.
             [[ $name == zero-shot* && $seed != "${seeds%% *}" ]] && continue
             file=$(results_of "$name")
-            if [ -f "$file" ] && "$PYTHON" -m tools.report "$file" --has "$name" "$seed"; then
-                continue
+            if has_row "$file" "$name" "$seed"; then
+                plan_row "$row" "$seed" "$file" "$runs"
+            else
+                [ $? = 1 ] || exit 2
+                missing+=("$seed|$row")
             fi
-            while [ "$(jobs -rp | wc -l)" -ge "$jobs" ]; do
-                wait -n || true  # `failed` has the runs that failed
-            done
-            read -ra words <<<"${row#*|}"
-            folder=$(run_folder_of "$name" "$seed" "$runs")
-            {
-                echo "$(date +%T)  $name, seed $seed"
-                run_row "$name" "$seed" "$file" "$folder" "${words[@]}" >"$folder.log" 2>&1 ||
-                    echo "error: $name, seed $seed failed; its output is in $folder.log" | tee -a "$failed" >&2
-            } &
         done
     done
+    compare_plans || exit 2
+    for row in ${missing[@]+"${missing[@]}"}; do
+        seed=${row%%|*} row=${row#*|}
+        name=${row%%|*}
+        file=$(results_of "$name")
+        while [ "$(jobs -rp | wc -l)" -ge "$jobs" ]; do
+            wait -n || true  # `failed` has the runs that failed
+        done
+        read -ra words <<<"${row#*|}"
+        folder=$(run_folder_of "$name" "$seed" "$runs")
+        {
+            echo "$(date +%T)  $name, seed $seed"
+            run_row "$name" "$seed" "$file" "$folder" "${words[@]}" >"$folder.log" 2>&1 ||
+                echo "error: $name, seed $seed failed; its output is in $folder.log" | tee -a "$failed" >&2
+        } &
+    done
     wait
+}
+
+# has_row FILE NAME SEED: 0 if the results file has the row, 1 if it lacks it or is not there, 2 if it is damaged.
+has_row() {
+    [ -f "$1" ] && "$PYTHON" -m tools.report "$1" --has "$2" "$3"
+}
+
+# plan_row ROW SEED FILE RUNS: writes down what run_row would run, into a file of the folder `plans`.
+plan_row() {
+    local name=${1%%|*} words
+    read -ra words <<<"${1#*|}"
+    (
+        plan=$(mktemp "$plans/XXXXXXXX") PYTHON=true  # `launch` writes into `plan`, and nothing else is run
+        printf '%s\0' "$3" >"$plan"
+        run_row "$name" "$2" "$3" "$(run_folder_of "$name" "$2" "$4")" "${words[@]}"
+    )
+}
+
+# compare_plans: compares the rows that are planned with those in the results files, and forgets the plans.
+compare_plans() {
+    local files=("$plans"/*)
+    [ -f "${files[0]}" ] || return 0
+    "$PYTHON" -m tools.finished "${files[@]}" && rm -f "${files[@]}"
 }

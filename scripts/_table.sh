@@ -94,10 +94,11 @@ wanted() {
 # search_rates: trains every row with its family's three rates on the training videos but `holdout_videos`, on seed 0.
 search_rates() {
     local row name flags family rate shorter searching=1 table=$results results=$rates
+    has_row "$table" any 0 || [ $? = 1 ] || exit 2
     mkdir -p "$runs/search"
     rows=()
     while IFS='|' read -r name flags family; do
-        [ -f "$table" ] && [ -z "$(missing_seeds "$table" "$name")" ] && continue
+        [ -n "$(missing_seeds "$table" "$name")" ] || continue
         for rate in ${rates_of[$family]:?}; do
             shorter=${search_epochs:+--epochs $search_epochs}
             rows+=("$name, lr $rate|--do_train $flags ${more_of[$family]:-} --lr $rate $shorter")
@@ -110,7 +111,7 @@ search_rates() {
 missing_seeds() {
     local seed
     for seed in $seeds; do
-        "$PYTHON" -m tools.report "$1" --has "$2" "$seed" || echo "$seed"
+        has_row "$1" "$2" "$seed" || echo "$seed"
     done
 }
 
