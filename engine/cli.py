@@ -2,6 +2,7 @@
 
 import argparse
 import difflib
+import inspect
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -56,7 +57,19 @@ def parse_config(argv: Sequence[str] | None, task: type[TaskSettings]) -> Config
     """
     sections = sections_with(task)
     own = settings_of_checkpoint(argv, sections)
-    return Config.from_flat(parse_flags(sections, own.get("method", ModelConfig.method), argv, own), task)
+    values = parse_flags(sections, own.get("method", ModelConfig.method), argv, own)
+    _refuse_other_lists(values, own, task)
+    return Config.from_flat(values, task)
+
+
+def _refuse_other_lists(values: Mapping[str, Any], own: Mapping[str, Any], task: type[TaskSettings]) -> None:
+    """Refuse a list of videos that the reader of the data set, whose lists have fixed names, would not read."""
+    reader = task.readers.get(values["datatype"])  # an unknown data set is refused later
+    for name in ("train_csv", "val_csv") if reader else ():
+        if name not in inspect.signature(reader).parameters and values[name] not in ("", own.get(name)):
+            raise ValueError(
+                f"--{name} is not for --datatype {values['datatype']}, which has its own lists: leave it out"
+            )
 
 
 def settings_of_checkpoint(argv: Sequence[str] | None, sections: Mapping[str, Any]) -> dict[str, Any]:

@@ -17,6 +17,8 @@ from modules.backbones import ACTIVATIONS, INTERPOLATIONS, RESIZE_MODES, STATIST
 from modules.methods import METHODS, method_options
 from modules.options import Checked, Choices, OnlyWith, Range
 
+TRAINING = OnlyWith("do_train")
+
 
 @dataclass(frozen=True)
 class ModelConfig(Checked):
@@ -182,15 +184,13 @@ class RunConfig(Checked):
     ] = False
     resume: Annotated[
         str,
-        "continue a stopped run; auto: from the newest undamaged resume point in --output_dir, or from scratch if it "
-        "has none; a path: from that step_*.pt",
+        "continue a stopped run; auto: from the newest undamaged resume point in --output_dir, if any; a path: from it",
+        TRAINING,
     ] = ""
-    save_every: Annotated[
-        int, "also write a resume point every this many steps; 0: only after each epoch", Range(0)
-    ] = 0
-    save_every_epoch: Annotated[bool, "also keep a checkpoint of each epoch, for python -m engine.average"] = False
-    save_full: Annotated[bool, "write all weights into checkpoints, the frozen CLIP included"] = False
-    keep_checkpoints: Annotated[int, "number of resume points to keep, the newest ones", Range(1)] = 2
+    save_every: Annotated[int, "also write a resume point every so many steps; 0: after epochs", Range(0), TRAINING] = 0
+    save_every_epoch: Annotated[bool, "also keep a checkpoint of each epoch, for engine.average", TRAINING] = False
+    save_full: Annotated[bool, "write all weights into checkpoints, the frozen CLIP included", TRAINING] = False
+    keep_checkpoints: Annotated[int, "number of resume points to keep, the newest ones", Range(1), TRAINING] = 2
     row_name: Annotated[str, "name of this run's row in --results_csv; empty: the method's name"] = ""
     results_csv: Annotated[str, "csv file to add a row to for each evaluation on the test split"] = ""
     wandb_project: Annotated[str, "Weights & Biases project to report to as well (pip install wandb)"] = ""

@@ -103,6 +103,13 @@ def test_mistakes_are_one_sentence(flags, message):
         ("--allow_pipe --train_shards https://a/b", "--allow_pipe has no effect with .* pass --train_shards 'pipe:COM"),
         ("--dsl_temperature 2", "--dsl_temperature 2.0 has no effect without --dsl: pass --dsl, or leave it out"),
         ("--querybank_size 9", "--querybank_size 9 has no effect without --qb_norm"),
+        ("--resume auto", "--resume auto has no effect without --do_train: pass --do_train, or leave it out"),
+        ("--save_full", "--save_full has no effect without --do_train"),
+        (
+            "--datatype msvd --val_csv mine.csv",
+            "--val_csv is not for --datatype msvd, which has its own lists",
+        ),
+        ("--datatype lsmdc --train_csv mine.csv", "--train_csv is not for --datatype lsmdc"),
         ("--same_video apart", "--same_video apart has no effect without --expand_msrvtt_sentences"),
         ("--cross_num_hidden_layers 2", "with --sim_header meanP: pass --sim_header seqTransf, or leave it out"),
         (
