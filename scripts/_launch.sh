@@ -74,16 +74,17 @@ train_retrieval() {
         --num_thread_reader "${num_thread_reader:--1}" --select_on "${select_on:-last}" --seed "${seed:-42}" "$@"
 }
 
-# few_videos_values: the values that few-shot (shots=K) and base-to-novel (classes=base) have on every data set. The
-# script calls it before it sets its own, which are for all videos and classes. `variant` is for the name of the run's
-# folder, so that no split, few-shot run or evaluation overwrites the files of another.
+# few_videos_values: the values that few-shot (shots=K) and base-to-novel (classes=base, of 16 shots unless shots=K) have
+# on every data set. The script calls it before it sets its own, which are for all videos (shots=0). `variant` is for the
+# name of the run's folder, so that no split, few-shot run or evaluation overwrites the files of another.
 few_videos_values() {
     local part
-    split=${split:-1} classes=${classes:-all} shots=${shots:-0} variant=""
+    split=${split:-1} classes=${classes:-all} variant=""
     if [ "$classes" = base ]; then
-        [ "$shots" != 0 ] || shots=16
-        epochs=${epochs:-12}
+        shots=${shots:-16}
+        [ "$shots" = 0 ] || epochs=${epochs:-12}
     fi
+    shots=${shots:-0}
     [ "$split" = 1 ] || variant+=_split$split
     part=${classes##*/}
     [ "$part" = all ] || variant+=_$(tr -c 'A-Za-z0-9\n' _ <<<"${part%.*}")

@@ -58,6 +58,15 @@ def test_few_videos_of_recognition(recorder, name, outside, expected):
     assert settings["batch_size"] == 64
 
 
+@pytest.mark.parametrize(("name", "expected"), [("ucf101", (20, 64, "3x1")), ("k400", (10, 256, "4x3"))])
+def test_all_videos_of_the_base_half(recorder, name, expected):
+    (command,) = commands_of(ROOT / "scripts" / f"{name}.sh", recorder, classes="base", shots="0")
+    settings = settings_of(command)
+    assert (settings["classes"], settings["shots"]) == ("base", 0)
+    assert tuple(settings[setting] for setting in ("epochs", "batch_size", "test_views")) == expected
+    assert settings["output_dir"] == f"runs/{name}_stop_base"
+
+
 def test_runs_of_different_protocols_have_different_folders(recorder, tmp_path):
     classes = tmp_path / "some.txt"
     protocols = [
