@@ -8,6 +8,8 @@
 #   EXEC      "exec": the run replaces the script, so that a signal to the script reaches it
 
 repository=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+source "$repository/scripts/_checks.sh"
+whole_number NGPU  # set from outside; otherwise it is counted below
 
 if [ -z "${PYTHON:-}" ]; then
     PYTHON=python3
@@ -44,6 +46,8 @@ launch() {
     fi
     local file=${PROGRAM:-$1} task=${1#main_task_}
     shift
+    # A script that reads `mode` passes --do_eval for mode=eval.
+    [ "${1-}" != --do_train ] || no_mode
     if [ -n "${PROGRAM:-}" ]; then
         set -- --task "${task%.py}" "$@"
     fi

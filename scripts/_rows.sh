@@ -6,6 +6,30 @@
 failed=$(mktemp) plans=$(mktemp -d)
 trap 'rm -rf "$failed" "$plans"' EXIT
 
+# any_wanted ROWS...: whether the name of a row matches `only`.
+any_wanted() {
+    local row
+    for row in "$@"; do
+        [[ ${row%%|*} =~ ${only:?} ]] && return
+    done
+    return 1
+}
+
+# check_rows ROWS...: refuses values of JOBS, seeds and only that are no numbers, or match the name of none of the rows.
+# The script calls it when these variables have their defaults, and before it writes anything.
+check_rows() {
+    local status=0 names
+    whole_number JOBS
+    [ -z "${seeds+set}" ] || whole_numbers seeds
+    # Bash has no other way to ask whether an expression is one.
+    # shellcheck disable=SC2319
+    [[ "" =~ ${only:?} ]] 2>/dev/null || status=$?
+    [ "$status" != 2 ] ||
+        refuse "only=$only: is no regular expression; put a backslash before a sign that stands for itself"
+    names=$(printf '%s; ' "${@%%|*}")
+    any_wanted "$@" || refuse "only=$only: matches the name of none of the rows, which are: ${names%; }"
+}
+
 # results_of NAME: prints the results file of a row. Rows of base-to-novel have more columns, and so a file of their own.
 results_of() {
     local file=${results:?}

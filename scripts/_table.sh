@@ -35,10 +35,8 @@ source "$(dirname "${BASH_SOURCE[0]}")/_rows.sh"
 
 read -ra benchmarks <<<"${benchmark-}"
 for file in "${benchmarks[@]}"; do
-    if [ ! -f "$file" ]; then
-        echo "error: benchmark: there is no file $file; name files that 'python -m benchmarks.methods --output' wrote" >&2
-        exit 2
-    fi
+    [ -f "$file" ] ||
+        refuse "benchmark: there is no file $file; name files that 'python -m benchmarks.methods --output' wrote"
 done
 
 # go_beyond_the_paper MERGE LESS: adds the rows of docs/beyond.md, with two plans of merging for the CLIP.

@@ -10,17 +10,19 @@ source "$(dirname "$0")/_launch.sh"
 source "$(dirname "$0")/_moving_shapes.sh"
 source "$(dirname "$0")/_rows.sh"
 cd "$repository"
+no_arguments "$@"
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
 
 DATA_PATH=${DATA_PATH:-data/moving_shapes}
 pretrained_clip_name=${pretrained_clip_name:-pretrained/moving_shapes_clip.safetensors}
 results=${results:-results/ablation_moving_shapes.csv}
 runs=${runs:-runs/ablation_moving_shapes}
-seeds=${seeds:-0 1 2}
+seeds=${seeds-0 1 2}
 epochs=${epochs:-2}
 batch_size=${batch_size:-32}
 max_frames=${max_frames:-8}
 num_thread_reader=${num_thread_reader:-1}
+existing stan_start mug_stan_start
 stan_start=${stan_start:-runs/post_pretrain_stan/last.safetensors}
 mug_stan_start=${mug_stan_start:-runs/post_pretrain_mug_stan/last.safetensors}
 JOBS=${JOBS:-1}        # runs at the same time
@@ -68,6 +70,7 @@ post_pretrained() {
 post_pretrained STAN stan "$stan_start"
 post_pretrained Mug-STAN mug_stan "$mug_stan_start"
 
+check_rows "${rows[@]}"
 mkdir -p "$runs" "$(dirname "$results")"
 "$PYTHON" preprocess/make_moving_shapes.py --output_dir "$DATA_PATH"
 

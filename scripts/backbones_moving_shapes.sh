@@ -10,13 +10,14 @@ source "$(dirname "$0")/_launch.sh"
 source "$(dirname "$0")/_moving_shapes.sh"
 source "$(dirname "$0")/_rows.sh"
 cd "$repository"
+no_arguments "$@"
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
 
 DATA_PATH=${DATA_PATH:-data/moving_shapes}
 backbones=${backbones:-pretrained}  # the folder of moving_shapes_clip.safetensors and the others
 results=${results:-results/backbones_moving_shapes.csv}
 runs=${runs:-runs/backbones_moving_shapes}
-seeds=${seeds:-0}
+seeds=${seeds-0}
 epochs=${epochs:-2}
 batch_size=${batch_size:-32}
 max_frames=${max_frames:-8}
@@ -38,6 +39,7 @@ for family in CLIP "Perception Encoder" SigLIP; do
     [ "$family" != SigLIP ] || rows+=("STOP, SigLIP, its own loss|$stop $clip --loss auto")
 done
 
+check_rows "${rows[@]}"
 mkdir -p "$runs" "$(dirname "$results")"
 "$PYTHON" preprocess/make_moving_shapes.py --output_dir "$DATA_PATH"
 

@@ -17,10 +17,15 @@ data_path=${data_path:-$DATA_PATH/MSRVTT_data.json}
 features_path=${features_path:-$DATA_PATH/videos_3fps_224}
 
 method=${method:-stop_released}
-shared_latent_space=${shared_latent_space:-transformer}
 case $method in
-    stop_released | dgl) method_flags=${method_flags:---shared_latent_space $shared_latent_space} ;;
-    *) method_flags=${method_flags:-} ;;
+    stop_released | dgl)
+        [ -z "${method_flags:-}" ] || in_vain "is not read beside method_flags, which can have it" shared_latent_space
+        method_flags=${method_flags:---shared_latent_space ${shared_latent_space:-transformer}}
+        ;;
+    *)
+        in_vain "is an option of stop_released and dgl, and not of method=$method" shared_latent_space
+        method_flags=${method_flags:-}
+        ;;
 esac
 read -ra own_flags <<<"$method_flags"
 pretrained_clip_name=${pretrained_clip_name:-ViT-B/32}

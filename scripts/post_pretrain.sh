@@ -34,6 +34,10 @@ frame_sampling=${frame_sampling:-segment}
 feature_framerate=${feature_framerate:-0}
 case $method in
     stan | mug_stan) set -- --tau "${tau:-0.01}" --crop_scale "${crop_scale:-0.08}" "$@" ;;
+    *)
+        in_vain "reaches stan and mug_stan alone, and the method is $method" tau
+        set -- ${crop_scale:+--crop_scale "$crop_scale"} "$@"
+        ;;
 esac
 output_dir=${output_dir:-runs/post_pretrain_$method}
 

@@ -6,6 +6,9 @@
 set -euo pipefail
 repository=$(cd "$(dirname "$0")/.." && pwd)
 cd "$repository"
+source scripts/_checks.sh
+no_arguments "$@"
+whole_number NGPU
 source scripts/_install.sh
 install requirements.txt
 source scripts/_launch.sh

@@ -9,14 +9,16 @@ set -euo pipefail
 source "$(dirname "$0")/_launch.sh"
 source "$(dirname "$0")/_rows.sh"
 cd "$repository"
+no_arguments "$@"
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
 
 DATA_PATH=${DATA_PATH:-data/moving_actions}
 pretrained_clip_name=${pretrained_clip_name:-pretrained/moving_shapes_clip.safetensors}
 results=${results:-results/recognition_moving_actions.csv}
 runs=${runs:-runs/recognition_moving_actions}
-seeds=${seeds:-0 1 2}
+seeds=${seeds-0 1 2}
 epochs=${epochs:-4}
+whole_number epochs  # the rows below count with it
 batch_size=${batch_size:-16}
 max_frames=${max_frames:-8}
 max_words=${max_words:-16}
@@ -49,6 +51,7 @@ rows=(
     "STOP, base to novel|--do_train $stop --classes base --shots 16 --epochs $(few 16)"
 )
 
+check_rows "${rows[@]}"
 mkdir -p "$runs" "$(dirname "$results")"
 "$PYTHON" preprocess/make_moving_actions.py --output_dir "$DATA_PATH"
 

@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
-# Measures the search with a STOP of the embedded world, which it trains first if the checkpoint is not there.
+# Measures the search with a STOP of the embedded world, which it trains first unless runs has it or checkpoint names one.
 # Recall of files against the evaluation's, moments in one long file by stride, twins against indexes of frames.
 #   bash scripts/search_moments.sh                                      # about half an hour on two cores
+#   runs=runs/longer epochs=8 bash scripts/search_moments.sh            # trains another STOP, with its own folder
 #   checkpoint=runs/mine/last.safetensors bash scripts/search_moments.sh --strides 1,0.5
 set -euo pipefail
 source "$(dirname "$0")/_launch.sh"
@@ -10,7 +11,12 @@ export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
 
 DATA_PATH=${DATA_PATH:-data/moving_shapes}
 pretrained_clip_name=${pretrained_clip_name:-pretrained/moving_shapes_clip.safetensors}
-checkpoint=${checkpoint:-runs/search_moments/stop/last.safetensors}
+runs=${runs:-runs/search_moments}
+existing checkpoint
+checkpoint=${checkpoint:-$runs/stop/last.safetensors}
+if [ -f "$checkpoint" ]; then
+    in_vain "is for training, and $checkpoint is there already (runs=FOLDER trains another one)" epochs batch_size
+fi
 epochs=${epochs:-2}
 batch_size=${batch_size:-32}
 

@@ -16,6 +16,7 @@ data_path=${data_path:-$DATA_PATH}
 features_path=${features_path:-$DATA_PATH/videos}
 
 method=${method:-stdd}
+[ "$method" = stdd ] || in_vain "is an option of stdd, and not of method=$method" distill distill_ratio
 pretrained_clip_name=${pretrained_clip_name:-ViT-B/16}
 distill=${distill:-none}
 distill_ratio=${distill_ratio:-2.0}

@@ -9,6 +9,7 @@ set -euo pipefail
 source "$(dirname "$0")/_launch.sh"
 source "$(dirname "$0")/_rows.sh"
 cd "$repository"
+no_arguments "$@"
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
 
 DATA_PATH=${DATA_PATH:-data/moving_actions}
@@ -16,7 +17,7 @@ DATA_PATH=${DATA_PATH:-data/moving_actions}
 pretrained_clip_name=${pretrained_clip_name:-pretrained/moving_shapes_clip_p14.safetensors}
 results=${results:-results/stdd_moving_actions.csv}
 runs=${runs:-runs/stdd_moving_actions}
-seeds=${seeds:-0 1 2}
+seeds=${seeds-0 1 2}
 epochs=${epochs:-8}
 average=${average:-3-8}  # epochs whose weights are averaged
 how=${how:-swa}          # the kind of average, see modules/averaging.py
@@ -50,6 +51,16 @@ for row in "${rows[@]}"; do
     [[ $row == zero-shot* ]] || averages+=("${row/|/, averaged|}")
 done
 
+check_rows "${rows[@]}" "${averages[@]}"
+whole_number epochs
+if any_wanted "${averages[@]}"; then
+    [[ $how =~ ^(swa|gwa|bwa|ewa)$ ]] || refuse "how=$how: it is swa, gwa, bwa or ewa"
+    first=${average%%-*} last=${average##*-}
+    if ! { [[ $average =~ ^[0-9]{1,5}(-[0-9]{1,5})?$ ]] && [ "$first" -ge 1 ] && [ "$first" -le "$last" ] &&
+        [ "$last" -le "$epochs" ]; }; then
+        refuse "average=$average: must be one of the $epochs epochs that are trained, or a range such as 1-$epochs"
+    fi
+fi
 mkdir -p "$runs" "$(dirname "$results")"
 "$PYTHON" preprocess/make_moving_actions.py --output_dir "$DATA_PATH"
 

@@ -11,6 +11,7 @@ set -euo pipefail
 source "$(dirname "$0")/_launch.sh"
 source "$(dirname "$0")/_rows.sh"
 
+in_vain "a checkpoint is evaluated, and draws has the numbers of draws of classes" seeds
 checkpoint=${checkpoint:-runs/k400_stdd/last.safetensors}
 if [ $# -gt 0 ] && [ "${1#-}" = "$1" ]; then
     checkpoint=$1
@@ -26,19 +27,21 @@ k600_classes=${k600_classes:-$k600/zero_shot/ZS_split{\}_K600.csv}
 classifier=${classifier:-text}
 text_features=${text_features:-}
 test_views=${test_views:-3x1}
-draws=${draws:-0 1 2 3 4 5 6 7 8 9}
+draws=${draws-0 1 2 3 4 5 6 7 8 9}
 results=${results:-results/stdd_zero_shot.csv}
 runs=${runs:-runs/stdd_zero_shot}
 JOBS=${JOBS:-1}  # runs at the same time
 only=${only:-.}  # a regular expression; rows whose names match are run
 
-if [ ! -f "$checkpoint" ]; then
-    echo "error: there is no checkpoint $checkpoint: name one as the first argument" >&2
-    exit 2
+[ -f "$checkpoint" ] || refuse "there is no checkpoint $checkpoint: name one as the first argument"
+[ "$classifier" = bag ] || in_vain "is for classifier=bag alone, and classifier is $classifier" text_features
+if [ "$classifier" = bag ] && [ -z "$text_features" ]; then
+    refuse "classifier=bag: needs text_features, the files that preprocess/text_features.py writes"
 fi
-mkdir -p "$runs" "$(dirname "$results")"
+whole_numbers draws
+names=()  # of all rows
+rows=()   # of those whose data set is there
 left_out=()
-any=false  # whether a data set is there
 
 # features_of DATA_SET NUMBER: the file with the prompts of its classes; each list of Kinetics-600 has one.
 features_of() {
@@ -75,9 +78,9 @@ folder_of() {
 add() {
     local name=$1 lacking
     shift
+    names+=("$name")
     lacking=$(lacks "$1")
     if [ -z "$lacking" ]; then
-        any=true
         rows+=("$name|$*")
     else
         left_out+=("$name (no $lacking)")
@@ -100,33 +103,41 @@ run_row() {
         --classifier "$classifier" --test_views "$test_views" "$@" "${flags[@]}"
 }
 
-# run_protocol NUMBERS: runs each of `rows` with each number, which is the seed of its results.
-run_protocol() {
-    [ ${#rows[@]} = 0 ] || run_rows "$1" "$only" "$JOBS" "$runs"
-    rows=()
-}
-
-rows=()
+# The rows of a protocol run with each of its numbers, which is the seed of their results.
 add "UCF101, 3 splits" ucf101 --split {}
 add "HMDB51, 3 splits" hmdb51 --split {}
 add "Kinetics-600, 3 lists of 160 classes" kinetics600
-run_protocol "1 2 3"
+of_three=("${rows[@]}") rows=()
 add "UCF101, all videos" ucf101 --test_videos all
 add "HMDB51, all videos of split 1" hmdb51 --test_videos all
 add "Kinetics-400, validation" kinetics400
 add "UCF101, base to novel" ucf101 --classes base
 add "HMDB51, base to novel" hmdb51 --classes base
-run_protocol 1
+of_one=("${rows[@]}") rows=()
 add "UCF101, draws of 50 classes" ucf101 --test_videos all --classes half:{}
 add "HMDB51, draws of 25 classes" hmdb51 --test_videos all --classes half:{}
-run_protocol "$draws"
+of_draws=("${rows[@]}")
+check_rows "${names[@]}"
 
-print_tables
-for name in "${left_out[@]}"; do
-    echo "left out: $name"
-done
-if [ $any = false ]; then
+tell_left_out() {
+    local name
+    for name in "${left_out[@]}"; do
+        echo "left out: $name"
+    done
+}
+if [ ${#left_out[@]} = ${#names[@]} ]; then
+    tell_left_out
     echo "error: none of the data sets is there; ucf101=FOLDER hmdb51=FOLDER k400=FOLDER k600=FOLDER say where they are" >&2
     exit 1
 fi
+mkdir -p "$runs" "$(dirname "$results")"
+rows=("${of_three[@]}")
+run_rows "1 2 3" "$only" "$JOBS" "$runs"
+rows=("${of_one[@]}")
+run_rows 1 "$only" "$JOBS" "$runs"
+rows=("${of_draws[@]}")
+run_rows "$draws" "$only" "$JOBS" "$runs"
+
+print_tables
+tell_left_out
 [ ! -s "$failed" ] || exit 1

@@ -7,13 +7,14 @@
 set -euo pipefail
 source "$(dirname "$0")/_launch.sh"
 cd "$repository"
+no_arguments "$@"
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
 
 DATA_PATH=${DATA_PATH:-data/moving_actions}
 pretrained_clip_name=${pretrained_clip_name:-pretrained/moving_shapes_clip.safetensors}
 results=${results:-results/table_moving_actions.csv}
 runs=${runs:-runs/table_moving_actions}
-seeds=${seeds:-0 1 2}
+seeds=${seeds-0 1 2}
 epochs=${epochs:-4}
 search_epochs=${search_epochs:-2}  # of a run that compares learning rates: half a row's
 batch_size=${batch_size:-16}
@@ -33,6 +34,7 @@ go_beyond_the_paper 22-8-6 18-10-6  # leave 0.40 and 0.46 of the patches in the 
 # STDD needs an even grid of patches, which this CLIP has not: scripts/stdd_moving_actions.sh has its table.
 comparison+=("TC-CLIP|--method tc_clip|head")
 
+check_rows zero-shot "${comparison[@]}"
 mkdir -p "$runs" "$(dirname "$results")"
 "$PYTHON" preprocess/make_moving_actions.py --output_dir "$DATA_PATH"
 

@@ -9,6 +9,7 @@ set -euo pipefail
 source "$(dirname "$0")/_launch.sh"
 source "$(dirname "$0")/_moving_shapes.sh"
 cd "$repository"
+no_arguments "$@"
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
 
 DATA_PATH=${DATA_PATH:-data/moving_shapes}
@@ -16,7 +17,7 @@ frame_captions=${frame_captions:-}  # for DiscoVLA; empty: those of the made wor
 pretrained_clip_name=${pretrained_clip_name:-pretrained/moving_shapes_clip.safetensors}
 results=${results:-results/table_moving_shapes.csv}
 runs=${runs:-runs/table_moving_shapes}
-seeds=${seeds:-0 1 2}
+seeds=${seeds-0 1 2}
 epochs=${epochs:-2}
 search_epochs=${search_epochs:-1}  # of a run that compares learning rates: half a row's
 batch_size=${batch_size:-32}
@@ -33,6 +34,7 @@ source "$(dirname "$0")/_table.sh"
 use_rates_of_the_small_clip
 go_beyond_the_paper 22-8-6 18-10-6  # leave 0.40 and 0.46 of the patches in the mean over blocks, as in table_msrvtt.sh
 
+check_rows zero-shot "${comparison[@]}"
 mkdir -p "$runs" "$(dirname "$results")"
 "$PYTHON" preprocess/make_moving_shapes.py --output_dir "$DATA_PATH"
 if [ -z "$frame_captions" ]; then  # its file describes all frames of a clip

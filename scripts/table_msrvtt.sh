@@ -10,8 +10,17 @@
 set -euo pipefail
 source "$(dirname "$0")/_launch.sh"
 cd "$repository"
+no_arguments "$@"
 
 protocol=${protocol:-common}
+case $protocol in
+    common) ;;
+    own)
+        in_vain "would reach some rows alone, because others have their paper's with protocol=own" batch_size max_words
+        in_vain "is for the search of learning rates, which protocol=own has not" holdout_videos search_epochs
+        ;;
+    *) refuse "protocol=$protocol: it is common or own" ;;
+esac
 DATA_PATH=${DATA_PATH:-data/msrvtt}
 train_csv=${train_csv:-$DATA_PATH/MSRVTT_train.9k.csv}
 val_csv=${val_csv:-$DATA_PATH/MSRVTT_JSFUSION_test.csv}
@@ -22,7 +31,7 @@ pretrained_clip_name=${pretrained_clip_name:-ViT-B/32}
 pretrained_dir=${pretrained_dir:-pretrained}
 results=${results:-results/table_msrvtt_$protocol.csv}
 runs=${runs:-runs/table_msrvtt_$protocol}
-seeds=${seeds:-0 1 2}
+seeds=${seeds-0 1 2}
 epochs=${epochs:-5}
 batch_size=${batch_size:-128}
 max_frames=${max_frames:-12}
@@ -31,6 +40,9 @@ holdout_videos=${holdout_videos:-500}
 num_thread_reader=${num_thread_reader:--1}
 benchmark=${benchmark:-results/benchmark.json}  # files of benchmarks.methods, for the time of a step
 chart=${chart:-${results%.csv}.png}
+if [[ ! $chart =~ \.(png|pdf|svg)$ || -d $chart ]]; then
+    refuse "chart=$chart: must be a file whose name ends in .png, .pdf or .svg"
+fi
 JOBS=${JOBS:-1}        # runs at the same time
 only=${only:-.}        # a regular expression; rows whose names match are run
 
@@ -76,6 +88,14 @@ declare -A own=(
 # Rows of `own` whose learning rate no source states: it is ours, and the row says so.
 guessed="Bias|Adapter-ATTN|Adapter-FFN|VoP|VoP^F+C|Visual-Text Adapter|Video-Text Adapter|VPT|UPT"
 
+names=(zero-shot)
+for row in "${comparison[@]}"; do
+    name=${row%%|*}
+    if [ "$protocol" = common ] || [ -n "${own[$name]:-}" ]; then
+        names+=("$name")
+    fi
+done
+check_rows "${names[@]}"
 mkdir -p "$runs" "$(dirname "$results")"
 
 # train_row NAME SEED FILE FOLDER FLAGS...
@@ -95,7 +115,8 @@ train_row() {
 # own_rows: puts the rows with their own protocols into `rows`; those without one are named.
 own_rows() {
     local name flags family
-    rows=("zero-shot|--do_eval --method clip4clip")
+    rows=()
+    [[ zero-shot =~ $only ]] && rows+=("zero-shot|--do_eval --method clip4clip")
     while IFS='|' read -r name flags family; do
         if [ -z "${own[$name]:-}" ]; then
             echo "left out: $name, whose own protocol has a script of its own or is not known" >&2
@@ -115,10 +136,6 @@ case $protocol in
     own)
         own_rows
         run_rows "$seeds" . "$JOBS" "$runs"
-        ;;
-    *)
-        echo "error: protocol=$protocol: it is common or own" >&2
-        exit 2
         ;;
 esac
 print_comparison --chart "$chart"

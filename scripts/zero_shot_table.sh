@@ -10,7 +10,9 @@ set -euo pipefail
 source "$(dirname "$0")/_launch.sh"
 cd "$repository"
 
+in_vain "nothing is trained, so a row has no seed" seeds
 datatype=${datatype:-msrvtt}
+[ "$datatype" = msrvtt ] || in_vain "is for msrvtt, and the lists of $datatype are in DATA_PATH" val_csv
 DATA_PATH=${DATA_PATH:-data/$datatype}
 features_path=${features_path:-$DATA_PATH/videos}
 val_csv=${val_csv:-$DATA_PATH/MSRVTT_JSFUSION_test.csv}  # of msrvtt alone
@@ -45,14 +47,15 @@ run_row() {
         --output_dir "$4" "${@:5}" "${flags[@]}"
 }
 
-mkdir -p "$runs" "$(dirname "$results")"
 read -ra names <<<"$backbones"
-"$PYTHON" -m tools.weights --pretrained_dir "$pretrained_dir" --max_words "$max_words" \
-    ${names[@]+--names "${names[@]}"} >"$runs/backbones.txt"
+found=$("$PYTHON" -m tools.weights --pretrained_dir "$pretrained_dir" --max_words "$max_words" \
+    ${names[@]+--names "${names[@]}"})
 rows=()
 while IFS='|' read -r name words; do
     rows+=("$name|--max_words $words")
-done <"$runs/backbones.txt"
+done <<<"$found"
+check_rows "${rows[@]}"
+mkdir -p "$runs" "$(dirname "$results")"
 run_rows 0 "$only" "$JOBS" "$runs"
 "$PYTHON" -m tools.table "$results" --backbones
 [ ! -s "$failed" ] || exit 1

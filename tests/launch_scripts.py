@@ -31,6 +31,30 @@ def commands_of(script: Path, recorder: tuple[Path, Path], *arguments: str, **en
     return [command for command in commands if command[0] != "-c"]  # a command that asks what is installed
 
 
+def refused_by(script: Path, recorder: tuple[Path, Path], *arguments: str, **environment: str) -> str:
+    """Return the sentence with which the script refuses to run, without "error: ".
+
+    It must be the only line, with status 2, and nothing may be written or run before it but a look for packages and
+    backbones. Places are below the recorder's folder, unless the environment names others.
+    """
+    python, record = recorder
+    folder = python.parent
+    places = {"runs": folder / "runs", "results": folder / "results" / "rows.csv", "DATA_PATH": folder / "data"}
+    before = sorted(folder.rglob("*"))
+    done = subprocess.run(
+        ["bash", str(script), *arguments], capture_output=True, text=True, check=False, cwd=folder, timeout=60,
+        env=os.environ | {"PYTHON": str(python), "NGPU": "1"} | {k: str(v) for k, v in places.items()} | environment,
+    )  # fmt: skip
+    assert done.returncode == 2, done.stderr
+    assert done.stderr.startswith("error: ")
+    assert done.stderr.count("\n") == 1, done.stderr
+    assert [path for path in sorted(folder.rglob("*")) if path not in (*before, record)] == []
+    ran = record.read_text().split("--end-of-command--\n")[:-1] if record.exists() else []
+    assert [command for command in ran if not command.startswith(("-c\n", "-m\ntools.weights\n"))] == []
+    record.unlink(missing_ok=True)
+    return done.stderr.removeprefix("error: ").removesuffix("\n")
+
+
 def settings_of(command: list[str]) -> dict:
     """Return the settings of a command that trains or evaluates, by flag name.
 

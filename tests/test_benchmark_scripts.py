@@ -56,17 +56,21 @@ def test_the_flags_of_the_benchmark_of_the_search(recorder):
 
 
 def test_the_flags_of_the_benchmark_of_moments(recorder, tmp_path):
-    script, checkpoint = ROOT / "scripts/search_moments.sh", tmp_path / "stop" / "last.safetensors"
-    first = commands_of(script, recorder, "--pauses", "0", checkpoint=str(checkpoint))
+    script, checkpoint = ROOT / "scripts/search_moments.sh", tmp_path / "runs" / "stop" / "last.safetensors"
+    first = commands_of(script, recorder, "--pauses", "0", epochs="3")
     *_, train, measure = first
     assert settings_of(train)["output_dir"] == str(checkpoint.parent)
+    assert settings_of(train)["epochs"] == 3
     assert measure[:2] == ["-m", "benchmarks.search_moments"]
     values = parse_flags({"benchmark": search_moments.Settings}, "", measure[2:])
     assert (values["pauses"], values["checkpoint"]) == ("0", str(checkpoint))
-    checkpoint.parent.mkdir()
+    checkpoint.parent.mkdir(parents=True)
     checkpoint.touch()
-    again = commands_of(script, recorder, checkpoint=str(checkpoint))[len(first) :]
-    assert not any("main_task" in command[0] for command in again)  # the checkpoint is there already
+    for outside in ({}, {"checkpoint": str(checkpoint), "runs": str(tmp_path / "others")}):
+        recorder[1].write_text("")
+        make, measure = commands_of(script, recorder, **outside)  # the checkpoint is there already
+        assert "make_moving_shapes" in make[0]
+        assert measure[measure.index("--checkpoint") + 1] == str(checkpoint)
 
 
 def test_the_demo_of_the_search(recorder):
