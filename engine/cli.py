@@ -64,12 +64,11 @@ def parse_config(argv: Sequence[str] | None, task: type[TaskSettings]) -> Config
 
 def _refuse_other_lists(values: Mapping[str, Any], own: Mapping[str, Any], task: type[TaskSettings]) -> None:
     """Refuse a list of videos that the reader of the data set, whose lists have fixed names, would not read."""
-    reader = task.readers.get(values["datatype"])  # an unknown data set is refused later
-    for name in ("train_csv", "val_csv") if reader else ():
-        if name not in inspect.signature(reader).parameters and values[name] not in ("", own.get(name)):
-            raise ValueError(
-                f"--{name} is not for --datatype {values['datatype']}, which has its own lists: leave it out"
-            )
+    kind = values["datatype"]
+    taken = inspect.signature(task.readers[kind]).parameters if kind in task.readers else values
+    for name in ("train_csv", "val_csv"):
+        if name not in taken and values[name] not in ("", own.get(name)):
+            raise ValueError(f"--{name} is not for --datatype {kind}, which has its own lists: leave it out")
 
 
 def settings_of_checkpoint(argv: Sequence[str] | None, sections: Mapping[str, Any]) -> dict[str, Any]:

@@ -38,6 +38,7 @@ if ! command -v nvidia-smi >/dev/null; then
     export MALLOC_MMAP_MAX_=${MALLOC_MMAP_MAX_:-0} MALLOC_TRIM_THRESHOLD_=${MALLOC_TRIM_THRESHOLD_:-1099511627776}
 fi
 
+plan=""
 # launch FILE FLAGS...: runs a program; if `plan` names a file, appends what would be run to it, each word with a zero byte.
 launch() {
     if [ -n "${plan:-}" ]; then

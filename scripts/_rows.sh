@@ -102,13 +102,12 @@ has_row() {
 
 # plan_row ROW SEED FILE RUNS: writes down what run_row would run, into a file of the folder `plans`.
 plan_row() {
-    local name=${1%%|*} words
+    local name=${1%%|*} words plan
     read -ra words <<<"${1#*|}"
-    (
-        plan=$(mktemp "$plans/XXXXXXXX") PYTHON=true  # `launch` writes into `plan`, and nothing else is run
-        printf '%s\0' "$3" >"$plan"
-        run_row "$name" "$2" "$3" "$(run_folder_of "$name" "$2" "$4")" "${words[@]}"
-    )
+    plan=$(mktemp "$plans/XXXXXXXX")
+    printf '%s\0' "$3" >"$plan"
+    # `launch` writes into `plan`, and nothing else is run.
+    PYTHON=true run_row "$name" "$2" "$3" "$(run_folder_of "$name" "$2" "$4")" "${words[@]}"
 }
 
 # compare_plans: compares the rows that are planned with those in the results files, and forgets the plans.
