@@ -51,9 +51,15 @@ class Answers:
         self.questions, self.found, self.made_by = questions, dict[str, Lists](), made_by
 
     def read_partial(self) -> None:
-        """Take the good answers of an earlier run; ValueError if they are of other classes."""
+        """Take the good answers of an earlier run; ValueError if they are of other classes or of another model."""
         if not self.partial.exists():
             return
+        first = self.partial.read_text(encoding="utf-8", errors="replace").partition("\n")[0]
+        if first.startswith("# Asked of ") and self.made_by and first != f"# {self.made_by}":
+            raise ValueError(
+                f"--output {self.partial} begins with {quoted(first[2:])}: pass the same --model and --temperature, or "
+                "remove it"
+            )
         content, questions = (
             read_yaml(self.partial, "--output"),
             {question.name: question for question in self.questions},
@@ -252,6 +258,7 @@ def run(argv: Sequence[str] | None) -> int:
         return 0
     sent = "" if options.temperature == -1 else f" at temperature {options.temperature:g}"
     made_by = f"Asked of {shorten(options.model)}{sent} by preprocess/llm_texts.py {options.stage}."
+    made_by = made_by if options.model else ""  # as without --yes, where nothing is written
     answers = Answers(options.output, questions, made_by)
     answers.read_partial()
     missing = answers.missing()

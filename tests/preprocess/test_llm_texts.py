@@ -247,6 +247,21 @@ def test_an_endpoint_that_stays_out_of_order(ask, labels, reply, told, calls, ca
     assert not (labels.parent / "out.yaml.partial").exists()
 
 
+@pytest.mark.parametrize("other", [("--model", "other"), ("--temperature", "1")])
+def test_answers_of_two_models_are_not_mixed(ask, labels, capsys, other):
+    partial = labels.parent / "out.yaml.partial"
+    code, _ = ask(lambda body, number: GOOD if number == 0 else Reply(status=401, body="{}"))
+    assert code == 2
+    kept = partial.read_text()
+    assert kept.startswith("# Asked of stub at temperature 0 ")
+    code, chats = ask(always(GOOD), *other)
+    assert code == 2
+    assert "pass the same --model and --temperature, or remove it" in capsys.readouterr().err
+    assert not chats.asked
+    assert partial.read_text() == kept
+    assert ask(always(GOOD))[0] == 0
+
+
 def test_no_endpoint_at_all(monkeypatch, labels, capsys):
     monkeypatch.setenv("OPENAI_BASE_URL", "http://127.0.0.1:9/v1")
     flags = ["graph", "--labels", str(labels), "--output", str(labels.parent / "o.yaml"), "--model", "m", "--yes"]
