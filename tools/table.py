@@ -56,9 +56,10 @@ def read_cited(path: Path) -> dict[str, dict[str, str]]:
 def model_of(config: Config) -> Model:
     """Return what a row of a benchmark and one of the results must have in common to be of the same model.
 
-    Frames are left out: a benchmark has its own number of them.
+    Frames and words are left out: a benchmark has its own numbers of them.
     """
-    options = {name: value for name, value in config.model.options.items() if name != "max_frames"}
+    of_data = ("max_frames", "max_words")
+    options = {name: value for name, value in config.model.options.items() if name not in of_data}
     return config.model.pretrained_clip_name, config.model.method, tuple(sorted(options.items()))
 
 
@@ -137,7 +138,7 @@ def compare(
             for metric in metrics
         ]
         counts = [
-            f"{trained / 1e6:.2f} M",
+            f"{trained / 1e6:.{3 if 0 < trained < 5e3 else 2}f} M",  # 4,608 are not 0.00 M
             "" if gflop is None else f"{gflop:.1f}",
             "" if step is None else f"{step:.2f}",
         ]

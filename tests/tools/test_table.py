@@ -34,6 +34,7 @@ def results(small_data, tmp_path):
         [
             row("zero-shot", "clip4clip", 0, 30.0, selection="zero-shot"),
             row("LoRA", "lora", 0, 45.0, "--lora_dim", "2"),
+            row("MV-Adapter", "mv_adapter", 0, 40.0, "--shared_blocks", "1", trained=4_608),
             row("Bias, learning rate not published", "bias", 0, 35.0),
             row("STOP", "stop", 0, 50.0),
             row("STOP", "stop", 1, 54.0),
@@ -52,6 +53,7 @@ def table_of(printed):
 def test_the_table(results, small_data, tmp_path, capsys):
     benchmark = tmp_path / "benchmark.json"
     steps = [{"method": "stop", "floor_ratio": 1.4}, {"method": "lora", "floor_ratio": 1.1}]
+    steps.append({"method": "mv_adapter --shared_blocks 1", "floor_ratio": 1.2})
     benchmark.write_text(json.dumps({"settings": {"pretrained_clip_name": str(small_data.clip)}, "methods": steps}))
     picture = tmp_path / "chart.png"
     assert main([str(results), "--benchmark", str(benchmark), "--chart", str(picture)]) == 0
@@ -65,9 +67,10 @@ def test_the_table(results, small_data, tmp_path, capsys):
     assert rows["zero-shot"][1] == "0.00 M"
     assert rows["zero-shot"][3] == ""
     assert rows["LoRA"][3] == "", "the benchmark's row has the default rank"
+    assert rows["MV-Adapter"][1:4] == ["0.005 M", rows["MV-Adapter"][2], "1.20"], "on any number of frames and words"
     others = tmp_path / "others.json"
     steps[1]["method"] = "lora --lora_dim 2"
-    others.write_text(json.dumps({"settings": {"pretrained_clip_name": str(small_data.clip)}, "methods": steps[1:]}))
+    others.write_text(json.dumps({"settings": {"pretrained_clip_name": str(small_data.clip)}, "methods": steps[1:2]}))
     assert main([str(results), "--benchmark", str(benchmark), str(others)]) == 0
     _, rows = table_of(capsys.readouterr().out)
     assert (rows["STOP"][3], rows["LoRA"][3]) == ("1.40", "1.10")
@@ -108,7 +111,9 @@ def test_a_chart_of_nothing_is_refused(results, tmp_path, capsys):
 def test_other_data_has_no_published_rows(results, capsys):
     assert main([str(results), "--no_cited"]) == 0
     header, rows = table_of(capsys.readouterr().out)
-    assert list(rows) == ["STOP", "LoRA", "Bias, learning rate not published", "zero-shot"], "the best first"
+    assert list(rows) == ["STOP", "LoRA", "MV-Adapter", "Bias, learning rate not published", "zero-shot"], (
+        "the best first"
+    )
     assert header[-1] == "seeds"
 
 
