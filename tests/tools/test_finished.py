@@ -3,6 +3,7 @@
 import os
 import shlex
 import subprocess
+import sys
 
 import pandas as pd
 import pytest
@@ -101,7 +102,7 @@ def test_a_script_stops_before_it_trains(tmp_path):
     python, trained = tmp_path / "tools-only", tmp_path / "trained"
     python.write_text(
         '#!/usr/bin/env bash\ncase "$*" in\n'
-        f'    *main_task*) echo "$*" >>{trained} ;;\n    preprocess/*) ;;\n    *) exec python "$@" ;;\nesac\n'
+        f'    *main_task*) echo "$*" >>{trained} ;;\n    preprocess/*) ;;\n    *) exec {sys.executable} "$@" ;;\nesac\n'
     )
     python.chmod(0o755)
 
