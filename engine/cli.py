@@ -65,7 +65,7 @@ def parse_config(argv: Sequence[str] | None, task: type[TaskSettings]) -> Config
 def _refuse_other_lists(values: Mapping[str, Any], own: Mapping[str, Any], task: type[TaskSettings]) -> None:
     """Refuse a list of videos that the reader of the data set leaves to `other_flags`: its lists have fixed names."""
     kind = values["datatype"]
-    taken = inspect.signature(task.readers[kind]).parameters if kind in task.readers else values
+    taken = inspect.signature(task.readers[kind]).parameters if kind in task.readers else ()
     for name in ("train_csv", "val_csv"):
         if "other_flags" in taken and name not in taken and values[name] not in ("", own.get(name)):
             raise ValueError(f"--{name} is not for --datatype {kind}, which has its own lists: leave it out")

@@ -257,8 +257,8 @@ def run(argv: Sequence[str] | None) -> int:
         print(f"{options.output} is there already.")
         return 0
     sent = "" if options.temperature == -1 else f" at temperature {options.temperature:g}"
-    made_by = f"Asked of {shorten(options.model)}{sent} by preprocess/llm_texts.py {options.stage}."
-    made_by = made_by if options.model else ""  # as without --yes, where nothing is written
+    asked = f"Asked of {shorten(options.model)}{sent} by preprocess/llm_texts.py {options.stage}."
+    made_by = asked if options.model else ""  # it may be left out without --yes, where nothing is written
     answers = Answers(options.output, questions, made_by)
     answers.read_partial()
     missing = answers.missing()
